@@ -1,0 +1,114 @@
+"""Every setting of a run, as dataclasses that check themselves.
+
+A config file returns a `Config` from `get_config()`; the terminal changes single settings with
+`--config.section.key=value`. `python -m fcn_jax.train --help` lists them all.
+"""
+
+import dataclasses
+import difflib
+import json
+from dataclasses import field
+from typing import Any
+
+from fcn_jax.errors import UserError
+
+
+def setting(default: Any, help: str, choices: tuple[str, ...] = ()) -> Any:
+    """A dataclass field with the line that `--help` shows and, where given, its only values."""
+    return field(default=default, metadata={"help": help, "choices": choices})
+
+
+# ml_collections reads the annotations as types: no `from __future__ import annotations` here.
+@dataclasses.dataclass
+class DataConfig:
+    name: str = setting("shapes", "shapes, voc, voc/trainaug, folder, or any TFDS name")
+    root: str = setting("", "where the raw files are: a VOCdevkit, a folder of archives, your own")
+    prepared_dir: str = setting("", "where prepared records are kept (~/.cache/fcn_jax/data)")
+    train_split: str = setting("train", "split to train on")
+    eval_split: str = setting("val", "split to score")
+    validation_fraction: float = setting(0.2, "folder without lists: share kept for validation")
+    mask_palette: str = setting("", "folder with colour masks: voc, or a file of 'R G B' lines")
+    image_feature: str = setting("image", "TFDS: name of the image feature")
+    label_feature: str = setting("label", "TFDS: name of the mask feature")
+    label_offset: int = setting(0, "TFDS: added to every label (-1 where classes start at 1)")
+    num_classes: int = setting(0, "TFDS without class names: how many (0: as the data set says)")
+    canvas_px: tuple[int, int] = setting((0, 0), "height,width of a canvas (0,0: largest image)")
+    workers: int = setting(1, "processes that read and decode (0: in this one)")
+
+
+@dataclasses.dataclass
+class AugmentConfig:
+    crop_px: tuple[int, int] = setting((320, 320), "height,width of the training crop")
+    scale: tuple[float, float] = setting((0.5, 1.5), "random scale, smallest,largest")
+    flip: bool = setting(True, "mirror left and right, half of the time")
+    brightness: float = setting(0.0, "largest relative change of brightness")
+    contrast: float = setting(0.0, "largest relative change of contrast")
+    saturation: float = setting(0.0, "largest relative change of saturation")
+
+
+@dataclasses.dataclass
+class ModelConfig:
+    backbone: str = setting(
+        "small", "feature extractor", choices=("small", "vgg16", "resnet18", "squeezenet")
+    )
+    skips: int = setting(2, "finer layers fused: 0 is FCN-32s, 1 FCN-16s, 2 FCN-8s")
+    skip_scales: tuple[float, ...] = setting((), "factors before the skips' scores (at-once nets)")
+    upsampling: str = setting("learned", "bilinear filters", choices=("learned", "fixed"))
+    alignment: str = setting(
+        "geometry",
+        "where upsampled scores lie: as the layers' geometry says, or always half a pixel",
+        choices=("geometry", "half_pixel"),
+    )
+    dropout: float = setting(0.5, "rate in fc6, fc7 or before the score layer")
+    compute_dtype: str = setting("float32", "of activations", choices=("float32", "bfloat16"))
+
+
+@dataclasses.dataclass
+class LossConfig:
+    normalization: str = setting(
+        "mean", "over valid pixels: mean, or the paper's sum", choices=("mean", "sum")
+    )
+    class_weights: str = setting("", "'balanced' (from the training labels), or numbers a,b,c,…")
+
+
+@dataclasses.dataclass
+class OptimConfig:
+    name: str = setting("adamw", "optimizer", choices=("adamw", "sgd"))
+    learning_rate: float = setting(1e-3, "rate of the head")
+    backbone_rate: float = setting(1.0, "rate of the backbone, as a share of the head's")
+    bias_rate: float = setting(1.0, "rate of biases, as a share (the paper's: 2)")
+    momentum: float = setting(0.9, "of sgd")
+    weight_decay: float = setting(1e-4, "of kernels; biases and norms are spared")
+    schedule: str = setting("poly", "of the rate", choices=("poly", "constant"))
+    poly_power: float = setting(0.9, "rate · (1 − step/steps)^power")
+    warmup_steps: int = setting(0, "steps in which the rate rises from zero")
+
+
+@dataclasses.dataclass
+class TrainConfig:
+    batch_size: int = setting(8, "images a step, over all devices")
+    accumulation_steps: int = setting(1, "parts in which a batch is run, to save memory")
+    epochs: float = setting(0.0, "passes over the training split (instead of steps)")
+    steps: int = setting(0, "steps (instead of epochs)")
+    log_every_steps: int = setting(10, "between lines of the log")
+    eval_every_steps: int = setting(0, "between evaluations (0: ten in a run)")
+    checkpoint_every_steps: int = setting(0, "between checkpoints (0: as evaluations)")
+    keep_checkpoints: int = setting(2, "newest checkpoints kept, beside the best")
+
+
+@dataclasses.dataclass
+class EvalConfig:
+    batch_size: int = setting(8, "images a step, over all devices")
+
+
+@dataclasses.dataclass
+class Config:
+    seed: int = setting(0, "fixes a run")
+    init: str = setting("", "file of weights that the run starts from")
+    data: DataConfig = field(default_factory=DataConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
