@@ -5,12 +5,8 @@ A config file returns a `Config` from `get_config()`; the terminal changes singl
 """
 
 import dataclasses
-import difflib
-import json
 from dataclasses import field
 from typing import Any
-
-from fcn_jax.errors import UserError
 
 
 def setting(default: Any, help: str, choices: tuple[str, ...] = ()) -> Any:

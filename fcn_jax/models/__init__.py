@@ -1,0 +1,1 @@
+"""The networks: spatial layers, backbones, and the fully convolutional head."""

@@ -1,0 +1,64 @@
+"""SqueezeNet 1.1 (Iandola et al. 2016): 1.2 million parameters, for laptops.
+
+conv1 and the poolings are padded by 1, where the original pads nothing, so that every stride maps n
+positions to ceil(n / stride) and all features are centred alike. Away from the border the features
+are those of the original, moved by a few pixels.
+"""
+
+import jax
+from flax import nnx
+
+from fcn_jax.models.backbones.preprocess import CAFFE, Preprocessing
+from fcn_jax.models.layers import Conv, FeatureMap, concatenate, dropout, max_pool, relu
+
+FIRES = {
+    "fire2": (64, 16, 64),
+    "fire3": (128, 16, 64),
+    "fire4": (128, 32, 128),
+    "fire5": (256, 32, 128),
+    "fire6": (256, 48, 192),
+    "fire7": (384, 48, 192),
+    "fire8": (384, 64, 256),
+    "fire9": (512, 64, 256),
+}
+"""Features in, squeezed, and expanded by each of the two kernels."""
+
+
+class Fire(nnx.Module):
+    """Squeezes to few features, expands them by 1×1 and 3×3 kernels side by side."""
+
+    def __init__(self, in_features: int, squeezed: int, expanded: int, *, rngs: nnx.Rngs):
+        self.squeeze1x1 = Conv(in_features, squeezed, (1, 1), rngs=rngs)
+        self.expand1x1 = Conv(squeezed, expanded, (1, 1), rngs=rngs)
+        self.expand3x3 = Conv(squeezed, expanded, (3, 3), rngs=rngs)
+
+    def __call__(self, x: FeatureMap) -> FeatureMap:
+        x = relu(self.squeeze1x1(x))
+        return concatenate(relu(self.expand1x1(x)), relu(self.expand3x3(x)))
+
+
+class SqueezeNet(nnx.Module):
+    def __init__(
+        self, *, dropout_rate: float = 0.5, preprocessing: Preprocessing = CAFFE, rngs: nnx.Rngs
+    ):
+        self.preprocessing = preprocessing
+        self.dropout_rate = dropout_rate
+        self.channels = {2: 64, 4: 128, 8: 256, 16: 512}
+        self.offsets = dict.fromkeys(self.channels, 0.0)
+        self.conv1 = Conv(3, 64, (3, 3), stride=2, rngs=rngs)
+        for name, (in_features, squeezed, expanded) in FIRES.items():
+            setattr(self, name, Fire(in_features, squeezed, expanded, rngs=rngs))
+
+    def __call__(
+        self, image: FeatureMap, *, train: bool = False, key: jax.Array | None = None
+    ) -> dict[int, FeatureMap]:
+        x = relu(self.conv1(image))
+        features = {2: x}
+        x = max_pool(x, window=3, stride=2, padding=1)
+        features[4] = x = self.fire3(self.fire2(x))
+        x = max_pool(x, window=3, stride=2, padding=1)
+        features[8] = x = self.fire5(self.fire4(x))
+        x = max_pool(x, window=3, stride=2, padding=1)
+        x = self.fire9(self.fire8(self.fire7(self.fire6(x))))
+        features[16] = dropout(x, self.dropout_rate, key if train else None)
+        return features

@@ -1,0 +1,190 @@
+"""Fully convolutional networks: scores of a backbone's features, fused and brought to full size.
+
+FCN-32s scores the coarsest features and upsamples the scores; FCN-16s first doubles them and adds
+scores of the next finer features; FCN-8s does that once more (Long, Shelhamer & Darrell 2015,
+section 4). On a backbone whose coarsest stride is not 32 the same holds from its own stride on.
+"""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from fcn_jax.config import ModelConfig
+from fcn_jax.errors import UserError
+from fcn_jax.models.layers import BilinearUpsample, Conv, ConvTranspose, FeatureMap, add
+
+DATA_AXIS = "data"
+"""Name of the axis that the batch is spread over: the devices."""
+
+
+class FCN(nnx.Module):
+    """A backbone, a 1×1 score layer on each fused stride, and upsampling to the image's size.
+
+    Score layers start at zero; upsampling starts, or stays, bilinear.
+
+    Args:
+        backbone: see `models/backbones`.
+        num_classes: scores per pixel, background among them.
+        skips: finer strides fused: 0, 1, 2 for FCN-32s, 16s, 8s.
+        skip_scales: factors of the skips' features before they are scored, coarse to fine
+            (0.01 and 0.0001 in the at-once FCN-8s); 1 where not given.
+        learned_upsampling: whether the bilinear filters are trained.
+        half_pixel: upsample as if each coarse position were centred on the block of pixels that it
+            stands for (PyTorch's `align_corners=False`, d2l's padding of stride/2), instead of
+            where the backbone's layers put it.
+        dtype: of the backbone's activations; scores and logits are float32.
+    """
+
+    def __init__(
+        self,
+        backbone: nnx.Module,
+        num_classes: int,
+        *,
+        skips: int,
+        skip_scales: Sequence[float] = (),
+        learned_upsampling: bool = True,
+        half_pixel: bool = False,
+        dtype: jnp.dtype = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        self.backbone = backbone
+        self.dtype = dtype
+        coarse_to_fine = sorted(backbone.channels, reverse=True)
+        if not 0 <= skips < len(coarse_to_fine):
+            raise UserError(
+                f"config.model.skips (={skips}) must lie in 0…{len(coarse_to_fine) - 1}: the "
+                f"backbone has features at strides {coarse_to_fine}"
+            )
+        self.strides = tuple(coarse_to_fine[: skips + 1])
+        self.skip_scales = (1.0, *skip_scales, *[1.0] * (skips - len(skip_scales)))
+        if len(self.skip_scales) != len(self.strides):
+            raise UserError(
+                f"config.model.skip_scales (={tuple(skip_scales)}) has more factors than there "
+                f"are skips ({skips})"
+            )
+        offsets = {**backbone.offsets, 1: 0.0}
+        for stride, finer in zip(self.strides, (*self.strides[1:], 1), strict=True):
+            score = Conv(
+                backbone.channels[stride],
+                num_classes,
+                (1, 1),
+                kernel_init=nnx.initializers.zeros,
+                rngs=rngs,
+            )
+            setattr(self, f"score{stride}", score)
+            factor = stride // finer
+            offset = (factor - 1) / 2 if half_pixel else (offsets[stride] - offsets[finer]) / finer
+            filter_size, crop = upsampling_geometry(factor, offset)
+            if learned_upsampling:
+                upsample = ConvTranspose(num_classes, filter_size, stride=factor, crop=crop)
+            else:
+                upsample = BilinearUpsample(filter_size, stride=factor, crop=crop)
+            setattr(self, f"upsample{stride}", upsample)
+
+    def __call__(
+        self,
+        image: jax.Array,
+        *,
+        train: bool = False,
+        valid: jax.Array | None = None,
+        key: jax.Array | None = None,
+    ) -> jax.Array:
+        """Scores every pixel.
+
+        Args:
+            image: RGB in 0…255, uint8 or float (b, h, w, 3), of any size.
+            train: whether batch normalisation uses, and updates by, the batch's statistics, and
+                dropout is on (which needs `key`).
+            valid: int32 (b, 2), rows and columns of each canvas that are image; None: all. The
+                logits inside are those of the image alone; outside they mean nothing.
+            key: a PRNG key for dropout.
+
+        Returns:
+            logits: float32 (b, h, w, k).
+        """
+        return self.features(image, train=train, valid=valid, key=key)["logits"].values
+
+    def features(
+        self,
+        image: jax.Array,
+        *,
+        train: bool = False,
+        valid: jax.Array | None = None,
+        key: jax.Array | None = None,
+    ) -> dict[str, FeatureMap]:
+        """Everything in between, by name: backbone2 …, score32 …, fused16 …, logits."""
+        pixels = FeatureMap(self.backbone.preprocessing(image, self.dtype), valid)
+        by_stride = self.backbone(pixels, train=train, key=key)
+        named = {f"backbone{stride}": x for stride, x in by_stride.items()}
+        fused: FeatureMap | None = None
+        for index, (stride, scale) in enumerate(zip(self.strides, self.skip_scales, strict=True)):
+            score = getattr(self, f"score{stride}")(by_stride[stride].map(lambda v, s=scale: v * s))
+            score = score.map(lambda v: v.astype(jnp.float32))
+            named[f"score{stride}"] = score
+            if fused is None:
+                fused = score
+            else:
+                coarser = self.strides[index - 1]
+                fused = add(score, getattr(self, f"upsample{coarser}")(fused, like=score))
+                named[f"fused{stride}"] = fused
+        assert fused is not None
+        named["logits"] = getattr(self, f"upsample{self.strides[-1]}")(fused, like=pixels)
+        return named
+
+
+def upsampling_geometry(factor: int, offset: float) -> tuple[int, int]:
+    """Bilinear filter size, and crop, that put coarse position i at factor·i + offset.
+
+    A filter of even size 2·factor is centred between two outputs, one of odd size 2·factor − 1 on
+    an output; the offset, to the nearest half, decides. The paper's nets follow the same rule:
+    kernel 64 at stride 32 for VGG16, whose poolings of 2 put positions between pixels, and 63 for
+    AlexNet, whose odd windows put them on pixels.
+
+    Raises:
+        ValueError: the position would lie before the first output's reach.
+    """
+    doubled = round(2 * offset)
+    filter_size = 2 * factor if doubled % 2 else 2 * factor - 1
+    centre = (filter_size - 1) / 2
+    crop = int(centre - doubled / 2)
+    if crop < 0:
+        raise ValueError(f"`offset` (={offset}) exceeds the reach of a filter of {filter_size}")
+    return filter_size, crop
+
+
+def build(
+    config: ModelConfig, num_classes: int, *, rngs: nnx.Rngs, axis_name: str | None = None
+) -> FCN:
+    """The network that a config names.
+
+    `axis_name`: the mapped axis that batch normalisation in training takes its statistics over.
+    """
+    from fcn_jax.models.backbones.resnet import ResNet18
+    from fcn_jax.models.backbones.small import SmallNet
+    from fcn_jax.models.backbones.squeezenet import SqueezeNet
+    from fcn_jax.models.backbones.vgg import VGG16
+
+    backbone: nnx.Module
+    match config.backbone:
+        case "small":
+            backbone = SmallNet(axis_name=axis_name, rngs=rngs)
+        case "vgg16":
+            backbone = VGG16(dropout_rate=config.dropout, rngs=rngs)
+        case "resnet18":
+            backbone = ResNet18(axis_name=axis_name, rngs=rngs)
+        case "squeezenet":
+            backbone = SqueezeNet(dropout_rate=config.dropout, rngs=rngs)
+        case unknown:
+            raise UserError(f"config.model.backbone (={unknown!r}) is not a known backbone")
+    return FCN(
+        backbone,
+        num_classes,
+        skips=config.skips,
+        skip_scales=config.skip_scales,
+        learned_upsampling=config.upsampling == "learned",
+        half_pixel=config.alignment == "half_pixel",
+        dtype=jnp.dtype(config.compute_dtype),
+        rngs=rngs,
+    )
