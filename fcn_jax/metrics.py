@@ -49,7 +49,7 @@ def confusion_matrix(label: jax.Array, prediction: jax.Array, num_classes: int) 
             f"`label` (shape {label.shape}) and `prediction` (shape {prediction.shape}) must have "
             "the same shape"
         )
-    # One histogram for each item of the batch, then their sum: on a CPU six times as fast as one
+    # One histogram for each item of the batch, then their sum: on a CPU several times as fast as one
     # histogram over all pixels, and a batch split over devices is counted where it lies.
     rows = (label.shape[0], -1) if label.ndim > 1 else (1, -1)
     truth = label.astype(jnp.int32).reshape(rows)

@@ -10,6 +10,7 @@ Everything goes to stderr, so that stdout holds results only.
 """
 
 import math
+import numbers
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -19,6 +20,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
+from rich.table import Column
 from rich.text import Text
 
 PLAIN_LINE_EVERY_SECONDS = 10.0
@@ -45,9 +47,13 @@ class Bar:
         self._last_advance = self._started
 
     def advance(self, n: int = 1, **shown: Any) -> None:
-        """Count n more items, and show values (`loss=0.41`) until they are replaced."""
+        """Count n more items, and show values (`loss=0.41`) until they are replaced.
+
+        Values are numbers or strings of the host: showing a device's array would wait for it.
+        """
         self.completed += n
-        self._shown.update(shown)
+        # A new dictionary, because rich's thread may be reading the old one.
+        self._shown = {**self._shown, **shown}
         self._last_advance = monotonic()
         if self._first is None:
             self._first = (self.completed, self._last_advance)
@@ -168,9 +174,10 @@ def _shared_display() -> Iterator[Progress]:
         yield _open_displays[-1]
         return
     display = Progress(
-        TextColumn("{task.description}", markup=False),
-        BarColumn(bar_width=20),
-        _StatusColumn(),
+        # Where the terminal is narrow, the status wraps; the other columns keep their width.
+        TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True)),
+        BarColumn(bar_width=12, table_column=Column(no_wrap=True)),
+        _StatusColumn(Column(no_wrap=False)),
         console=Console(stderr=True),
         refresh_per_second=4,
         # Results that go to a file must reach it; those for the screen go above the bar.
@@ -190,7 +197,6 @@ class _StatusColumn(ProgressColumn):
 
 
 def _format_value(value: Any) -> str:
-    try:
-        return f"{value:.4g}" if not isinstance(value, int | str) else str(value)
-    except (TypeError, ValueError):
-        return str(value)
+    if isinstance(value, numbers.Real) and not isinstance(value, numbers.Integral):
+        return f"{float(value):.4g}"
+    return str(value)

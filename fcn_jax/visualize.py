@@ -5,11 +5,15 @@ import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from fcn_jax.data.labels import VOID_LABEL, voc_palette
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 Colour = tuple[int, int, int]
 
@@ -20,7 +24,9 @@ VOID_COLOUR: Colour = (158, 158, 158)
 _INK: Colour = (34, 34, 34)
 _FAINT_INK: Colour = (110, 110, 110)
 _PAPER: Colour = (255, 255, 255)
+_HATCH_GREYS = (205, 95)
 _THUMBNAIL_WIDTH_PX = 280
+_GAP_PX = 12
 _SHEET_FONT_PX = 15
 
 
@@ -60,7 +66,8 @@ def overlay(
 ) -> np.ndarray:
     """Lay the classes over the picture, outline them, and name those present beneath it.
 
-    Class 0 is left clear if its name is 'background'; void is hatched in grey.
+    Class 0 is left clear (and its swatch empty) if its name is 'background'; void is hatched in
+    grey.
 
     Args:
       image: uint8 (h, w, 3), RGB.
@@ -81,8 +88,12 @@ def overlay(
     palette = _palette_or_voc(palette)
     height, width = label.shape
     long_side = max(height, width)
-    picture = _tint(image, label, _clear_classes(class_names), palette, opacity, long_side)
+    clear = 0 if class_names and class_names[0] == "background" else None
+    picture = _tint(image, label, clear, palette, opacity, long_side)
 
+    if clear is not None:
+        palette = palette.copy()
+        palette[clear] = _PAPER
     entries = _legend_entries(np.unique(label), class_names, palette)
     legend = _Legend(entries, font_px=max(11, round(long_side / 55)))
     strip = legend.draw(max(width, legend.narrowest_px))
@@ -197,7 +208,7 @@ def plot_confusion(
     axes = figure.add_subplot()
     heat = axes.imshow(percent, cmap="Blues", vmin=0, vmax=100)
     bar = figure.colorbar(heat, ax=axes, shrink=0.75, pad=0.015)
-    bar.outline.set_visible(False)  # type: ignore[operator]
+    bar.ax.spines[:].set_visible(False)
     bar.set_label("% of the true class's pixels")
     axes.set_xlabel("predicted class")
     axes.set_ylabel("true class")
@@ -214,13 +225,13 @@ def plot_confusion(
     figure.savefig(path, dpi=150)
 
 
-def _name_ticks(axes, class_names: Sequence[str], absent: np.ndarray) -> None:  # type: ignore[no-untyped-def]
+def _name_ticks(axes: "Axes", class_names: Sequence[str], absent: np.ndarray) -> None:
     k = len(class_names)
     shown = np.arange(0, k, math.ceil(k / 120))  # more than 120 names would overlap
     names = [f"({class_names[i]})" if absent[i] else class_names[i] for i in shown]
-    font_px = 9 if k <= 40 else 6
-    axes.set_xticks(shown, names, rotation=90, fontsize=font_px)
-    axes.set_yticks(shown, names, fontsize=font_px)
+    font_points = 9 if k <= 40 else 6
+    axes.set_xticks(shown, names, rotation=90, fontsize=font_points)
+    axes.set_yticks(shown, names, fontsize=font_points)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     axes.set_xticks(np.arange(k + 1) - 0.5, minor=True)
@@ -232,14 +243,14 @@ def _name_ticks(axes, class_names: Sequence[str], absent: np.ndarray) -> None:  
 def _tint(
     image: np.ndarray,
     label: np.ndarray,
-    clear: list[int],
+    clear: int | None,
     palette: np.ndarray,
     opacity: float,
     long_side: int,
 ) -> np.ndarray:
     picture = image.copy()
     void = label == VOID_LABEL
-    coloured = ~void & ~np.isin(label, clear)
+    coloured = ~void if clear is None else ~void & (label != clear)
     blend = (1 - opacity) * image[coloured] + opacity * palette[label[coloured]]
     picture[coloured] = np.rint(blend)
     # Inner outlines: they leave the clear class's own pixels as they were.
@@ -248,7 +259,7 @@ def _tint(
 
     stripe_px = max(2, round(long_side / 250))
     stripe = _hatch(label.shape, stripe_px)
-    for where, grey in ((void & stripe, 205), (void & ~stripe, 95)):
+    for where, grey in zip((void & stripe, void & ~stripe), _HATCH_GREYS, strict=True):
         picture[where] = np.rint(0.35 * picture[where] + 0.65 * grey)
     return picture
 
@@ -332,13 +343,10 @@ class _Legend:
         side = self.swatch_px
         tile = np.full((side, side, 3), entry.colour, np.uint8)
         if entry.hatched:
-            tile[_hatch((side, side), max(2, side // 6))] = 205
-            tile[~_hatch((side, side), max(2, side // 6))] = 95
+            stripe = _hatch((side, side), max(2, side // 6))
+            tile[stripe], tile[~stripe] = _HATCH_GREYS
         strip.paste(Image.fromarray(tile), (x, y))
         ImageDraw.Draw(strip).rectangle((x, y, x + side - 1, y + side - 1), outline=_FAINT_INK)
-
-
-_GAP_PX = 12
 
 
 def _columns_left() -> list[int]:
@@ -382,10 +390,6 @@ def _pixel_accuracy(label: np.ndarray, prediction: np.ndarray) -> str:
     if not scored.any():
         return "–"
     return f"{100 * (label == prediction)[scored].mean():.1f} %"
-
-
-def _clear_classes(class_names: Sequence[str]) -> list[int]:
-    return [0] if class_names and class_names[0] == "background" else []
 
 
 def _palette_or_voc(palette: np.ndarray | None) -> np.ndarray:

@@ -1,6 +1,7 @@
 import io
 import sys
 
+import numpy as np
 import pytest
 
 from fcn_jax import progress
@@ -85,9 +86,10 @@ def test_pace_leaves_out_compilation_and_the_steps_of_an_earlier_run(clock, caps
 
 def test_values_shown_stay_until_replaced(clock, capsys):
     with progress_bar("training", total=3) as bar:
-        bar.advance(loss=0.123456, note="warm-up")
-        bar.advance(loss=2)
-    assert capsys.readouterr().err.splitlines()[-1].endswith("loss 2, note warm-up")
+        bar.advance(loss=0.123456, seen=np.int64(123456), note="warm-up")
+        assert bar.status().endswith("loss 0.1235, seen 123456, note warm-up")
+        bar.advance(loss=np.float32(2.5))
+    assert capsys.readouterr().err.splitlines()[-1].endswith("loss 2.5, seen 123456, note warm-up")
 
 
 def test_last_line_is_printed_when_the_loop_fails(clock, capsys):
@@ -123,6 +125,16 @@ def test_terminal_shows_a_live_bar(monkeypatch):
     assert "\x1b" in terminal.getvalue()
     assert "2/2 steps" in terminal.getvalue()
     assert "loss 0.5" in terminal.getvalue()
+
+
+def test_narrow_terminal_loses_neither_the_name_nor_the_values(monkeypatch):
+    terminal = _attach_terminal(monkeypatch)
+    monkeypatch.setenv("COLUMNS", "60")
+    with progress_bar("training", total=40_000, unit="steps") as bar:
+        bar.advance(30_000, loss=0.5, learning_rate=0.001, pixel_accuracy=0.875)
+    last_frame = terminal.getvalue().rsplit("training", 1)[1]
+    assert "30000/40000" in last_frame
+    assert "0.875" in last_frame
 
 
 def test_inner_bar_is_drawn_within_the_outer_display_and_then_removed(monkeypatch):
