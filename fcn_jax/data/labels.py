@@ -1,6 +1,17 @@
-"""What a label map is: class indices, the void label, the colours that stand for them."""
+"""What a label map is: class indices, the void label, the colours that stand for them.
+
+Image and mask files become arrays here, and nowhere else: `read_image` and `read_mask` for files,
+`decode_image` and `decode_mask` for the bytes of one. Whatever is wrong with a file is a
+`UserError` that names it.
+"""
+
+import io
+from pathlib import Path
 
 import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from fcn_jax.errors import UserError
 
 VOID_LABEL = 255
 """Pixels that are neither trained on nor scored (VOC's object borders, a canvas's outside)."""
@@ -44,3 +55,186 @@ def voc_palette() -> np.ndarray:
                 np.uint8
             )
     return palette
+
+
+def read_image(path: str | Path) -> np.ndarray:
+    """The picture in a file (JPEG, PNG, whatever Pillow reads): uint8 (h, w, 3), RGB.
+
+    Grey becomes three equal channels, 16 bits become the upper 8, transparency is dropped (the
+    colours beneath it stay). A rotation noted in the file (EXIF) is not applied, because masks are
+    stored as the camera's pixels lie.
+
+    Raises:
+      UserError: the file is missing, is no image, or is damaged.
+    """
+    return decode_image(_read_bytes(path), str(path))
+
+
+def decode_image(data: bytes, name: str) -> np.ndarray:
+    """`read_image` for bytes in memory; `name` stands for them in errors."""
+    image = _open(data, name)
+    if image.mode.startswith("I"):
+        values = np.asarray(image)
+        if values.min() < 0 or values.max() > 65535:
+            raise UserError(f"{name}: pixels of more than 16 bits; save it with 8 bits a channel")
+        grey = (values >> 8).astype(np.uint8)
+        return np.repeat(grey[..., None], 3, axis=2)
+    if image.mode == "F":
+        raise UserError(f"{name}: pixels are fractions; save it with 8 bits a channel")
+    if image.mode == "P":
+        image = image.convert("RGBA")  # straight to RGB, Pillow warns of lost transparency
+    return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
+
+
+def read_mask(path: str | Path, palette: np.ndarray | None = None) -> np.ndarray:
+    """The class indices in a mask file: uint8 (h, w).
+
+    Indexed files (VOC's palette PNGs) give their indices, grey files their values, one-bit files 0
+    and 1. Colour files need the palette that says which class a colour stands for.
+
+    Args:
+      path: the file; anything lossless that Pillow reads.
+      palette: the colour of each class, uint8 (k, 3), RGB, as from `read_palette`. With it, the
+        colours of RGB and indexed files are looked up; grey files still hold class indices.
+
+    Raises:
+      UserError: the file is missing, no image, damaged, a JPEG, in colour without a palette, has a
+        colour that is not in the palette, or a value above 255.
+    """
+    return decode_mask(_read_bytes(path), str(path), palette)
+
+
+def decode_mask(data: bytes, name: str, palette: np.ndarray | None = None) -> np.ndarray:
+    """`read_mask` for bytes in memory; `name` stands for them in errors."""
+    image = _open(data, name)
+    if image.format in ("JPEG", "MPO"):
+        raise UserError(f"{name}: JPEG changes pixel values, so it cannot hold a mask; save as PNG")
+    if image.mode == "L":
+        return np.asarray(image) // _grey_step(data)
+    if image.mode == "1":
+        return np.asarray(image).astype(np.uint8)
+    if image.mode.startswith("I"):
+        values = np.asarray(image)
+        if values.min() < 0 or values.max() > 255:
+            raise UserError(
+                f"{name}: values from {values.min()} to {values.max()}; "
+                f"a mask holds class indices, with {VOID_LABEL} for void"
+            )
+        return values.astype(np.uint8)
+    if image.mode == "P" and palette is None:
+        return np.asarray(image)
+    if image.mode not in ("P", "RGB", "RGBA"):
+        raise UserError(
+            f"{name}: a mask of mode {image.mode}; save it as an 8-bit grey PNG of class indices"
+        )
+    if palette is None:
+        raise UserError(
+            f"{name}: the mask is in colour, but masks hold class indices; say which class a "
+            "colour is with --config.data.mask_palette=voc, or =FILE with a line 'R G B' per class"
+        )
+    return _look_up_colours(np.asarray(image.convert("RGB")), palette, name)
+
+
+def encode_mask(label: np.ndarray) -> bytes:
+    """A label map, uint8 (h, w), as an 8-bit grey PNG: `decode_mask` gives it back."""
+    file = io.BytesIO()
+    Image.fromarray(label).save(file, "PNG")
+    return file.getvalue()
+
+
+def read_palette(spec: str) -> np.ndarray:
+    """The colour of each class: uint8 (k, 3), RGB.
+
+    Args:
+      spec: "voc", or the path of a text file in which line i (from 0) is the colour 'R G B' of
+        class i. A file of 256 lines gives the colour of void in its last.
+
+    Raises:
+      UserError: no such file, a line that is no colour, or one colour for two classes.
+    """
+    if spec == "voc":
+        return voc_palette()
+    lines = _read_bytes(spec).decode("utf-8", "replace").rstrip().splitlines()
+    if not 1 <= len(lines) <= 256:
+        raise UserError(f"{spec}: {len(lines)} lines; a palette has a line 'R G B' for each class")
+    line_of_colour: dict[tuple[int, ...], int] = {}
+    for number, line in enumerate(lines, start=1):
+        words = line.replace(",", " ").split()
+        colour = tuple(int(word) for word in words if word.isdecimal())
+        if len(words) != 3 or len(colour) != 3 or max(colour) > 255:
+            raise UserError(f"{spec}, line {number}: {line!r} is not a colour 'R G B' of 0 to 255")
+        if colour in line_of_colour:
+            raise UserError(
+                f"{spec}: lines {line_of_colour[colour]} and {number} are the same colour, "
+                f"{_words(colour)}"
+            )
+        line_of_colour[colour] = number
+    return np.array(list(line_of_colour), np.uint8)
+
+
+def check_labels(label: np.ndarray, num_classes: int, name: str) -> None:
+    """Refuse a label map, uint8 (h, w), with values other than 0 to num_classes − 1 and void.
+
+    Raises:
+      UserError: names the map by `name`, and the values (the first 8).
+    """
+    stray = label[(label >= num_classes) & (label != VOID_LABEL)]
+    if stray.size:
+        values = np.unique(stray)
+        shown = ", ".join(str(value) for value in values[:8]) + (", …" if len(values) > 8 else "")
+        raise UserError(
+            f"{name}: label {shown} is outside 0 to {num_classes - 1} ({num_classes} classes, "
+            f"{VOID_LABEL} is void); fix the mask or the list of classes"
+        )
+
+
+def _read_bytes(path: str | Path) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror or error}") from error
+
+
+def _open(data: bytes, name: str) -> Image.Image:
+    try:
+        image = Image.open(io.BytesIO(data))
+        image.load()
+    except UnidentifiedImageError:
+        raise UserError(f"{name}: not an image (or its beginning is damaged)") from None
+    except Image.DecompressionBombError as error:
+        raise UserError(f"{name}: too large an image; cut it into tiles ({error})") from None
+    except (OSError, SyntaxError, ValueError, EOFError) as error:
+        raise UserError(f"{name}: the image is damaged ({error})") from error
+    return image
+
+
+def _grey_step(data: bytes) -> int:
+    """What Pillow multiplies grey values with: 2- and 4-bit PNGs are stretched to 0–255."""
+    is_png = data.startswith(b"\x89PNG")
+    return {2: 85, 4: 17}.get(data[24], 1) if is_png else 1
+
+
+def _look_up_colours(rgb: np.ndarray, palette: np.ndarray, name: str) -> np.ndarray:
+    codes = _colour_codes(palette)
+    order = np.argsort(codes)
+    wanted = _colour_codes(rgb)
+    place = np.searchsorted(codes, wanted, sorter=order)
+    label = order[np.minimum(place, len(codes) - 1)]
+    stray = codes[label] != wanted
+    if stray.any():
+        colours = np.unique(rgb[stray], axis=0)
+        shown = "; ".join(_words(colour) for colour in colours[:4])
+        raise UserError(
+            f"{name}: colour {shown}{'; …' if len(colours) > 4 else ''} (R G B) "
+            "is not in the palette; fix the mask or --config.data.mask_palette"
+        )
+    return label.astype(np.uint8)
+
+
+def _colour_codes(rgb: np.ndarray) -> np.ndarray:
+    red, green, blue = np.moveaxis(rgb.astype(np.int32), -1, 0)
+    return red << 16 | green << 8 | blue
+
+
+def _words(colour: tuple[int, ...] | np.ndarray) -> str:
+    return " ".join(str(int(value)) for value in colour)
