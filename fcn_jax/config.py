@@ -5,8 +5,11 @@ A config file returns a `Config` from `get_config()`; the terminal changes singl
 """
 
 import dataclasses
+from collections.abc import Iterator, Mapping
 from dataclasses import field
 from typing import Any
+
+from fcn_jax.errors import UserError
 
 
 def setting(default: Any, help: str, choices: tuple[str, ...] = ()) -> Any:
@@ -34,7 +37,9 @@ class DataConfig:
 
 @dataclasses.dataclass
 class AugmentConfig:
-    crop_px: tuple[int, int] = setting((320, 320), "height,width of the training crop")
+    crop_px: tuple[int, int] = setting(
+        (320, 320), "height,width of the training crop (0,0: whole images)"
+    )
     scale: tuple[float, float] = setting((0.5, 1.5), "random scale, smallest,largest")
     flip: bool = setting(True, "mirror left and right, half of the time")
     brightness: float = setting(0.0, "largest relative change of brightness")
@@ -108,3 +113,85 @@ class Config:
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
+
+    def check(self) -> None:
+        """Raises UserError at the first setting that cannot be, naming it and what can."""
+        for name, value, metadata in settings(self):
+            choices = metadata.get("choices")
+            if choices and value not in choices:
+                raise UserError(f"config.{name} (={value!r}) must be one of {', '.join(choices)}")
+        _positive(self.train, "train", "batch_size", "accumulation_steps", "log_every_steps")
+        _positive(self.train, "train", "keep_checkpoints")
+        _positive(self.eval, "eval", "batch_size")
+        _positive(self.optim, "optim", "learning_rate")
+        if (self.train.epochs > 0) == (self.train.steps > 0):
+            raise UserError(
+                f"give one of config.train.epochs (={self.train.epochs:g}) and config.train.steps "
+                f"(={self.train.steps}); the other must be 0"
+            )
+        if not 0 < self.augment.scale[0] <= self.augment.scale[1]:
+            raise UserError(
+                f"config.augment.scale (={self.augment.scale}) must be smallest,largest, above 0"
+            )
+        if self.augment.crop_px == (0, 0) and self.augment.scale != (1.0, 1.0):
+            raise UserError(
+                f"config.augment.scale (={self.augment.scale}) must be 1,1 where whole images are "
+                "trained on (config.augment.crop_px is 0,0)"
+            )
+        if not 0 <= self.model.dropout < 1:
+            raise UserError(f"config.model.dropout (={self.model.dropout}) must lie in [0, 1)")
+        if not 0 < self.data.validation_fraction < 1:
+            raise UserError(
+                f"config.data.validation_fraction (={self.data.validation_fraction}) must lie "
+                "between 0 and 1"
+            )
+        if self.train.batch_size % self.train.accumulation_steps:
+            raise UserError(
+                f"config.train.batch_size (={self.train.batch_size}) must be divisible by "
+                f"config.train.accumulation_steps (={self.train.accumulation_steps})"
+            )
+
+
+def _positive(section: Any, section_name: str, *names: str) -> None:
+    for name in names:
+        if not getattr(section, name) > 0:
+            raise UserError(
+                f"config.{section_name}.{name} (={getattr(section, name)}) must be above 0"
+            )
+
+
+def settings(config: Any, prefix: str = "") -> Iterator[tuple[str, Any, Mapping[str, Any]]]:
+    """Every setting as (dotted name, value, metadata), in the order of `--help`."""
+    for entry in dataclasses.fields(config):
+        value = getattr(config, entry.name)
+        if dataclasses.is_dataclass(value):
+            yield from settings(value, f"{prefix}{entry.name}.")
+        else:
+            yield f"{prefix}{entry.name}", value, entry.metadata
+
+
+def from_dict(values: Mapping[str, Any]) -> Config:
+    """The inverse of `dataclasses.asdict`, for what JSON made of it; unknown keys are an error."""
+    config = Config()
+    known = {name for name, _, _ in settings(config)}
+    for section, inner in values.items():
+        for name, value in inner.items() if isinstance(inner, Mapping) else [(None, inner)]:
+            dotted = section if name is None else f"{section}.{name}"
+            if dotted not in known:
+                raise UserError(f"config.{dotted} is not a setting of this version of fcn_jax")
+            holder = config if name is None else getattr(config, section)
+            setattr(holder, name or section, tuple(value) if isinstance(value, list) else value)
+    return config
+
+
+def default_config() -> Config:
+    """What `python -m fcn_jax.train` alone runs: a small FCN-8s on drawn shapes, on any machine."""
+    config = Config()
+    config.data.name = "shapes"
+    config.model.backbone = "small"
+    config.augment.crop_px = (128, 128)
+    config.augment.scale = (0.75, 1.33)
+    config.optim.learning_rate = 3e-3
+    config.train.batch_size = 16
+    config.train.epochs = 20
+    return config

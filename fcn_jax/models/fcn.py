@@ -89,22 +89,22 @@ class FCN(nnx.Module):
         *,
         train: bool = False,
         valid: jax.Array | None = None,
-        key: jax.Array | None = None,
+        keys: jax.Array | None = None,
     ) -> jax.Array:
         """Scores every pixel.
 
         Args:
             image: RGB in 0…255, uint8 or float (b, h, w, 3), of any size.
             train: whether batch normalisation uses, and updates by, the batch's statistics, and
-                dropout is on (which needs `key`).
+                dropout is on where `keys` are given.
             valid: int32 (b, 2), rows and columns of each canvas that are image; None: all. The
                 logits inside are those of the image alone; outside they mean nothing.
-            key: a PRNG key for dropout.
+            keys: PRNG keys for dropout, (b,): one for each image.
 
         Returns:
             logits: float32 (b, h, w, k).
         """
-        return self.features(image, train=train, valid=valid, key=key)["logits"].values
+        return self.features(image, train=train, valid=valid, keys=keys)["logits"].values
 
     def features(
         self,
@@ -112,11 +112,11 @@ class FCN(nnx.Module):
         *,
         train: bool = False,
         valid: jax.Array | None = None,
-        key: jax.Array | None = None,
+        keys: jax.Array | None = None,
     ) -> dict[str, FeatureMap]:
         """Everything in between, by name: backbone2 …, score32 …, fused16 …, logits."""
         pixels = FeatureMap(self.backbone.preprocessing(image, self.dtype), valid)
-        by_stride = self.backbone(pixels, train=train, key=key)
+        by_stride = self.backbone(pixels, train=train, keys=keys)
         named = {f"backbone{stride}": x for stride, x in by_stride.items()}
         fused: FeatureMap | None = None
         for index, (stride, scale) in enumerate(zip(self.strides, self.skip_scales, strict=True)):

@@ -1,13 +1,13 @@
 """The spatial layers that every network here is made of.
 
-Arrays are channels-last: (b, h, w, c), or (b, d, h, w, c) for volumes. A layer computes in the dtype
-of what it is given; parameters stay float32.
+Arrays are channels-last: (b, h, w, c), or (b, d, h, w, c) for volumes. A layer computes in the
+dtype of what it is given; parameters stay float32.
 
-Images of different sizes share one array, the *canvas*, each at its top left. A `FeatureMap` carries
-how much of each canvas is image (`valid`), and every layer that looks at neighbours first replaces
-what lies outside by what it would see beyond the border of the image alone: zero, or −∞ for pooling.
-So the features of an image do not depend on the canvas that it lies on. This needs one rule of all
-layers with a stride: n positions become ceil(n / stride).
+Images of different sizes share one array, the *canvas*, each at its top left. A `FeatureMap`
+carries how much of each canvas is image (`valid`), and every layer that looks at neighbours first
+replaces what lies outside by what it would see beyond the border of the image alone: zero, or −∞
+for pooling. So the features of an image do not depend on the canvas that it lies on. This needs one
+rule of all layers with a stride: n positions become ceil(n / stride).
 """
 
 import dataclasses
@@ -82,12 +82,19 @@ def concatenate(x: FeatureMap, y: FeatureMap) -> FeatureMap:
     return dataclasses.replace(x, values=jnp.concatenate([x.values, y.values], axis=-1))
 
 
-def dropout(x: FeatureMap, rate: float, key: jax.Array | None) -> FeatureMap:
-    """Zeroes elements at random and scales the others up; without a key, does nothing."""
-    if key is None or rate == 0.0:
+def dropout(x: FeatureMap, rate: float, keys: jax.Array | None) -> FeatureMap:
+    """Zeroes elements at random and scales the others up; without keys, does nothing.
+
+    keys: PRNG keys (b,), one for each image, so that what is drawn for an image does not depend on
+    how the batch is spread over devices.
+    """
+    if keys is None or rate == 0.0:
         return x
-    keep = jax.random.bernoulli(key, 1.0 - rate, x.values.shape)
+    keep = jax.vmap(lambda key: jax.random.bernoulli(key, 1.0 - rate, x.values.shape[1:]))(keys)
     return x.map(lambda values: jnp.where(keep, values / (1.0 - rate), 0))
+
+
+HE_NORMAL = nnx.initializers.he_normal()
 
 
 class Conv(nnx.Module):
@@ -105,7 +112,7 @@ class Conv(nnx.Module):
         stride: int = 1,
         dilation: int = 1,
         use_bias: bool = True,
-        kernel_init: nnx.Initializer = nnx.initializers.he_normal(),
+        kernel_init: nnx.Initializer = HE_NORMAL,
         rngs: nnx.Rngs,
     ):
         if not all(size % 2 for size in kernel_size):

@@ -6,7 +6,7 @@ A backbone is an `nnx.Module` with
 - `channels`: stride → number of features, for each stride that it offers;
 - `offsets`: stride → where its first position lies: position i at stride s is centred on pixel
   s·i + offset, counted from the centre of the first pixel;
-- `__call__(image: FeatureMap, *, train, key) -> {stride: FeatureMap}`.
+- `__call__(image: FeatureMap, *, train, keys) -> {stride: FeatureMap}`.
 
 `preprocess.py` has the two preprocessings that published weights want.
 """

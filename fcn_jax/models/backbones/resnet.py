@@ -61,7 +61,7 @@ class ResNet18(nnx.Module):
                 in_features = features
 
     def __call__(
-        self, image: FeatureMap, *, train: bool = False, key: jax.Array | None = None
+        self, image: FeatureMap, *, train: bool = False, keys: jax.Array | None = None
     ) -> dict[int, FeatureMap]:
         x = relu(self.bn1(self.conv1(image), train=train))
         features = {2: x}

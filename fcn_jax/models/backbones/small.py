@@ -27,7 +27,7 @@ class SmallNet(nnx.Module):
             setattr(self, f"bn{block}", BatchNorm(n_out, axis_name=axis_name))
 
     def __call__(
-        self, image: FeatureMap, *, train: bool = False, key: jax.Array | None = None
+        self, image: FeatureMap, *, train: bool = False, keys: jax.Array | None = None
     ) -> dict[int, FeatureMap]:
         x = image
         features = {}

@@ -50,7 +50,7 @@ class SqueezeNet(nnx.Module):
             setattr(self, name, Fire(in_features, squeezed, expanded, rngs=rngs))
 
     def __call__(
-        self, image: FeatureMap, *, train: bool = False, key: jax.Array | None = None
+        self, image: FeatureMap, *, train: bool = False, keys: jax.Array | None = None
     ) -> dict[int, FeatureMap]:
         x = relu(self.conv1(image))
         features = {2: x}
@@ -60,5 +60,5 @@ class SqueezeNet(nnx.Module):
         features[8] = x = self.fire5(self.fire4(x))
         x = max_pool(x, window=3, stride=2, padding=1)
         x = self.fire9(self.fire8(self.fire7(self.fire6(x))))
-        features[16] = dropout(x, self.dropout_rate, key if train else None)
+        features[16] = dropout(x, self.dropout_rate, keys if train else None)
         return features

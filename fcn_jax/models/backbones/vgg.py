@@ -5,6 +5,7 @@ image by 100 and fc6 not at all; where no padding is seen the features are the s
 """
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from fcn_jax.models.backbones.preprocess import CAFFE, Preprocessing
@@ -37,7 +38,7 @@ class VGG16(nnx.Module):
         self.fc7 = Conv(fc_features, fc_features, (1, 1), rngs=rngs)
 
     def __call__(
-        self, image: FeatureMap, *, train: bool = False, key: jax.Array | None = None
+        self, image: FeatureMap, *, train: bool = False, keys: jax.Array | None = None
     ) -> dict[int, FeatureMap]:
         x = image
         features = {}
@@ -46,8 +47,10 @@ class VGG16(nnx.Module):
                 x = relu(getattr(self, f"conv{block}_{layer}")(x))
             x = max_pool(x, window=2, stride=2)
             features[2**block] = x
-        key6, key7 = (None, None) if key is None or not train else jax.random.split(key)
-        x = dropout(relu(self.fc6(x)), self.dropout_rate, key6)
-        x = dropout(relu(self.fc7(x)), self.dropout_rate, key7)
+        keys6 = keys7 = None
+        if train and keys is not None:
+            keys6, keys7 = jnp.unstack(jax.vmap(jax.random.split)(keys), axis=1)
+        x = dropout(relu(self.fc6(x)), self.dropout_rate, keys6)
+        x = dropout(relu(self.fc7(x)), self.dropout_rate, keys7)
         features[32] = x
         return features

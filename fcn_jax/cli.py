@@ -1,0 +1,102 @@
+"""What the commands share: reading `--config`, `--help`, and mistakes told in one line."""
+
+import dataclasses
+import difflib
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from absl import flags
+
+from fcn_jax import config as config_lib
+from fcn_jax.errors import UserError
+
+
+def run(main: Callable[[list[str]], None], module: Any) -> None:
+    """Parses the flags, runs `main` on the other arguments and exits.
+
+    Status 0; 1 for a UserError, 2 for a mistake in the flags, 130 after Ctrl-C.
+    `module`: the command's own module, whose docstring and flags make up `--help`.
+    """
+    program = f"python -m {module.__spec__.name}"
+    command = module.__spec__.name.rpartition(".")[2]
+    if {"--help", "-h", "-help", "--helpfull"} & set(sys.argv[1:]):
+        print(_help(program, module))
+        sys.exit(0)
+    try:
+        _check_setting_names(sys.argv[1:])
+        arguments = flags.FLAGS(sys.argv)[1:]
+    except (flags.Error, UserError, KeyError, ValueError, OSError) as error:
+        print(f"{command}: {_one_line(error)} (see {program} --help)", file=sys.stderr)
+        sys.exit(2)
+    try:
+        main(arguments)
+    except UserError as error:
+        print(f"{command}: {error}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def define_config() -> None:
+    """The flag `--config`: a file with `get_config()`, or else the embedded default."""
+    from ml_collections import config_flags
+
+    given = any(argument.lstrip("-").startswith("config=") for argument in sys.argv[1:])
+    if given or "--config" in sys.argv:
+        config_flags.DEFINE_config_file("config", help_string="file with get_config()")
+    else:
+        config_flags.DEFINE_config_dataclass("config", config_lib.default_config())
+
+
+def config_name() -> str:
+    """The name of the config file, without its ending; 'shapes' for the embedded default."""
+    from ml_collections import config_flags
+
+    path = config_flags.get_config_filename(flags.FLAGS["config"]) if _has_file() else "shapes"
+    return os.path.splitext(os.path.basename(path))[0]
+
+
+def _has_file() -> bool:
+    return hasattr(flags.FLAGS["config"], "config_filename")
+
+
+def _check_setting_names(arguments: Sequence[str]) -> None:
+    known = [name for name, _, _ in config_lib.settings(config_lib.Config())]
+    for argument in arguments:
+        if not argument.startswith("--config."):
+            continue
+        name = argument.removeprefix("--config.").partition("=")[0]
+        if name in known or f"{name.removeprefix('no')}" in known:
+            continue
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
+        last = [k for k in known if k.rpartition(".")[2] == name.rpartition(".")[2]]
+        hint = f"; did you mean --config.{(last or near)[0]}?" if last or near else ""
+        raise UserError(f"there is no setting --config.{name}{hint}")
+
+
+def _one_line(error: BaseException) -> str:
+    message = error.args[0] if isinstance(error, KeyError) and error.args else error
+    return " ".join(str(message).split())
+
+
+def _help(program: str, module: Any) -> str:
+    lines = [module.__doc__.strip(), "", "Flags:"]
+    own = flags.FLAGS.flags_by_module_dict().get(sys.argv[0], [])
+    for flag in own:
+        if flag.name != "config":
+            default = "" if flag.default in (None, "", []) else f" (default: {flag.default})"
+            lines.append(f"  --{flag.name}: {flag.help}{default}")
+    if "config" in flags.FLAGS:
+        lines.append("  --config: file whose get_config() returns the settings of the run")
+        lines += ["", "Settings, each changed by --config.NAME=VALUE, with their defaults:"]
+        config = flags.FLAGS["config"].default
+        if not dataclasses.is_dataclass(config):
+            config = config_lib.default_config()
+        for name, value, metadata in config_lib.settings(config):
+            shown = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+            choices = metadata.get("choices")
+            help_line = metadata["help"] + (f": {', '.join(choices)}" if choices else "")
+            lines.append(f"  {name + '=' + shown:<36} {help_line}")
+    return "\n".join(lines)

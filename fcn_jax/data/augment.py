@@ -1,0 +1,140 @@
+"""Random scale, crop, flip and colour, on the device: bytes of a canvas in, a training crop out."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from fcn_jax.config import AugmentConfig
+from fcn_jax.data.labels import VOID_LABEL
+
+LUMA = (0.299, 0.587, 0.114)
+"""Weights of R, G, B in brightness (ITU-R BT.601)."""
+
+
+class Crop(NamedTuple):
+    """image: float32 (h, w, 3) in 0…255. label: int32 (h, w), 255 outside the image.
+
+    valid: int32 (2,), the part that is image where it lies at the top left; else None.
+    """
+
+    image: jax.Array
+    label: jax.Array
+    valid: jax.Array | None
+
+
+class Window(NamedTuple):
+    """Where along one axis of the canvas each position of the crop lies.
+
+    low, high: int32 (n,), the two nearest pixels; share: float32 (n,), of `high`; nearest: int32
+    (n,); inside: bool (n,), False where the crop overhangs the image.
+    """
+
+    low: jax.Array
+    high: jax.Array
+    share: jax.Array
+    nearest: jax.Array
+    inside: jax.Array
+
+
+def augment(
+    key: jax.Array,
+    image: jax.Array,
+    label: jax.Array,
+    size: jax.Array,
+    *,
+    config: AugmentConfig,
+    fill: tuple[float, float, float],
+) -> Crop:
+    """One random crop of one canvas.
+
+    The image is scaled by a factor drawn evenly from `config.scale` (bilinear; labels nearest),
+    then a window of `config.crop_px` is drawn that lies inside it, or, on an axis where the image
+    is smaller, holds all of it. Half the time it is mirrored. A `crop_px` of (0, 0) keeps the
+    canvas as it is, whole and unscaled, as the paper trains.
+
+    Args:
+        key: PRNG key; the same key and canvas give the same crop.
+        image: uint8 (H, W, 3). label: uint8 (H, W). size: int32 (2,), the part that is image.
+        fill: RGB in 0…255 outside the image: the mean that the network subtracts.
+    """
+    scale_key, top_key, left_key, flip_key, colour_key = jax.random.split(key, 5)
+    scale = jax.random.uniform(scale_key, minval=config.scale[0], maxval=config.scale[1])
+    whole = config.crop_px == (0, 0)
+    if whole:
+        rows, columns = (_whole(size[axis], label.shape[axis]) for axis in (0, 1))
+    else:
+        rows = _window(top_key, size[0], scale, config.crop_px[0])
+        columns = _window(left_key, size[1], scale, config.crop_px[1])
+    if config.flip:
+        flipped = _reversed(columns, size[1] if whole else config.crop_px[1])
+        mirrored = jax.random.bernoulli(flip_key)
+        columns = jax.tree.map(lambda a, b: jnp.where(mirrored, b, a), columns, flipped)
+
+    # Whole rows first, then columns: two gathers of contiguous memory instead of one of pixels.
+    pixels = _interpolate(image, rows, axis=0)
+    pixels = _interpolate(pixels, columns, axis=1)
+    pixels = _colour(colour_key, pixels, config)
+    inside = rows.inside[:, None] & columns.inside[None, :]
+    pixels = jnp.where(inside[..., None], pixels, jnp.asarray(fill, jnp.float32))
+    classes = label[rows.nearest][:, columns.nearest].astype(jnp.int32)
+    return Crop(pixels, jnp.where(inside, classes, VOID_LABEL), size if whole else None)
+
+
+def _whole(size: jax.Array, length: int) -> Window:
+    position = jnp.arange(length)
+    inside = position < size
+    return Window(position, position, jnp.zeros((length,)), position, inside)
+
+
+def _reversed(window: Window, count: int | jax.Array) -> Window:
+    """The first `count` positions in reverse order."""
+    position = jnp.arange(window.low.shape[0])
+    mirror = jnp.where(position < count, count - 1 - position, position)
+    return Window(*(values[mirror] for values in window))
+
+
+def _window(key: jax.Array, size: jax.Array, scale: jax.Array, length: int) -> Window:
+    scaled = jnp.round(size * scale)
+    slack = scaled - length
+    start = jnp.floor(
+        jax.random.uniform(key, minval=jnp.minimum(slack, 0), maxval=jnp.maximum(slack, 0) + 1)
+    )
+    start = jnp.minimum(start, jnp.maximum(slack, 0))
+    position = jnp.arange(length) + start
+    # Pixel centres lie at halves: position p of the scaled image shows (p + ½)/scale − ½.
+    source = (position + 0.5) * (size / scaled) - 0.5
+    last = size - 1
+    low = jnp.clip(jnp.floor(source), 0, last)
+    share = jnp.clip(source - low, 0, 1)
+    return Window(
+        low=low.astype(jnp.int32),
+        high=jnp.minimum(low + 1, last).astype(jnp.int32),
+        share=share,
+        nearest=jnp.clip(jnp.floor(source + 0.5), 0, last).astype(jnp.int32),
+        inside=(position >= 0) & (position < scaled),
+    )
+
+
+def _interpolate(values: jax.Array, window: Window, axis: int) -> jax.Array:
+    low = jnp.take(values, window.low, axis, mode="clip").astype(jnp.float32)
+    high = jnp.take(values, window.high, axis, mode="clip").astype(jnp.float32)
+    share = jnp.expand_dims(window.share, tuple(a for a in range(values.ndim) if a != axis))
+    return low + (high - low) * share
+
+
+def _colour(key: jax.Array, image: jax.Array, config: AugmentConfig) -> jax.Array:
+    if not (config.brightness or config.contrast or config.saturation):
+        return image
+    keys = jax.random.split(key, 3)
+
+    def factor(key, change):
+        return jax.random.uniform(key, minval=1 - change, maxval=1 + change)
+
+    luma = jnp.asarray(LUMA)
+    image = image * factor(keys[0], config.brightness)
+    mean = (image @ luma).mean()
+    image = mean + (image - mean) * factor(keys[1], config.contrast)
+    grey = (image @ luma)[..., None]
+    image = grey + (image - grey) * factor(keys[2], config.saturation)
+    return jnp.clip(image, 0, 255)

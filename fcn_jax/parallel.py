@@ -1,0 +1,76 @@
+"""Runs one device's step on all devices: `pmap` on one host, a mesh across hosts.
+
+A step is a function (state, batch) -> (state, result) or batch -> result of one device's share of
+the batch, that sums over the axis `DATA_AXIS` whatever concerns the whole batch. The state is the
+same everywhere. Both ways give the same numbers.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from fcn_jax.errors import UserError
+from fcn_jax.models.fcn import DATA_AXIS
+
+
+def check_divides(batch_size: int, setting: str, parts: int = 1) -> None:
+    """Raises UserError unless the batch falls into equal shares of equal parts."""
+    devices = jax.device_count()
+    if batch_size % (devices * parts):
+        lower = batch_size // (devices * parts) * devices * parts
+        suggestion = lower or devices * parts
+        held = f" × {parts} accumulation steps" if parts > 1 else ""
+        raise UserError(
+            f"{setting} (={batch_size}) does not divide over {devices} devices{held}; "
+            f"{suggestion} would"
+        )
+
+
+def on_all_devices(
+    step: Callable[[Any, Any], Any], *, donate_state: bool, use_mesh: bool | None = None
+) -> Callable[[Any, Any], Any]:
+    """Compiles `step` to take the state, and this host's share of the batch as numpy arrays.
+
+    Args:
+        step: (state, one device's share of the batch) -> results, equal on all devices.
+        donate_state: whether the state's memory is given to the results.
+        use_mesh: `jit(shard_map)` over all hosts' devices instead of `pmap` over this host's;
+            None: where there are several hosts, whose batches then make up one.
+    """
+    if use_mesh is None:
+        use_mesh = jax.process_count() > 1
+    donated = (0,) if donate_state else ()
+    if use_mesh:
+        mesh = Mesh(np.asarray(jax.devices()), (DATA_AXIS,))
+        sharding = NamedSharding(mesh, P(DATA_AXIS))
+        compiled = jax.jit(
+            jax.shard_map(
+                step, mesh=mesh, in_specs=(P(), P(DATA_AXIS)), out_specs=P(), check_vma=False
+            ),
+            donate_argnums=donated,
+        )
+
+        def run_on_mesh(state, batch):
+            def distribute(share):
+                return jax.make_array_from_process_local_data(sharding, share)
+
+            return compiled(state, jax.tree.map(distribute, batch))
+
+        return run_on_mesh
+
+    devices = jax.local_device_count()
+    mapped = jax.pmap(
+        step, axis_name=DATA_AXIS, in_axes=(None, 0), out_axes=None, donate_argnums=donated
+    )
+
+    def run_on_host(state, batch):
+        def deal(share):
+            return share.reshape(devices, share.shape[0] // devices, *share.shape[1:])
+
+        return mapped(state, jax.tree.map(deal, batch))
+
+    return run_on_host
