@@ -67,7 +67,7 @@ def read_image(path: str | Path) -> np.ndarray:
     Raises:
       UserError: the file is missing, is no image, or is damaged.
     """
-    return decode_image(_read_bytes(path), str(path))
+    return decode_image(read_bytes(path), str(path))
 
 
 def decode_image(data: bytes, name: str) -> np.ndarray:
@@ -101,7 +101,7 @@ def read_mask(path: str | Path, palette: np.ndarray | None = None) -> np.ndarray
       UserError: the file is missing, no image, damaged, a JPEG, in colour without a palette, has a
         colour that is not in the palette, or a value above 255.
     """
-    return decode_mask(_read_bytes(path), str(path), palette)
+    return decode_mask(read_bytes(path), str(path), palette)
 
 
 def decode_mask(data: bytes, name: str, palette: np.ndarray | None = None) -> np.ndarray:
@@ -154,7 +154,7 @@ def read_palette(spec: str) -> np.ndarray:
     """
     if spec == "voc":
         return voc_palette()
-    lines = _read_bytes(spec).decode("utf-8", "replace").rstrip().splitlines()
+    lines = read_bytes(spec).decode("utf-8", "replace").rstrip().splitlines()
     if not 1 <= len(lines) <= 256:
         raise UserError(f"{spec}: {len(lines)} lines; a palette has a line 'R G B' for each class")
     line_of_colour: dict[tuple[int, ...], int] = {}
@@ -188,7 +188,12 @@ def check_labels(label: np.ndarray, num_classes: int, name: str) -> None:
         )
 
 
-def _read_bytes(path: str | Path) -> bytes:
+def read_bytes(path: str | Path) -> bytes:
+    """A file's contents.
+
+    Raises:
+      UserError: it is missing or unreadable.
+    """
     try:
         return Path(path).read_bytes()
     except OSError as error:

@@ -1,0 +1,202 @@
+"""Anyone's images and masks, in a folder.
+
+    root/
+      images/       a.jpg b.png …       whatever Pillow reads
+      masks/        a.png b.png …       of the same stem and size: class indices, 255 for void
+      classes.txt   a name per line, from class 0 on
+      train.txt     optional, as val.txt and test.txt: the stems of each split, one per line
+
+Without lists, a share of the images is kept for validation, picked by the hash of the stem: the
+same each time, and an image added later moves no other to another split. Nothing is ever written
+to the folder.
+"""
+
+import functools
+import hashlib
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fcn_jax.data.labels import VOID_LABEL, read_bytes, read_mask, read_palette
+from fcn_jax.data.records import SegmentationBuilder, Source
+from fcn_jax.errors import UserError
+
+SPLITS = ("train", "val", "test")
+EXTENSIONS = frozenset(
+    [
+        ".bmp",
+        ".gif",
+        ".jp2",
+        ".jpeg",
+        ".jpg",
+        ".pbm",
+        ".pgm",
+        ".png",
+        ".ppm",
+        ".tif",
+        ".tiff",
+        ".webp",
+    ]  # of image files
+)
+
+
+class Folder(SegmentationBuilder, skip_registration=True):
+    """Images and masks from a folder."""
+
+    def __init__(
+        self, *, root: str, validation_fraction: float = 0.2, mask_palette: str = "", **options: Any
+    ):
+        if not 0 <= validation_fraction < 1:
+            raise UserError(
+                f"--config.data.validation_fraction={validation_fraction}: a share from 0 to 1"
+            )
+        self._root = Path(root).expanduser()
+        self._validation_fraction = validation_fraction
+        self._palette = read_palette(mask_palette) if mask_palette else None
+        self._labels_seen = np.zeros(256, bool)
+        super().__init__(class_names=read_classes(self._root / "classes.txt"), **options)
+
+    def _sources(self, dl_manager: Any) -> dict[str, list[Source]]:
+        del dl_manager  # nothing to download
+        images = _files_by_stem(self._root / "images")
+        masks = _files_by_stem(self._root / "masks")
+        splits = _read_lists(self._root, images)
+        listed = {stem for stems in splits.values() for stem in stems} if splits else None
+        _check_pairs(self._root, images, masks, listed)
+        if not splits:
+            splits = _split_by_hash(images, self._validation_fraction)
+        return {
+            split: [self._source(stem, images[stem], masks[stem]) for stem in stems]
+            for split, stems in splits.items()
+        }
+
+    def _source(self, stem: str, image: Path, mask: Path) -> Source:
+        def label() -> np.ndarray:
+            values = read_mask(mask, self._palette)
+            self._labels_seen |= np.bincount(values.reshape(-1), minlength=256) > 0
+            return values
+
+        return Source(stem, functools.partial(read_bytes, image), str(image), label, str(mask))
+
+    def _check_all(self) -> None:
+        seen = set(np.flatnonzero(self._labels_seen).tolist())
+        if seen == {0, VOID_LABEL} and len(self._class_names) == 2:
+            raise UserError(
+                f"{self._root / 'masks'}: every mask holds only 0 and {VOID_LABEL}, but "
+                f"{VOID_LABEL} means void (neither trained on nor scored); save the foreground as 1"
+            )
+
+
+def raw_files(root: Path) -> list[Path]:
+    """Every file that the set is made of, by which a change is noticed."""
+    texts = [root / name for name in ("classes.txt", *(f"{split}.txt" for split in SPLITS))]
+    pictures = [path for name in ("images", "masks") for path in sorted((root / name).glob("*"))]
+    return [path for path in [*texts, *pictures] if path.is_file()]
+
+
+def read_classes(path: Path) -> list[str]:
+    """The names in a classes.txt.
+
+    Raises:
+      UserError: no such file, fewer than two names, more than 255, or one name twice.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: missing; write one class name per line, class 0 first")
+    names = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
+    names = [name for name in names if name]
+    if not 2 <= len(names) <= VOID_LABEL:
+        raise UserError(
+            f"{path}: {len(names)} class names; 2 to {VOID_LABEL} are needed (background counts)"
+        )
+    if twice := _repeated(names):
+        raise UserError(f"{path}: class names must differ, but {_some(twice)} is there twice")
+    return names
+
+
+def _files_by_stem(folder: Path) -> dict[str, Path]:
+    if not folder.is_dir():
+        raise UserError(
+            f"{folder}: no such folder; a data set is a folder with images/, masks/, classes.txt"
+        )
+    files = [
+        path
+        for path in sorted(folder.iterdir())
+        if path.suffix.lower() in EXTENSIONS and not path.name.startswith(".")
+    ]
+    if not files:
+        raise UserError(f"{folder}: no image files in it (folders within are not searched)")
+    if twice := _repeated(path.stem for path in files):
+        raise UserError(
+            f"{folder}: one file for each name, but {_some(twice)} is there with several extensions"
+        )
+    return {path.stem: path for path in files}
+
+
+def _read_lists(root: Path, images: dict[str, Path]) -> dict[str, list[str]]:
+    """The stems of each split that has a list; none where there are no lists."""
+    splits = {}
+    for split in SPLITS:
+        path = root / f"{split}.txt"
+        if not path.is_file():
+            continue
+        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
+        stems = [_as_stem(line, images) for line in lines if line]
+        if not stems:
+            raise UserError(f"{path}: lists no image")
+        if unknown := [stem for stem in stems if stem not in images]:
+            raise UserError(f"{path}: no such file in {root / 'images'}: {_some(unknown)}")
+        if twice := _repeated(stems):
+            raise UserError(f"{path}: listed twice: {_some(twice)}")
+        splits[split] = stems
+    return splits
+
+
+def _as_stem(entry: str, images: dict[str, Path]) -> str:
+    """A list may name the file with its extension too."""
+    path = Path(entry)
+    named_with_extension = path.stem in images and images[path.stem].name == path.name
+    return path.stem if entry not in images and named_with_extension else entry
+
+
+def _check_pairs(
+    root: Path, images: dict[str, Path], masks: dict[str, Path], listed: set[str] | None
+) -> None:
+    """Every image needs its mask, and every mask its image; with lists, those that are listed."""
+    without_mask = sorted((images.keys() if listed is None else listed) - masks.keys())
+    if without_mask:
+        raise UserError(
+            f"{root}: {len(without_mask)} of the images have no file of the same stem in masks/: "
+            f"{_some(without_mask)}"
+        )
+    without_image = sorted(masks.keys() - images.keys()) if listed is None else []
+    if without_image:
+        raise UserError(
+            f"{root}: {len(without_image)} of the masks have no file of the same stem in images/: "
+            f"{_some(without_image)}"
+        )
+
+
+def _split_by_hash(stems: Iterable[str], validation_fraction: float) -> dict[str, list[str]]:
+    stems = sorted(stems)
+    if not validation_fraction:
+        return {"train": stems}
+    if len(stems) < 2:
+        raise UserError("a folder with one image cannot be split; list it in train.txt and val.txt")
+    by_hash = sorted(stems, key=lambda stem: hashlib.sha256(stem.encode()).digest())
+    count = min(max(round(validation_fraction * len(stems)), 1), len(stems) - 1)
+    kept = set(by_hash[:count])
+    return {
+        "train": [stem for stem in stems if stem not in kept],
+        "val": [stem for stem in stems if stem in kept],
+    }
+
+
+def _repeated(names: Iterable[str]) -> list[str]:
+    return [name for name, count in Counter(names).items() if count > 1]
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (f", … ({len(names)} in all)" if len(names) > 5 else "")

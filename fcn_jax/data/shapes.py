@@ -1,0 +1,171 @@
+"""A small VOC-like set that draws itself: something to train on without a download.
+
+Five kinds of objects on striped, checked and cloudy grounds, some over others, of any colour, so
+that form tells a disc from a star, and their texture half of the time; 255 on their borders as in
+VOC. The drawing is fixed by `SEED`, so the set is the same everywhere.
+"""
+
+import functools
+import io
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFilter
+
+from fcn_jax.data.labels import VOID_LABEL
+from fcn_jax.data.records import SegmentationBuilder, Source
+
+CLASSES = ("background", "disc", "square", "triangle", "ring", "star")
+SEED = 2015
+SPLIT_SIZES = {"train": 400, "val": 100}
+SIDES_PX = (96, 160)
+BORDER_PX = 2
+OVERSAMPLING = 2  # objects are drawn this much larger and shrunk, for smooth edges
+
+
+class Shapes(SegmentationBuilder, skip_registration=True):
+    """Discs, squares, triangles, rings and stars over textured grounds."""
+
+    def __init__(self, **options: Any):
+        super().__init__(class_names=CLASSES, **options)
+
+    def _sources(self, dl_manager: Any) -> dict[str, list[Source]]:
+        del dl_manager  # nothing to download
+        splits: dict[str, list[Source]] = {}
+        for split, size in SPLIT_SIZES.items():
+            splits[split] = []
+            for index in range(size):
+                name = f"{split}_{index:03}"
+                drawing = functools.cache(functools.partial(_draw_encoded, name))
+                splits[split].append(
+                    Source(
+                        name,
+                        lambda drawing=drawing: drawing()[0],
+                        name,
+                        lambda drawing=drawing: drawing()[1],
+                        name,
+                    )
+                )
+        return splits
+
+
+def draw(name: str) -> tuple[np.ndarray, np.ndarray]:
+    """The picture of that name: image uint8 (h, w, 3) and label uint8 (h, w)."""
+    rng = np.random.default_rng([SEED, *name.encode()])
+    height, width = (int(side) for side in rng.integers(*SIDES_PX, size=2, endpoint=True))
+    ground, object_colours = _colours(rng)
+    image = _texture(rng, int(rng.integers(5)), height, width, ground)
+    label = np.zeros((height, width), np.uint8)
+    for colour in object_colours:
+        index = int(rng.integers(1, len(CLASSES)))
+        coverage = _silhouette(rng, CLASSES[index], height, width)
+        if _hides_another(coverage, label):
+            continue
+        texture = index - 1 if rng.random() < 0.5 else int(rng.integers(5))
+        surface = _texture(rng, texture, height, width, colour)
+        shadow = _shifted(coverage, 3).filter(ImageFilter.GaussianBlur(3))
+        image = image * (1 - 0.35 * _fraction(shadow)[..., None])
+        opacity = _fraction(coverage)[..., None]
+        image = image * (1 - opacity) + surface * opacity
+        outer = coverage.filter(ImageFilter.MaxFilter(2 * (BORDER_PX // 2) + 1))
+        inner = coverage.filter(ImageFilter.MinFilter(2 * (BORDER_PX // 2) + 1))
+        label[_fraction(outer) >= 0.5] = VOID_LABEL
+        label[_fraction(inner) >= 0.5] = index
+    image = image + rng.normal(0, 3, image.shape)
+    return np.clip(image, 0, 255).astype(np.uint8), label
+
+
+def _hides_another(coverage: Image.Image, label: np.ndarray) -> bool:
+    """Whether more than a quarter of what is drawn so far would be covered."""
+    drawn = label != 0
+    return bool((drawn & (_fraction(coverage) > 0)).sum() > 0.25 * drawn.sum())
+
+
+def _draw_encoded(name: str) -> tuple[bytes, np.ndarray]:
+    image, label = draw(name)
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, "PNG", compress_level=1)
+    return file.getvalue(), label
+
+
+def _colours(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """A soft colour for the ground, (3,), and bolder ones apart from it in hue, (4, 3)."""
+    hue = rng.random()
+    hues = hue + 0.2 + 0.6 * (np.arange(4) + rng.random(4)) / 4
+    ground = _from_hsv(hue, rng.uniform(0.15, 0.4), rng.uniform(0.6, 0.9))
+    bold = [_from_hsv(h, rng.uniform(0.5, 0.85), rng.uniform(0.6, 0.95)) for h in hues]
+    return ground, rng.permutation(np.stack(bold))
+
+
+def _from_hsv(hue: float, saturation: float, value: float) -> np.ndarray:
+    """RGB of 0 to 255, (3,)."""
+    distance = np.abs((hue + np.array([0, 2 / 3, 1 / 3])) % 1 * 6 - 3)
+    return 255 * value * (1 - saturation * (1 - np.clip(distance - 1, 0, 1)))
+
+
+def _texture(
+    rng: np.random.Generator, kind: int, height: int, width: int, colour: np.ndarray
+) -> np.ndarray:
+    """A surface of that colour, striped, checked, dotted, cloudy or shaded: float (h, w, 3)."""
+    y, x = np.mgrid[:height, :width].astype(np.float32)
+    angle = rng.uniform(0, np.pi)
+    along = np.cos(angle) * x + np.sin(angle) * y
+    across = np.cos(angle) * y - np.sin(angle) * x
+    pace = 2 * np.pi / rng.uniform(7, 16)
+    match kind:
+        case 0:
+            wave = np.sin(pace * along)
+        case 1:
+            wave = np.sign(np.sin(pace * along) * np.sin(pace * across)) * 0.7
+        case 2:
+            wave = np.where(np.cos(pace * along) + np.cos(pace * across) > 1, 1.0, -0.4)
+        case 3:
+            coarse = rng.normal(size=(height // 16 + 2, width // 16 + 2)).astype(np.float32)
+            cloud = Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
+            wave = np.clip(np.asarray(cloud), -1.5, 1.5)
+        case _:
+            wave = 2 * (along - along.min()) / np.ptp(along) - 1
+    return colour * (1 + rng.uniform(0.08, 0.2) * wave[..., None])
+
+
+def _silhouette(rng: np.random.Generator, kind: str, height: int, width: int) -> Image.Image:
+    """Where an object lies, at a random place, size and turn: grey image of 0 to 255."""
+    radius = rng.uniform(0.17, 0.3) * min(height, width)
+    center = rng.uniform(0.15, 0.85, size=2) * (width, height) * OVERSAMPLING
+    radius *= OVERSAMPLING
+    turn = rng.uniform(0, 2 * np.pi)
+    canvas = Image.new("L", (width * OVERSAMPLING, height * OVERSAMPLING))
+    pen = ImageDraw.Draw(canvas)
+    match kind:
+        case "disc":
+            pen.ellipse(_box(center, radius), fill=255)
+        case "ring":
+            pen.ellipse(_box(center, radius * 1.1), fill=255)
+            pen.ellipse(_box(center, radius * rng.uniform(0.5, 0.6)), fill=0)
+        case "square":
+            pen.polygon(_corners(center, [radius * 1.15] * 4, turn), fill=255)
+        case "triangle":
+            pen.polygon(_corners(center, [radius * 1.25] * 3, turn), fill=255)
+        case "star":
+            pen.polygon(_corners(center, [radius * 1.3, radius * 0.55] * 5, turn), fill=255)
+    return canvas.resize((width, height), Image.Resampling.BOX)
+
+
+def _box(center: np.ndarray, radius: float) -> list[float]:
+    return [*(center - radius), *(center + radius)]
+
+
+def _corners(center: np.ndarray, radii: list[float], turn: float) -> list[tuple[float, float]]:
+    angles = turn + 2 * np.pi * np.arange(len(radii)) / len(radii)
+    points = center + np.array(radii)[:, None] * np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    return [(float(x), float(y)) for x, y in points]
+
+
+def _shifted(image: Image.Image, distance_px: int) -> Image.Image:
+    moved = Image.new("L", image.size)
+    moved.paste(image, (distance_px, distance_px))
+    return moved
+
+
+def _fraction(image: Image.Image) -> np.ndarray:
+    return np.asarray(image, np.float32) / 255
