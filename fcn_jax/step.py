@@ -33,9 +33,9 @@ class TrainState:
     opt_state: Any
 
 
-def create_train_state(model: FCN, optimizer: optax.GradientTransformation) -> TrainState:
-    _, params, batch_stats = nnx.split(model, nnx.Param, nnx.BatchStat)
-    params, batch_stats = nnx.to_pure_dict(params), nnx.to_pure_dict(batch_stats)
+def create_train_state(variables: Any, optimizer: optax.GradientTransformation) -> TrainState:
+    """The state before the first step, from (params, batch_stats)."""
+    params, batch_stats = variables
     return TrainState(jnp.zeros((), jnp.int32), params, batch_stats, optimizer.init(params))
 
 
@@ -45,6 +45,11 @@ class Network:
     def __init__(self, model: FCN):
         self._graph, self._params, self._batch_stats = nnx.split(model, nnx.Param, nnx.BatchStat)
         self.preprocessing = model.backbone.preprocessing
+
+    @property
+    def variables(self) -> tuple[Any, Any]:
+        """(params, batch_stats) as the model holds them."""
+        return nnx.to_pure_dict(self._params), nnx.to_pure_dict(self._batch_stats)
 
     def __call__(self, params, batch_stats, image, **arguments) -> tuple[jax.Array, Any]:
         """logits of `FCN.__call__`, and the batch statistics after it."""

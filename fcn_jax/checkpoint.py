@@ -1,0 +1,133 @@
+"""Checkpoints on disk: the one module that speaks to Orbax.
+
+A step's checkpoint holds the model (parameters and batch statistics), the optimizer's state and
+where the data iterator stood, so that a resumed run continues bit for bit. It is written beside its
+final name and renamed when whole: an interrupted save leaves the one before.
+"""
+
+import logging
+from pathlib import Path
+from typing import Any, Self
+
+import jax
+import jax.numpy as jnp
+
+from fcn_jax.errors import UserError
+from fcn_jax.step import TrainState
+
+try:
+    from orbax.checkpoint import v1 as ocp
+except ImportError:  # Up to 0.12 it is found under `experimental`.
+    from orbax.checkpoint.experimental import v1 as ocp
+
+METRIC = "mean_iu"
+
+
+class Checkpoints:
+    """The checkpoints of one run: the newest few, and the best by mean IU.
+
+    Raises UserError where the folder cannot be written.
+    """
+
+    def __init__(self, directory: Path, keep: int = 1):
+        logging.getLogger("absl").setLevel(logging.ERROR)
+        policies = ocp.training.preservation_policies
+        best = policies.BestN(
+            get_metric_fn=lambda metrics: metrics[METRIC],
+            n=1,
+            keep_checkpoints_without_metrics=False,
+        )
+        self._directory = directory
+        try:
+            self._checkpointer = ocp.training.Checkpointer(
+                directory.absolute(),
+                preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(keep), best]),
+                cleanup_tmp_directories=True,
+            )
+        except OSError as error:
+            raise UserError(f"cannot keep checkpoints in {directory}: {error.strerror}") from error
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._checkpointer.close()
+
+    @property
+    def steps(self) -> list[int]:
+        """The steps that checkpoints are kept of, from the oldest."""
+        return [checkpoint.step for checkpoint in self._checkpointer.checkpoints]
+
+    @property
+    def latest(self) -> int | None:
+        """The newest checkpoint's step."""
+        newest = self._checkpointer.latest
+        return None if newest is None else newest.step
+
+    @property
+    def best(self) -> int | None:
+        """The step with the highest mean IU; None where none was scored."""
+        scored = [c for c in self._checkpointer.checkpoints if (c.metrics or {}).get(METRIC)]
+        return max(scored, key=lambda c: c.metrics[METRIC]).step if scored else None
+
+    def save(self, state: TrainState, data_state: dict[str, Any], mean_iu: float | None) -> None:
+        """Starts to save; the state may be donated at once. Waits for the save before it."""
+        step = int(state.step)
+        # A copy: on a CPU the saving thread would read the very memory that the next step reuses.
+        state = jax.tree.map(jnp.copy, state)
+        try:
+            self._checkpointer.save_checkpointables_async(
+                step,
+                {"model": _model(state), "optimizer": state.opt_state},
+                force=True,
+                metrics=None if mean_iu is None else {METRIC: mean_iu},
+                custom_metadata={"data": data_state},
+            )
+        except OSError as error:
+            raise self._failed(step, error) from error
+
+    def wait(self) -> None:
+        """Returns when everything is on disk."""
+        try:
+            self._checkpointer.wait()
+        except OSError as error:
+            raise self._failed("the last", error) from error
+
+    def restore(self, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
+        """The newest checkpoint: its state, with the structure of `like`, and the data's state."""
+        step = self.latest
+        assert step is not None
+        loaded = self._load(step, {"model": _model(like), "optimizer": like.opt_state})
+        state = TrainState(
+            jnp.asarray(step, jnp.int32),
+            loaded["model"]["params"],
+            loaded["model"]["batch_stats"],
+            loaded["optimizer"],
+        )
+        metadata = self._checkpointer.checkpointables_metadata(step)
+        return state, metadata.custom_metadata["data"]
+
+    def restore_model(self, like: tuple[Any, Any], step: int) -> tuple[Any, Any]:
+        """(params, batch_stats) of a step, with the structure of `like`."""
+        params, batch_stats = like
+        model = self._load(step, {"model": {"params": params, "batch_stats": batch_stats}})["model"]
+        return model["params"], model["batch_stats"]
+
+    def _load(self, step: int, like: dict[str, Any]) -> dict[str, Any]:
+        try:
+            return self._checkpointer.load_checkpointables(step, like)
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                f"{self._directory / str(step)} does not hold this network: "
+                f"{str(error).splitlines()[0]}"
+            ) from error
+
+    def _failed(self, step: int | str, error: OSError) -> UserError:
+        return UserError(
+            f"could not save checkpoint {step} in {self._directory} ({error.strerror or error}); "
+            "the earlier ones are untouched: make room and start the same command again"
+        )
+
+
+def _model(state: TrainState) -> dict[str, Any]:
+    return {"params": state.params, "batch_stats": state.batch_stats}

@@ -1,0 +1,144 @@
+"""Scores a run on a split, every image once and at its own size.
+
+    python -m fcn_jax.evaluate --workdir=DIR [--split=NAME] [--checkpoint=latest|best|STEP]
+
+Prints the paper's four metrics and a table of classes. Writes to DIR/evaluation
+
+    SPLIT.json            the numbers
+    SPLIT_confusion.png   which class was taken for which
+    SPLIT_sheet.png       image | truth | prediction | error of a few images
+"""
+
+import dataclasses
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from absl import flags
+from rich.console import Console
+
+from fcn_jax import cli, metrics, parallel, visualize
+from fcn_jax.data.datasets import Dataset, default_canvas, open_dataset
+from fcn_jax.data.pipeline import evaluation_batches
+from fcn_jax.errors import UserError
+from fcn_jax.progress import progress_bar, say
+from fcn_jax.runs import Run, load_run
+from fcn_jax.step import Network, make_eval_step, predict
+
+SHEET_ROWS = 6
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """confusion: int64 (k, k), true class by predicted class. samples: rows of the sheet."""
+
+    confusion: np.ndarray
+    samples: list[tuple[np.ndarray, np.ndarray, np.ndarray, str]]
+    images: int
+
+    @property
+    def scores(self) -> metrics.Scores:
+        return metrics.scores(self.confusion)
+
+
+def main(arguments: list[str]) -> None:
+    if arguments:
+        raise UserError(f"unexpected argument {arguments[0]!r} (see --help)")
+    options = flags.FLAGS
+    if not options.workdir:
+        raise UserError("--workdir=DIR is needed: the folder of a run")
+    workdir = Path(options.workdir)
+    run = load_run(workdir, options.checkpoint)
+    dataset = open_dataset(run.config.data)
+    if dataset.class_names != run.class_names:
+        raise UserError(
+            f"{workdir} was trained on the classes {', '.join(run.class_names)}; the data set now "
+            f"has {', '.join(dataset.class_names)}"
+        )
+    split = options.split or run.config.data.eval_split
+    evaluation = evaluator(run.network, dataset, split, run.config.eval.batch_size)(run.variables)
+    report(evaluation, workdir, split, dataset, step=run.step)
+
+
+def evaluator(
+    network: Network, dataset: Dataset, split: str, batch_size: int
+) -> Callable[[Any], Evaluation]:
+    """Builds the function that scores (params, batch_stats) on a split; it compiles once.
+
+    Raises UserError where the split is empty or the batch does not divide over the devices.
+    """
+    records = dataset.split(split)
+    if not len(records):
+        raise UserError(f"split {split} of {dataset.name} has no images")
+    # A batch of at most one image a device more than there are images.
+    devices = jax.device_count()
+    batch_size = min(batch_size, -(-len(records) // devices) * devices)
+    parallel.check_divides(batch_size, "config.eval.batch_size")
+    canvas_px = default_canvas(dataset.statistics(split))
+    step = parallel.on_all_devices(
+        make_eval_step(network, dataset.num_classes), donate_state=False
+    )
+    label_one = jax.jit(lambda variables, image, size: predict(network, variables, image, size))
+    sampled = set(np.linspace(0, len(records) - 1, SHEET_ROWS).round().astype(int).tolist())
+
+    def evaluate(variables: Any) -> Evaluation:
+        confusion = np.zeros((dataset.num_classes,) * 2, np.int64)
+        samples = []
+        share = batch_size // jax.process_count()
+        with progress_bar(f"scoring {split}", len(records)) as bar:
+            seen = 0
+            for batch, held in evaluation_batches(
+                records, canvas_px=canvas_px, batch_size=share
+            ):
+                counted = step(variables, batch)
+                for position, record in enumerate(held):
+                    if seen + position in sampled:
+                        image = batch["image"][position : position + 1]
+                        size = batch["size"][position : position + 1]
+                        height, width = record["label"].shape
+                        prediction = np.asarray(label_one(variables, image, size))
+                        samples.append(
+                            (
+                                record["image"],
+                                record["label"],
+                                prediction[0, :height, :width].astype(np.uint8),
+                                record["name"],
+                            )
+                        )
+                confusion += np.asarray(counted, np.int64)
+                seen += len(held)
+                bar.advance(len(held))
+        return Evaluation(confusion, samples, len(records))
+
+    return evaluate
+
+
+def report(
+    evaluation: Evaluation, workdir: Path, split: str, dataset: Dataset, step: int
+) -> None:
+    """Prints the table and writes the numbers and pictures to `workdir`/evaluation."""
+    scores, names = evaluation.scores, dataset.class_names
+    counts = evaluation.confusion.sum(axis=1)
+    say(f"step {step} on {split}, {evaluation.images} images at native size")
+    Console().print(metrics.scores_table(scores, names, counts / max(counts.sum(), 1)))
+    folder = workdir / "evaluation"
+    try:
+        folder.mkdir(exist_ok=True)
+        numbers = {**metrics.to_json(scores, names, evaluation.images), "step": step}
+        (folder / f"{split}.json").write_text(json.dumps(numbers, indent=2) + "\n")
+        visualize.plot_confusion(evaluation.confusion, names, folder / f"{split}_confusion.png")
+        visualize.sheet(evaluation.samples, names).save(folder / f"{split}_sheet.png")
+    except OSError as error:
+        raise UserError(f"cannot write to {folder}: {error.strerror}") from error
+    say(f"pictures and numbers: {folder}/{split}_sheet.png, _confusion.png, .json")
+
+
+if __name__ == "__main__":
+    flags.DEFINE_string("workdir", None, "folder of the run")
+    flags.DEFINE_string("split", None, "split to score (default: the one that training scored)")
+    flags.DEFINE_string("checkpoint", "latest", "latest, best (by mean IU), or a step")
+    cli.run(main, sys.modules[__name__])

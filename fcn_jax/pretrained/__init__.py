@@ -1,0 +1,5 @@
+"""Weights made elsewhere: one explicit table of names per source, and one way to apply it."""
+
+from fcn_jax.pretrained.load import initialize
+
+__all__ = ["initialize"]

@@ -1,0 +1,270 @@
+"""Trains a fully convolutional network, scores it, and keeps it.
+
+    python -m fcn_jax.train [--config=FILE] [--workdir=DIR] [--config.section.key=value ...]
+
+Without a config, a small FCN-8s learns drawn shapes in about two minutes on two CPU cores. The
+same command started again goes on where it was interrupted. Afterwards:
+
+    python -m fcn_jax.evaluate --workdir=DIR
+    python -m fcn_jax.predict  --workdir=DIR --output=OUT PATH...
+    tensorboard --logdir=DIR/tensorboard
+"""
+
+import math
+import signal
+import sys
+import time
+from pathlib import Path
+from types import FrameType
+from typing import Self
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+from flax import nnx
+
+from fcn_jax import cli, optim, parallel, pretrained, runs, visualize
+from fcn_jax.checkpoint import Checkpoints
+from fcn_jax.config import Config
+from fcn_jax.data.datasets import Dataset, Statistics, default_canvas, open_dataset
+from fcn_jax.data.pipeline import training_batches
+from fcn_jax.errors import UserError
+from fcn_jax.evaluate import Evaluation, evaluator, report
+from fcn_jax.log import RunLog
+from fcn_jax.models import fcn
+from fcn_jax.progress import format_duration, progress_bar, say
+from fcn_jax.step import Network, TrainState, create_train_state, make_train_step
+
+
+def main(arguments: list[str]) -> None:
+    if arguments:
+        raise UserError(f"unexpected argument {arguments[0]!r} (see --help)")
+    options = flags.FLAGS
+    train(options.config, Path(options.workdir or Path("runs") / cli.config_name()))
+
+
+def train(config: Config, workdir: Path) -> Evaluation:
+    """Runs, or goes on with, the run of a config; returns the score of its last step.
+
+    Raises:
+        UserError: a setting, a file or the loss stopped it; what was saved stays.
+        SystemExit: Ctrl-C or SIGTERM, after a checkpoint.
+    """
+    # --- settings and data
+    config.check()
+    parallel.check_divides(
+        config.train.batch_size, "config.train.batch_size", config.train.accumulation_steps
+    )
+    dataset = open_dataset(config.data)
+    records = dataset.split(config.data.train_split)
+    statistics = dataset.statistics(config.data.train_split)
+    if not len(records):
+        raise UserError(f"split {config.data.train_split} of {dataset.name} has no images")
+    total_steps = config.train.steps or math.ceil(
+        config.train.epochs * len(records) / config.train.batch_size
+    )
+    runs.claim(workdir, config, dataset.class_names)
+
+    # --- model, optimizer, steps
+    model = fcn.build(
+        config.model, dataset.num_classes, rngs=nnx.Rngs(config.seed), axis_name=fcn.DATA_AXIS
+    )
+    network = Network(model)
+    optimizer = optim.build(config.optim, network.variables[0], total_steps)
+    train_step = parallel.on_all_devices(
+        make_train_step(network, optimizer, config, class_weights(config, dataset, statistics)),
+        donate_state=True,
+    )
+    evaluate = evaluator(network, dataset, config.data.eval_split, config.eval.batch_size)
+    batches = training_batches(
+        records,
+        canvas_px=_canvas(config, statistics),
+        batch_size=config.train.batch_size // jax.process_count(),
+        seed=config.seed,
+        workers=config.data.workers,
+    )
+    learning_rate = optim.learning_rate_schedule(config.optim, total_steps)
+
+    # --- start or resume
+    with Checkpoints(workdir / "checkpoints", config.train.keep_checkpoints) as checkpoints:
+        resumes = checkpoints.latest is not None
+        variables = network.variables
+        if config.init and not resumes:
+            variables, taken = pretrained.initialize(variables, config.init)
+            say(taken)
+        state = create_train_state(variables, optimizer)
+        if resumes:
+            state, data_state = checkpoints.restore(state)
+            batches.set_state(data_state)
+        start_step = int(state.step)
+        if start_step >= total_steps:
+            say(f"{workdir} is trained: all {total_steps} steps are done")
+        else:
+            say(_headline(config, dataset, network, total_steps, start_step, workdir))
+
+        # --- the loop
+        eval_every = config.train.eval_every_steps or max(1, math.ceil(total_steps / 10))
+        save_every = config.train.checkpoint_every_steps or eval_every
+        evaluation = None
+        started = time.monotonic()
+        with (
+            RunLog(workdir, start_step) as log,
+            StopSignal() as stop,
+            progress_bar("training", total_steps, "steps", initial=start_step) as bar,
+        ):
+            follow = _Follower(config, log, bar, checkpoints, learning_rate)
+            for step in range(start_step + 1, total_steps + 1):
+                state, step_metrics = train_step(state, next(batches))
+                follow.dispatched(step, step_metrics)
+                last = step == total_steps
+                evaluation = None
+                if last or step % eval_every == 0:
+                    follow.catch_up()
+                    evaluation = evaluate((state.params, state.batch_stats))
+                    _log_evaluation(log, step, evaluation, dataset)
+                if last or step % save_every == 0 or stop.requested:
+                    follow.catch_up()
+                    mean_iu = None if evaluation is None else evaluation.scores.mean_iu
+                    checkpoints.save(state, batches.get_state(), mean_iu)
+                if stop.requested and not last:
+                    checkpoints.wait()
+                    say(f"stopped at step {step} of {total_steps}, saved; the same command goes on")
+                    sys.exit(128 + stop.requested)
+        checkpoints.wait()
+
+    # --- the result
+    if evaluation is None:
+        evaluation = evaluate((state.params, state.batch_stats))
+    elif start_step < total_steps:
+        say(f"trained {total_steps - start_step} steps in {_since(started)}")
+    report(evaluation, workdir, config.data.eval_split, dataset, step=total_steps)
+    say(f"label your images: python -m fcn_jax.predict --workdir={workdir} --output=OUT PATH...")
+    return evaluation
+
+
+class StopSignal:
+    """Notes Ctrl-C and SIGTERM, so that the step at hand ends and is saved; a second one kills.
+
+    requested: the signal's number, or 0.
+    """
+
+    def __init__(self):
+        self.requested = 0
+
+    def __enter__(self) -> Self:
+        self._before = {s: signal.signal(s, self._note) for s in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.requested:
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+        self.requested = number
+        say("stopping after this step (again: at once, without saving)")
+
+
+class _Follower:
+    """Reads a step's numbers one step late, so that the devices never wait for the host."""
+
+    def __init__(self, config: Config, log: RunLog, bar, checkpoints: Checkpoints, learning_rate):
+        self._every = config.train.log_every_steps
+        self._batch_size = config.train.batch_size
+        self._log, self._bar, self._checkpoints = log, bar, checkpoints
+        self._learning_rate = learning_rate
+        self._pending: tuple[int, dict[str, jax.Array]] | None = None
+        self._since_log: list[dict[str, float]] = []
+        self._last_time = time.monotonic()
+
+    def dispatched(self, step: int, step_metrics: dict[str, jax.Array]) -> None:
+        before, self._pending = self._pending, (step, step_metrics)
+        if before is not None:
+            self._read(*before)
+
+    def catch_up(self) -> None:
+        if self._pending is not None:
+            self._read(*self._pending)
+            self._pending = None
+
+    def _read(self, step: int, step_metrics: dict[str, jax.Array]) -> None:
+        numbers = {name: float(value) for name, value in step_metrics.items()}
+        if not math.isfinite(numbers["loss"]):
+            saved = self._checkpoints.latest
+            raise UserError(
+                f"the loss is {numbers['loss']} at step {step}: try a lower "
+                "config.optim.learning_rate or a longer config.optim.warmup_steps; the last "
+                f"checkpoint is of {'no step' if saved is None else f'step {saved}'}"
+            )
+        self._since_log.append(numbers)
+        self._bar.advance(1, loss=f"{numbers['loss']:.3f}")
+        if step % self._every == 0:
+            now = time.monotonic()
+            means = {name: np.mean([n[name] for n in self._since_log]) for name in numbers}
+            means["learning_rate"] = float(self._learning_rate(step - 1))
+            seconds = now - self._last_time
+            means["images_per_second"] = len(self._since_log) * self._batch_size / seconds
+            self._log.write("train", step, means)
+            self._since_log, self._last_time = [], now
+
+
+def class_weights(config: Config, dataset: Dataset, statistics: Statistics) -> jax.Array | None:
+    """The weights that `config.loss.class_weights` asks for: float32 (k,), or None.
+
+    'balanced' is 1 / ln(1.02 + p) of a class with share p of the training pixels (Paszke et al.
+    2016, ENet, section 5.2): between 1.4 and 50.
+    """
+    wanted = config.loss.class_weights
+    if not wanted:
+        return None
+    if wanted == "balanced":
+        counts = statistics.label_counts[: dataset.num_classes]
+        return jnp.asarray(1 / np.log(1.02 + counts / max(counts.sum(), 1)), jnp.float32)
+    try:
+        weights = [float(weight) for weight in wanted.split(",")]
+    except ValueError:
+        weights = []
+    if len(weights) != dataset.num_classes or min(weights) < 0:
+        raise UserError(
+            f"config.loss.class_weights (={wanted!r}) must be 'balanced' or "
+            f"{dataset.num_classes} numbers of at least 0, one for each class"
+        )
+    return jnp.asarray(weights, jnp.float32)
+
+
+def _canvas(config: Config, statistics: Statistics) -> tuple[int, int]:
+    return config.data.canvas_px if all(config.data.canvas_px) else default_canvas(statistics)
+
+
+def _headline(config, dataset, network, total_steps, start_step, workdir) -> str:
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(network.variables[0]))
+    kind = f"{jax.device_count()} × {jax.devices()[0].device_kind}"
+    going_on = f", going on from step {start_step}" if start_step else ""
+    return (
+        f"{dataset.name}: {len(dataset.split(config.data.train_split))} images, "
+        f"{dataset.num_classes} classes · {config.model.backbone}, {config.model.skips} skips, "
+        f"{parameters / 1e6:.2f} M parameters · {kind} · {total_steps} steps{going_on} · {workdir}"
+    )
+
+
+def _log_evaluation(log: RunLog, step: int, evaluation: Evaluation, dataset: Dataset) -> None:
+    scores = evaluation.scores
+    names = ("pixel_accuracy", "mean_accuracy", "mean_iu", "frequency_weighted_iu")
+    log.write("eval", step, {name: getattr(scores, name) for name in names})
+    log.picture(
+        "predictions", step, np.asarray(visualize.sheet(evaluation.samples, dataset.class_names))
+    )
+    say(f"step {step}: mean IU {scores.mean_iu:.3f}, pixel accuracy {scores.pixel_accuracy:.3f}")
+
+
+def _since(started: float) -> str:
+    return format_duration(time.monotonic() - started)
+
+
+if __name__ == "__main__":
+    cli.define_config()
+    flags.DEFINE_string("workdir", None, "folder of the run (default: runs/NAME OF THE CONFIG)")
+    cli.run(main, sys.modules[__name__])
