@@ -154,7 +154,9 @@ def max_pool(x: FeatureMap, window: int, stride: int, padding: int = 0) -> Featu
     values = x.filled(-jnp.inf)
     for axis in range(1, values.ndim - 1):
         values = _max_along(values, axis, window, stride, padding)
-    return x.strided(values, [stride] * len(x.spatial))
+    pooled = x.strided(values, [stride] * len(x.spatial))
+    # Windows outside the image saw only −∞, of which a kernel's gradient would make nan: 0·∞.
+    return dataclasses.replace(pooled, values=pooled.filled())
 
 
 def _max_along(values: jax.Array, axis: int, window: int, stride: int, padding: int) -> jax.Array:

@@ -1,0 +1,439 @@
+from types import ModuleType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from fcn_jax.models.layers import (
+    BatchNorm,
+    BilinearUpsample,
+    Conv,
+    ConvTranspose,
+    FeatureMap,
+    add,
+    bilinear_filter,
+    bilinear_kernel,
+    bilinear_upsample,
+    concatenate,
+    conv_transpose,
+    dropout,
+    max_pool,
+    relu,
+)
+
+SIZE = (7, 9)
+CANVAS = (13, 16)
+
+
+def normal(seed: int, *shape: int) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+def to_torch(torch: ModuleType, values: np.ndarray | jax.Array) -> Any:
+    """(b, *spatial, c) to PyTorch's (b, c, *spatial)."""
+    return torch.tensor(np.moveaxis(np.asarray(values), -1, 1).copy())
+
+
+def from_torch(tensor: Any) -> np.ndarray:
+    return np.moveaxis(tensor.detach().numpy(), 1, -1)
+
+
+def kernel_to_torch(torch: ModuleType, kernel: np.ndarray | jax.Array) -> Any:
+    """A convolution's (*k, in, out) to PyTorch's (out, in, *k)."""
+    return torch.tensor(np.moveaxis(np.asarray(kernel), (-1, -2), (0, 1)).copy())
+
+
+# Bilinear filters
+
+
+def test_bilinear_filter_numbers() -> None:
+    assert bilinear_filter(1).tolist() == [1]
+    assert bilinear_filter(4).tolist() == [0.25, 0.75, 0.75, 0.25]
+    assert bilinear_filter(3).tolist() == [0.5, 1, 0.5]
+    np.testing.assert_allclose(bilinear_filter(5), np.array([1, 2, 3, 2, 1]) / 3, rtol=1e-6)
+    wide = bilinear_filter(64)
+    assert wide.shape == (64,)
+    assert wide[:2].tolist() == [1 / 64, 3 / 64]
+    assert wide[31:33].tolist() == [63 / 64, 63 / 64]
+    assert wide[-2:].tolist() == [3 / 64, 1 / 64]
+    narrow = bilinear_filter(63)
+    assert narrow[:2].tolist() == [1 / 32, 2 / 32]
+    assert narrow[31] == 1
+
+
+def test_bilinear_kernel_is_the_outer_product_on_the_channels_diagonal() -> None:
+    kernel = bilinear_kernel(4, 3)
+    assert kernel.shape == (4, 4, 3, 3)
+    expected = np.array([[1, 3, 3, 1], [3, 9, 9, 3], [3, 9, 9, 3], [1, 3, 3, 1]]) / 16
+    for source in range(3):
+        for target in range(3):
+            shown = expected if source == target else np.zeros((4, 4))
+            assert kernel[:, :, source, target].tolist() == shown.tolist()
+    volume = bilinear_kernel(3, 2, ndim=3)
+    assert volume.shape == (3, 3, 3, 2, 2)
+    assert volume[0, 0, 0, 0, 0] == 1 / 8
+    assert volume[1, 0, 1, 1, 1] == 1 / 2
+    assert volume[1, 1, 1, 0, 1] == 0
+
+
+# Transposed convolution
+
+
+@pytest.mark.parametrize(
+    ("kernel", "stride", "padding"),
+    [(4, 2, 1), (3, 2, 1), (2, 3, 0), (5, 2, 2), (7, 3, 1), (8, 4, 2), (1, 1, 0), (3, 1, 1)],
+)
+def test_conv_transpose_is_pytorchs(
+    torch: ModuleType, kernel: int, stride: int, padding: int
+) -> None:
+    values, weights = normal(0, 2, 4, 5, 3), normal(1, kernel, kernel, 3, 2)
+    size = [(n - 1) * stride + kernel - 2 * padding for n in (4, 5)]
+    cotangent = normal(2, 2, *size, 2)
+
+    tensor = to_torch(torch, values).requires_grad_()
+    # PyTorch's weight is (in, out, kh, kw).
+    weight = torch.tensor(weights.transpose(2, 3, 0, 1).copy(), requires_grad=True)
+    expected = torch.nn.functional.conv_transpose2d(tensor, weight, stride=stride, padding=padding)
+    expected.backward(to_torch(torch, cotangent))
+
+    def run(values: jax.Array, weights: jax.Array) -> jax.Array:
+        return conv_transpose(values, weights, stride=stride, crop=padding, output_size=size)
+
+    result, pull_back = jax.vjp(run, jnp.asarray(values), jnp.asarray(weights))
+    values_gradient, weights_gradient = pull_back(jnp.asarray(cotangent))
+    np.testing.assert_allclose(result, from_torch(expected), atol=1e-5)
+    np.testing.assert_allclose(values_gradient, from_torch(tensor.grad), atol=2e-5)
+    np.testing.assert_allclose(
+        weights_gradient, weight.grad.numpy().transpose(2, 3, 0, 1), atol=2e-5
+    )
+
+
+@pytest.mark.parametrize(("kernel", "stride", "padding"), [(4, 2, 1), (3, 2, 0)])
+def test_conv_transpose_of_volumes_is_pytorchs(
+    torch: ModuleType, kernel: int, stride: int, padding: int
+) -> None:
+    values, weights = normal(0, 1, 2, 3, 4, 2), normal(1, kernel, kernel, kernel, 2, 3)
+    expected = torch.nn.functional.conv_transpose3d(
+        to_torch(torch, values),
+        torch.tensor(weights.transpose(3, 4, 0, 1, 2).copy()),
+        stride=stride,
+        padding=padding,
+    )
+    size = [(n - 1) * stride + kernel - 2 * padding for n in (2, 3, 4)]
+    result = conv_transpose(
+        jnp.asarray(values), jnp.asarray(weights), stride=stride, crop=padding, output_size=size
+    )
+    np.testing.assert_allclose(result, from_torch(expected), atol=1e-5)
+
+
+def test_conv_transpose_scatters_the_kernel() -> None:
+    # out[j] = Σ_i values[i]·kernel[j + crop − 2i], by hand, and nothing where no input reaches.
+    values = jnp.asarray([[[1.0], [10.0]]])
+    kernel = jnp.asarray([1.0, 2.0, 3.0]).reshape(3, 1, 1)
+    for crop, expected in ((0, [1, 2, 13, 20, 30, 0, 0, 0]), (3, [20, 30, 0]), (1, [2, 13])):
+        result = conv_transpose(values, kernel, stride=2, crop=crop, output_size=[len(expected)])
+        assert result[0, :, 0].tolist() == expected
+
+
+@pytest.mark.parametrize(("crop", "output"), [(0, 30), (1, 7), (4, 1), (6, 11), (13, 2), (20, 3)])
+def test_conv_transpose_windows_of_one_result(crop: int, output: int) -> None:
+    values, weights = normal(0, 1, 3, 3, 2), normal(1, 6, 6, 2, 2)
+    whole = np.zeros((1, 60, 60, 2), np.float32)
+    for row in range(3):
+        for column in range(3):
+            patch = np.einsum("bi,hwio->bhwo", values[:, row, column], weights)
+            whole[:, 4 * row : 4 * row + 6, 4 * column : 4 * column + 6] += patch
+    result = conv_transpose(
+        jnp.asarray(values), jnp.asarray(weights), stride=4, crop=crop, output_size=(output, 5)
+    )
+    np.testing.assert_allclose(
+        result, whole[:, crop : crop + output, crop : crop + 5], atol=1e-5, rtol=1e-5
+    )
+
+
+@pytest.mark.parametrize(("kernel", "stride"), [(4, 2), (3, 2), (2, 2), (6, 3)])
+def test_flax_holds_the_same_kernel_flipped_in_space(kernel: int, stride: int) -> None:
+    values, weights = normal(0, 2, 4, 3, 3), normal(1, kernel, kernel, 3, 2)
+    layer = nnx.ConvTranspose(
+        3, 2, (kernel, kernel), strides=stride, padding="VALID", use_bias=False, rngs=nnx.Rngs(0)
+    )
+    layer.kernel[...] = jnp.asarray(weights[::-1, ::-1])
+    expected = layer(jnp.asarray(values))
+    result = conv_transpose(
+        jnp.asarray(values),
+        jnp.asarray(weights),
+        stride=stride,
+        crop=0,
+        output_size=expected.shape[1:3],
+    )
+    np.testing.assert_allclose(result, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("filter_size", "stride", "crop", "output"),
+    [
+        (4, 2, 1, (8, 10)),
+        (3, 2, 1, (7, 9)),
+        (16, 8, 4, (29, 45)),
+        (31, 16, 15, (64, 75)),
+        (64, 32, 19, (90, 140)),
+    ],
+)
+def test_bilinear_upsample_is_conv_transpose_with_the_bilinear_kernel(
+    filter_size: int, stride: int, crop: int, output: tuple[int, int]
+) -> None:
+    values = jnp.asarray(normal(0, 2, 4, 5, 3))
+    expected = conv_transpose(
+        values,
+        jnp.asarray(bilinear_kernel(filter_size, 3)),
+        stride=stride,
+        crop=crop,
+        output_size=output,
+    )
+    result = bilinear_upsample(values, filter_size, stride=stride, crop=crop, output_size=output)
+    np.testing.assert_allclose(result, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("stride", [2, 4, 8, 32])
+def test_bilinear_upsample_interpolates_like_pytorch_away_from_the_border(
+    torch: ModuleType, stride: int
+) -> None:
+    values = normal(0, 2, 4, 5, 3)
+    size = (4 * stride, 5 * stride)
+    expected = torch.nn.functional.interpolate(
+        to_torch(torch, values), size=size, mode="bilinear", align_corners=False
+    )
+    result = bilinear_upsample(
+        jnp.asarray(values), 2 * stride, stride=stride, crop=stride // 2, output_size=size
+    )
+    inner = (slice(None), *[slice(stride // 2, n - stride // 2) for n in size])
+    np.testing.assert_allclose(result[inner], from_torch(expected)[inner], atol=1e-5)
+
+
+def test_learned_upsampling_starts_as_fixed() -> None:
+    x = FeatureMap(jnp.asarray(normal(0, 2, 4, 5, 3)), jnp.asarray([[4, 5], [2, 3]]))
+    like = FeatureMap(jnp.zeros((2, 15, 20, 1)), jnp.asarray([[15, 20], [7, 11]]))
+    learned = ConvTranspose(3, 8, stride=4, crop=2)(x, like)
+    fixed = BilinearUpsample(8, stride=4, crop=2)(x, like)
+    assert learned.spatial == fixed.spatial == (15, 20)
+    np.testing.assert_allclose(learned.values, fixed.values, atol=1e-5)
+
+
+# Convolution and pooling
+
+
+@pytest.mark.parametrize(
+    ("kernel", "stride", "dilation"),
+    [
+        ((3, 3), 1, 1),
+        ((3, 3), 2, 1),
+        ((7, 7), 2, 1),
+        ((3, 3), 1, 2),
+        ((3, 5), 1, 4),
+        ((1, 1), 1, 1),
+        ((1, 1), 2, 1),
+    ],
+)
+@pytest.mark.parametrize("size", [(11, 8), (1, 6)])
+def test_conv_is_pytorchs(
+    torch: ModuleType, kernel: tuple[int, int], stride: int, dilation: int, size: tuple[int, int]
+) -> None:
+    values = normal(0, 2, *size, 3)
+    conv = Conv(3, 4, kernel, stride=stride, dilation=dilation, rngs=nnx.Rngs(0))
+    assert conv.bias is not None
+    conv.bias[...] = jnp.asarray(normal(1, 4))
+    expected = torch.nn.functional.conv2d(
+        to_torch(torch, values),
+        kernel_to_torch(torch, conv.kernel[...]),
+        torch.tensor(np.array(conv.bias[...])),
+        stride=stride,
+        dilation=dilation,
+        padding=tuple(dilation * (k - 1) // 2 for k in kernel),
+    )
+    result = conv(FeatureMap(jnp.asarray(values)))
+    np.testing.assert_allclose(result.values, from_torch(expected), atol=1e-5)
+
+
+def test_conv_refuses_even_kernels_by_their_size() -> None:
+    with pytest.raises(ValueError, match=r"`kernel_size` \(=\(3, 2\)\) must be odd"):
+        Conv(3, 4, (3, 2), rngs=nnx.Rngs(0))
+
+
+@pytest.mark.parametrize(("window", "stride", "padding"), [(2, 2, 0), (3, 2, 1), (3, 1, 1)])
+@pytest.mark.parametrize("size", [(8, 10), (7, 9), (1, 2)])
+def test_max_pool_is_pytorchs_in_ceil_mode(
+    torch: ModuleType, window: int, stride: int, padding: int, size: tuple[int, int]
+) -> None:
+    values = normal(0, 2, *size, 3)
+    # At (3, 2, 1) and even sizes ceil mode would add a window that sees one pixel too far.
+    expected = torch.nn.functional.max_pool2d(
+        to_torch(torch, values), window, stride, padding, ceil_mode=window == stride
+    )
+    result = max_pool(FeatureMap(jnp.asarray(values)), window, stride, padding)
+    assert result.spatial == tuple(-(-n // stride) for n in size)
+    assert np.array_equal(result.values, from_torch(expected))
+
+
+def test_max_pool_passes_the_gradient_to_the_largest(torch: ModuleType) -> None:
+    values, cotangent = normal(0, 2, 7, 8, 3), normal(1, 2, 4, 4, 3)
+    tensor = to_torch(torch, values).requires_grad_()
+    torch.nn.functional.max_pool2d(tensor, 3, 2, 1).backward(to_torch(torch, cotangent))
+    _, pull_back = jax.vjp(
+        lambda values: max_pool(FeatureMap(values), 3, 2, 1).values, jnp.asarray(values)
+    )
+    np.testing.assert_allclose(
+        pull_back(jnp.asarray(cotangent))[0], from_torch(tensor.grad), atol=1e-6
+    )
+
+
+# Batch normalisation
+
+
+def test_batch_norm_is_pytorchs_over_two_steps(torch: ModuleType) -> None:
+    peer = torch.nn.BatchNorm2d(3)
+    layer = BatchNorm(3)
+    scale, bias = normal(5, 3), normal(6, 3)
+    layer.scale[...], layer.bias[...] = jnp.asarray(scale), jnp.asarray(bias)
+    with torch.no_grad():
+        peer.weight.copy_(torch.tensor(scale))
+        peer.bias.copy_(torch.tensor(bias))
+    for step in range(2):
+        values = 3 * normal(step, 2, 4, 5, 3) + 7
+        expected = peer(to_torch(torch, values))
+        result = layer(FeatureMap(jnp.asarray(values)), train=True)
+        np.testing.assert_allclose(result.values, from_torch(expected), atol=1e-5)
+        np.testing.assert_allclose(layer.mean[...], peer.running_mean.numpy(), rtol=1e-5)
+        np.testing.assert_allclose(layer.var[...], peer.running_var.numpy(), rtol=1e-5)
+    values = normal(9, 2, 4, 5, 3)
+    peer.eval()
+    np.testing.assert_allclose(
+        layer(FeatureMap(jnp.asarray(values))).values,
+        from_torch(peer(to_torch(torch, values))),
+        atol=1e-5,
+    )
+
+
+def test_batch_norm_gradient_is_pytorchs(torch: ModuleType) -> None:
+    values, cotangent = 3 * normal(0, 2, 4, 5, 3) + 7, normal(1, 2, 4, 5, 3)
+    tensor = to_torch(torch, values).requires_grad_()
+    torch.nn.BatchNorm2d(3)(tensor).backward(to_torch(torch, cotangent))
+
+    def run(values: jax.Array) -> jax.Array:
+        return BatchNorm(3)(FeatureMap(values), train=True).values
+
+    _, pull_back = jax.vjp(run, jnp.asarray(values))
+    np.testing.assert_allclose(
+        pull_back(jnp.asarray(cotangent))[0], from_torch(tensor.grad), atol=1e-5
+    )
+
+
+def test_batch_norm_counts_valid_positions_only() -> None:
+    # Two images of 2×1 and 1×3 on canvases of 2×3: five values, 1…5.
+    values = np.full((2, 2, 3, 1), 1e4, np.float32)
+    values[0, :, 0, 0] = [1, 2]
+    values[1, 0, :, 0] = [3, 4, 5]
+    layer = BatchNorm(1, momentum=0.0)
+    layer(FeatureMap(jnp.asarray(values), jnp.asarray([[2, 1], [1, 3]])), train=True)
+    np.testing.assert_allclose(layer.mean[...], [3])
+    np.testing.assert_allclose(layer.var[...], [2.5])  # (4 + 1 + 0 + 1 + 4) / (5 − 1)
+
+
+def test_batch_norm_keeps_its_statistics_out_of_training() -> None:
+    layer = BatchNorm(2)
+    x = FeatureMap(jnp.asarray(normal(0, 1, 3, 3, 2)))
+    np.testing.assert_allclose(layer(x).values, x.values / np.sqrt(1 + 1e-5), rtol=1e-6)
+    assert layer.mean[...].tolist() == [0, 0]
+    assert layer.var[...].tolist() == [1, 1]
+
+
+# Dropout
+
+
+def test_dropout_draws_for_each_image_by_its_key() -> None:
+    x = FeatureMap(jnp.ones((4, 20, 20, 5)))
+    keys = jax.random.split(jax.random.key(0), 4)
+    values = dropout(x, 0.25, keys).values
+    np.testing.assert_allclose(np.unique(values), [0, 4 / 3], rtol=1e-6)
+    assert abs((np.asarray(values) == 0).mean() - 0.25) < 0.02  # 8000 draws: 4 deviations
+    halves = [dropout(FeatureMap(x.values[:2]), 0.25, part).values for part in (keys[:2], keys[2:])]
+    assert np.array_equal(values, np.concatenate(halves))
+    assert not np.array_equal(values[0], values[1])
+
+
+def test_dropout_without_keys_or_rate_changes_nothing() -> None:
+    x = FeatureMap(jnp.ones((1, 3, 3, 2)))
+    assert dropout(x, 0.5, None) is x
+    assert dropout(x, 0.0, jax.random.split(jax.random.key(0), 1)) is x
+
+
+# An image on a canvas
+
+
+def test_inside_marks_the_top_left() -> None:
+    x = FeatureMap(jnp.zeros((2, 2, 3, 4)), jnp.asarray([[1, 2], [2, 1]]))
+    inside = x.inside()
+    assert inside is not None
+    assert inside.shape == (2, 2, 3, 1)
+    assert inside[..., 0].astype(int).tolist() == [
+        [[1, 1, 0], [0, 0, 0]],
+        [[1, 0, 0], [1, 0, 0]],
+    ]
+    assert FeatureMap(jnp.zeros((2, 2, 3, 4))).inside() is None
+
+
+def layers() -> dict[str, Any]:
+    """Each spatial layer as a function of a feature map of 3 features."""
+    rngs = nnx.Rngs(0)
+    features = jnp.asarray(normal(4, 3))
+    norm = BatchNorm(3)
+    norm.mean[...], norm.var[...] = features, 1 + features**2
+    up_size = FeatureMap(jnp.zeros((1, 4 * CANVAS[0], 4 * CANVAS[1], 1)))
+
+    def upsampled(layer: Any) -> Any:
+        def run(x: FeatureMap) -> FeatureMap:
+            if x.valid is None:
+                return layer(x, FeatureMap(jnp.zeros((1, *[4 * n for n in x.spatial], 1))))
+            return layer(x, FeatureMap(up_size.values, 4 * x.valid))
+
+        return run
+
+    return {
+        "conv 3×3": Conv(3, 4, (3, 3), rngs=rngs),
+        "conv 1×1": Conv(3, 4, (1, 1), rngs=rngs),
+        "conv 1×1 stride 2": Conv(3, 4, (1, 1), stride=2, rngs=rngs),
+        "conv 7×7 stride 2": Conv(3, 4, (7, 7), stride=2, rngs=rngs),
+        "conv dilated": Conv(3, 4, (3, 3), dilation=2, rngs=rngs),
+        "pool 2×2": lambda x: max_pool(x, 2, 2),
+        "pool 3×3 padded": lambda x: max_pool(x, 3, 2, 1),
+        "batch norm": lambda x: norm(x),
+        "batch norm in training": lambda x: BatchNorm(3)(x, train=True),
+        "relu, add, concatenate": lambda x: concatenate(relu(x), add(x, x)),
+        "upsampling learned": upsampled(ConvTranspose(3, 8, stride=4, crop=2)),
+        "upsampling fixed": upsampled(BilinearUpsample(7, stride=4, crop=3)),
+        "two": lambda x: max_pool(Conv(3, 4, (3, 3), rngs=nnx.Rngs(1))(x), 3, 2, 1),
+    }
+
+
+@pytest.mark.parametrize("name", list(layers()))
+def test_what_lies_outside_the_image_changes_nothing(name: str) -> None:
+    layer = layers()[name]
+    image = normal(0, 1, *SIZE, 3)
+    canvas = 1e3 * np.abs(normal(1, 1, *CANVAS, 3))
+    canvas[:, : SIZE[0], : SIZE[1]] = image
+    alone = layer(FeatureMap(jnp.asarray(image)))
+    batched = layer(FeatureMap(jnp.asarray(canvas), jnp.asarray([SIZE], jnp.int32)))
+    height, width = alone.spatial
+    assert batched.valid.tolist() == [[height, width]]
+    np.testing.assert_allclose(
+        batched.values[:, :height, :width], alone.values, atol=1e-6, rtol=1e-6
+    )
+
+
+@pytest.mark.parametrize("name", list(layers()))
+def test_what_lies_outside_the_image_stays_finite(name: str) -> None:
+    # Also where it is masked later: 0·∞ in a kernel's gradient would be nan.
+    x = FeatureMap(jnp.asarray(normal(0, 1, *CANVAS, 3)), jnp.asarray([[2, 3]], jnp.int32))
+    assert np.isfinite(layers()[name](x).values).all()
