@@ -32,7 +32,7 @@ class DataConfig:
     label_offset: int = setting(0, "TFDS: added to every label (-1 where classes start at 1)")
     num_classes: int = setting(0, "TFDS without class names: how many (0: as the data set says)")
     canvas_px: tuple[int, int] = setting((0, 0), "height,width of a canvas (0,0: largest image)")
-    workers: int = setting(1, "processes that read and decode (0: in this one)")
+    workers: int = setting(0, "processes that read and decode (0: threads of this one)")
 
 
 @dataclasses.dataclass

@@ -327,11 +327,12 @@ def bilinear_upsample(
         size = output_size[axis - 1]
         count = (crop + size - 1) // stride + 1 - first
         copies = _shifted(values, axis, first, count, taps)
-        phase_shape = [stride if a == axis + 1 else 1 for a in range(values.ndim + 1)]
-        values = sum(
-            jnp.expand_dims(copy, axis + 1) * weights[tap].reshape(phase_shape).astype(copy.dtype)
-            for tap, copy in enumerate(copies)
-        )
+        # One sum per phase, stacked: a broadcast over phases has a gradient three times as slow.
+        phases = [
+            sum(copy * float(weights[tap, phase]) for tap, copy in enumerate(copies))
+            for phase in range(stride)
+        ]
+        values = jnp.stack(phases, axis=axis + 1)
         merged = (*values.shape[:axis], count * stride, *values.shape[axis + 2 :])
         values = lax.slice_in_dim(values.reshape(merged), start, start + size, axis=axis)
     return values
