@@ -169,6 +169,6 @@ def test_palette_file(tmp_path):
 
 
 def test_encoded_masks_decode_to_themselves():
-    data = labels.encode_mask(INDICES)
+    data = labels.encode_png(INDICES)
     np.testing.assert_array_equal(labels.decode_mask(data, "a"), INDICES)
     assert Image.open(io.BytesIO(data)).mode == "L"

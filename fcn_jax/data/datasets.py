@@ -185,7 +185,7 @@ def open_dataset(data: DataConfig) -> Dataset:
         if feature not in builder.info.features:
             raise UserError(
                 f"{data.name} has no feature {feature!r}, only "
-                f"{', '.join(builder.info.features)}; "
+                f"{', '.join(sorted(builder.info.features))}; "
                 "see --config.data.image_feature and --config.data.label_feature"
             )
     return Dataset(
@@ -310,7 +310,8 @@ def _open_tfds(data: DataConfig) -> Any:
                     builder.download_and_prepare(file_format="array_record")
             return builder
     except tfds.core.registered.DatasetNotFoundError:
-        near = difflib.get_close_matches(data.name, [*OWN_NAMES, *tfds.list_builders()])
+        known = [*OWN_NAMES, *tfds.list_builders(with_community_datasets=False)]
+        near = difflib.get_close_matches(data.name, known)
         hint = f"did you mean {' or '.join(near)}?" if near else "see --help for the names"
         raise UserError(f"no data set is called {data.name!r}; {hint}") from None
     except Exception as error:  # each of TFDS's builders fails in its own way

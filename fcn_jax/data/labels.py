@@ -135,10 +135,13 @@ def decode_mask(data: bytes, name: str, palette: np.ndarray | None = None) -> np
     return _look_up_colours(np.asarray(image.convert("RGB")), palette, name)
 
 
-def encode_mask(label: np.ndarray) -> bytes:
-    """A label map, uint8 (h, w), as an 8-bit grey PNG: `decode_mask` gives it back."""
+def encode_png(pixels: np.ndarray) -> bytes:
+    """A label map, uint8 (h, w), or an image, uint8 (h, w, 3), as the bytes of a PNG.
+
+    `decode_mask` and `decode_image` give them back.
+    """
     file = io.BytesIO()
-    Image.fromarray(label).save(file, "PNG")
+    Image.fromarray(pixels).save(file, "PNG", compress_level=1)
     return file.getvalue()
 
 

@@ -11,11 +11,12 @@ from typing import Any, NamedTuple
 
 import tensorflow_datasets as tfds
 
-from fcn_jax.data.labels import check_labels, decode_image, encode_mask
+from fcn_jax.data.labels import check_labels, decode_image, encode_png
 from fcn_jax.errors import UserError
 from fcn_jax.progress import progress_bar
 
 RECORDS_PER_SHARD = 256  # TFDS holds one shard in memory while it writes
+JPEG_OR_PNG = (b"\xff\xd8\xff", b"\x89PNG")  # first bytes of the files that are kept as they are
 
 
 class Source(NamedTuple):
@@ -96,10 +97,13 @@ class SegmentationBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
         image = source.image()
         label = source.label()
         check_labels(label, len(self._class_names), source.label_name)
-        height, width, _ = decode_image(image, source.image_name).shape
+        decoded = decode_image(image, source.image_name)
+        height, width, _ = decoded.shape
         if label.shape != (height, width):
             raise UserError(
                 f"{source.label_name}: the mask is {label.shape[1]} × {label.shape[0]}, "
                 f"but its image {source.image_name} is {width} × {height}"
             )
-        return {"image": image, "label": encode_mask(label), "name": source.name}
+        if not image.startswith(JPEG_OR_PNG):
+            image = encode_png(decoded)
+        return {"image": image, "label": encode_png(label), "name": source.name}

@@ -14,6 +14,7 @@ import functools
 import io
 import tarfile
 import threading
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,7 @@ class Voc(SegmentationBuilder, skip_registration=True):
 
     def _sources(self, dl_manager: Any) -> dict[str, list[Source]]:
         folder = find_folder(self._root) if self._root else None
+        read: Read
         if folder:
             place, read = folder, functools.partial(_read_file, folder)
         else:
@@ -158,8 +160,12 @@ def _named_errors(archive: Path) -> Iterator[None]:
 
 
 def _download(dl_manager: Any) -> Path:
+    folder = Path(dl_manager.download_dir)
     try:
-        with _megabytes_in(Path(dl_manager.download_dir)):
+        if not any(folder.rglob("*.tar")):  # TFDS would retry for minutes where there is no network
+            request = urllib.request.Request(URL, method="HEAD")
+            urllib.request.urlopen(request, timeout=30).close()
+        with _megabytes_in(folder):
             return Path(dl_manager.download(URL))
     except Exception as error:  # requests, urllib3 and TFDS each raise their own
         raise UserError(
@@ -206,6 +212,7 @@ def _sbd_masks(root: Path | None, folder: Path | None) -> dict[str, Callable[[],
         )
     if place.name == SBD_MASKS:
         return {path.stem: functools.partial(read_mask, path) for path in place.glob("*.png")}
+    matrices: dict[str, Any]
     if place.name == SBD_ARCHIVE:
         matrices = _matrices_of_archive(place)
         lists = [matrices.pop(name, b"").decode() for name in ("train.txt", "val.txt")]

@@ -1,0 +1,205 @@
+"""One's own images and masks: what is read, and every mistake that is refused by name."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fcn_jax.config import DataConfig
+from fcn_jax.data import folder
+from fcn_jax.data.datasets import Dataset, open_dataset
+from fcn_jax.errors import UserError
+
+
+def write_set(root: Path, stems: str = "a b c d e", classes: str = "ground\nroad\ncar\n") -> Path:
+    """Image i of the set is grey with value i; its mask holds 0, 1 and 255."""
+    (root / "images").mkdir(parents=True)
+    (root / "masks").mkdir()
+    (root / "classes.txt").write_text(classes)
+    for index, stem in enumerate(stems.split()):
+        Image.new("RGB", (5, 4), (index,) * 3).save(root / "images" / f"{stem}.png")
+        write_mask(root, stem)
+    return root
+
+
+def write_mask(root: Path, stem: str, values: tuple[int, ...] = (0, 1, 255), side: int = 4) -> None:
+    label = np.resize(np.array(values, np.uint8), (side, 5))
+    Image.fromarray(label).save(root / "masks" / f"{stem}.png")
+
+
+def open_folder(root: Path, **settings) -> Dataset:
+    settings = {"prepared_dir": str(root.parent / "prepared")} | settings
+    return open_dataset(DataConfig(name="folder", root=str(root), **settings))
+
+
+def names(dataset: Dataset, split: str) -> list[str]:
+    return [record["name"] for record in dataset.split(split)]
+
+
+def refuses(root: Path, message: str, **settings) -> None:
+    before = {path: path.stat().st_mtime_ns for path in root.rglob("*")}
+    with pytest.raises(UserError, match=message) as caught:
+        open_folder(root, **settings)
+    assert "\n" not in str(caught.value)
+    leftover = [path for path in (root.parent / "prepared").rglob("*") if path.is_file()]
+    assert [path.name for path in leftover if path.name != "lock"] == []
+    assert {path: path.stat().st_mtime_ns for path in root.rglob("*")} == before
+
+
+def test_images_masks_and_classes_are_read(tmp_path):
+    root = write_set(tmp_path / "set")
+    dataset = open_folder(root)
+    assert dataset.class_names == ("ground", "road", "car")
+    assert dataset.splits == ("train", "val")
+    assert sorted(names(dataset, "train+val")) == ["a", "b", "c", "d", "e"]
+    assert len(dataset.split("val")) == 1
+    for record in dataset.split("train"):
+        assert (record["image"] == "abcde".index(record["name"])).all()
+        np.testing.assert_array_equal(record["label"].ravel()[:3], [0, 1, 255])
+
+
+def test_the_split_is_stable_as_the_set_grows(tmp_path):
+    stems = [f"image{index}" for index in range(50)]
+    small = folder._split_by_hash(stems[:25], 0.2)
+    large = folder._split_by_hash(stems, 0.2)
+    assert (len(small["val"]), len(large["val"])) == (5, 10)
+    assert small == folder._split_by_hash(reversed(stems[:25]), 0.2)
+    moved = set(small["val"]) & set(large["train"])
+    assert len(moved) <= 2
+    assert folder._split_by_hash(stems, 0.0) == {"train": sorted(stems)}
+
+
+def test_lists_make_the_splits(tmp_path):
+    root = write_set(tmp_path / "set")
+    (root / "train.txt").write_text("b\na.png\n\n")
+    (root / "test.txt").write_text("e\n")
+    dataset = open_folder(root)
+    assert dataset.splits == ("train", "test")
+    assert names(dataset, "train") == ["b", "a"]
+    assert names(dataset, "test") == ["e"]
+
+
+def test_other_image_formats_are_read(tmp_path):
+    root = write_set(tmp_path / "set", stems="")
+    for index, extension in enumerate(("jpg", "bmp", "tif", "PNG")):
+        Image.new("L", (5, 4), 7).save(root / "images" / f"{index}.{extension}")
+        write_mask(root, str(index))
+    for record in open_folder(root, validation_fraction=0.0).split("train"):
+        np.testing.assert_array_equal(record["image"], np.full((4, 5, 3), 7))
+
+
+def test_colour_masks_with_a_palette(tmp_path):
+    root = write_set(tmp_path / "set", stems="a b")
+    for stem in "ab":
+        Image.new("RGB", (5, 4), (9, 8, 7)).save(root / "masks" / f"{stem}.png")
+    refuses(root, r"masks/[ab]\.png: the mask is in colour.*mask_palette")
+    (tmp_path / "palette.txt").write_text("0 0 0\n1 1 1\n9 8 7\n")
+    dataset = open_folder(root, mask_palette=str(tmp_path / "palette.txt"))
+    assert (dataset.split("train")[0]["label"] == 2).all()
+
+
+@pytest.mark.parametrize("name", ["images", "masks"])
+def test_a_missing_or_empty_folder(tmp_path, name):
+    root = write_set(tmp_path / "set")
+    for path in (root / name).iterdir():
+        path.unlink()
+    refuses(root, f"{name}: no image files")
+    (root / name).rmdir()
+    refuses(root, f"{name}: no such folder; .*images/, masks/, classes.txt")
+
+
+def test_no_root(tmp_path):
+    refuses_root = DataConfig(name="folder", prepared_dir=str(tmp_path))
+    with pytest.raises(UserError, match=r"needs --config\.data\.root"):
+        open_dataset(refuses_root)
+
+
+def test_images_without_masks(tmp_path):
+    root = write_set(tmp_path / "set", stems="a b c d e f g")
+    for stem in "abcdef":
+        (root / "masks" / f"{stem}.png").unlink()
+    refuses(root, r"6 of the images have no file .* masks/: a, b, c, d, e, … \(6 in all\)")
+
+
+def test_stems_match_by_case(tmp_path):
+    root = write_set(tmp_path / "set")
+    (root / "masks" / "a.png").rename(root / "masks" / "A.png")
+    refuses(root, r"1 of the images .* masks/: a$")
+
+
+def test_masks_without_images(tmp_path):
+    root = write_set(tmp_path / "set")
+    (root / "images" / "b.png").unlink()
+    refuses(root, r"1 of the masks have no file .* images/: b$")
+
+
+def test_one_stem_twice(tmp_path):
+    root = write_set(tmp_path / "set")
+    Image.new("RGB", (5, 4)).save(root / "images" / "a.jpg")
+    refuses(root, r"images: one file for each name, but a is there")
+
+
+def test_mask_of_another_size(tmp_path):
+    root = write_set(tmp_path / "set")
+    write_mask(root, "c", side=9)
+    refuses(root, r"masks/c\.png: the mask is 5 × 9, but its image .*images/c\.png is 5 × 4")
+
+
+def test_label_that_is_no_class(tmp_path):
+    root = write_set(tmp_path / "set")
+    write_mask(root, "c", (0, 3, 7))
+    refuses(root, r"masks/c\.png: label 3, 7 is outside 0 to 2")
+
+
+def test_truncated_image(tmp_path):
+    root = write_set(tmp_path / "set")
+    noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
+    Image.fromarray(noise).save(root / "images" / "d.png")
+    data = (root / "images" / "d.png").read_bytes()
+    (root / "images" / "d.png").write_bytes(data[:3000])
+    refuses(root, r"images/d\.png: the image is damaged")
+
+
+@pytest.mark.parametrize(
+    ("classes", "message"),
+    [
+        ("", r"classes\.txt: 0 class names"),
+        ("ground\n", r"classes\.txt: 1 class names; 2 to 255"),
+        ("ground\nroad\nroad\n", r"classes\.txt: class names must differ, but road"),
+    ],
+)
+def test_classes_that_do_not_serve(tmp_path, classes, message):
+    refuses(write_set(tmp_path / "set", classes=classes), message)
+
+
+def test_missing_classes(tmp_path):
+    root = write_set(tmp_path / "set")
+    (root / "classes.txt").unlink()
+    refuses(root, r"classes\.txt: missing; write one class name per line")
+
+
+def test_list_entries_that_do_not_serve(tmp_path):
+    root = write_set(tmp_path / "set")
+    (root / "val.txt").write_text("a\nzebra\n")
+    refuses(root, r"val\.txt: no such file in .*images: zebra")
+    (root / "val.txt").write_text("a\na\n")
+    refuses(root, r"val\.txt: listed twice: a")
+    (root / "val.txt").write_text("\n")
+    refuses(root, r"val\.txt: lists no image")
+
+
+def test_foreground_saved_as_255(tmp_path):
+    root = write_set(tmp_path / "set", classes="ground\ncell\n")
+    for stem in "abcde":
+        write_mask(root, stem, (0, 255))
+    refuses(root, r"masks: every mask holds only 0 and 255.*void.*foreground as 1")
+    write_mask(root, "b", (0, 1, 255))  # now 255 is void indeed
+    assert open_folder(root).num_classes == 2
+
+
+def test_validation_fraction_is_a_share(tmp_path):
+    refuses(write_set(tmp_path / "set"), "validation_fraction=1.5", validation_fraction=1.5)
+    one = write_set(tmp_path / "one", stems="a")
+    with pytest.raises(UserError, match="one image cannot be split"):
+        open_folder(one)

@@ -1,0 +1,216 @@
+"""VOC, real where it lies beside the project, and drawn in its layout everywhere."""
+
+import dataclasses
+import functools
+import hashlib
+import http.server
+import shutil
+import tarfile
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.io
+from PIL import Image
+
+from fcn_jax.config import DataConfig
+from fcn_jax.data import voc
+from fcn_jax.data.datasets import Dataset, open_dataset
+from fcn_jax.data.labels import VOC_CLASSES, voc_palette
+from fcn_jax.errors import UserError
+
+REAL = Path(__file__).parents[2] / "shared" / "data"
+LABELS = {"a": 1, "b": 2, "c": 3, "d": 4}
+
+
+def write_voc(top: Path, train: str = "a b", val: str = "c", images: str = "abcd") -> Path:
+    """A VOCdevkit whose image x is filled with its label of LABELS and a void corner."""
+    folder = top / "VOCdevkit" / "VOC2012"
+    for name in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
+        (folder / name).mkdir(parents=True)
+    for split, names in (("train", train), ("val", val)):
+        path = folder / "ImageSets" / "Segmentation" / f"{split}.txt"
+        path.write_text("\n".join(names.split()) + "\n")
+    for name in images:
+        Image.new("RGB", (8, 6), (10, 20, 30)).save(folder / "JPEGImages" / f"{name}.jpg")
+        if name in [*train.split(), *val.split()]:
+            write_mask(folder / "SegmentationClass" / f"{name}.png", LABELS[name])
+    return folder
+
+
+def write_mask(path: Path, value: int) -> None:
+    label = np.full((6, 8), value, np.uint8)
+    label[0, 0] = 255
+    image = Image.fromarray(label).convert("L")
+    image.putpalette(voc_palette().flatten().tolist())
+    path.parent.mkdir(exist_ok=True)
+    image.save(path)
+
+
+def write_sbd(folder: Path, names: str = "a c d") -> None:
+    """SBD's masks are 10 more than VOC's here, to tell them apart."""
+    (folder / "cls").mkdir(parents=True)
+    for name in names.split():
+        matrix = {"GTcls": {"Segmentation": np.full((6, 8), LABELS[name] + 10, np.uint8)}}
+        scipy.io.savemat(folder / "cls" / f"{name}.mat", matrix)
+    first, *others = names.split()
+    (folder / "train.txt").write_text(f"{first}\n")
+    (folder / "val.txt").write_text("\n".join(others) + "\n")
+
+
+def open_voc(root: Path | str, prepared: Path, name: str = "voc") -> Dataset:
+    return open_dataset(DataConfig(name=name, root=str(root), prepared_dir=str(prepared)))
+
+
+def label_by_name(dataset: Dataset, split: str) -> dict[str, int]:
+    return {record["name"]: int(record["label"][-1, -1]) for record in dataset.split(split)}
+
+
+@pytest.mark.parametrize("below", ["", "VOCdevkit", "VOCdevkit/VOC2012"])
+def test_the_folder_is_found_at_each_level(tmp_path, below):
+    write_voc(tmp_path / "raw")
+    dataset = open_voc(tmp_path / "raw" / below, tmp_path / "prepared")
+    assert dataset.class_names == VOC_CLASSES
+    assert label_by_name(dataset, "train") == {"a": 1, "b": 2}
+    assert label_by_name(dataset, "val") == {"c": 3}
+    assert len(dataset.split("train+val")) == 3
+    record = dataset.split("val")[0]
+    assert record["label"][0, 0] == 255
+    assert record["image"].shape == (6, 8, 3)
+
+
+def test_jpegs_are_passed_through_unchanged(tmp_path):
+    folder = write_voc(tmp_path)
+    split = open_voc(tmp_path, tmp_path / "prepared").split("val")
+    assert split.records[0]["image"] == (folder / "JPEGImages" / "c.jpg").read_bytes()
+
+
+def write_archive(top: Path) -> Path:
+    write_voc(top / "made")
+    (top / "raw").mkdir()
+    with tarfile.open(top / "raw" / voc.ARCHIVE, "w") as tar:
+        tar.add(top / "made" / "VOCdevkit", "VOCdevkit")
+    return top / "raw"
+
+
+def test_the_archive_is_read_where_it_lies(tmp_path):
+    root = write_archive(tmp_path)
+    assert label_by_name(open_voc(root, tmp_path / "prepared"), "train") == {"a": 1, "b": 2}
+    assert [path.name for path in root.iterdir()] == [voc.ARCHIVE]
+
+
+def test_a_truncated_archive_is_named(tmp_path):
+    archive = write_archive(tmp_path) / voc.ARCHIVE
+    archive.write_bytes(archive.read_bytes()[:9000])
+    with pytest.raises(UserError, match=rf"{voc.ARCHIVE}: the archive is damaged or cut short"):
+        open_voc(archive.parent, tmp_path / "prepared")
+
+
+def test_an_archive_cut_between_two_files_misses_one(tmp_path):
+    archive = write_archive(tmp_path) / voc.ARCHIVE
+    with tarfile.open(archive) as tar:
+        offset = next(member.offset for member in tar if member.name.endswith("SegmentationClass"))
+    archive.write_bytes(archive.read_bytes()[:offset])
+    with pytest.raises(UserError, match=rf"{voc.ARCHIVE}.*missing from the archive"):
+        open_voc(archive.parent, tmp_path / "prepared")
+
+
+@pytest.mark.parametrize("missing", ["JPEGImages/b.jpg", "SegmentationClass/b.png"])
+def test_a_listed_file_that_is_missing_is_named(tmp_path, missing):
+    (write_voc(tmp_path) / missing).unlink()
+    with pytest.raises(UserError, match=f"{missing}: No such file"):
+        open_voc(tmp_path, tmp_path / "prepared")
+    assert not list((tmp_path / "prepared").glob("**/*.array_record*"))
+
+
+def test_a_root_without_voc_says_what_was_looked_for(tmp_path):
+    with pytest.raises(UserError, match=rf"VOCdevkit/VOC2012.*{voc.ARCHIVE}"):
+        open_voc(tmp_path, tmp_path / "prepared")
+    with pytest.raises(UserError, match="gone: no such folder"):
+        open_voc(tmp_path / "gone", tmp_path / "prepared")
+
+
+def test_a_failed_download_says_what_to_do(tmp_path, monkeypatch):
+    monkeypatch.setattr(voc, "URL", "http://127.0.0.1:9/VOC.tar")  # nobody listens there
+    with pytest.raises(UserError, match=r"cannot download http://127.*--config\.data\.root"):
+        open_voc("", tmp_path / "prepared")
+
+
+def test_the_download_is_read_and_kept(tmp_path, monkeypatch):
+    served = write_archive(tmp_path)
+    archive = served / voc.ARCHIVE
+    monkeypatch.setattr(http.server.SimpleHTTPRequestHandler, "log_message", lambda *_: None)
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(served))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}/{voc.ARCHIVE}"
+        checksum = hashlib.sha256(archive.read_bytes()).hexdigest()
+        (official,) = voc.Voc.url_infos.values()
+        info = dataclasses.replace(official, size=archive.stat().st_size, checksum=checksum)
+        monkeypatch.setattr(voc, "URL", url)
+        monkeypatch.setattr(voc.Voc, "url_infos", {url: info})
+        assert label_by_name(open_voc("", tmp_path / "prepared"), "train") == {"a": 1, "b": 2}
+        server.shutdown()
+    shutil.rmtree(tmp_path / "prepared" / "voc")
+    assert label_by_name(open_voc("", tmp_path / "prepared"), "val") == {"c": 3}
+
+
+def test_trainaug_from_a_folder_of_pngs(tmp_path):
+    folder = write_voc(tmp_path)
+    for name in "acd":
+        write_mask(folder / "SegmentationClassAug" / f"{name}.png", LABELS[name] + 10)
+    dataset = open_voc(tmp_path, tmp_path / "prepared", "voc/trainaug")
+    # VOC's own masks win; what is in val stays out.
+    assert label_by_name(dataset, "train") == {"a": 1, "b": 2, "d": 14}
+    assert label_by_name(dataset, "val") == {"c": 3}
+
+
+def test_trainaug_from_the_sbd_folder(tmp_path):
+    write_voc(tmp_path)
+    write_sbd(tmp_path / "benchmark_RELEASE" / "dataset")
+    dataset = open_voc(tmp_path, tmp_path / "prepared", "voc/trainaug")
+    assert label_by_name(dataset, "train") == {"a": 1, "b": 2, "d": 14}
+
+
+def test_trainaug_from_the_sbd_archive(tmp_path):
+    write_voc(tmp_path / "raw")
+    write_sbd(tmp_path / "made" / "benchmark_RELEASE" / "dataset")
+    with tarfile.open(tmp_path / "raw" / "benchmark.tgz", "w:gz") as tar:
+        tar.add(tmp_path / "made" / "benchmark_RELEASE", "benchmark_RELEASE")
+    dataset = open_voc(tmp_path / "raw", tmp_path / "prepared", "voc/trainaug")
+    assert label_by_name(dataset, "train") == {"a": 1, "b": 2, "d": 14}
+
+
+def test_a_truncated_sbd_archive_is_named(tmp_path):
+    write_voc(tmp_path)
+    (tmp_path / "benchmark.tgz").write_bytes(b"\x1f\x8b no archive")
+    with pytest.raises(UserError, match=r"benchmark\.tgz: the archive is damaged"):
+        open_voc(tmp_path, tmp_path / "prepared", "voc/trainaug")
+
+
+def test_trainaug_without_sbd_says_what_is_missing(tmp_path):
+    write_voc(tmp_path)
+    with pytest.raises(UserError, match=r"benchmark\.tgz.*benchmark_RELEASE.*SegmentationClassAug"):
+        open_voc(tmp_path, tmp_path / "prepared", "voc/trainaug")
+
+
+def test_the_real_part(tmp_path):
+    if not (REAL / "VOCdevkit").is_dir():
+        pytest.skip(f"no VOC at {REAL}")
+    dataset = open_voc(REAL, tmp_path)
+    assert {split: len(dataset.split(split)) for split in dataset.splits} == {
+        "train": 437,
+        "val": 445,
+    }
+    for split in dataset.splits:
+        statistics = dataset.statistics(split)
+        assert set(np.flatnonzero(statistics.label_counts)) <= {*range(21), 255}
+    images = REAL / "VOCdevkit" / "VOC2012" / "JPEGImages"
+    sizes = dataset.statistics("val").sizes
+    split = dataset.split("val")
+    for index in range(0, 445, 20):
+        record = split[index]
+        with Image.open(images / f"{record['name']}.jpg") as image:
+            assert record["image"].shape == (image.height, image.width, 3)
+            assert tuple(sizes[index]) == record["label"].shape == (image.height, image.width)
