@@ -1,8 +1,8 @@
 """A small VOC-like set that draws itself: something to train on without a download.
 
-Five kinds of objects on striped, checked and cloudy grounds, some over others, of any colour, so
-that form tells a disc from a star, and their texture half of the time; 255 on their borders as in
-VOC. The drawing is fixed by `SEED`, so the set is the same everywhere.
+Five kinds of objects on striped, checked and cloudy grounds, some over others, and 255 on
+their borders as in VOC. A kind has a colour and a texture that it often wears, but only its form
+tells it for certain. The drawing is fixed by `SEED`, so the set is the same everywhere.
 """
 
 import functools
@@ -18,6 +18,8 @@ CLASSES = ("background", "disc", "square", "triangle", "ring", "star")
 SEED = 2015
 SPLIT_SIZES = {"train": 400, "val": 100}
 SIDES_PX = (96, 160)
+MOST_OBJECTS = 4
+TYPICAL_SHARE = 0.75  # of objects that wear their kind's texture, and of those in its colour
 OVERSAMPLING = 2  # objects are drawn this much larger and shrunk, for smooth edges
 
 
@@ -51,16 +53,17 @@ def draw(name: str) -> tuple[np.ndarray, np.ndarray]:
     """The picture of that name: image uint8 (h, w, 3) and label uint8 (h, w)."""
     rng = np.random.default_rng([SEED, *name.encode()])
     height, width = (int(side) for side in rng.integers(*SIDES_PX, size=2, endpoint=True))
-    ground, object_colours = _colours(rng)
+    ground_hue = rng.random()
+    ground = _from_hsv(ground_hue, rng.uniform(0.15, 0.4), rng.uniform(0.6, 0.9))
     image = _texture(rng, int(rng.integers(5)), height, width, ground)
     label = np.zeros((height, width), np.uint8)
-    for colour in object_colours:
+    for _ in range(MOST_OBJECTS):
         index = int(rng.integers(1, len(CLASSES)))
         coverage = _silhouette(rng, CLASSES[index], height, width)
         if _hides_another(coverage, label):
             continue
-        texture = index - 1 if rng.random() < 0.5 else int(rng.integers(5))
-        surface = _texture(rng, texture, height, width, colour)
+        texture = index - 1 if rng.random() < TYPICAL_SHARE else int(rng.integers(5))
+        surface = _texture(rng, texture, height, width, _object_colour(rng, index, ground_hue))
         shadow = _shifted(coverage, 3).filter(ImageFilter.GaussianBlur(3))
         image = image * (1 - 0.35 * _fraction(shadow)[..., None])
         opacity = _fraction(coverage)[..., None]
@@ -74,9 +77,9 @@ def draw(name: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _hides_another(coverage: Image.Image, label: np.ndarray) -> bool:
-    """Whether more than a quarter of what is drawn so far would be covered."""
+    """Whether more than a tenth of what is drawn so far would be covered."""
     drawn = label != 0
-    return bool((drawn & (_fraction(coverage) > 0)).sum() > 0.25 * drawn.sum())
+    return bool((drawn & (_fraction(coverage) > 0)).sum() > 0.1 * drawn.sum())
 
 
 def _draw_encoded(name: str) -> tuple[bytes, np.ndarray]:
@@ -84,13 +87,14 @@ def _draw_encoded(name: str) -> tuple[bytes, np.ndarray]:
     return encode_png(image), label
 
 
-def _colours(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """A soft colour for the ground, (3,), and bolder ones apart from it in hue, (4, 3)."""
-    hue = rng.random()
-    hues = hue + 0.2 + 0.6 * (np.arange(4) + rng.random(4)) / 4
-    ground = _from_hsv(hue, rng.uniform(0.15, 0.4), rng.uniform(0.6, 0.9))
-    bold = [_from_hsv(hue, rng.uniform(0.5, 0.85), rng.uniform(0.6, 0.95)) for hue in hues]
-    return ground, rng.permutation(np.stack(bold))
+def _object_colour(rng: np.random.Generator, index: int, ground_hue: float) -> np.ndarray:
+    """A bold colour, (3,): often its kind's, and never of the ground's hue."""
+    typical = index / (len(CLASSES) - 1) + rng.uniform(-0.08, 0.08)
+    from_ground = (typical - ground_hue) % 1
+    if rng.random() > TYPICAL_SHARE or min(from_ground, 1 - from_ground) < 0.15:
+        from_ground = rng.uniform(0.15, 0.85)
+    hue = ground_hue + from_ground
+    return _from_hsv(hue, rng.uniform(0.5, 0.85), rng.uniform(0.6, 0.95))
 
 
 def _from_hsv(hue: float, saturation: float, value: float) -> np.ndarray:
@@ -128,8 +132,8 @@ def _texture(
 
 def _silhouette(rng: np.random.Generator, kind: str, height: int, width: int) -> Image.Image:
     """Where an object lies, at a random place, size and turn: grey image of 0 to 255."""
-    radius = rng.uniform(0.17, 0.3) * min(height, width)
-    center = rng.uniform(0.15, 0.85, size=2) * (width, height) * OVERSAMPLING
+    radius = rng.uniform(0.2, 0.32) * min(height, width)
+    center = rng.uniform(0.2, 0.8, size=2) * (width, height) * OVERSAMPLING
     radius *= OVERSAMPLING
     turn = rng.uniform(0, 2 * np.pi)
     canvas = Image.new("L", (width * OVERSAMPLING, height * OVERSAMPLING))
