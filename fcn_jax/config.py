@@ -53,7 +53,9 @@ class ModelConfig:
         "small", "feature extractor", choices=("small", "vgg16", "resnet18", "squeezenet")
     )
     skips: int = setting(2, "finer layers fused: 0 is FCN-32s, 1 FCN-16s, 2 FCN-8s")
-    skip_scales: tuple[float, ...] = setting((), "factors before the skips' scores (at-once nets)")
+    score_scales: tuple[float, ...] = setting(
+        (), "factors of the features before they are scored, coarse to fine (none: 1)"
+    )
     upsampling: str = setting("learned", "bilinear filters", choices=("learned", "fixed"))
     alignment: str = setting(
         "geometry",

@@ -26,7 +26,7 @@ from fcn_jax.data.datasets import Dataset, default_canvas, open_dataset
 from fcn_jax.data.pipeline import evaluation_batches
 from fcn_jax.errors import UserError
 from fcn_jax.progress import progress_bar, say
-from fcn_jax.runs import Run, load_run
+from fcn_jax.runs import load_run
 from fcn_jax.step import Network, make_eval_step, predict
 
 SHEET_ROWS = 6
@@ -79,9 +79,7 @@ def evaluator(
     batch_size = min(batch_size, -(-len(records) // devices) * devices)
     parallel.check_divides(batch_size, "config.eval.batch_size")
     canvas_px = default_canvas(dataset.statistics(split))
-    step = parallel.on_all_devices(
-        make_eval_step(network, dataset.num_classes), donate_state=False
-    )
+    step = parallel.on_all_devices(make_eval_step(network, dataset.num_classes), donate_state=False)
     label_one = jax.jit(lambda variables, image, size: predict(network, variables, image, size))
     sampled = set(np.linspace(0, len(records) - 1, SHEET_ROWS).round().astype(int).tolist())
 
@@ -91,9 +89,7 @@ def evaluator(
         share = batch_size // jax.process_count()
         with progress_bar(f"scoring {split}", len(records)) as bar:
             seen = 0
-            for batch, held in evaluation_batches(
-                records, canvas_px=canvas_px, batch_size=share
-            ):
+            for batch, held in evaluation_batches(records, canvas_px=canvas_px, batch_size=share):
                 counted = step(variables, batch)
                 for position, record in enumerate(held):
                     if seen + position in sampled:
@@ -117,9 +113,7 @@ def evaluator(
     return evaluate
 
 
-def report(
-    evaluation: Evaluation, workdir: Path, split: str, dataset: Dataset, step: int
-) -> None:
+def report(evaluation: Evaluation, workdir: Path, split: str, dataset: Dataset, step: int) -> None:
     """Prints the table and writes the numbers and pictures to `workdir`/evaluation."""
     scores, names = evaluation.scores, dataset.class_names
     counts = evaluation.confusion.sum(axis=1)

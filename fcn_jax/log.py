@@ -13,7 +13,7 @@ from fcn_jax.errors import UserError
 
 
 class RunLog:
-    """Writes `log.jsonl` and `tensorboard/` of a run's folder; on other hosts than the first, nothing.
+    """Writes `log.jsonl` and `tensorboard/` of a run's folder, on the first host alone.
 
     What an interrupted run wrote after `start_step`, where it now goes on, is taken back.
     """

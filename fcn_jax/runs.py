@@ -1,10 +1,10 @@
 """A run's folder: the settings that made it, its checkpoints, and what was written about it.
 
-    DIR/run.json            settings, class names
-    DIR/checkpoints/STEP    see `checkpoint.py`
-    DIR/log.jsonl           a line of numbers every few steps
-    DIR/tensorboard         the same as curves, with pictures of predictions
-    DIR/evaluation          SPLIT.json, SPLIT_confusion.png, SPLIT_sheet.png
+DIR/run.json            settings, class names
+DIR/checkpoints/STEP    see `checkpoint.py`
+DIR/log.jsonl           a line of numbers every few steps
+DIR/tensorboard         the same as curves, with pictures of predictions
+DIR/evaluation          SPLIT.json, SPLIT_confusion.png, SPLIT_sheet.png
 """
 
 import dataclasses
@@ -42,7 +42,12 @@ class Run:
     """
 
     def __init__(
-        self, config: Config, class_names: tuple[str, ...], network: Network, variables: Any, step: int
+        self,
+        config: Config,
+        class_names: tuple[str, ...],
+        network: Network,
+        variables: Any,
+        step: int,
     ):
         self.config = config
         self.class_names = class_names
@@ -129,9 +134,7 @@ def claim(workdir: Path, config: Config, class_names: tuple[str, ...]) -> None:
                 "give another --workdir, or the same settings to go on with it"
             )
         return
-    text = json.dumps(
-        {"config": dataclasses.asdict(config), "class_names": class_names}, indent=2
-    )
+    text = json.dumps({"config": dataclasses.asdict(config), "class_names": class_names}, indent=2)
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         unfinished = path.with_suffix(".tmp")

@@ -43,7 +43,9 @@ class Network:
     """A model as a pure function of its parameters and batch statistics (nested dicts)."""
 
     def __init__(self, model: FCN):
-        self._graph, self._params, self._batch_stats = nnx.split(model, nnx.Param, nnx.BatchStat)
+        # The type of `split` does not say how many parts its filters make.
+        parts: Any = nnx.split(model, nnx.Param, nnx.BatchStat)
+        self._graph, self._params, self._batch_stats = parts
         self.preprocessing = model.backbone.preprocessing
 
     @property

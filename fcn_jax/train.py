@@ -34,7 +34,7 @@ from fcn_jax.evaluate import Evaluation, evaluator, report
 from fcn_jax.log import RunLog
 from fcn_jax.models import fcn
 from fcn_jax.progress import format_duration, progress_bar, say
-from fcn_jax.step import Network, TrainState, create_train_state, make_train_step
+from fcn_jax.step import Network, create_train_state, make_train_step
 
 
 def main(arguments: list[str]) -> None:
@@ -203,7 +203,10 @@ class _Follower:
         self._bar.advance(1, loss=f"{numbers['loss']:.3f}")
         if step % self._every == 0:
             now = time.monotonic()
-            means = {name: np.mean([n[name] for n in self._since_log]) for name in numbers}
+            means = {
+                name: float(np.mean([logged[name] for logged in self._since_log]))
+                for name in numbers
+            }
             means["learning_rate"] = float(self._learning_rate(step - 1))
             seconds = now - self._last_time
             means["images_per_second"] = len(self._since_log) * self._batch_size / seconds

@@ -5,6 +5,7 @@ scores of the next finer features; FCN-8s does that once more (Long, Shelhamer &
 section 4). On a backbone whose coarsest stride is not 32 the same holds from its own stride on.
 """
 
+import dataclasses
 from collections.abc import Sequence
 
 import jax
@@ -13,6 +14,7 @@ from flax import nnx
 
 from fcn_jax.config import ModelConfig
 from fcn_jax.errors import UserError
+from fcn_jax.models.backbones import Backbone
 from fcn_jax.models.layers import BilinearUpsample, Conv, ConvTranspose, FeatureMap, add
 
 DATA_AXIS = "data"
@@ -28,8 +30,9 @@ class FCN(nnx.Module):
         backbone: see `models/backbones`.
         num_classes: scores per pixel, background among them.
         skips: finer strides fused: 0, 1, 2 for FCN-32s, 16s, 8s.
-        skip_scales: factors of the skips' features before they are scored, coarse to fine
-            (0.01 and 0.0001 in the at-once FCN-8s); 1 where not given.
+        score_scales: factors of the features before they are scored, coarse to fine: one for each
+            fused stride, or none, for 1. The at-once FCN-8s has (1, 0.01, 0.0001); features of
+            about unit size let all score layers learn at one rate.
         learned_upsampling: whether the bilinear filters are trained.
         half_pixel: upsample as if each coarse position were centred on the block of pixels that it
             stands for (PyTorch's `align_corners=False`, d2l's padding of stride/2), instead of
@@ -39,11 +42,11 @@ class FCN(nnx.Module):
 
     def __init__(
         self,
-        backbone: nnx.Module,
+        backbone: Backbone,
         num_classes: int,
         *,
         skips: int,
-        skip_scales: Sequence[float] = (),
+        score_scales: Sequence[float] = (),
         learned_upsampling: bool = True,
         half_pixel: bool = False,
         dtype: jnp.dtype = jnp.float32,
@@ -58,11 +61,11 @@ class FCN(nnx.Module):
                 f"backbone has features at strides {coarse_to_fine}"
             )
         self.strides = tuple(coarse_to_fine[: skips + 1])
-        self.skip_scales = (1.0, *skip_scales, *[1.0] * (skips - len(skip_scales)))
-        if len(self.skip_scales) != len(self.strides):
+        self.score_scales = tuple(score_scales) or (1.0,) * len(self.strides)
+        if len(self.score_scales) != len(self.strides):
             raise UserError(
-                f"config.model.skip_scales (={tuple(skip_scales)}) has more factors than there "
-                f"are skips ({skips})"
+                f"config.model.score_scales (={self.score_scales}) must have {len(self.strides)} "
+                f"factors, for the strides {self.strides}"
             )
         offsets = {**backbone.offsets, 1: 0.0}
         for stride, finer in zip(self.strides, (*self.strides[1:], 1), strict=True):
@@ -77,6 +80,7 @@ class FCN(nnx.Module):
             factor = stride // finer
             offset = (factor - 1) / 2 if half_pixel else (offsets[stride] - offsets[finer]) / finer
             filter_size, crop = upsampling_geometry(factor, offset)
+            upsample: ConvTranspose | BilinearUpsample
             if learned_upsampling:
                 upsample = ConvTranspose(num_classes, filter_size, stride=factor, crop=crop)
             else:
@@ -119,8 +123,11 @@ class FCN(nnx.Module):
         by_stride = self.backbone(pixels, train=train, keys=keys)
         named = {f"backbone{stride}": x for stride, x in by_stride.items()}
         fused: FeatureMap | None = None
-        for index, (stride, scale) in enumerate(zip(self.strides, self.skip_scales, strict=True)):
-            score = getattr(self, f"score{stride}")(by_stride[stride].map(lambda v, s=scale: v * s))
+        for index, (stride, scale) in enumerate(zip(self.strides, self.score_scales, strict=True)):
+            features = dataclasses.replace(
+                by_stride[stride], values=by_stride[stride].values * scale
+            )
+            score = getattr(self, f"score{stride}")(features)
             score = score.map(lambda v: v.astype(jnp.float32))
             named[f"score{stride}"] = score
             if fused is None:
@@ -166,7 +173,7 @@ def build(
     from fcn_jax.models.backbones.squeezenet import SqueezeNet
     from fcn_jax.models.backbones.vgg import VGG16
 
-    backbone: nnx.Module
+    backbone: Backbone
     match config.backbone:
         case "small":
             backbone = SmallNet(axis_name=axis_name, rngs=rngs)
@@ -182,7 +189,7 @@ def build(
         backbone,
         num_classes,
         skips=config.skips,
-        skip_scales=config.skip_scales,
+        score_scales=config.score_scales,
         learned_upsampling=config.upsampling == "learned",
         half_pixel=config.alignment == "half_pixel",
         dtype=jnp.dtype(config.compute_dtype),

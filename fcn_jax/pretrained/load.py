@@ -74,7 +74,8 @@ def _from_file(path: Path, ours: dict[str, np.ndarray]) -> tuple[dict[str, np.nd
     problems += [
         f"nothing for {name}"
         for name in ours
-        if name.startswith("backbone/") and name not in expected
+        if name.startswith("backbone/")
+        and name not in expected
         and name.split("/")[1] not in source.absent
     ]
     if problems:

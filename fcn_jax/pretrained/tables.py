@@ -9,8 +9,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fcn_jax.models.backbones.squeezenet import FIRES
 from fcn_jax.models.backbones.vgg import BLOCKS
+
+SQUEEZENET_FIRES = tuple(f"fire{number}" for number in range(2, 10))
+
+Layout = Callable[[np.ndarray], np.ndarray]
+Table = dict[str, tuple[str, Layout]]
 
 
 def as_it_is(tensor: np.ndarray) -> np.ndarray:
@@ -21,7 +25,7 @@ def from_oihw(tensor: np.ndarray) -> np.ndarray:
     return tensor.transpose(2, 3, 1, 0)
 
 
-def from_fully_connected(height: int, width: int) -> Callable[[np.ndarray], np.ndarray]:
+def from_fully_connected(height: int, width: int) -> Layout:
     """(out, in·h·w) to a kernel (h, w, in, out): the same numbers as a convolution."""
 
     def reshape(tensor: np.ndarray) -> np.ndarray:
@@ -42,7 +46,7 @@ class Source:
     title: str
     backbone: str
     signature: str
-    table: dict[str, tuple[str, Callable[[np.ndarray], np.ndarray]]]
+    table: Table
     left_out: tuple[str, ...] = ()
     absent: tuple[str, ...] = ()
 
@@ -50,7 +54,7 @@ class Source:
 def squeezenet_caffe() -> Source:
     """SqueezeNet 1.1 under the layer names of its authors' Caffe model."""
     layers = {"conv1": "conv1"}
-    for fire in FIRES:
+    for fire in SQUEEZENET_FIRES:
         for part in ("squeeze1x1", "expand1x1", "expand3x3"):
             layers[f"{fire}/{part}"] = f"{fire}/{part}"
     return Source(
@@ -64,7 +68,7 @@ def squeezenet_caffe() -> Source:
 
 def squeezenet_torchvision() -> Source:
     """torchvision's `squeezenet1_1`."""
-    positions = dict(zip(FIRES, (3, 4, 6, 7, 9, 10, 11, 12), strict=True))
+    positions = dict(zip(SQUEEZENET_FIRES, (3, 4, 6, 7, 9, 10, 11, 12), strict=True))
     layers = {"conv1": "features.0"}
     for fire, position in positions.items():
         for part in ("squeeze", "expand1x1", "expand3x3"):
@@ -93,7 +97,8 @@ def vgg16_trunk() -> Source:
 
 def vgg16_torchvision() -> Source:
     """torchvision's `vgg16`, its classifier's first two layers as fc6 and fc7."""
-    layers, position = {}, 0
+    layers: dict[str, str] = {}
+    position = 0
     for block, (_, depth) in enumerate(BLOCKS, start=1):
         for layer in range(1, depth + 1):
             layers[f"conv{block}_{layer}"] = f"features.{position}"
@@ -113,7 +118,8 @@ def vgg16_torchvision() -> Source:
 
 def resnet18_torchvision() -> Source:
     """torchvision's `resnet18`."""
-    table = {"backbone/conv1/kernel": ("conv1.weight", from_oihw), **_batch_norm("bn1", "bn1")}
+    table: Table = {"backbone/conv1/kernel": ("conv1.weight", from_oihw)}
+    table |= _batch_norm("bn1", "bn1")
     for layer in range(1, 5):
         for block in range(2):
             ours, theirs = f"layer{layer}_{block}", f"layer{layer}.{block}"
@@ -151,14 +157,16 @@ def _vgg16_convolutions() -> list[str]:
     ]
 
 
-def _kernels_and_biases(layers, kernel_end, bias_end, layout):
-    table = {}
+def _kernels_and_biases(
+    layers: dict[str, str], kernel_end: str, bias_end: str, layout: Layout
+) -> Table:
+    table: Table = {}
     for ours, theirs in layers.items():
         table[f"backbone/{ours}/kernel"] = (theirs + kernel_end, layout)
         table[f"backbone/{ours}/bias"] = (theirs + bias_end, as_it_is)
     return table
 
 
-def _batch_norm(ours: str, theirs: str):
+def _batch_norm(ours: str, theirs: str) -> Table:
     names = {"scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
     return {f"backbone/{ours}/{a}": (f"{theirs}.{b}", as_it_is) for a, b in names.items()}

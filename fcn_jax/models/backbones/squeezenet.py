@@ -11,18 +11,6 @@ from flax import nnx
 from fcn_jax.models.backbones.preprocess import CAFFE, Preprocessing
 from fcn_jax.models.layers import Conv, FeatureMap, concatenate, dropout, max_pool, relu
 
-FIRES = {
-    "fire2": (64, 16, 64),
-    "fire3": (128, 16, 64),
-    "fire4": (128, 32, 128),
-    "fire5": (256, 32, 128),
-    "fire6": (256, 48, 192),
-    "fire7": (384, 48, 192),
-    "fire8": (384, 64, 256),
-    "fire9": (512, 64, 256),
-}
-"""Features in, squeezed, and expanded by each of the two kernels."""
-
 
 class Fire(nnx.Module):
     """Squeezes to few features, expands them by 1×1 and 3×3 kernels side by side."""
@@ -39,15 +27,29 @@ class Fire(nnx.Module):
 
 class SqueezeNet(nnx.Module):
     def __init__(
-        self, *, dropout_rate: float = 0.5, preprocessing: Preprocessing = CAFFE, rngs: nnx.Rngs
+        self,
+        *,
+        dropout_rate: float = 0.5,
+        classifier: bool = False,
+        preprocessing: Preprocessing = CAFFE,
+        rngs: nnx.Rngs,
     ):
         self.preprocessing = preprocessing
         self.dropout_rate = dropout_rate
-        self.channels = {2: 64, 4: 128, 8: 256, 16: 512}
+        self.channels = {2: 64, 4: 128, 8: 256, 16: 1000 if classifier else 512}
         self.offsets = dict.fromkeys(self.channels, 0.0)
         self.conv1 = Conv(3, 64, (3, 3), stride=2, rngs=rngs)
-        for name, (in_features, squeezed, expanded) in FIRES.items():
-            setattr(self, name, Fire(in_features, squeezed, expanded, rngs=rngs))
+        self.fire2 = Fire(64, 16, 64, rngs=rngs)
+        self.fire3 = Fire(128, 16, 64, rngs=rngs)
+        self.fire4 = Fire(128, 32, 128, rngs=rngs)
+        self.fire5 = Fire(256, 32, 128, rngs=rngs)
+        self.fire6 = Fire(256, 48, 192, rngs=rngs)
+        self.fire7 = Fire(384, 48, 192, rngs=rngs)
+        self.fire8 = Fire(384, 64, 256, rngs=rngs)
+        self.fire9 = Fire(512, 64, 256, rngs=rngs)
+        self.has_classifier = classifier
+        if classifier:
+            self.conv10 = Conv(512, 1000, (1, 1), rngs=rngs)
 
     def __call__(
         self, image: FeatureMap, *, train: bool = False, keys: jax.Array | None = None
@@ -60,5 +62,6 @@ class SqueezeNet(nnx.Module):
         features[8] = x = self.fire5(self.fire4(x))
         x = max_pool(x, window=3, stride=2, padding=1)
         x = self.fire9(self.fire8(self.fire7(self.fire6(x))))
-        features[16] = dropout(x, self.dropout_rate, keys if train else None)
+        x = dropout(x, self.dropout_rate, keys if train else None)
+        features[16] = relu(self.conv10(x)) if self.has_classifier else x
         return features

@@ -1,0 +1,18 @@
+"""FCN-16s on VGG16 on PASCAL VOC 2012: the paper's second stage, from a run of FCN-32s.
+
+    python -m fcn_jax.train --config=configs/voc_fcn16s_vgg16.py \\
+        --config.data.root=VOCdevkit --config.init=runs/voc_fcn32s --workdir=runs/voc_fcn16s
+
+The score layer of pool4 starts at zero, and the rate falls to 1e-12 (the authors' code). The full
+schedule's result is not measured here.
+"""
+
+from configs import voc_fcn32s_vgg16
+from fcn_jax.config import Config
+
+
+def get_config() -> Config:
+    config = voc_fcn32s_vgg16.get_config()
+    config.model.skips = 1
+    config.optim.learning_rate = 1e-12
+    return config

@@ -1,0 +1,20 @@
+"""FCN-8s on VGG16 on PASCAL VOC 2012, at once: no stages, skips scaled down (PAMI 2017).
+
+    python -m fcn_jax.train --config=configs/voc_fcn8s_atonce_vgg16.py \\
+        --config.data.root=VOCdevkit --config.init=vgg16.pth --workdir=runs/voc_fcn8s_atonce
+
+pool4 is scaled by 0.01 and pool3 by 0.0001 before they are scored, and 300,000 steps are made at
+1e-10 (the authors' code). Meant for a GPU of 16 GB. The full schedule's result is not measured
+here.
+"""
+
+from configs import voc_fcn32s_vgg16
+from fcn_jax.config import Config
+
+
+def get_config() -> Config:
+    config = voc_fcn32s_vgg16.get_config()
+    config.model.skips = 2
+    config.model.score_scales = (1.0, 0.01, 0.0001)
+    config.train.steps = 300_000
+    return config

@@ -1,0 +1,18 @@
+"""FCN-8s on VGG16 on PASCAL VOC 2012: the paper's third stage, from a run of FCN-16s.
+
+    python -m fcn_jax.train --config=configs/voc_fcn8s_vgg16.py \\
+        --config.data.root=VOCdevkit --config.init=runs/voc_fcn16s --workdir=runs/voc_fcn8s
+
+The score layer of pool3 starts at zero, and the rate falls to 1e-14 (the authors' code). The full
+schedule's result is not measured here.
+"""
+
+from configs import voc_fcn32s_vgg16
+from fcn_jax.config import Config
+
+
+def get_config() -> Config:
+    config = voc_fcn32s_vgg16.get_config()
+    config.model.skips = 2
+    config.optim.learning_rate = 1e-14
+    return config

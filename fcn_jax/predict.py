@@ -1,0 +1,122 @@
+"""Labels images with a trained network.
+
+    python -m fcn_jax.predict --workdir=DIR --output=OUT [--overlay] PATH...
+
+Each PATH is an image, a folder of images, or a pattern such as 'photos/*.jpg'. For x.jpg writes
+OUT/x.png: a palette PNG of class indices in VOC's colours, of the image's own size; with --overlay
+also OUT/overlay/x.png, the classes drawn over the picture, with a legend.
+
+From Python:
+
+    from fcn_jax.predict import load_run
+    run = load_run("runs/shapes")
+    label_map = run(image)           # uint8 (h, w, 3) -> uint8 (h, w)
+"""
+
+import glob
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+from absl import flags
+from PIL import Image
+
+from fcn_jax import cli, visualize
+from fcn_jax.data.labels import read_image
+from fcn_jax.errors import UserError
+from fcn_jax.progress import progress_bar, say
+from fcn_jax.runs import Run, load_run
+
+
+def main(arguments: list[str]) -> None:
+    options = flags.FLAGS
+    if not options.workdir or not options.output or not arguments:
+        raise UserError("--workdir=DIR, --output=OUT and at least one PATH are needed (see --help)")
+    paths = find_images(arguments)
+    output = Path(options.output)
+    targets = _targets(paths, output)
+    run = load_run(options.workdir, options.checkpoint)
+    failures = []
+    with progress_bar("labelling", len(paths)) as bar:
+        for path, target in targets.items():
+            try:
+                label_image(run, path, target, overlay=options.overlay)
+            except UserError as error:
+                failures.append(str(error))
+            bar.advance()
+    say(f"{len(paths) - len(failures)} label maps in {output}")
+    if failures:
+        listed = "\n  ".join(failures)
+        raise UserError(f"{len(failures)} of {len(paths)} images failed:\n  {listed}")
+
+
+def label_image(run: Run, path: Path, target: Path, *, overlay: bool) -> None:
+    """Writes the label map of one image to `target`, and where wanted its overlay.
+
+    Raises:
+        UserError: the image cannot be read, or the target not written.
+    """
+    image = read_image(path)
+    label = run(image)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        visualize.save_label_map(target, label)
+        if overlay:
+            picture = visualize.overlay(image, label, run.class_names)
+            (target.parent / "overlay").mkdir(exist_ok=True)
+            Image.fromarray(picture).save(target.parent / "overlay" / target.name)
+    except OSError as error:
+        raise UserError(f"cannot write {target} ({error.strerror or error})") from error
+
+
+def find_images(patterns: Iterable[str]) -> list[Path]:
+    """The files that the patterns name, each once, in order; of a folder, its images.
+
+    Raises:
+        UserError: a pattern that names nothing, or a folder without images.
+    """
+    Image.init()
+    found: dict[Path, None] = {}
+    for pattern in patterns:
+        path = Path(pattern)
+        if path.is_dir():
+            inside = sorted(
+                entry
+                for entry in path.iterdir()
+                if entry.suffix.lower() in Image.EXTENSION and entry.is_file()
+            )
+            if not inside:
+                raise UserError(f"{path} holds no images")
+        elif path.exists():
+            inside = [path]
+        else:
+            inside = sorted(Path(name) for name in glob.glob(pattern, recursive=True))
+            if not inside:
+                raise UserError(f"{pattern}: no such file, folder or pattern")
+        found |= dict.fromkeys(entry for entry in inside if entry.is_file())
+    return list(found)
+
+
+def _targets(paths: list[Path], output: Path) -> dict[Path, Path]:
+    """Where each image's label map goes. Two images must not share one, nor it replace an image."""
+    targets = {path: output / f"{path.stem}.png" for path in paths}
+    claimed: dict[Path, Path] = {}
+    inputs = {path.resolve() for path in paths}
+    for path, target in targets.items():
+        if target in claimed:
+            raise UserError(
+                f"{claimed[target]} and {path} would both be written to {target}: label them into "
+                "two folders"
+            )
+        if target.resolve() in inputs:
+            raise UserError(f"{target} is an image itself: give another --output")
+        claimed[target] = path
+    return targets
+
+
+if __name__ == "__main__":
+    flags.DEFINE_string("workdir", None, "folder of the run")
+    flags.DEFINE_string("output", None, "folder to write to")
+    flags.DEFINE_bool("overlay", False, "also draw the classes over the picture")
+    flags.DEFINE_string("checkpoint", "latest", "latest, best (by mean IU), or a step")
+    cli.run(main, sys.modules[__name__])
