@@ -114,13 +114,19 @@ class Checkpoints:
         return model["params"], model["batch_stats"]
 
     def _load(self, step: int, like: dict[str, Any]) -> dict[str, Any]:
-        try:
-            return self._checkpointer.load_checkpointables(step, like)
-        except (ValueError, KeyError, TypeError) as error:
+        held = self._checkpointer.checkpointables_metadata(step).metadata["model"]
+        wanted, found = _shapes(like["model"]), _shapes(held)
+        differences = [
+            f"{name} is {found.get(name, 'missing')} there and {wanted.get(name, 'missing')} here"
+            for name in sorted(wanted.keys() | found.keys())
+            if wanted.get(name) != found.get(name)
+        ]
+        if differences:
             raise UserError(
                 f"{self._directory / str(step)} does not hold this network: "
-                f"{str(error).splitlines()[0]}"
-            ) from error
+                f"{'; '.join(differences)}"
+            )
+        return self._checkpointer.load_checkpointables(step, like)
 
     def _failed(self, step: int | str, error: OSError) -> UserError:
         return UserError(
@@ -131,3 +137,8 @@ class Checkpoints:
 
 def _model(state: TrainState) -> dict[str, Any]:
     return {"params": state.params, "batch_stats": state.batch_stats}
+
+
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): x.shape for path, x in leaves}

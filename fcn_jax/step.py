@@ -53,16 +53,23 @@ class Network:
         """(params, batch_stats) as the model holds them."""
         return nnx.to_pure_dict(self._params), nnx.to_pure_dict(self._batch_stats)
 
-    def __call__(self, params, batch_stats, image, **arguments) -> tuple[jax.Array, Any]:
-        """logits of `FCN.__call__`, and the batch statistics after it."""
-        model = nnx.merge(
+    def model(self, variables: tuple[Any, Any]) -> FCN:
+        """The model with these (params, batch_stats)."""
+        params, batch_stats = variables
+        return nnx.merge(
             self._graph, _filled(self._params, params), _filled(self._batch_stats, batch_stats)
         )
+
+    def __call__(
+        self, variables: tuple[Any, Any], image: jax.Array, **arguments: Any
+    ) -> tuple[jax.Array, Any]:
+        """The logits of `FCN.__call__`, and the batch statistics after it."""
+        model = self.model(variables)
         logits = model(image, **arguments)
         return logits, nnx.to_pure_dict(nnx.state(model, nnx.BatchStat))
 
 
-def _filled(state: nnx.State, values) -> nnx.State:
+def _filled(state: nnx.State, values: Any) -> nnx.State:
     state = jax.tree.map(lambda leaf: leaf, state)
     nnx.replace_by_pure_dict(state, values)
     return state
@@ -91,7 +98,7 @@ def make_train_step(
             crop_keys, batch["image"], batch["label"], batch["size"]
         )
         logits, batch_stats = network(
-            params, batch_stats, crop.image, train=True, valid=crop.valid, keys=dropout_keys
+            (params, batch_stats), crop.image, train=True, valid=crop.valid, keys=dropout_keys
         )
         loss, weight = cross_entropy(logits, crop.label, class_weights)
         right = jnp.sum(jnp.argmax(logits, axis=-1) == crop.label)
@@ -133,7 +140,7 @@ def make_train_step(
         metrics = {
             "loss": mean_loss,
             "pixel_accuracy": right / jnp.maximum(pixels, 1),
-            "gradient_norm": optax.global_norm(gradients),
+            "gradient_norm": optax.tree.norm(gradients),
         }
         return TrainState(state.step + 1, params, batch_stats, opt_state), metrics
 
@@ -156,6 +163,5 @@ def make_eval_step(network: Network, num_classes: int) -> Callable[[Any, Any], j
 
 def predict(network: Network, variables, image: jax.Array, size: jax.Array | None) -> jax.Array:
     """The class of each pixel: int32 (b, h, w); outside `size` it means nothing."""
-    params, batch_stats = variables
-    logits, _ = network(params, batch_stats, image, valid=size)
+    logits, _ = network(variables, image, valid=size)
     return jnp.argmax(logits, axis=-1)

@@ -30,13 +30,12 @@ class SqueezeNet(nnx.Module):
         self,
         *,
         dropout_rate: float = 0.5,
-        classifier: bool = False,
         preprocessing: Preprocessing = CAFFE,
         rngs: nnx.Rngs,
     ):
         self.preprocessing = preprocessing
         self.dropout_rate = dropout_rate
-        self.channels = {2: 64, 4: 128, 8: 256, 16: 1000 if classifier else 512}
+        self.channels = {2: 64, 4: 128, 8: 256, 16: 512}
         self.offsets = dict.fromkeys(self.channels, 0.0)
         self.conv1 = Conv(3, 64, (3, 3), stride=2, rngs=rngs)
         self.fire2 = Fire(64, 16, 64, rngs=rngs)
@@ -47,9 +46,6 @@ class SqueezeNet(nnx.Module):
         self.fire7 = Fire(384, 48, 192, rngs=rngs)
         self.fire8 = Fire(384, 64, 256, rngs=rngs)
         self.fire9 = Fire(512, 64, 256, rngs=rngs)
-        self.has_classifier = classifier
-        if classifier:
-            self.conv10 = Conv(512, 1000, (1, 1), rngs=rngs)
 
     def __call__(
         self, image: FeatureMap, *, train: bool = False, keys: jax.Array | None = None
@@ -62,6 +58,5 @@ class SqueezeNet(nnx.Module):
         features[8] = x = self.fire5(self.fire4(x))
         x = max_pool(x, window=3, stride=2, padding=1)
         x = self.fire9(self.fire8(self.fire7(self.fire6(x))))
-        x = dropout(x, self.dropout_rate, keys if train else None)
-        features[16] = relu(self.conv10(x)) if self.has_classifier else x
+        features[16] = dropout(x, self.dropout_rate, keys if train else None)
         return features

@@ -1,0 +1,318 @@
+"""The whole line: train, interrupt, resume, evaluate, predict, and what happens with bad input."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from fcn_jax.config import Config, default_config
+from fcn_jax.data import shapes
+from fcn_jax.data.labels import read_mask, voc_palette
+from fcn_jax.data.pipeline import evaluation_batches
+from fcn_jax.errors import UserError
+from fcn_jax.predict import load_run
+from fcn_jax.train import train
+
+ROOT = Path(__file__).parents[1]
+
+
+def write_folder(root: Path, names: list[str]) -> None:
+    """A person's own folder, of drawn images."""
+    (root / "images").mkdir(parents=True)
+    (root / "masks").mkdir()
+    (root / "classes.txt").write_text("\n".join(shapes.CLASSES) + "\n")
+    for name in names:
+        image, label = shapes.draw(name)
+        Image.fromarray(image).save(root / "images" / f"{name}.png")
+        Image.fromarray(label).save(root / "masks" / f"{name}.png")
+
+
+def small_config(folder: Path) -> Config:
+    config = default_config()
+    config.data.name = "folder"
+    config.data.root = str(folder / "data")
+    config.data.prepared_dir = str(folder / "prepared")
+    config.augment.crop_px = (64, 64)
+    config.train.batch_size = 2
+    config.train.epochs = 0
+    config.train.steps = 6
+    config.train.eval_every_steps = 3
+    config.train.log_every_steps = 1
+    config.eval.batch_size = 2
+    return config
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """Seven images, five to train on and two to score; runs are made beside them."""
+    path = tmp_path_factory.mktemp("own")
+    write_folder(path / "data", [f"train_{n:03}" for n in range(7)])
+    (path / "data/train.txt").write_text("".join(f"train_{n:03}\n" for n in range(5)))
+    (path / "data/val.txt").write_text("train_005\ntrain_006\n")
+    return path
+
+
+@pytest.fixture(scope="module")
+def run_folder(folder) -> Path:
+    train(small_config(folder), folder / "run")
+    return folder / "run"
+
+
+def command(module: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", f"fcn_jax.{module}", *map(str, arguments)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def test_a_run_leaves_its_numbers_its_pictures_and_its_curves(run_folder):
+    lines = [json.loads(line) for line in (run_folder / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if line["kind"] == "train"] == [1, 2, 3, 4, 5, 6]
+    assert [line["step"] for line in lines if line["kind"] == "eval"] == [3, 6]
+    assert all(line["loss"] > 0 for line in lines if line["kind"] == "train")
+    for name in ("val.json", "val_confusion.png", "val_sheet.png"):
+        assert (run_folder / "evaluation" / name).stat().st_size > 0
+    assert list((run_folder / "tensorboard").glob("events*"))
+
+
+def test_scores_are_those_of_each_image_labelled_alone(run_folder, folder):
+    """Batched on canvases by `evaluate`, and one by one from the files by `load_run`."""
+    run = load_run(run_folder)
+    k = len(shapes.CLASSES)
+    confusion = np.zeros((k, k), np.int64)
+    for name in ("train_005", "train_006"):
+        image = np.asarray(Image.open(folder / "data/images" / f"{name}.png"))
+        truth = np.asarray(Image.open(folder / "data/masks" / f"{name}.png"))
+        valid = truth != 255
+        np.add.at(confusion, (truth[valid], run(image)[valid]), 1)
+    right = np.diag(confusion)
+    present = confusion.sum(1) > 0
+    iu = right[present] / (confusion.sum(1) + confusion.sum(0) - right)[present]
+    written = json.loads((run_folder / "evaluation/val.json").read_text())
+    assert written["images"] == 2
+    assert written["pixel_accuracy"] == pytest.approx(right.sum() / confusion.sum(), abs=1e-12)
+    assert written["mean_iu"] == pytest.approx(iu.mean(), abs=1e-12)
+    assert set(written["per_class_iu"]) == set(shapes.CLASSES)
+
+
+def test_every_image_is_scored_once_and_the_last_batch_is_filled_with_void():
+    class Records:
+        def __len__(self):
+            return 5
+
+        def __getitem__(self, index):
+            side = 4 + index
+            label = np.full((side, 3), index, np.uint8)
+            return {"image": np.zeros((side, 3, 3), np.uint8), "label": label, "name": str(index)}
+
+    batches = list(evaluation_batches(Records(), canvas_px=(8, 4), batch_size=2))
+    assert [[r["name"] for r in held] for _, held in batches] == [["0", "1"], ["2", "3"], ["4"]]
+    assert [batch["label"].shape for batch, _ in batches] == [(2, 8, 4)] * 3
+    last = batches[-1][0]
+    assert last["size"].tolist() == [[8, 3], [8, 4]]
+    assert (last["label"][0, :, :3] == 4).all()
+    assert (last["label"][0, :, 3] == 255).all()
+    assert (last["label"][1] == 255).all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_an_interrupted_run_ends_in_the_same_bits(run_folder, folder, how):
+    workdir = folder / f"run_{how.name}"
+    config = small_config(folder)
+    arguments = [
+        f"--config.data.root={config.data.root}",
+        f"--config.data.prepared_dir={config.data.prepared_dir}",
+        "--config.data.name=folder",
+        "--config.augment.crop_px=64,64",
+        "--config.train.batch_size=2",
+        "--config.train.epochs=0",
+        "--config.train.steps=6",
+        "--config.train.eval_every_steps=3",
+        "--config.train.log_every_steps=1",
+        "--config.eval.batch_size=2",
+        f"--workdir={workdir}",
+    ]
+    started = subprocess.Popen(
+        [sys.executable, "-m", "fcn_jax.train", *arguments],
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    # A checkpoint is made at step 3: strike after it is begun, before the end.
+    deadline = time.monotonic() + 240
+    log = workdir / "log.jsonl"
+    while started.poll() is None and not (log.exists() and '"step": 4' in log.read_text()):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    started.send_signal(how)
+    started.wait(timeout=120)
+
+    resumed = command("train", *arguments)
+    assert resumed.returncode == 0, resumed.stderr
+    once, again = load_run(run_folder), load_run(workdir)
+    assert again.step == once.step == 6
+    jax.tree.map(np.testing.assert_array_equal, once.variables, again.variables)
+
+    def numbers(path):
+        lines = [json.loads(line) for line in (path / "log.jsonl").read_text().splitlines()]
+        return [
+            {key: value for key, value in line.items() if key != "images_per_second"}
+            for line in lines
+        ]
+
+    assert numbers(workdir) == numbers(run_folder)
+
+
+@pytest.mark.slow
+def test_two_images_are_learned_by_heart(tmp_path):
+    write_folder(tmp_path / "data", ["train_000", "train_001"])
+    names = "train_000\ntrain_001\n"
+    (tmp_path / "data/train.txt").write_text(names)
+    (tmp_path / "data/val.txt").write_text(names)
+    config = small_config(tmp_path)
+    config.augment.crop_px = (0, 0)
+    config.augment.scale = (1.0, 1.0)
+    config.augment.flip = False
+    config.optim.learning_rate = 1e-2
+    config.train.steps = 300
+    config.train.eval_every_steps = 300
+    scores = train(config, tmp_path / "run").scores
+    assert scores.mean_iu > 0.99
+    assert scores.pixel_accuracy > 0.999
+
+
+def test_a_finished_run_started_again_only_reports(run_folder, folder):
+    before = (run_folder / "log.jsonl").read_text()
+    evaluation = train(small_config(folder), run_folder)
+    assert (run_folder / "log.jsonl").read_text() == before
+    written = json.loads((run_folder / "evaluation/val.json").read_text())
+    assert evaluation.scores.mean_iu == written["mean_iu"]
+
+
+def test_a_folder_of_other_settings_is_left_alone(run_folder, folder):
+    config = small_config(folder)
+    config.optim.learning_rate = 0.5
+    with pytest.raises(UserError, match=r"optim\.learning_rate is 0\.003 there and 0\.5 now"):
+        train(config, run_folder)
+
+
+def test_a_run_starts_from_another_run_and_names_what_it_lacks(run_folder, folder, capsys):
+    config = small_config(folder)
+    config.init = str(run_folder)
+    config.model.skips = 3
+    config.train.steps = 1
+    train(config, folder / "from_run")
+    assert "run at step 6; not in it, so left as they were: score4, upsample4" in (
+        capsys.readouterr().out
+    )
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_says_what_to_do(folder):
+    config = small_config(folder)
+    config.optim.learning_rate = 1e30
+    with pytest.raises(UserError, match=r"the loss is (nan|inf) at step \d: try a lower .*no step"):
+        train(config, folder / "diverged")
+
+
+def test_predict_labels_every_kind_of_image_at_its_own_size(run_folder, folder, tmp_path):
+    image, _ = shapes.draw("val_000")
+    source = tmp_path / "in"
+    source.mkdir()
+    picture = Image.fromarray(image)
+    picture.save(source / "colour.jpg")
+    picture.resize((131, 97)).convert("L").save(source / "grey.png")
+    picture.convert("RGBA").save(source / "rgba.webp", lossless=True)
+    (source / "cut.jpg").write_bytes((source / "colour.jpg").read_bytes()[:2000])
+    (source / "words.png").write_text("no image")
+    result = command(
+        "predict", f"--workdir={run_folder}", f"--output={tmp_path}/out", "--overlay", source
+    )
+    assert result.returncode == 1
+    assert "2 of 5 images failed" in result.stderr
+    assert "cut.jpg" in result.stderr
+    assert "words.png" in result.stderr
+    written = sorted(path.name for path in (tmp_path / "out").glob("*.png"))
+    assert written == ["colour.png", "grey.png", "rgba.png"]
+    with Image.open(tmp_path / "out/grey.png") as label:
+        assert (label.mode, label.size) == ("P", (131, 97))
+        assert label.getpalette()[:9] == voc_palette()[:3].ravel().tolist()
+    # Lossless, so the file gives what the array gives.
+    np.testing.assert_array_equal(
+        read_mask(tmp_path / "out/rgba.png"), load_run(run_folder)(image)
+    )
+    with Image.open(tmp_path / "out/overlay/colour.png") as overlay:
+        assert overlay.height > image.shape[0]
+
+
+def test_predict_refuses_what_would_overwrite(run_folder, tmp_path):
+    image, _ = shapes.draw("val_000")
+    for name in ("x.png", "x.jpg"):
+        Image.fromarray(image).save(tmp_path / name)
+    before = (tmp_path / "x.png").read_bytes()
+    onto_itself = command(
+        "predict", f"--workdir={run_folder}", f"--output={tmp_path}", tmp_path / "x.png"
+    )
+    assert "x.png is an image itself: give another --output" in onto_itself.stderr
+    twice = command("predict", f"--workdir={run_folder}", f"--output={tmp_path}/out", tmp_path)
+    assert "would both be written" in twice.stderr
+    assert onto_itself.returncode == twice.returncode == 1
+    assert (tmp_path / "x.png").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("module", "arguments", "message"),
+    [
+        ("evaluate", ["--workdir={empty}"], "is not the folder of a run"),
+        ("evaluate", ["--workdir={run}", "--split=tset"], "tset"),
+        ("evaluate", ["--workdir={run}", "--checkpoint=5"], "has no checkpoint 5 (it holds: 3, 6)"),
+        ("predict", ["--workdir={run}", "--output={empty}/o", "{empty}"], "holds no images"),
+        ("predict", ["--workdir={run}", "--output={empty}/o", "none*.jpg"], "none*.jpg: no such"),
+        ("predict", ["--workdir={run}"], "are needed"),
+    ],
+)
+def test_a_mistake_is_told_in_one_line(run_folder, tmp_path, module, arguments, message):
+    places = {"run": run_folder, "empty": tmp_path}
+    result = command(module, *[argument.format(**places) for argument in arguments])
+    assert result.returncode == 1
+    assert message in result.stderr
+    assert result.stderr.count("\n") == 1, result.stderr
+
+
+def test_a_checkpoint_of_another_network_is_refused(run_folder, folder):
+    copy = folder / "changed"
+    shutil.copytree(run_folder, copy)
+    settings = json.loads((copy / "run.json").read_text())
+    settings["class_names"] = settings["class_names"][:-1]
+    (copy / "run.json").write_text(json.dumps(settings))
+    with pytest.raises(UserError, match="does not hold this network"):
+        load_run(copy)
+
+
+def test_an_unwritable_workdir_is_refused(folder, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot write to --workdir"):
+        train(small_config(folder), tmp_path / "file" / "run")
+    if os.geteuid() != 0:  # root may write anywhere
+        tmp_path.chmod(0o500)
+        with pytest.raises(UserError, match="cannot write to --workdir"):
+            train(small_config(folder), tmp_path / "run")
+
+
+def test_class_weights_must_fit_the_classes(folder, tmp_path):
+    config = small_config(folder)
+    config.loss.class_weights = "1,2"
+    with pytest.raises(UserError, match=r"class_weights \(='1,2'\) must be 'balanced' or 6 numbers"):
+        train(config, tmp_path / "run")
