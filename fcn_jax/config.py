@@ -192,8 +192,11 @@ def default_config() -> Config:
     config.data.name = "shapes"
     config.model.backbone = "small"
     config.augment.crop_px = (128, 128)
-    config.augment.scale = (0.75, 1.33)
-    config.optim.learning_rate = 3e-3
-    config.train.batch_size = 16
-    config.train.epochs = 20
+    config.augment.scale = (1.0, 1.0)
+    config.model.upsampling = "fixed"
+    config.optim.learning_rate = 6e-3
+    config.optim.warmup_steps = 50
+    config.train.batch_size = 8
+    config.train.epochs = 24
+    config.train.eval_every_steps = 300
     return config

@@ -45,11 +45,11 @@ def test_a_stored_setting_that_is_no_more_is_named():
     [
         ("model.backbone", "vgg", r"config\.model\.backbone \(='vgg'\) must be one of small, vgg16"),
         ("train.batch_size", 0, r"config\.train\.batch_size \(=0\) must be above 0"),
-        ("train.steps", 5, r"one of config\.train\.epochs \(=20\) and config\.train\.steps \(=5\)"),
+        ("train.steps", 5, r"one of config\.train\.epochs \(=24\) and config\.train\.steps \(=5\)"),
         ("augment.scale", (2.0, 1.0), r"config\.augment\.scale \(=\(2\.0, 1\.0\)\)"),
         ("augment.crop_px", (0, 0), r"must be 1,1 where whole images"),
         ("model.dropout", 1.0, r"config\.model\.dropout \(=1\.0\)"),
-        ("train.accumulation_steps", 3, r"batch_size \(=16\) must be divisible by .*\(=3\)"),
+        ("train.accumulation_steps", 3, r"batch_size \(=8\) must be divisible by .*\(=3\)"),
     ],
 )
 def test_a_setting_that_cannot_be_is_refused_by_name_and_value(setting, value, message):

@@ -42,6 +42,7 @@ def small_config(folder: Path) -> Config:
     config.data.root = str(folder / "data")
     config.data.prepared_dir = str(folder / "prepared")
     config.augment.crop_px = (64, 64)
+    config.optim.warmup_steps = 0
     config.train.batch_size = 2
     config.train.epochs = 0
     config.train.steps = 6
@@ -137,6 +138,7 @@ def test_an_interrupted_run_ends_in_the_same_bits(run_folder, folder, how):
         f"--config.data.prepared_dir={config.data.prepared_dir}",
         "--config.data.name=folder",
         "--config.augment.crop_px=64,64",
+        "--config.optim.warmup_steps=0",
         "--config.train.batch_size=2",
         "--config.train.epochs=0",
         "--config.train.steps=6",
@@ -205,7 +207,7 @@ def test_a_finished_run_started_again_only_reports(run_folder, folder):
 def test_a_folder_of_other_settings_is_left_alone(run_folder, folder):
     config = small_config(folder)
     config.optim.learning_rate = 0.5
-    with pytest.raises(UserError, match=r"optim\.learning_rate is 0\.003 there and 0\.5 now"):
+    with pytest.raises(UserError, match=r"optim\.learning_rate is 0\.006 there and 0\.5 now"):
         train(config, run_folder)
 
 

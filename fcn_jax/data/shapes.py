@@ -19,7 +19,7 @@ SEED = 2015
 SPLIT_SIZES = {"train": 400, "val": 100}
 SIDES_PX = (96, 160)
 MOST_OBJECTS = 4
-TYPICAL_SHARE = 0.75  # of objects that wear their kind's texture, and of those in its colour
+TYPICAL_SHARE = 0.9  # of objects that wear their kind's texture, and of those in its colour
 OVERSAMPLING = 2  # objects are drawn this much larger and shrunk, for smooth edges
 
 

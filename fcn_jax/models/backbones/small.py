@@ -4,27 +4,42 @@ import jax
 from flax import nnx
 
 from fcn_jax.models.backbones.preprocess import TORCHVISION, Preprocessing
-from fcn_jax.models.layers import BatchNorm, Conv, FeatureMap, max_pool, relu
+from fcn_jax.models.layers import BatchNorm, Conv, FeatureMap, relu
+
+
+class Block(nnx.Module):
+    """Two 3×3 convolutions, the first with stride 2, each normalised and rectified."""
+
+    def __init__(self, in_features: int, features: int, *, axis_name: str | None, rngs: nnx.Rngs):
+        self.conv1 = Conv(in_features, features, (3, 3), stride=2, use_bias=False, rngs=rngs)
+        self.bn1 = BatchNorm(features, axis_name=axis_name)
+        self.conv2 = Conv(features, features, (3, 3), use_bias=False, rngs=rngs)
+        self.bn2 = BatchNorm(features, axis_name=axis_name)
+
+    def __call__(self, x: FeatureMap, *, train: bool) -> FeatureMap:
+        x = relu(self.bn1(self.conv1(x), train=train))
+        return relu(self.bn2(self.conv2(x), train=train))
 
 
 class SmallNet(nnx.Module):
-    """Five blocks of convolution, batch normalisation, ReLU and 2×2 pooling."""
+    """A block for each halving: features at strides 2, 4, 8, …"""
 
     def __init__(
         self,
         *,
-        features: tuple[int, ...] = (16, 32, 64, 96, 128),
+        features: tuple[int, ...] = (24, 48, 96, 128, 160),
         preprocessing: Preprocessing = TORCHVISION,
         axis_name: str | None = None,
         rngs: nnx.Rngs,
     ):
         self.preprocessing = preprocessing
-        self.channels = {2**block: n for block, n in enumerate(features, start=1)}
-        self.offsets = {stride: (stride - 1) / 2 for stride in self.channels}
-        for block, (n_in, n_out) in enumerate(zip((3, *features), features, strict=False), start=1):
-            conv = Conv(n_in, n_out, (3, 3), use_bias=False, rngs=rngs)
-            setattr(self, f"conv{block}", conv)
-            setattr(self, f"bn{block}", BatchNorm(n_out, axis_name=axis_name))
+        self.channels = {2**block: count for block, count in enumerate(features, start=1)}
+        # Strided windows of odd size with symmetric padding are centred on every s-th pixel.
+        self.offsets = dict.fromkeys(self.channels, 0.0)
+        for block, (before, count) in enumerate(
+            zip((3, *features), features, strict=False), start=1
+        ):
+            setattr(self, f"block{block}", Block(before, count, axis_name=axis_name, rngs=rngs))
 
     def __call__(
         self, image: FeatureMap, *, train: bool = False, keys: jax.Array | None = None
@@ -32,7 +47,5 @@ class SmallNet(nnx.Module):
         x = image
         features = {}
         for block, stride in enumerate(self.channels, start=1):
-            x = getattr(self, f"conv{block}")(x)
-            x = relu(getattr(self, f"bn{block}")(x, train=train))
-            features[stride] = x = max_pool(x, window=2, stride=2)
+            features[stride] = x = getattr(self, f"block{block}")(x, train=train)
         return features
