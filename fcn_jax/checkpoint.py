@@ -5,7 +5,6 @@ where the data iterator stood, so that a resumed run continues bit for bit. It i
 final name and renamed when whole: an interrupted save leaves the one before.
 """
 
-import logging
 from pathlib import Path
 from typing import Any, Self
 
@@ -22,6 +21,9 @@ except ImportError:  # Up to 0.12 it is found under `experimental`.
 
 METRIC = "mean_iu"
 
+SAVE_ERRORS = (OSError, ValueError, RuntimeError)
+"""What a failed save raises, there or at the next call: TensorStore tells of a full disk so."""
+
 
 class Checkpoints:
     """The checkpoints of one run: the newest few, and the best by mean IU.
@@ -30,7 +32,6 @@ class Checkpoints:
     """
 
     def __init__(self, directory: Path, keep: int = 1):
-        logging.getLogger("absl").setLevel(logging.ERROR)
         policies = ocp.training.preservation_policies
         best = policies.BestN(
             get_metric_fn=lambda metrics: metrics[METRIC],
@@ -50,8 +51,12 @@ class Checkpoints:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._checkpointer.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            self._checkpointer.close()
+        except SAVE_ERRORS as error:
+            if kind is None:  # else a save that failed has been told of, or worse happened
+                raise self._failed(error) from error
 
     @property
     def steps(self) -> list[int]:
@@ -83,15 +88,15 @@ class Checkpoints:
                 metrics=None if mean_iu is None else {METRIC: mean_iu},
                 custom_metadata={"data": data_state},
             )
-        except OSError as error:
-            raise self._failed(step, error) from error
+        except SAVE_ERRORS as error:
+            raise self._failed(error) from error
 
     def wait(self) -> None:
         """Returns when everything is on disk."""
         try:
             self._checkpointer.wait()
-        except OSError as error:
-            raise self._failed("the last", error) from error
+        except SAVE_ERRORS as error:
+            raise self._failed(error) from error
 
     def restore(self, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
         """The newest checkpoint: its state, with the structure of `like`, and the data's state."""
@@ -128,10 +133,13 @@ class Checkpoints:
             )
         return self._checkpointer.load_checkpointables(step, like)
 
-    def _failed(self, step: int | str, error: OSError) -> UserError:
+    def _failed(self, error: Exception) -> UserError:
+        reason = str(error).splitlines()[0]
+        full = "No space left on device"
         return UserError(
-            f"could not save checkpoint {step} in {self._directory} ({error.strerror or error}); "
-            "the earlier ones are untouched: make room and start the same command again"
+            f"could not save a checkpoint in {self._directory} "
+            f"({full if full in reason else reason}): the earlier ones are untouched; make room "
+            "and start the same command again"
         )
 
 

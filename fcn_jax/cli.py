@@ -5,9 +5,10 @@ import difflib
 import os
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
-from absl import flags
+from absl import flags, logging
 
 from fcn_jax import config as config_lib
 from fcn_jax.errors import UserError
@@ -16,7 +17,7 @@ from fcn_jax.errors import UserError
 def run(main: Callable[[list[str]], None], module: Any) -> None:
     """Parses the flags, runs `main` on the other arguments and exits.
 
-    Status 0; 1 for a UserError, 2 for a mistake in the flags, 130 after Ctrl-C.
+    Status 0; 1 for a UserError or a failing disk, 2 for a mistake in the flags, 130 after Ctrl-C.
     `module`: the command's own module, whose docstring and flags make up `--help`.
     """
     program = f"python -m {module.__spec__.name}"
@@ -30,11 +31,21 @@ def run(main: Callable[[list[str]], None], module: Any) -> None:
     except (flags.Error, UserError, KeyError, ValueError, OSError) as error:
         print(f"{command}: {_one_line(error)} (see {program} --help)", file=sys.stderr)
         sys.exit(2)
+    # Orbax tells of every file that it writes; what fails is raised as well.
+    logging.set_verbosity(logging.FATAL)
+    _keep_compilations()
     try:
         main(arguments)
     except UserError as error:
         print(f"{command}: {error}", file=sys.stderr)
         sys.exit(1)
+    except OSError as error:  # a full disk above all
+        print(
+            f"{command}: {error}; what was saved before stays: mend this and start the same command",
+            file=sys.stderr,
+            flush=True,
+        )
+        os._exit(1)  # past the exit handlers, which would fail in the same way and say so at length
     except KeyboardInterrupt:
         sys.exit(130)
 
@@ -56,6 +67,15 @@ def config_name() -> str:
 
     path = config_flags.get_config_filename(flags.FLAGS["config"]) if _has_file() else "shapes"
     return os.path.splitext(os.path.basename(path))[0]
+
+
+def _keep_compilations() -> None:
+    """A program compiled once is kept for later starts; $JAX_COMPILATION_CACHE_DIR says where."""
+    import jax
+
+    if jax.config.jax_compilation_cache_dir is None:
+        folder = Path.home() / ".cache" / "fcn_jax" / "compiled"
+        jax.config.update("jax_compilation_cache_dir", str(folder))
 
 
 def _has_file() -> bool:

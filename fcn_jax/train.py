@@ -10,6 +10,7 @@ same command started again goes on where it was interrupted. Afterwards:
     tensorboard --logdir=DIR/tensorboard
 """
 
+import contextlib
 import math
 import signal
 import sys
@@ -109,6 +110,7 @@ def train(config: Config, workdir: Path) -> Evaluation:
         evaluation = None
         started = time.monotonic()
         with (
+            contextlib.closing(batches),
             RunLog(workdir, start_step) as log,
             StopSignal() as stop,
             progress_bar("training", total_steps, "steps", initial=start_step) as bar,
