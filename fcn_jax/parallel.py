@@ -44,8 +44,13 @@ def on_all_devices(
     if use_mesh is None:
         use_mesh = jax.process_count() > 1
     donated = (0,) if donate_state else ()
+    mesh = Mesh(np.asarray(jax.devices() if use_mesh else jax.local_devices()), (DATA_AXIS,))
+
+    def placed(state):
+        # As a step returns it; from a state placed otherwise the second call would compile again.
+        return jax.device_put(state, NamedSharding(mesh, P()))
+
     if use_mesh:
-        mesh = Mesh(np.asarray(jax.devices()), (DATA_AXIS,))
         sharding = NamedSharding(mesh, P(DATA_AXIS))
         compiled = jax.jit(
             jax.shard_map(
@@ -58,7 +63,7 @@ def on_all_devices(
             def distribute(share):
                 return jax.make_array_from_process_local_data(sharding, share)
 
-            return compiled(state, jax.tree.map(distribute, batch))
+            return compiled(placed(state), jax.tree.map(distribute, batch))
 
         return run_on_mesh
 
@@ -71,6 +76,6 @@ def on_all_devices(
         def deal(share):
             return share.reshape(devices, share.shape[0] // devices, *share.shape[1:])
 
-        return mapped(state, jax.tree.map(deal, batch))
+        return mapped(placed(state), jax.tree.map(deal, batch))
 
     return run_on_host

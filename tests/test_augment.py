@@ -1,0 +1,153 @@
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fcn_jax.config import AugmentConfig
+from fcn_jax.data.augment import Crop, augment
+
+CANVAS = (24, 30)
+SIZE = (20, 25)
+FILL = (10.0, 20.0, 30.0)
+DRAWS = 200
+
+
+def canvas() -> tuple[np.ndarray, np.ndarray]:
+    """An image whose red is the row, green the column and blue the label; junk around it."""
+    rows, columns = np.mgrid[: CANVAS[0], : CANVAS[1]]
+    label = (3 * rows + 5 * columns) % 7
+    image = np.stack([rows, columns, label], axis=-1).astype(np.uint8)
+    outside = (rows >= SIZE[0]) | (columns >= SIZE[1])
+    image[outside] = 200
+    return image, np.where(outside, 255, label).astype(np.uint8)
+
+
+def crops(config: AugmentConfig, draws: int = DRAWS, seed: int = 0) -> Crop:
+    """Many crops of the same canvas, (draws, …), as numpy arrays."""
+    image, label = canvas()
+    cut = jax.jit(jax.vmap(partial(augment, config=config, fill=FILL), (0, None, None, None)))
+    keys = jax.random.split(jax.random.key(seed), draws)
+    return jax.tree.map(np.asarray, cut(keys, image, label, jnp.asarray(SIZE, jnp.int32)))
+
+
+def test_unscaled_crops_are_windows_of_the_image() -> None:
+    image, label = canvas()
+    made = crops(AugmentConfig(crop_px=(8, 9), scale=(1.0, 1.0), flip=False))
+    assert made.image.shape == (DRAWS, 8, 9, 3)
+    assert made.valid is None
+    tops, lefts = made.image[:, 0, 0, 0].astype(int), made.image[:, 0, 0, 1].astype(int)
+    for pixels, classes, top, left in zip(made.image, made.label, tops, lefts, strict=True):
+        window = (slice(top, top + 8), slice(left, left + 9))
+        assert np.array_equal(pixels, image[window])
+        assert np.array_equal(classes, label[window])
+    # Every start, both ends among them: 13 rows and 17 columns to start from.
+    assert set(tops) == set(range(SIZE[0] - 8 + 1))
+    assert set(lefts) == set(range(SIZE[1] - 9 + 1))
+
+
+def test_half_of_the_crops_are_mirrored() -> None:
+    image, label = canvas()
+    made = crops(AugmentConfig(crop_px=(8, 9), scale=(1.0, 1.0), flip=True))
+    mirrored = made.image[:, 0, 0, 1] > made.image[:, 0, -1, 1]
+    assert abs(mirrored.mean() - 0.5) < 0.14  # 4 deviations of 200 draws
+    first = int(np.argmax(mirrored))
+    top, left = int(made.image[first, 0, 0, 0]), int(made.image[first, 0, -1, 1])
+    window = (slice(top, top + 8), slice(left, left + 9))
+    assert np.array_equal(made.image[first], image[window][:, ::-1])
+    assert np.array_equal(made.label[first], label[window][:, ::-1])
+
+
+@pytest.mark.parametrize("scale", [(0.5, 0.8), (1.2, 2.0)])
+def test_labels_stay_whole_and_move_with_the_pixels(scale: tuple[float, float]) -> None:
+    made = crops(AugmentConfig(crop_px=(16, 16), scale=scale, flip=True))
+    assert set(np.unique(made.label)) <= {*range(7), 255}
+    inside = made.label != 255
+    # Red and green interpolate to the place between pixels, of which the label is the nearest's.
+    rows, columns = made.image[..., 0], made.image[..., 1]
+    halfway = (np.abs(rows % 1 - 0.5) < 1e-3) | (np.abs(columns % 1 - 0.5) < 1e-3)
+    expected = (3 * np.rint(rows) + 5 * np.rint(columns)) % 7
+    compared = inside & ~halfway
+    assert compared.mean() > 0.3
+    assert np.array_equal(made.label[compared], expected[compared])
+    # Nothing of what lies around the image on its canvas is ever seen.
+    assert rows[inside].max() <= SIZE[0] - 1
+    assert columns[inside].max() <= SIZE[1] - 1
+
+
+def test_a_scaled_image_is_interpolated_between_pixel_centres() -> None:
+    # Twice as large: position p shows (p + ½)/2 − ½ of the original, held at the borders.
+    made = crops(AugmentConfig(crop_px=(40, 50), scale=(2.0, 2.0), flip=False), draws=1)
+    rows = np.clip((np.arange(40) + 0.5) / 2 - 0.5, 0, 19)
+    columns = np.clip((np.arange(50) + 0.5) / 2 - 0.5, 0, 24)
+    np.testing.assert_allclose(made.image[0, :, 0, 0], rows, atol=1e-5)
+    np.testing.assert_allclose(made.image[0, 0, :, 1], columns, atol=1e-5)
+
+
+def test_outside_a_small_image_is_fill_and_void() -> None:
+    made = crops(AugmentConfig(crop_px=(28, 32), scale=(1.0, 1.0), flip=False))
+    outside = made.label == 255
+    assert (outside.sum(axis=(1, 2)) == 28 * 32 - 20 * 25).all()  # all of the image is kept
+    assert (made.image[outside] == FILL).all()
+    rows = np.argmax(~outside.all(axis=2), axis=1)
+    columns = np.argmax(~outside.all(axis=1), axis=1)
+    assert set(rows) == set(range(9))
+    assert set(columns) == set(range(8))
+
+
+def test_every_scale_is_drawn() -> None:
+    # A column of 20 pixels takes 20·scale rows of a crop that holds all of it.
+    made = crops(AugmentConfig(crop_px=(40, 50), scale=(0.5, 2.0), flip=False))
+    rows = (made.label != 255).any(axis=2).sum(axis=1)
+    assert rows.min() in (10, 11)
+    assert rows.max() in (39, 40)
+    assert abs(rows.mean() - 25) < 4 * 30 / np.sqrt(12 * DRAWS)
+
+
+def test_whole_images_stay_where_they_are_or_are_mirrored() -> None:
+    image, label = canvas()
+    made = crops(AugmentConfig(crop_px=(0, 0), scale=(1.0, 1.0), flip=True), draws=20)
+    assert made.valid is not None
+    assert (made.valid == SIZE).all()
+    expected = image.astype(np.float32)
+    expected[SIZE[0] :] = FILL
+    expected[:, SIZE[1] :] = FILL
+    mirror = np.r_[np.arange(SIZE[1])[::-1], SIZE[1] : CANVAS[1]]
+    seen = set()
+    for pixels, classes in zip(made.image, made.label, strict=True):
+        flipped = bool(pixels[0, 0, 1])
+        seen.add(flipped)
+        columns = mirror if flipped else slice(None)
+        assert np.array_equal(pixels, expected[:, columns])
+        assert np.array_equal(classes, label[:, columns])
+    assert seen == {False, True}
+
+
+def test_colour_changes_by_known_factors() -> None:
+    # On a grey image, contrast and saturation change nothing: brightness alone remains.
+    grey = np.full((*CANVAS, 3), 100, np.uint8)
+    label = np.zeros(CANVAS, np.uint8)
+    config = AugmentConfig(
+        crop_px=(8, 8), scale=(1.0, 1.0), brightness=0.5, contrast=0.5, saturation=0.5
+    )
+    cut = jax.jit(jax.vmap(partial(augment, config=config, fill=FILL), (0, None, None, None)))
+    keys = jax.random.split(jax.random.key(0), DRAWS)
+    made = np.asarray(cut(keys, grey, label, jnp.asarray(SIZE, jnp.int32)).image)
+    np.testing.assert_allclose(made.max(axis=(1, 2, 3)), made.min(axis=(1, 2, 3)), atol=1e-3)
+    assert 50 <= made.min() < 55
+    assert 145 < made.max() <= 150
+    # Away from grey, bytes stay bytes.
+    wild = crops(
+        AugmentConfig(crop_px=(8, 8), brightness=0.9, contrast=0.9, saturation=0.9), draws=50
+    )
+    assert wild.image.min() >= 0
+    assert wild.image.max() <= 255
+
+
+def test_a_key_fixes_a_crop() -> None:
+    config = AugmentConfig(crop_px=(8, 9), brightness=0.2)
+    first, again, other = crops(config, 10), crops(config, 10), crops(config, 10, seed=1)
+    assert np.array_equal(first.image, again.image)
+    assert np.array_equal(first.label, again.label)
+    assert not np.array_equal(first.image, other.image)
