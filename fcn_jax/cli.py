@@ -41,7 +41,7 @@ def run(main: Callable[[list[str]], None], module: Any) -> None:
         sys.exit(1)
     except OSError as error:  # a full disk above all
         print(
-            f"{command}: {error}; what was saved before stays: mend this and start the same command",
+            f"{command}: {error}; what was saved stays; mend this and start the same command again",
             file=sys.stderr,
             flush=True,
         )
