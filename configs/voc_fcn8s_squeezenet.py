@@ -8,13 +8,14 @@ def get_config() -> Config:
     config.augment.scale = (0.5, 1.5)
     config.model.backbone = "squeezenet"
     config.model.skips = 2
-    # ImageNet's features have sizes of about 12, 50 and 60 (root mean square): scored at about 1.
-    config.model.score_scales = (0.1, 0.02, 0.02)
+    config.model.context_features = 256
+    # SqueezeNet's features at strides 16 and 8 have root mean squares of about 12 and 50: scaled to
+    # about 1, all layers learn at one rate.
+    config.model.score_scales = (1.0, 0.1, 0.02)
     config.model.upsampling = "fixed"
     config.optim.learning_rate = 2e-3
     config.optim.backbone_rate = 0.1
     config.optim.warmup_steps = 50
     config.train.batch_size = 8
     config.train.epochs = 24
-    config.train.eval_every_steps = 437
     return config

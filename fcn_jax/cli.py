@@ -73,7 +73,7 @@ def _keep_compilations() -> None:
     """A program compiled once is kept for later starts; $JAX_COMPILATION_CACHE_DIR says where."""
     import jax
 
-    if jax.config.jax_compilation_cache_dir is None:
+    if jax.config.values.get("jax_compilation_cache_dir") is None:
         folder = Path.home() / ".cache" / "fcn_jax" / "compiled"
         jax.config.update("jax_compilation_cache_dir", str(folder))
 

@@ -53,6 +53,9 @@ class ModelConfig:
         "small", "feature extractor", choices=("small", "vgg16", "resnet18", "squeezenet")
     )
     skips: int = setting(2, "finer layers fused: 0 is FCN-32s, 1 FCN-16s, 2 FCN-8s")
+    context_features: int = setting(
+        0, "features of a wider, coarser view before the scores (0: none)"
+    )
     score_scales: tuple[float, ...] = setting(
         (), "factors of the features before they are scored, coarse to fine (none: 1)"
     )

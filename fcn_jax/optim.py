@@ -56,5 +56,5 @@ def _decays(names: list[str]) -> bool:
 
 
 def _rate(config: OptimConfig, names: list[str]) -> np.float32:
-    rate = config.backbone_rate if names[0] == "backbone" else 1.0
+    rate = config.backbone_rate if names[0] in ("backbone", "context") else 1.0
     return np.float32(rate * config.bias_rate if "bias" in names else rate)

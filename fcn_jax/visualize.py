@@ -227,7 +227,7 @@ def plot_confusion(
 
 def _name_ticks(axes: "Axes", class_names: Sequence[str], absent: np.ndarray) -> None:
     k = len(class_names)
-    shown = np.arange(0, k, math.ceil(k / 120))  # more than 120 names would overlap
+    shown = range(0, k, math.ceil(k / 120))  # more than 120 names would overlap
     names = [f"({class_names[i]})" if absent[i] else class_names[i] for i in shown]
     font_points = 9 if k <= 40 else 6
     axes.set_xticks(shown, names, rotation=90, fontsize=font_points)

@@ -43,7 +43,7 @@ EXTENSIONS = frozenset(
 )
 
 
-class Folder(SegmentationBuilder, skip_registration=True):
+class Folder(SegmentationBuilder, skip_registration=True):  # type: ignore[call-arg]
     """Images and masks from a folder."""
 
     def __init__(

@@ -33,7 +33,7 @@ class Source(NamedTuple):
     label_name: str
 
 
-class SegmentationBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
+class SegmentationBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
     """Writes the `Source`s that a subclass's `_sources` lists, after checking each."""
 
     VERSION = tfds.core.Version("1.0.0")

@@ -6,6 +6,7 @@ tells it for certain. The drawing is fixed by `SEED`, so the set is the same eve
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ TYPICAL_SHARE = 0.9  # of objects that wear their kind's texture, and of those i
 OVERSAMPLING = 2  # objects are drawn this much larger and shrunk, for smooth edges
 
 
-class Shapes(SegmentationBuilder, skip_registration=True):
+class Shapes(SegmentationBuilder, skip_registration=True):  # type: ignore[call-arg]
     """Discs, squares, triangles, rings and stars over textured grounds."""
 
     def __init__(self, **options: Any):
@@ -40,13 +41,17 @@ class Shapes(SegmentationBuilder, skip_registration=True):
                 splits[split].append(
                     Source(
                         name,
-                        lambda drawing=drawing: drawing()[0],
+                        functools.partial(_part, drawing, 0),
                         name,
-                        lambda drawing=drawing: drawing()[1],
+                        functools.partial(_part, drawing, 1),
                         name,
                     )
                 )
         return splits
+
+
+def _part(drawing: Callable[[], tuple[bytes, np.ndarray]], index: int) -> Any:
+    return drawing()[index]
 
 
 def draw(name: str) -> tuple[np.ndarray, np.ndarray]:

@@ -38,7 +38,7 @@ SBD_MASKS = "SegmentationClassAug"
 Read = Callable[[str], bytes]  # the contents of a file, by its path under VOC2012
 
 
-class Voc(SegmentationBuilder, skip_registration=True):
+class Voc(SegmentationBuilder, skip_registration=True):  # type: ignore[call-arg]
     """PASCAL VOC 2012 segmentation: 20 classes of objects and background."""
 
     BUILDER_CONFIGS = [  # noqa: RUF012 (TFDS reads it as a list)
@@ -219,7 +219,7 @@ def _sbd_masks(root: Path | None, folder: Path | None) -> dict[str, Callable[[],
     else:
         matrices = {path.name: path for path in (place / "cls").glob("*.mat")}
         lists = [_read_file(place, name).decode() for name in ("train.txt", "val.txt")]
-    masks = {}
+    masks: dict[str, Callable[[], np.ndarray]] = {}
     for name in " ".join(lists).split():
         if f"{name}.mat" not in matrices:
             raise UserError(f"{place}: cls/{name}.mat is missing, but the lists name it")

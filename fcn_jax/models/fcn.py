@@ -15,7 +15,15 @@ from flax import nnx
 from fcn_jax.config import ModelConfig
 from fcn_jax.errors import UserError
 from fcn_jax.models.backbones import Backbone
-from fcn_jax.models.layers import BilinearUpsample, Conv, ConvTranspose, FeatureMap, add
+from fcn_jax.models.layers import (
+    BilinearUpsample,
+    Conv,
+    ConvTranspose,
+    FeatureMap,
+    add,
+    max_pool,
+    relu,
+)
 
 DATA_AXIS = "data"
 """Name of the axis that the batch is spread over: the devices."""
@@ -30,6 +38,7 @@ class FCN(nnx.Module):
         backbone: see `models/backbones`.
         num_classes: scores per pixel, background among them.
         skips: finer strides fused: 0, 1, 2 for FCN-32s, 16s, 8s.
+        context_features: where above 0, `Context` adds a stride twice the backbone's coarsest.
         score_scales: factors of the features before they are scored, coarse to fine: one for each
             fused stride, or none, for 1. The at-once FCN-8s has (1, 0.01, 0.0001); features of
             about unit size let all score layers learn at one rate.
@@ -46,6 +55,7 @@ class FCN(nnx.Module):
         num_classes: int,
         *,
         skips: int,
+        context_features: int = 0,
         score_scales: Sequence[float] = (),
         learned_upsampling: bool = True,
         half_pixel: bool = False,
@@ -54,7 +64,14 @@ class FCN(nnx.Module):
     ):
         self.backbone = backbone
         self.dtype = dtype
-        coarse_to_fine = sorted(backbone.channels, reverse=True)
+        channels, offsets = dict(backbone.channels), {**backbone.offsets, 1: 0.0}
+        self.has_context = context_features > 0
+        if self.has_context:
+            coarsest = max(channels)
+            self.context = Context(channels[coarsest], context_features, rngs=rngs)
+            channels[2 * coarsest] = context_features
+            offsets[2 * coarsest] = offsets[coarsest]  # of the pooling's centred windows
+        coarse_to_fine = sorted(channels, reverse=True)
         if not 0 <= skips < len(coarse_to_fine):
             raise UserError(
                 f"config.model.skips (={skips}) must lie in 0…{len(coarse_to_fine) - 1}: the "
@@ -67,10 +84,9 @@ class FCN(nnx.Module):
                 f"config.model.score_scales (={self.score_scales}) must have {len(self.strides)} "
                 f"factors, for the strides {self.strides}"
             )
-        offsets = {**backbone.offsets, 1: 0.0}
         for stride, finer in zip(self.strides, (*self.strides[1:], 1), strict=True):
             score = Conv(
-                backbone.channels[stride],
+                channels[stride],
                 num_classes,
                 (1, 1),
                 kernel_init=nnx.initializers.zeros,
@@ -122,12 +138,20 @@ class FCN(nnx.Module):
         pixels = FeatureMap(self.backbone.preprocessing(image, self.dtype), valid)
         by_stride = self.backbone(pixels, train=train, keys=keys)
         named = {f"backbone{stride}": x for stride, x in by_stride.items()}
-        fused: FeatureMap | None = None
-        for index, (stride, scale) in enumerate(zip(self.strides, self.score_scales, strict=True)):
-            features = dataclasses.replace(
-                by_stride[stride], values=by_stride[stride].values * scale
+        scaled = {
+            stride: dataclasses.replace(by_stride[stride], values=by_stride[stride].values * scale)
+            for stride, scale in zip(self.strides, self.score_scales, strict=True)
+            if stride in by_stride
+        }
+        if self.has_context:
+            context = self.context(scaled[self.strides[1]])
+            named["context"] = context
+            scaled[self.strides[0]] = dataclasses.replace(
+                context, values=context.values * self.score_scales[0]
             )
-            score = getattr(self, f"score{stride}")(features)
+        fused: FeatureMap | None = None
+        for index, stride in enumerate(self.strides):
+            score = getattr(self, f"score{stride}")(scaled[stride])
             score = score.map(lambda v: v.astype(jnp.float32))
             named[f"score{stride}"] = score
             if fused is None:
@@ -139,6 +163,22 @@ class FCN(nnx.Module):
         assert fused is not None
         named["logits"] = getattr(self, f"upsample{self.strides[-1]}")(fused, like=pixels)
         return named
+
+
+class Context(nnx.Module):
+    """What fc6 and fc7 are to VGG16, for backbones that have no such layers: a wider view.
+
+    A 3×3 pooling of stride 2, then two 3×3 convolutions. Each adds 64 pixels to the field of view
+    where the backbone's coarsest stride is 16.
+    """
+
+    def __init__(self, in_features: int, features: int, *, rngs: nnx.Rngs):
+        self.conv1 = Conv(in_features, features, (3, 3), rngs=rngs)
+        self.conv2 = Conv(features, features, (3, 3), rngs=rngs)
+
+    def __call__(self, x: FeatureMap) -> FeatureMap:
+        x = max_pool(x, window=3, stride=2, padding=1)
+        return relu(self.conv2(relu(self.conv1(x))))
 
 
 def upsampling_geometry(factor: int, offset: float) -> tuple[int, int]:
@@ -189,6 +229,7 @@ def build(
         backbone,
         num_classes,
         skips=config.skips,
+        context_features=config.context_features,
         score_scales=config.score_scales,
         learned_upsampling=config.upsampling == "learned",
         half_pixel=config.alignment == "half_pixel",
