@@ -140,7 +140,7 @@ def test_a_pixels_score_is_that_of_its_place(
     model = coordinates(strides, between_pixels=between_pixels, learned_upsampling=learned)
     coarsest = strides[0]
     size = (5 * coarsest + 3, 4 * coarsest)
-    logits = model(jnp.zeros((1, *size, 3)))
+    logits = features(model, jnp.zeros((1, *size, 3)))["logits"].values
     assert logits.shape == (1, *size, 2)
     expected = len(strides) * np.stack(np.mgrid[: size[0], : size[1]], -1)
     inner = (slice(2 * coarsest, 3 * coarsest + 1), slice(coarsest, 2 * coarsest + 1))

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from fcn_jax.models import layers
 from fcn_jax.models.layers import (
     BatchNorm,
     BilinearUpsample,
@@ -16,13 +17,16 @@ from fcn_jax.models.layers import (
     add,
     bilinear_filter,
     bilinear_kernel,
-    bilinear_upsample,
     concatenate,
-    conv_transpose,
     dropout,
     max_pool,
     relu,
 )
+
+# One compilation for each call, where there would be one for each operation.
+GEOMETRY = ("stride", "crop", "output_size")
+conv_transpose = jax.jit(layers.conv_transpose, static_argnames=GEOMETRY)
+bilinear_upsample = jax.jit(layers.bilinear_upsample, static_argnames=("filter_size", *GEOMETRY))
 
 SIZE = (7, 9)
 CANVAS = (13, 16)
@@ -90,7 +94,7 @@ def test_conv_transpose_is_pytorchs(
     torch: ModuleType, kernel: int, stride: int, padding: int
 ) -> None:
     values, weights = normal(0, 2, 4, 5, 3), normal(1, kernel, kernel, 3, 2)
-    size = [(n - 1) * stride + kernel - 2 * padding for n in (4, 5)]
+    size = tuple((n - 1) * stride + kernel - 2 * padding for n in (4, 5))
     cotangent = normal(2, 2, *size, 2)
 
     tensor = to_torch(torch, values).requires_grad_()
@@ -103,7 +107,7 @@ def test_conv_transpose_is_pytorchs(
         return conv_transpose(values, weights, stride=stride, crop=padding, output_size=size)
 
     result, pull_back = jax.vjp(run, jnp.asarray(values), jnp.asarray(weights))
-    values_gradient, weights_gradient = pull_back(jnp.asarray(cotangent))
+    values_gradient, weights_gradient = jax.jit(pull_back)(jnp.asarray(cotangent))
     np.testing.assert_allclose(result, from_torch(expected), atol=1e-5)
     np.testing.assert_allclose(values_gradient, from_torch(tensor.grad), atol=2e-5)
     np.testing.assert_allclose(
@@ -122,7 +126,7 @@ def test_conv_transpose_of_volumes_is_pytorchs(
         stride=stride,
         padding=padding,
     )
-    size = [(n - 1) * stride + kernel - 2 * padding for n in (2, 3, 4)]
+    size = tuple((n - 1) * stride + kernel - 2 * padding for n in (2, 3, 4))
     result = conv_transpose(
         jnp.asarray(values), jnp.asarray(weights), stride=stride, crop=padding, output_size=size
     )
@@ -134,7 +138,7 @@ def test_conv_transpose_scatters_the_kernel() -> None:
     values = jnp.asarray([[[1.0], [10.0]]])
     kernel = jnp.asarray([1.0, 2.0, 3.0]).reshape(3, 1, 1)
     for crop, expected in ((0, [1, 2, 13, 20, 30, 0, 0, 0]), (3, [20, 30, 0]), (1, [2, 13])):
-        result = conv_transpose(values, kernel, stride=2, crop=crop, output_size=[len(expected)])
+        result = conv_transpose(values, kernel, stride=2, crop=crop, output_size=(len(expected),))
         assert result[0, :, 0].tolist() == expected
 
 
@@ -384,7 +388,7 @@ def test_inside_marks_the_top_left() -> None:
     assert FeatureMap(jnp.zeros((2, 2, 3, 4))).inside() is None
 
 
-def layers() -> dict[str, Any]:
+def spatial_layers() -> dict[str, Any]:
     """Each spatial layer as a function of a feature map of 3 features."""
     rngs = nnx.Rngs(0)
     features = jnp.asarray(normal(4, 3))
@@ -417,9 +421,9 @@ def layers() -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize("name", list(layers()))
+@pytest.mark.parametrize("name", list(spatial_layers()))
 def test_what_lies_outside_the_image_changes_nothing(name: str) -> None:
-    layer = layers()[name]
+    layer = jax.jit(spatial_layers()[name])
     image = normal(0, 1, *SIZE, 3)
     canvas = 1e3 * np.abs(normal(1, 1, *CANVAS, 3))
     canvas[:, : SIZE[0], : SIZE[1]] = image
@@ -432,8 +436,8 @@ def test_what_lies_outside_the_image_changes_nothing(name: str) -> None:
     )
 
 
-@pytest.mark.parametrize("name", list(layers()))
+@pytest.mark.parametrize("name", list(spatial_layers()))
 def test_what_lies_outside_the_image_stays_finite(name: str) -> None:
     # Also where it is masked later: 0·∞ in a kernel's gradient would be nan.
     x = FeatureMap(jnp.asarray(normal(0, 1, *CANVAS, 3)), jnp.asarray([[2, 3]], jnp.int32))
-    assert np.isfinite(layers()[name](x).values).all()
+    assert np.isfinite(jax.jit(spatial_layers()[name])(x).values).all()
