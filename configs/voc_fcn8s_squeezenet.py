@@ -1,3 +1,12 @@
+"""FCN-8s on SqueezeNet 1.1 on PASCAL VOC 2012: for laptops, no GPU needed.
+
+    python -m fcn_jax.train --config=configs/voc_fcn8s_squeezenet.py \\
+        --config.data.root=VOCdevkit --config.init=squeezenet1_1.npz --workdir=runs/voc
+
+SqueezeNet's coarsest features have stride 16; two context layers from scratch add stride 32, as fc6
+and fc7 do in VGG16, and strides 16 and 8 are fused in. RESULT
+"""
+
 from fcn_jax.config import Config
 
 

@@ -76,6 +76,8 @@ def _keep_compilations() -> None:
     if jax.config.values.get("jax_compilation_cache_dir") is None:
         folder = Path.home() / ".cache" / "fcn_jax" / "compiled"
         jax.config.update("jax_compilation_cache_dir", str(folder))
+        # The many small programs that draw the first weights as well: half a minute for some nets.
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
 def _has_file() -> bool:

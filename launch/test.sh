@@ -4,4 +4,5 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . launch/install.sh
-.venv/bin/python -m pytest "$@"
+# A file's tests stay in one process: they share what they have trained and compiled.
+.venv/bin/python -m pytest --numprocesses=auto --dist=loadfile "$@"

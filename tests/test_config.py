@@ -43,7 +43,11 @@ def test_a_stored_setting_that_is_no_more_is_named():
 @pytest.mark.parametrize(
     ("setting", "value", "message"),
     [
-        ("model.backbone", "vgg", r"config\.model\.backbone \(='vgg'\) must be one of small, vgg16"),
+        (
+            "model.backbone",
+            "vgg",
+            r"config\.model\.backbone \(='vgg'\) must be one of small, vgg16",
+        ),
         ("train.batch_size", 0, r"config\.train\.batch_size \(=0\) must be above 0"),
         ("train.steps", 5, r"one of config\.train\.epochs \(=24\) and config\.train\.steps \(=5\)"),
         ("augment.scale", (2.0, 1.0), r"config\.augment\.scale \(=\(2\.0, 1\.0\)\)"),

@@ -252,9 +252,7 @@ def test_predict_labels_every_kind_of_image_at_its_own_size(run_folder, folder, 
         assert (label.mode, label.size) == ("P", (131, 97))
         assert label.getpalette()[:9] == voc_palette()[:3].ravel().tolist()
     # Lossless, so the file gives what the array gives.
-    np.testing.assert_array_equal(
-        read_mask(tmp_path / "out/rgba.png"), load_run(run_folder)(image)
-    )
+    np.testing.assert_array_equal(read_mask(tmp_path / "out/rgba.png"), load_run(run_folder)(image))
     with Image.open(tmp_path / "out/overlay/colour.png") as overlay:
         assert overlay.height > image.shape[0]
 
@@ -316,5 +314,7 @@ def test_an_unwritable_workdir_is_refused(folder, tmp_path):
 def test_class_weights_must_fit_the_classes(folder, tmp_path):
     config = small_config(folder)
     config.loss.class_weights = "1,2"
-    with pytest.raises(UserError, match=r"class_weights \(='1,2'\) must be 'balanced' or 6 numbers"):
+    with pytest.raises(
+        UserError, match=r"class_weights \(='1,2'\) must be 'balanced' or 6 numbers"
+    ):
         train(config, tmp_path / "run")

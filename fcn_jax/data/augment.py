@@ -74,8 +74,8 @@ def augment(
     # Whole rows first, then columns: two gathers of contiguous memory instead of one of pixels.
     pixels = _interpolate(image, rows, axis=0)
     pixels = _interpolate(pixels, columns, axis=1)
-    pixels = _colour(colour_key, pixels, config)
     inside = rows.inside[:, None] & columns.inside[None, :]
+    pixels = _colour(colour_key, pixels, inside, config)
     pixels = jnp.where(inside[..., None], pixels, jnp.asarray(fill, jnp.float32))
     classes = label[rows.nearest][:, columns.nearest].astype(jnp.int32)
     return Crop(pixels, jnp.where(inside, classes, VOID_LABEL), size if whole else None)
@@ -123,7 +123,9 @@ def _interpolate(values: jax.Array, window: Window, axis: int) -> jax.Array:
     return low + (high - low) * share
 
 
-def _colour(key: jax.Array, image: jax.Array, config: AugmentConfig) -> jax.Array:
+def _colour(
+    key: jax.Array, image: jax.Array, inside: jax.Array, config: AugmentConfig
+) -> jax.Array:
     if not (config.brightness or config.contrast or config.saturation):
         return image
     keys = jax.random.split(key, 3)
@@ -133,7 +135,7 @@ def _colour(key: jax.Array, image: jax.Array, config: AugmentConfig) -> jax.Arra
 
     luma = jnp.asarray(LUMA)
     image = image * factor(keys[0], config.brightness)
-    mean = (image @ luma).mean()
+    mean = jnp.mean(image @ luma, where=inside)
     image = mean + (image - mean) * factor(keys[1], config.contrast)
     grey = (image @ luma)[..., None]
     image = grey + (image - grey) * factor(keys[2], config.saturation)

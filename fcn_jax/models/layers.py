@@ -327,12 +327,24 @@ def bilinear_upsample(
         size = output_size[axis - 1]
         count = (crop + size - 1) // stride + 1 - first
         copies = _shifted(values, axis, first, count, taps)
-        # One sum per phase, stacked: a broadcast over phases has a gradient three times as slow.
-        phases = [
-            sum(copy * float(weights[tap, phase]) for tap, copy in enumerate(copies))
-            for phase in range(stride)
-        ]
-        values = jnp.stack(phases, axis=axis + 1)
+        if stride <= 8:
+            # A sum per phase: as one product, 5 times as slow on a CPU.
+            phases = [
+                sum(copy * float(weights[tap, phase]) for tap, copy in enumerate(copies))
+                for phase in range(stride)
+            ]
+            values = jnp.stack(phases, axis=axis + 1)
+        else:
+            # One product for all phases: as so many sums, 8 times as slow on a CPU.
+            dims = list(range(values.ndim))
+            tap, phase = values.ndim, values.ndim + 1
+            values = jnp.einsum(
+                jnp.stack(copies),
+                [tap, *dims],
+                weights.astype(values.dtype),
+                [tap, phase],
+                [*dims[: axis + 1], phase, *dims[axis + 1 :]],
+            )
         merged = (*values.shape[:axis], count * stride, *values.shape[axis + 2 :])
         values = lax.slice_in_dim(values.reshape(merged), start, start + size, axis=axis)
     return values
