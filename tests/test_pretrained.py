@@ -98,7 +98,7 @@ def test_every_mismatch_is_reported_at_once(tmp_path):
 
 def test_weights_of_another_backbone_are_refused(tmp_path):
     squeezenet_file(tmp_path / "w.npz")
-    with pytest.raises(UserError, match="fits config.model.backbone=squeezenet"):
+    with pytest.raises(UserError, match=r"fits config\.model\.backbone=squeezenet"):
         initialize(shapes_of("resnet18"), str(tmp_path / "w.npz"))
 
 
