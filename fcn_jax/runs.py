@@ -115,11 +115,13 @@ def read_settings(workdir: Path) -> tuple[Config, tuple[str, ...]]:
 def claim(workdir: Path, config: Config, class_names: tuple[str, ...]) -> None:
     """Makes the folder of this run, or checks that it holds a run of the same settings.
 
+    A run that stopped before its first checkpoint, by a wrong path say, does not bind its folder.
+
     Raises:
         UserError: the folder cannot be written, or holds a run of other settings.
     """
     path = workdir / "run.json"
-    if path.exists():
+    if path.exists() and any((workdir / "checkpoints").glob("[0-9]*/")):
         held, held_names = read_settings(workdir)
         differences = [
             f"config.{name} is {old!r} there and {new!r} now"

@@ -211,6 +211,17 @@ def test_a_folder_of_other_settings_is_left_alone(run_folder, folder):
         train(config, run_folder)
 
 
+def test_a_run_that_never_began_does_not_bind_its_folder(folder):
+    config = small_config(folder)
+    config.train.steps = 1
+    config.init = "none.npz"
+    with pytest.raises(UserError, match=r"there is no file none\.npz"):
+        train(config, folder / "mended")
+    config.init = ""
+    train(config, folder / "mended")
+    assert load_run(folder / "mended").step == 1
+
+
 def test_a_run_starts_from_another_run_and_names_what_it_lacks(run_folder, folder, capsys):
     config = small_config(folder)
     config.init = str(run_folder)
