@@ -65,8 +65,8 @@ def config_name() -> str:
     """The name of the config file, without its ending; 'shapes' for the embedded default."""
     from ml_collections import config_flags
 
-    path = config_flags.get_config_filename(flags.FLAGS["config"]) if _has_file() else "shapes"
-    return os.path.splitext(os.path.basename(path))[0]
+    path = config_flags.get_config_filename(flags.FLAGS["config"])
+    return Path(path).stem if isinstance(path, str) else "shapes"
 
 
 def _keep_compilations() -> None:
@@ -78,10 +78,6 @@ def _keep_compilations() -> None:
         jax.config.update("jax_compilation_cache_dir", str(folder))
         # The many small programs that draw the first weights as well: half a minute for some nets.
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
-
-
-def _has_file() -> bool:
-    return hasattr(flags.FLAGS["config"], "config_filename")
 
 
 def _check_setting_names(arguments: Sequence[str]) -> None:

@@ -329,3 +329,23 @@ def test_class_weights_must_fit_the_classes(folder, tmp_path):
         UserError, match=r"class_weights \(='1,2'\) must be 'balanced' or 6 numbers"
     ):
         train(config, tmp_path / "run")
+
+
+def test_without_a_workdir_the_run_lies_under_the_name_of_its_config(tmp_path):
+    result = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "fcn_jax.train",
+            "--config.train.epochs=0",
+            "--config.train.steps=1",
+            "--config.data.eval_split=val[:2]",
+        ],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "FCN_JAX_DATA": str(tmp_path / "data")},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert result.returncode == 0, result.stderr
+    assert load_run(tmp_path / "runs" / "shapes").step == 1
