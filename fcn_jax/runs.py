@@ -25,7 +25,6 @@ from fcn_jax.step import Network, predict
 
 FREE_TO_CHANGE = (
     "data.prepared_dir",
-    "data.workers",
     "train.log_every_steps",
     "train.eval_every_steps",
     "train.checkpoint_every_steps",

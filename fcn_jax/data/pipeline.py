@@ -10,6 +10,7 @@ from typing import Any
 import grain
 import jax
 import numpy as np
+from absl import flags
 
 from fcn_jax.data.labels import VOID_LABEL
 
@@ -41,6 +42,8 @@ def training_batches(
         .to_iter_dataset(grain.ReadOptions(num_threads=4, prefetch_buffer_size=4))
     )
     if workers:
+        if not flags.FLAGS.is_parsed():  # Grain hands absl's flags on to its processes
+            flags.FLAGS.mark_as_parsed()
         canvases = canvases.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
     return iter(canvases)
 
