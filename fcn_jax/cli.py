@@ -14,20 +14,27 @@ from fcn_jax import config as config_lib
 from fcn_jax.errors import UserError
 
 
-def run(main: Callable[[list[str]], None], module: Any) -> None:
+def run(main: Callable[[list[str]], None], module: Any, *, with_config: bool = False) -> None:
     """Parses the flags, runs `main` on the other arguments and exits.
 
     Status 0; 1 for a UserError or a failing disk, 2 for a mistake in the flags, 130 after Ctrl-C.
     `module`: the command's own module, whose docstring and flags make up `--help`.
+    `with_config`: adds the flag `--config`, a file with `get_config()`, or else the embedded
+    default, and one flag for every setting.
     """
     program = f"python -m {module.__spec__.name}"
     command = module.__spec__.name.rpartition(".")[2]
-    if {"--help", "-h", "-help", "--helpfull"} & set(sys.argv[1:]):
-        print(_help(program, module))
-        sys.exit(0)
+    asks_help = {"--help", "-h", "-help", "--helpfull"} & set(sys.argv[1:])
     try:
-        _check_setting_names(sys.argv[1:])
+        if with_config:
+            _check_setting_names(sys.argv[1:])
+            _define_config()
+        if asks_help:
+            print(_help(program, module))
+            sys.exit(0)
         arguments = flags.FLAGS(sys.argv)[1:]
+        if with_config:
+            _ = flags.FLAGS.config.data  # a file that cannot be loaded is told of here
     except (flags.Error, UserError, KeyError, ValueError, OSError) as error:
         print(f"{command}: {_one_line(error)} (see {program} --help)", file=sys.stderr)
         sys.exit(2)
@@ -50,8 +57,7 @@ def run(main: Callable[[list[str]], None], module: Any) -> None:
         sys.exit(130)
 
 
-def define_config() -> None:
-    """The flag `--config`: a file with `get_config()`, or else the embedded default."""
+def _define_config() -> None:
     from ml_collections import config_flags
 
     given = any(argument.lstrip("-").startswith("config=") for argument in sys.argv[1:])

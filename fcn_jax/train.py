@@ -270,6 +270,5 @@ def _since(started: float) -> str:
 
 
 if __name__ == "__main__":
-    cli.define_config()
     flags.DEFINE_string("workdir", None, "folder of the run (default: runs/NAME OF THE CONFIG)")
-    cli.run(main, sys.modules[__name__])
+    cli.run(main, sys.modules[__name__], with_config=True)

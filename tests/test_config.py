@@ -58,6 +58,7 @@ def test_a_stored_setting_that_is_no_more_is_named():
 )
 def test_a_setting_that_cannot_be_is_refused_by_name_and_value(setting, value, message):
     config = default_config()
+    config.augment.scale = (0.5, 1.5)
     section, name = setting.split(".")
     setattr(getattr(config, section), name, value)
     with pytest.raises(UserError, match=message):

@@ -7,8 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx, traverse_util
+from PIL import Image
 
 from fcn_jax.config import ModelConfig
+from fcn_jax.data.labels import read_mask
 from fcn_jax.errors import UserError
 from fcn_jax.models import fcn
 from fcn_jax.pretrained import initialize
@@ -134,15 +136,17 @@ def test_the_real_squeezenet_sees_a_cat():
     path = WEIGHTS / "squeezenet1_1_imagenet.npz"
     network = Network(fcn.build(ModelConfig(backbone="squeezenet"), 21, rngs=nnx.Rngs(0)))
     variables, _ = initialize(network.variables, str(path))
-    image_path = WEIGHTS.parent / "VOCdevkit/VOC2012/JPEGImages/2007_000528.jpg"  # a cat
-    from fcn_jax.data.labels import read_image
+    voc = WEIGHTS.parent / "VOCdevkit/VOC2012"
+    rows, columns = np.nonzero(read_mask(voc / "SegmentationClass/2007_000528.png") == 8)
+    photo = Image.open(voc / "JPEGImages/2007_000528.jpg")
+    cat = photo.crop((columns.min(), rows.min(), columns.max() + 1, rows.max() + 1))
+    image = np.asarray(cat.resize((227, 227)))
 
-    model = network.model(variables)
-    features = model.features(jnp.asarray(read_image(image_path))[None])["backbone16"].values
+    features = network.model(variables).features(jnp.asarray(image)[None])["backbone16"].values
     with np.load(path) as file:
         scores = np.maximum(features @ file["conv10/w"][:, :, 0, 0].T + file["conv10/b"], 0)
-    classes = set(np.argsort(np.asarray(scores).mean((0, 1, 2)))[-3:].tolist())
-    assert classes & {281, 282, 283, 284, 285}, classes  # ImageNet's five domestic cats
+    best = int(np.asarray(scores).mean((0, 1, 2)).argmax())
+    assert best in {281, 282, 283, 284, 285}  # ImageNet's five domestic cats
 
 
 def test_the_real_vgg16_trunk_loads_and_names_what_it_lacks():

@@ -107,7 +107,7 @@ def _read(path: Path) -> dict[str, np.ndarray]:
         raise UserError(f"config.init: there is no file {path}")
     try:
         if path.suffix == ".npz":
-            with np.load(path, allow_pickle=False) as file:
+            with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
                 return {key: file[key] for key in file.files}
         if path.suffix in (".pth", ".pt"):
             return _read_torch(path)
