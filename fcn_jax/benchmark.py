@@ -40,8 +40,9 @@ from fcn_jax import cli, optim, parallel
 from fcn_jax.config import Config
 from fcn_jax.data.labels import VOID_LABEL
 from fcn_jax.errors import UserError
-from fcn_jax.models import fcn
-from fcn_jax.models.layers import bilinear_kernel, bilinear_upsample, conv_transpose
+from fcn_jax.models.build import build
+from fcn_jax.models.fcn import DATA_AXIS
+from fcn_jax.models.upsampling import bilinear_kernel, bilinear_upsample, conv_transpose
 from fcn_jax.progress import progress_bar
 from fcn_jax.step import Network, create_train_state, make_train_step
 
@@ -319,7 +320,7 @@ def train_step_config(small: bool) -> Config:
 def train_step_contenders(
     config: Config, canvas_px: int, peer: "Peer | None"
 ) -> dict[str, Callable[[], object]]:
-    model = fcn.build(config.model, NUM_CLASSES, rngs=nnx.Rngs(0), axis_name=fcn.DATA_AXIS)
+    model = build(config.model, NUM_CLASSES, rngs=nnx.Rngs(0), axis_name=DATA_AXIS)
     network = Network(model)
     weights = jax.tree.map(np.array, network.variables[0])  # of their own: the step donates them
     optimizer = optim.build(config.optim, network.variables[0], config.train.steps)
@@ -445,7 +446,7 @@ class TorchStep:
             tensor = self.torch.tensor(np.asarray(leaf), device=peer.device)
             if leaf.ndim == 4:
                 # Convolutions hold (out, in, h, w), transposed ones (in, out, h, w).
-                order = (2, 3, 0, 1) if name.startswith("upsample") else (3, 2, 0, 1)
+                order = (2, 3, 0, 1) if "upsample" in name else (3, 2, 0, 1)
                 tensor = tensor.permute(*order).contiguous().to(memory_format=layout)
             self.weights[name] = tensor.requires_grad_()
         decaying = [n for n in self.weights if n.endswith("kernel") and "upsample" not in n]
@@ -511,19 +512,19 @@ class TorchStep:
         for name in ("fire6", "fire7", "fire8", "fire9"):
             x = self.fire(x, name)
         features[16] = self.functional.dropout(x, self.config.model.dropout, training=train)
-        fused = self.convolution(features[16], "score16")
+        fused = self.convolution(features[16], "head.score16")
         for coarse, fine in ((16, 8), (8, 4), (4, 1)):
             factor = coarse // fine
             # Odd filters of 2·factor − 1, centred on pixels, and the last few rows of their reach.
             fused = self.functional.conv_transpose2d(
                 fused,
-                self.weights[f"upsample{coarse}.kernel"],
+                self.weights[f"head.upsample{coarse}.kernel"],
                 stride=factor,
                 padding=factor - 1,
                 output_padding=factor - 1,
             )
             if fine > 1:
-                fused = fused + self.convolution(features[fine], f"score{fine}")
+                fused = fused + self.convolution(features[fine], f"head.score{fine}")
         return fused
 
     def convolution(self, x: Any, name: str, *, stride: int = 1, padding: int = 0) -> Any:

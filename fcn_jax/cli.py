@@ -121,6 +121,6 @@ def _help(program: str, module: Any) -> str:
         for name, value, metadata in config_lib.settings(config):
             shown = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
             choices = metadata.get("choices")
-            help_line = metadata["help"] + (f": {', '.join(choices)}" if choices else "")
+            help_line = metadata["help"] + (f": {', '.join(map(str, choices))}" if choices else "")
             lines.append(f"  {name + '=' + shown:<36} {help_line}")
     return "\n".join(lines)

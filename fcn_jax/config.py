@@ -12,7 +12,7 @@ from typing import Any
 from fcn_jax.errors import UserError
 
 
-def setting(default: Any, help: str, choices: tuple[str, ...] = ()) -> Any:
+def setting(default: Any, help: str, choices: tuple[Any, ...] = ()) -> Any:
     """A dataclass field with the line that `--help` shows and, where given, its only values."""
     return field(default=default, metadata={"help": help, "choices": choices})
 
@@ -47,25 +47,67 @@ class AugmentConfig:
     saturation: float = setting(0.0, "largest relative change of saturation")
 
 
+BACKBONES = (
+    "small",
+    "alexnet",
+    "alexnet_caffe",
+    "vgg16",
+    "vgg16_bn",
+    "googlenet",
+    "squeezenet",
+    "resnet18",
+    "resnet34",
+    "resnet50",
+    "resnet101",
+    "resnet152",
+    "mobilenet_v3_large",
+    "efficientnet_lite0",
+)
+
+
 @dataclasses.dataclass
 class ModelConfig:
-    backbone: str = setting(
-        "small", "feature extractor", choices=("small", "vgg16", "resnet18", "squeezenet")
+    backbone: str = setting("small", "feature extractor", choices=BACKBONES)
+    padding: str = setting(
+        "same", "every layer alike, or the image by 100 as in the paper", choices=("same", "paper")
     )
-    skips: int = setting(2, "finer layers fused: 0 is FCN-32s, 1 FCN-16s, 2 FCN-8s")
+    output_stride: int = setting(32, "of a dilated ResNet's last features", choices=(32, 16, 8))
+    preprocessing: str = setting(
+        "auto",
+        "of pixels: as the weights of `init` want it, or the backbone's own",
+        choices=("auto", "caffe", "torchvision"),
+    )
+    fusion: str = setting(
+        "early",
+        "of channels beyond RGB: in the first layer, or from a trunk of their own",
+        choices=("early", "late"),
+    )
+    skips: int = setting(2, "finer stages fused: 0 is FCN-32s, 1 FCN-16s, 2 FCN-8s")
+    head: str = setting(
+        "linear",
+        "coarsest scores: 1×1, or behind a hidden 3×3 layer as in torchvision",
+        choices=("linear", "hidden"),
+    )
+    auxiliary_weight: float = setting(
+        0.0, "of the loss of a second head, on the stage before the last (0: none)"
+    )
     context_features: int = setting(
         0, "features of a wider, coarser view before the scores (0: none)"
     )
     score_scales: tuple[float, ...] = setting(
         (), "factors of the features before they are scored, coarse to fine (none: 1)"
     )
-    upsampling: str = setting("learned", "bilinear filters", choices=("learned", "fixed"))
+    upsampling: str = setting(
+        "learned",
+        "bilinear filters, or interpolation to the image's size",
+        choices=("learned", "fixed", "interpolate"),
+    )
     alignment: str = setting(
         "geometry",
         "where upsampled scores lie: as the layers' geometry says, or always half a pixel",
         choices=("geometry", "half_pixel"),
     )
-    dropout: float = setting(0.5, "rate in fc6, fc7 or before the score layer")
+    dropout: float = setting(0.5, "rate in fc6, fc7, before the score layer or in the hidden one")
     compute_dtype: str = setting("float32", "of activations", choices=("float32", "bfloat16"))
 
 
@@ -82,6 +124,7 @@ class OptimConfig:
     name: str = setting("adamw", "optimizer", choices=("adamw", "sgd"))
     learning_rate: float = setting(1e-3, "rate of the head")
     backbone_rate: float = setting(1.0, "rate of the backbone, as a share of the head's")
+    auxiliary_rate: float = setting(1.0, "rate of the auxiliary head, as a share of the head's")
     bias_rate: float = setting(1.0, "rate of biases, as a share (the paper's: 2)")
     momentum: float = setting(0.9, "of sgd")
     weight_decay: float = setting(1e-4, "of kernels; biases and norms are spared")
@@ -124,7 +167,9 @@ class Config:
         for name, value, metadata in settings(self):
             choices = metadata.get("choices")
             if choices and value not in choices:
-                raise UserError(f"config.{name} (={value!r}) must be one of {', '.join(choices)}")
+                raise UserError(
+                    f"config.{name} (={value!r}) must be one of {', '.join(map(str, choices))}"
+                )
         _positive(self.train, "train", "batch_size", "accumulation_steps", "log_every_steps")
         _positive(self.train, "train", "keep_checkpoints")
         _positive(self.eval, "eval", "batch_size")
@@ -142,6 +187,10 @@ class Config:
             raise UserError(
                 f"config.augment.scale (={self.augment.scale}) must be 1,1 where whole images are "
                 "trained on (config.augment.crop_px is 0,0)"
+            )
+        if self.model.auxiliary_weight < 0:
+            raise UserError(
+                f"config.model.auxiliary_weight (={self.model.auxiliary_weight}) must not be below 0"
             )
         if not 0 <= self.model.dropout < 1:
             raise UserError(f"config.model.dropout (={self.model.dropout}) must lie in [0, 1)")

@@ -12,9 +12,10 @@ from fcn_jax.errors import UserError
 def build(config: OptimConfig, params, total_steps: int) -> optax.GradientTransformation:
     """The optimizer that a config names, for parameters of this structure.
 
-    The rate is `learning_rate` for the head, times `backbone_rate` in the backbone, times
-    `bias_rate` for biases. Only kernels of convolutions decay: no biases, no norms, no upsampling.
-    In SGD the decay enters the momentum, as in Caffe and PyTorch; AdamW decouples it.
+    The rate is `learning_rate` for the head, times `backbone_rate` in the backbone,
+    `auxiliary_rate` in the auxiliary head, and `bias_rate` for biases. Only kernels of convolutions
+    decay: no biases, no norms, no upsampling. In SGD the decay enters the momentum, as in Caffe and
+    PyTorch; AdamW decouples it.
     """
     decays = jax.tree_util.tree_map_with_path(lambda path, _: _decays(_names(path)), params)
     rates = jax.tree_util.tree_map_with_path(lambda path, _: _rate(config, _names(path)), params)
@@ -56,5 +57,10 @@ def _decays(names: list[str]) -> bool:
 
 
 def _rate(config: OptimConfig, names: list[str]) -> np.float32:
-    rate = config.backbone_rate if names[0] in ("backbone", "context") else 1.0
+    shares = {
+        "backbone": config.backbone_rate,
+        "context": config.backbone_rate,
+        "auxiliary": config.auxiliary_rate,
+    }
+    rate = shares.get(names[0], 1.0)
     return np.float32(rate * config.bias_rate if "bias" in names else rate)

@@ -20,7 +20,7 @@ from flax import nnx
 from fcn_jax.checkpoint import Checkpoints
 from fcn_jax.config import Config, from_dict, settings
 from fcn_jax.errors import UserError
-from fcn_jax.models import fcn
+from fcn_jax.models.build import build
 from fcn_jax.step import Network, predict
 
 FREE_TO_CHANGE = (
@@ -84,7 +84,7 @@ def load_run(workdir: str | Path, checkpoint: str = "latest") -> Run:
     """
     workdir = Path(workdir)
     config, class_names = read_settings(workdir)
-    model = fcn.build(config.model, len(class_names), rngs=nnx.Rngs(0))
+    model = build(config.model, len(class_names), rngs=nnx.Rngs(0))
     network = Network(model)
     with Checkpoints(workdir / "checkpoints") as checkpoints:
         steps = {"latest": checkpoints.latest, "best": checkpoints.best}

@@ -62,11 +62,12 @@ class Network:
 
     def __call__(
         self, variables: tuple[Any, Any], image: jax.Array, **arguments: Any
-    ) -> tuple[jax.Array, Any]:
-        """The logits of `FCN.__call__`, and the batch statistics after it."""
+    ) -> tuple[dict[str, jax.Array], Any]:
+        """The values of `FCN.features`, logits among them, and the batch statistics after it."""
         model = self.model(variables)
-        logits = model(image, **arguments)
-        return logits, nnx.to_pure_dict(nnx.state(model, nnx.BatchStat))
+        features = model.features(image, **arguments)
+        values = {name: feature.values for name, feature in features.items()}
+        return values, nnx.to_pure_dict(nnx.state(model, nnx.BatchStat))
 
 
 def _filled(state: nnx.State, values: Any) -> nnx.State:
@@ -89,18 +90,22 @@ def make_train_step(
     """
     parts = config.train.accumulation_steps
     seed = jax.random.key(config.seed)
-    preprocessing = network.preprocessing
-    fill = preprocessing.mean[::-1] if preprocessing.bgr else preprocessing.mean
+    fill = network.preprocessing.input_mean
+    auxiliary_weight = config.model.auxiliary_weight
 
     def sum_of_losses(params, batch_stats, batch, keys):
         crop_keys, dropout_keys = jnp.unstack(jax.vmap(jax.random.split)(keys), axis=1)
         crop = jax.vmap(lambda *canvas: augment(*canvas, config=config.augment, fill=fill))(
             crop_keys, batch["image"], batch["label"], batch["size"]
         )
-        logits, batch_stats = network(
+        values, batch_stats = network(
             (params, batch_stats), crop.image, train=True, valid=crop.valid, keys=dropout_keys
         )
+        logits = values["logits"]
         loss, weight = cross_entropy(logits, crop.label, class_weights)
+        if auxiliary_weight:
+            auxiliary, _ = cross_entropy(values["logits_auxiliary"], crop.label, class_weights)
+            loss = loss + auxiliary_weight * auxiliary
         right = jnp.sum(jnp.argmax(logits, axis=-1) == crop.label)
         pixels = jnp.sum(crop.label < logits.shape[-1])
         return loss, (weight, right, pixels, batch_stats)
@@ -163,5 +168,5 @@ def make_eval_step(network: Network, num_classes: int) -> Callable[[Any, Any], j
 
 def predict(network: Network, variables, image: jax.Array, size: jax.Array | None) -> jax.Array:
     """The class of each pixel: int32 (b, h, w); outside `size` it means nothing."""
-    logits, _ = network(variables, image, valid=size)
-    return jnp.argmax(logits, axis=-1)
+    values, _ = network(variables, image, valid=size)
+    return jnp.argmax(values["logits"], axis=-1)

@@ -33,7 +33,8 @@ from fcn_jax.data.pipeline import training_batches
 from fcn_jax.errors import UserError
 from fcn_jax.evaluate import Evaluation, evaluator, report
 from fcn_jax.log import RunLog
-from fcn_jax.models import fcn
+from fcn_jax.models.build import build
+from fcn_jax.models.fcn import DATA_AXIS
 from fcn_jax.progress import format_duration, progress_bar, say
 from fcn_jax.step import Network, create_train_state, make_train_step
 
@@ -68,8 +69,8 @@ def train(config: Config, workdir: Path) -> Evaluation:
     runs.claim(workdir, config, dataset.class_names)
 
     # --- model, optimizer, steps
-    model = fcn.build(
-        config.model, dataset.num_classes, rngs=nnx.Rngs(config.seed), axis_name=fcn.DATA_AXIS
+    model = build(
+        config.model, dataset.num_classes, rngs=nnx.Rngs(config.seed), axis_name=DATA_AXIS
     )
     network = Network(model)
     optimizer = optim.build(config.optim, network.variables[0], total_steps)

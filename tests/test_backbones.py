@@ -8,7 +8,7 @@ import pytest
 from flax import nnx
 
 from fcn_jax.models.backbones.preprocess import CAFFE, TORCHVISION
-from fcn_jax.models.backbones.resnet import ResNet18
+from fcn_jax.models.backbones.resnet import ResNet
 from fcn_jax.models.backbones.small import SmallNet
 from fcn_jax.models.backbones.squeezenet import SqueezeNet
 from fcn_jax.models.backbones.vgg import VGG16
@@ -17,7 +17,7 @@ from fcn_jax.models.layers import FeatureMap
 BACKBONES: dict[str, Callable[[], Any]] = {
     "small": lambda: SmallNet(features=(4, 6, 8, 10, 12), rngs=nnx.Rngs(0)),
     "squeezenet": lambda: SqueezeNet(rngs=nnx.Rngs(0)),
-    "resnet18": lambda: ResNet18(rngs=nnx.Rngs(0)),
+    "resnet18": lambda: ResNet(18, rngs=nnx.Rngs(0)),
     "vgg16": lambda: VGG16(fc_features=16, rngs=nnx.Rngs(0)),
 }
 
@@ -93,8 +93,8 @@ def resnet18(peer: Peer, x: Any, train: bool) -> dict[int, Any]:
         y = peer.functional.relu(peer.batch_norm(y, f"{name}.bn1", train))
         y = peer.batch_norm(peer.conv(y, f"{name}.conv2", 1, 1), f"{name}.bn2", train)
         if name in ("layer2_0", "layer3_0", "layer4_0"):
-            x = peer.conv(x, f"{name}.downsample", stride)
-            x = peer.batch_norm(x, f"{name}.downsample_bn", train)
+            x = peer.conv(x, f"{name}.shortcut.conv", stride)
+            x = peer.batch_norm(x, f"{name}.shortcut.bn", train)
         return peer.functional.relu(x + y)
 
     x = peer.functional.relu(peer.batch_norm(peer.conv(x, "conv1", 2, 3), "bn1", train))
@@ -141,7 +141,7 @@ def test_features_are_pytorchs_at_every_stride(
 
 
 @pytest.mark.parametrize("name", BACKBONES)
-def test_features_are_centred_where_the_offsets_say(name: str, randomised: Any) -> None:
+def test_features_are_centred_where_the_grids_say(name: str, randomised: Any) -> None:
     # nan spreads to whatever sees it. Of images of one column, some are nan above a row, some from
     # it on, for as many rows as the stride: so each position's first and last row of sight show.
     backbone = randomised(BACKBONES[name])
@@ -160,7 +160,7 @@ def test_features_are_centred_where_the_offsets_say(name: str, randomised: Any) 
         # Those that some cuts show and others do not; all look equally far.
         (first,) = set(first[(above > 0) & (above < cuts_count)])
         (last,) = set(last[(below > 0) & (below < cuts_count)])
-        assert (first + last) / 2 == backbone.offsets[stride], stride
+        assert (first + last) / 2 == backbone.grids[stride].offset, stride
 
 
 @pytest.mark.parametrize("name", BACKBONES)

@@ -14,7 +14,7 @@ from rich.console import Console
 from fcn_jax import benchmark as benchmarks
 from fcn_jax.benchmark import Peer, TorchStep, benchmark, measure, results_table, summarize
 from fcn_jax.errors import UserError
-from fcn_jax.models import fcn
+from fcn_jax.models.build import build
 from fcn_jax.step import Network
 
 ROW_KEYS = {
@@ -99,7 +99,7 @@ def test_all_contenders_upsample_alike(torch: ModuleType) -> None:
 def test_pytorchs_network_is_ours(torch: Any, channels_last: bool, randomised: Any) -> None:
     config = benchmarks.train_step_config(small=True)
     network = Network(
-        randomised(lambda: fcn.build(config.model, benchmarks.NUM_CLASSES, rngs=nnx.Rngs(0)))
+        randomised(lambda: build(config.model, benchmarks.NUM_CLASSES, rngs=nnx.Rngs(0)))
     )
     image = np.random.default_rng(0).integers(0, 256, (2, 32, 48, 3)).astype(np.uint8)
     expected, _ = jax.jit(lambda image: network(network.variables, image))(image)
@@ -115,7 +115,7 @@ def test_pytorchs_network_is_ours(torch: Any, channels_last: bool, randomised: A
 def test_a_pytorch_step_learns(torch: Any, randomised: Any) -> None:
     config = benchmarks.train_step_config(small=True)
     network = Network(
-        randomised(lambda: fcn.build(config.model, benchmarks.NUM_CLASSES, rngs=nnx.Rngs(0)))
+        randomised(lambda: build(config.model, benchmarks.NUM_CLASSES, rngs=nnx.Rngs(0)))
     )
     step = TorchStep(Peer(), network.variables[0], config, channels_last=False)
     before = {name: weight.detach().clone() for name, weight in step.weights.items()}

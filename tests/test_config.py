@@ -46,7 +46,7 @@ def test_a_stored_setting_that_is_no_more_is_named():
         (
             "model.backbone",
             "vgg",
-            r"config\.model\.backbone \(='vgg'\) must be one of small, vgg16",
+            r"config\.model\.backbone \(='vgg'\) must be one of small, alexnet",
         ),
         ("train.batch_size", 0, r"config\.train\.batch_size \(=0\) must be above 0"),
         ("train.steps", 5, r"one of config\.train\.epochs \(=24\) and config\.train\.steps \(=5\)"),
@@ -81,7 +81,7 @@ def test_help_lists_every_setting_and_needs_no_data():
         ("--config.train.batch_size=many", "many"),
         ("--workdri=x", "workdri"),
         ("--config=configs/none.py", "configs/none.py"),
-        ("--config.model.backbone=resnet", "must be one of small, vgg16, resnet18, squeezenet"),
+        ("--config.model.backbone=resnet", "must be one of small, alexnet"),
     ],
 )
 def test_a_mistake_on_the_command_line_is_one_line(argument, message):

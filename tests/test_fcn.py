@@ -12,26 +12,21 @@ from fcn_jax.data.labels import VOID_LABEL
 from fcn_jax.errors import UserError
 from fcn_jax.losses import cross_entropy
 from fcn_jax.models.backbones.preprocess import TORCHVISION, Preprocessing
-from fcn_jax.models.backbones.resnet import ResNet18
+from fcn_jax.models.backbones.resnet import ResNet
 from fcn_jax.models.backbones.small import SmallNet
 from fcn_jax.models.backbones.squeezenet import SqueezeNet
 from fcn_jax.models.backbones.vgg import VGG16
-from fcn_jax.models.fcn import FCN, build, upsampling_geometry
-from fcn_jax.models.layers import (
-    BatchNorm,
-    BilinearUpsample,
-    Conv,
-    ConvTranspose,
-    FeatureMap,
-    max_pool,
-    relu,
-)
+from fcn_jax.models.build import build
+from fcn_jax.models.fcn import FCN
+from fcn_jax.models.geometry import Grid, upsampling_geometry
+from fcn_jax.models.layers import BatchNorm, Conv, FeatureMap, max_pool, relu
+from fcn_jax.models.upsampling import BilinearUpsample, ConvTranspose
 from fcn_jax.step import Network
 
 BACKBONES: dict[str, Callable[[], Any]] = {
     "small": lambda: SmallNet(features=(4, 6, 8, 10, 12), rngs=nnx.Rngs(0)),
     "squeezenet": lambda: SqueezeNet(rngs=nnx.Rngs(0)),
-    "resnet18": lambda: ResNet18(rngs=nnx.Rngs(0)),
+    "resnet18": lambda: ResNet(18, rngs=nnx.Rngs(0)),
     "vgg16": lambda: VGG16(fc_features=16, rngs=nnx.Rngs(0)),
 }
 
@@ -58,7 +53,7 @@ class Pooled(nnx.Module):
     def __init__(self) -> None:
         self.preprocessing = TORCHVISION
         self.channels = {2: 6, 4: 8}
-        self.offsets = {2: 0.5, 4: 1.5}
+        self.grids = {2: Grid(2, 0.5), 4: Grid(4, 1.5)}
         self.conv1 = Conv(3, 6, (3, 3), use_bias=False, rngs=nnx.Rngs(0))
         self.bn1 = BatchNorm(6)
         self.conv2 = Conv(6, 8, (3, 3), rngs=nnx.Rngs(1))
@@ -76,7 +71,7 @@ class Coordinates(nnx.Module):
     def __init__(self, strides: tuple[int, ...], *, between_pixels: bool):
         self.preprocessing = Preprocessing(mean=(0, 0, 0), std=(1, 1, 1))
         self.channels = dict.fromkeys(strides, 2)
-        self.offsets = {s: (s - 1) / 2 if between_pixels else 0.0 for s in strides}
+        self.grids = {s: Grid(s, (s - 1) / 2 if between_pixels else 0.0) for s in strides}
 
     def __call__(
         self, image: FeatureMap, *, train: bool = False, keys: jax.Array | None = None
@@ -84,9 +79,9 @@ class Coordinates(nnx.Module):
         maps = {}
         for stride in self.channels:
             size = [-(-n // stride) for n in image.spatial]
-            rows, columns = np.mgrid[: size[0], : size[1]] * stride + self.offsets[stride]
+            rows, columns = np.mgrid[: size[0], : size[1]] * stride + self.grids[stride].offset
             values = jnp.asarray(np.stack([rows, columns], -1)[None], jnp.float32)
-            maps[stride] = image.strided(values, [stride] * 2)
+            maps[stride] = image.windowed(values, [lambda n, s=stride: -(-n // s)] * 2)
         return maps
 
 
@@ -99,7 +94,7 @@ def coordinates(strides: tuple[int, ...], *, between_pixels: bool, **arguments: 
         **arguments,
     )
     for stride in strides:
-        getattr(model, f"score{stride}").kernel[...] = jnp.eye(2).reshape(1, 1, 2, 2)
+        getattr(model.head, f"score{stride}").kernel[...] = jnp.eye(2).reshape(1, 1, 2, 2)
     return model
 
 
@@ -115,6 +110,9 @@ def coordinates(strides: tuple[int, ...], *, between_pixels: bool, **arguments: 
         (2, 0.0, 3, 1),
         (8, 3.5, 16, 4),
         (8, -3.0, 15, 10),
+        (32, 12.5, 64, 19),  # VGG16 padded by 100: the paper's crops
+        (32, 13.0, 63, 18),  # and AlexNet's
+        (2, 6.5, 4, -5),  # pool4 cropped by 5: room before the coarser scores instead
     ],
 )
 def test_upsampling_geometry_by_hand(
@@ -125,11 +123,6 @@ def test_upsampling_geometry_by_hand(
     assert (filter_size - 1) / 2 - crop == offset
 
 
-def test_upsampling_geometry_refuses_an_offset_out_of_reach() -> None:
-    with pytest.raises(ValueError, match=r"`offset` \(=40.0\)"):
-        upsampling_geometry(4, 40.0)
-
-
 @pytest.mark.parametrize("learned", [True, False])
 @pytest.mark.parametrize("between_pixels", [True, False])
 @pytest.mark.parametrize("strides", [(2,), (16,), (32,), (32, 16, 8), (32, 4)])
@@ -137,7 +130,9 @@ def test_a_pixels_score_is_that_of_its_place(
     strides: tuple[int, ...], between_pixels: bool, learned: bool
 ) -> None:
     # Linear interpolation keeps a ramp: every score says the pixel's own coordinates.
-    model = coordinates(strides, between_pixels=between_pixels, learned_upsampling=learned)
+    model = coordinates(
+        strides, between_pixels=between_pixels, upsampling="learned" if learned else "fixed"
+    )
     coarsest = strides[0]
     size = (5 * coarsest + 3, 4 * coarsest)
     logits = features(model, jnp.zeros((1, *size, 3)))["logits"].values
@@ -189,7 +184,11 @@ def test_an_image_has_the_same_logits_on_any_canvas(
 ) -> None:
     model = randomised(
         lambda: FCN(
-            BACKBONES["small"](), 5, skips=skips, learned_upsampling=learned, rngs=nnx.Rngs(0)
+            BACKBONES["small"](),
+            5,
+            skips=skips,
+            upsampling="learned" if learned else "fixed",
+            rngs=nnx.Rngs(0),
         )
     )
     size = (45, 70)
@@ -221,8 +220,8 @@ def test_an_image_gives_the_same_gradient_on_any_canvas(train: bool, randomised:
     @jax.jit
     def gradient(image: jax.Array, label: jax.Array, valid: jax.Array | None) -> Any:
         def loss(params: Any) -> jax.Array:
-            logits, _ = network((params, batch_stats), image, train=train, valid=valid)
-            return cross_entropy(logits, label)[0]
+            values, _ = network((params, batch_stats), image, train=train, valid=valid)
+            return cross_entropy(values["logits"], label)[0]
 
         return jax.grad(loss)(params)
 
@@ -289,7 +288,7 @@ def test_dropout_is_drawn_for_each_image_by_its_key(randomised: Any) -> None:
 
     @jax.jit
     def run(image: jax.Array, keys: jax.Array) -> jax.Array:
-        return network(network.variables, image, train=True, keys=keys)[0]
+        return network(network.variables, image, train=True, keys=keys)[0]["logits"]
 
     image = jnp.asarray(np.repeat(pictures(1, 32, 32), 2, axis=0))
     keys = jax.random.split(jax.random.key(3), 2)
@@ -324,10 +323,10 @@ def test_build_follows_the_config() -> None:
     model = shapes_of(lambda: build(config, 7, rngs=nnx.Rngs(0)))
     assert isinstance(model.backbone, SqueezeNet)
     assert model.backbone.dropout_rate == 0.25
-    assert model.strides == (16, 8)
-    assert isinstance(model.upsample8, BilinearUpsample)
+    assert model.stages == (16, 8)
+    assert isinstance(model.head.upsample8, BilinearUpsample)
     # Odd windows put SqueezeNet's features on pixels; half_pixel puts them between.
-    assert (model.upsample8.filter_size, model.upsample8.crop) == (15, 7)
+    assert (model.head.upsample8.filter_size, model.head.upsample8.crop) == (15, 7)
     half_pixel = ModelConfig(
         backbone="squeezenet",
         alignment="half_pixel",
@@ -336,11 +335,11 @@ def test_build_follows_the_config() -> None:
     )
     model = shapes_of(lambda: build(half_pixel, 7, rngs=nnx.Rngs(0)))
     assert model.dtype == jnp.bfloat16
-    assert model.strides == (16, 8, 4)
+    assert model.stages == (16, 8, 4)
     assert model.score_scales == (1.0, 0.1, 0.2)
-    assert isinstance(model.upsample4, ConvTranspose)
-    assert model.upsample4.kernel.shape == (8, 8, 7, 7)
-    assert model.upsample4.crop == 2
+    assert isinstance(model.head.upsample4, ConvTranspose)
+    assert model.head.upsample4.kernel.shape == (8, 8, 7, 7)
+    assert model.head.upsample4.crop == 2
 
 
 def test_build_refuses_an_unknown_backbone() -> None:

@@ -7,26 +7,33 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from fcn_jax.models import layers
+from fcn_jax.models import upsampling
 from fcn_jax.models.layers import (
     BatchNorm,
-    BilinearUpsample,
     Conv,
-    ConvTranspose,
     FeatureMap,
     add,
-    bilinear_filter,
-    bilinear_kernel,
+    average_pool,
     concatenate,
     dropout,
     max_pool,
     relu,
+    spatial_mean,
+)
+from fcn_jax.models.upsampling import (
+    BilinearUpsample,
+    ConvTranspose,
+    Interpolate,
+    bilinear_filter,
+    bilinear_kernel,
 )
 
 # One compilation for each call, where there would be one for each operation.
 GEOMETRY = ("stride", "crop", "output_size")
-conv_transpose = jax.jit(layers.conv_transpose, static_argnames=GEOMETRY)
-bilinear_upsample = jax.jit(layers.bilinear_upsample, static_argnames=("filter_size", *GEOMETRY))
+conv_transpose = jax.jit(upsampling.conv_transpose, static_argnames=GEOMETRY)
+bilinear_upsample = jax.jit(
+    upsampling.bilinear_upsample, static_argnames=("filter_size", *GEOMETRY)
+)
 
 SIZE = (7, 9)
 CANVAS = (13, 16)
@@ -226,6 +233,26 @@ def test_learned_upsampling_starts_as_fixed() -> None:
     np.testing.assert_allclose(learned.values, fixed.values, atol=1e-5)
 
 
+@pytest.mark.parametrize("output", [(33, 40), (37, 70), (5, 7), (4, 3)])
+def test_interpolation_is_pytorchs_at_any_size(torch: ModuleType, output: tuple[int, int]) -> None:
+    values = normal(0, 2, 5, 7, 3)
+    expected = torch.nn.functional.interpolate(
+        to_torch(torch, values), output, mode="bilinear", align_corners=False
+    )
+    result = Interpolate()(FeatureMap(jnp.asarray(values)), FeatureMap(jnp.zeros((2, *output, 1))))
+    np.testing.assert_allclose(result.values, from_torch(expected), atol=2e-6)
+
+
+@pytest.mark.parametrize("crop", [-1, -5, -8])
+def test_a_negative_crop_leaves_room_before(crop: int) -> None:
+    values, kernel = normal(0, 1, 3, 2, 2), normal(1, 8, 8, 2, 2)
+    plain = conv_transpose(values, kernel, stride=4, crop=0, output_size=(16, 12))
+    moved = conv_transpose(values, kernel, stride=4, crop=crop, output_size=(16 - crop, 12 - crop))
+    assert not np.any(moved[:, :-crop])
+    assert not np.any(moved[:, :, :-crop])
+    np.testing.assert_allclose(moved[:, -crop:, -crop:], plain, atol=1e-6)
+
+
 # Convolution and pooling
 
 
@@ -261,24 +288,66 @@ def test_conv_is_pytorchs(
     np.testing.assert_allclose(result.values, from_torch(expected), atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("kernel", "arguments"),
+    [
+        ((3, 3), {"padding": 100}),
+        ((7, 7), {"padding": 0}),
+        ((11, 11), {"stride": 4, "padding": 2}),
+        ((6, 6), {"padding": (2, 3)}),
+        ((5, 5), {"groups": 2}),
+        ((3, 3), {"stride": 2, "groups": 4}),
+    ],
+)
+def test_conv_with_padding_and_groups_is_pytorchs(
+    torch: ModuleType, kernel: tuple[int, int], arguments: dict[str, Any]
+) -> None:
+    values = normal(0, 2, 13, 14, 4)
+    conv = Conv(4, 8, kernel, use_bias=False, rngs=nnx.Rngs(0), **arguments)
+    padding = arguments.get("padding", (kernel[0] - 1) // 2)
+    before, after = (padding, padding) if isinstance(padding, int) else padding
+    expected = torch.nn.functional.conv2d(
+        torch.nn.functional.pad(to_torch(torch, values), (before, after) * 2),
+        kernel_to_torch(torch, conv.kernel[...]),
+        stride=arguments.get("stride", 1),
+        groups=arguments.get("groups", 1),
+    )
+    result = conv(FeatureMap(jnp.asarray(values)))
+    np.testing.assert_allclose(result.values, from_torch(expected), atol=1e-5)
+
+
+def test_average_pool_and_spatial_mean_are_pytorchs(torch: ModuleType) -> None:
+    values = normal(0, 2, 6, 7, 3)
+    x = FeatureMap(jnp.asarray(values))
+    expected = torch.nn.functional.avg_pool2d(to_torch(torch, values), (2, 3), 1)
+    np.testing.assert_allclose(average_pool(x, (2, 3)).values, from_torch(expected), atol=1e-6)
+    np.testing.assert_allclose(spatial_mean(x), values.mean((1, 2)), atol=1e-6)
+
+
+def test_conv_refuses_groups_that_do_not_divide() -> None:
+    with pytest.raises(ValueError, match=r"must be divisible by `groups` \(=2\)"):
+        Conv(3, 4, (3, 3), groups=2, rngs=nnx.Rngs(0))
+
+
 def test_conv_refuses_even_kernels_by_their_size() -> None:
     with pytest.raises(ValueError, match=r"`kernel_size` \(=\(3, 2\)\) must be odd"):
         Conv(3, 4, (3, 2), rngs=nnx.Rngs(0))
 
 
-@pytest.mark.parametrize(("window", "stride", "padding"), [(2, 2, 0), (3, 2, 1), (3, 1, 1)])
-@pytest.mark.parametrize("size", [(8, 10), (7, 9), (1, 2)])
-def test_max_pool_is_pytorchs_in_ceil_mode(
-    torch: ModuleType, window: int, stride: int, padding: int, size: tuple[int, int]
+@pytest.mark.parametrize("ceil", [False, True])
+@pytest.mark.parametrize(
+    ("window", "stride", "padding"), [(2, 2, 0), (3, 2, 0), (3, 2, 1), (3, 1, 1), (2, 3, 1)]
+)
+@pytest.mark.parametrize("size", [(8, 10), (7, 9), (3, 4)])
+def test_max_pool_is_pytorchs(
+    torch: ModuleType, window: int, stride: int, padding: int, size: tuple[int, int], ceil: bool
 ) -> None:
     values = normal(0, 2, *size, 3)
-    # At (3, 2, 1) and even sizes ceil mode would add a window that sees one pixel too far.
     expected = torch.nn.functional.max_pool2d(
-        to_torch(torch, values), window, stride, padding, ceil_mode=window == stride
+        to_torch(torch, values), window, stride, padding, ceil_mode=ceil
     )
-    result = max_pool(FeatureMap(jnp.asarray(values)), window, stride, padding)
-    assert result.spatial == tuple(-(-n // stride) for n in size)
-    assert np.array_equal(result.values, from_torch(expected))
+    result = max_pool(FeatureMap(jnp.asarray(values)), window, stride, padding, ceil=ceil)
+    np.testing.assert_array_equal(result.values, from_torch(expected))
 
 
 def test_max_pool_passes_the_gradient_to_the_largest(torch: ModuleType) -> None:
@@ -410,13 +479,23 @@ def spatial_layers() -> dict[str, Any]:
         "conv 1×1 stride 2": Conv(3, 4, (1, 1), stride=2, rngs=rngs),
         "conv 7×7 stride 2": Conv(3, 4, (7, 7), stride=2, rngs=rngs),
         "conv dilated": Conv(3, 4, (3, 3), dilation=2, rngs=rngs),
+        "conv padded by 9": Conv(3, 4, (3, 3), padding=9, rngs=rngs),
+        "conv 4×4 unpadded": Conv(3, 4, (4, 4), stride=2, padding=0, rngs=rngs),
+        "conv 6×6": Conv(3, 4, (6, 6), padding=(2, 3), rngs=rngs),
+        "conv in groups": Conv(3, 6, (3, 3), groups=3, rngs=rngs),
         "pool 2×2": lambda x: max_pool(x, 2, 2),
+        "pool 2×2, ceil": lambda x: max_pool(x, 2, 2, ceil=True),
+        "pool 3×3, ceil": lambda x: max_pool(x, 3, 2, ceil=True),
+        "average": lambda x: average_pool(x, (3, 2)),
+        "mean": lambda x: x.map(lambda values: values * 0 + spatial_mean(x)[:, None, None]),
         "pool 3×3 padded": lambda x: max_pool(x, 3, 2, 1),
         "batch norm": lambda x: norm(x),
         "batch norm in training": lambda x: BatchNorm(3)(x, train=True),
         "relu, add, concatenate": lambda x: concatenate(relu(x), add(x, x)),
         "upsampling learned": upsampled(ConvTranspose(3, 8, stride=4, crop=2)),
         "upsampling fixed": upsampled(BilinearUpsample(7, stride=4, crop=3)),
+        "upsampling, room before": upsampled(BilinearUpsample(8, stride=4, crop=-5)),
+        "interpolation": upsampled(Interpolate()),
         "two": lambda x: max_pool(Conv(3, 4, (3, 3), rngs=nnx.Rngs(1))(x), 3, 2, 1),
     }
 

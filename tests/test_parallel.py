@@ -19,6 +19,7 @@ from fcn_jax.config import Config
 from fcn_jax.errors import UserError
 from fcn_jax.models.backbones.preprocess import TORCHVISION
 from fcn_jax.models.fcn import DATA_AXIS, FCN
+from fcn_jax.models.geometry import Grid
 from fcn_jax.models.layers import BatchNorm, Conv, FeatureMap, dropout, max_pool, relu
 from fcn_jax.step import Network, create_train_state, make_eval_step, make_train_step
 
@@ -47,7 +48,7 @@ class Pooled(nnx.Module):
     def __init__(self, *, normalised: bool) -> None:
         self.preprocessing = TORCHVISION
         self.channels = {2: 6, 4: 8}
-        self.offsets = {2: 0.0, 4: 1.0}
+        self.grids = {2: Grid(2), 4: Grid(4, 1.0)}
         # A bias before the normalisation would get no gradient but noise.
         self.conv1 = Conv(3, 6, (3, 3), stride=2, use_bias=not normalised, rngs=nnx.Rngs(0))
         self.conv2 = Conv(6, 8, (3, 3), rngs=nnx.Rngs(1))

@@ -12,7 +12,7 @@ from PIL import Image
 from fcn_jax.config import ModelConfig
 from fcn_jax.data.labels import read_mask
 from fcn_jax.errors import UserError
-from fcn_jax.models import fcn
+from fcn_jax.models.build import build
 from fcn_jax.pretrained import initialize
 from fcn_jax.pretrained.tables import SOURCES, from_fully_connected
 from fcn_jax.step import Network
@@ -23,7 +23,7 @@ WEIGHTS = Path(__file__).parents[2] / "shared" / "data" / "weights"
 def shapes_of(backbone: str):
     """The (params, batch_stats) of a network, as zeros: no memory is spent on drawing them."""
     config = ModelConfig(backbone=backbone)
-    abstract = nnx.eval_shape(lambda: fcn.build(config, 3, rngs=nnx.Rngs(0)))
+    abstract = nnx.eval_shape(lambda: build(config, 3, rngs=nnx.Rngs(0)))
     parts = nnx.split(abstract, nnx.Param, nnx.BatchStat)[1:]
     return tuple(
         jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), nnx.to_pure_dict(part))
@@ -134,7 +134,7 @@ def test_the_real_squeezenet_sees_a_cat():
     if not WEIGHTS.is_dir():
         pytest.skip("the real weights are not at hand")
     path = WEIGHTS / "squeezenet1_1_imagenet.npz"
-    network = Network(fcn.build(ModelConfig(backbone="squeezenet"), 21, rngs=nnx.Rngs(0)))
+    network = Network(build(ModelConfig(backbone="squeezenet"), 21, rngs=nnx.Rngs(0)))
     variables, _ = initialize(network.variables, str(path))
     voc = WEIGHTS.parent / "VOCdevkit/VOC2012"
     rows, columns = np.nonzero(read_mask(voc / "SegmentationClass/2007_000528.png") == 8)

@@ -44,7 +44,7 @@ def augment(
     size: jax.Array,
     *,
     config: AugmentConfig,
-    fill: tuple[float, float, float],
+    fill: tuple[float, ...],
 ) -> Crop:
     """One random crop of one canvas.
 

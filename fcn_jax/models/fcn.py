@@ -1,107 +1,114 @@
-"""Fully convolutional networks: scores of a backbone's features, fused and brought to full size.
+"""Fully convolutional networks: a backbone's features, scored, fused and brought to full size.
 
 FCN-32s scores the coarsest features and upsamples the scores; FCN-16s first doubles them and adds
 scores of the next finer features; FCN-8s does that once more (Long, Shelhamer & Darrell 2015,
 section 4). On a backbone whose coarsest stride is not 32 the same holds from its own stride on.
 """
 
-import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from fcn_jax.config import ModelConfig
 from fcn_jax.errors import UserError
 from fcn_jax.models.backbones import Backbone
-from fcn_jax.models.layers import (
-    BilinearUpsample,
-    Conv,
-    ConvTranspose,
-    FeatureMap,
-    add,
-    max_pool,
-    relu,
-)
+from fcn_jax.models.heads import SkipHead
+from fcn_jax.models.layers import Conv, FeatureMap, max_pool, relu, scaled
 
 DATA_AXIS = "data"
 """Name of the axis that the batch is spread over: the devices."""
 
 
 class FCN(nnx.Module):
-    """A backbone, a 1×1 score layer on each fused stride, and upsampling to the image's size.
+    """A backbone, score layers on the fused stages, and upsampling to the image's size.
 
     Score layers start at zero; upsampling starts, or stays, bilinear.
 
     Args:
         backbone: see `models/backbones`.
-        num_classes: scores per pixel, background among them.
-        skips: finer strides fused: 0, 1, 2 for FCN-32s, 16s, 8s.
+        num_classes: scores per pixel, background among them; or, by name, those of several label
+            maps that are predicted from the one trunk, each by a head of its own (section 5, SIFT
+            Flow).
+        skips: finer stages fused: 0, 1, 2 for FCN-32s, 16s, 8s.
+        hidden: whether a 3×3 convolution comes before the coarsest scores, as in torchvision.
+        auxiliary: whether a second head of that kind scores the stage before the last, to be
+            trained beside the first; it is not run otherwise.
         context_features: where above 0, `Context` adds a stride twice the backbone's coarsest.
         score_scales: factors of the features before they are scored, coarse to fine: one for each
-            fused stride, or none, for 1. The at-once FCN-8s has (1, 0.01, 0.0001); features of
+            fused stage, or none, for 1. The at-once FCN-8s has (1, 0.01, 0.0001); features of
             about unit size let all score layers learn at one rate.
-        learned_upsampling: whether the bilinear filters are trained.
+        upsampling: learned, fixed (both start bilinear), or interpolate (`Interpolate`).
         half_pixel: upsample as if each coarse position were centred on the block of pixels that it
             stands for (PyTorch's `align_corners=False`, d2l's padding of stride/2), instead of
             where the backbone's layers put it.
+        dropout_rate: of hidden features.
         dtype: of the backbone's activations; scores and logits are float32.
+        axis_name: see `BatchNorm`.
     """
 
     def __init__(
         self,
         backbone: Backbone,
-        num_classes: int,
+        num_classes: int | Mapping[str, int],
         *,
         skips: int,
+        hidden: bool = False,
+        auxiliary: bool = False,
         context_features: int = 0,
         score_scales: Sequence[float] = (),
-        learned_upsampling: bool = True,
+        upsampling: str = "learned",
         half_pixel: bool = False,
+        dropout_rate: float = 0.0,
         dtype: jnp.dtype = jnp.float32,
+        axis_name: str | None = None,
         rngs: nnx.Rngs,
     ):
         self.backbone = backbone
         self.dtype = dtype
-        channels, offsets = dict(backbone.channels), {**backbone.offsets, 1: 0.0}
+        channels, grids = dict(backbone.channels), dict(backbone.grids)
         self.has_context = context_features > 0
         if self.has_context:
             coarsest = max(channels)
             self.context = Context(channels[coarsest], context_features, rngs=rngs)
             channels[2 * coarsest] = context_features
-            offsets[2 * coarsest] = offsets[coarsest]  # of the pooling's centred windows
+            grids[2 * coarsest] = grids[coarsest].after(3, stride=2)
         coarse_to_fine = sorted(channels, reverse=True)
         if not 0 <= skips < len(coarse_to_fine):
             raise UserError(
                 f"config.model.skips (={skips}) must lie in 0…{len(coarse_to_fine) - 1}: the "
                 f"backbone has features at strides {coarse_to_fine}"
             )
-        self.strides = tuple(coarse_to_fine[: skips + 1])
-        self.score_scales = tuple(score_scales) or (1.0,) * len(self.strides)
-        if len(self.score_scales) != len(self.strides):
+        self.stages = tuple(coarse_to_fine[: skips + 1])
+        self.score_scales = tuple(score_scales) or (1.0,) * len(self.stages)
+        if len(self.score_scales) != len(self.stages):
             raise UserError(
-                f"config.model.score_scales (={self.score_scales}) must have {len(self.strides)} "
-                f"factors, for the strides {self.strides}"
+                f"config.model.score_scales (={self.score_scales}) must have {len(self.stages)} "
+                f"factors, for the strides {self.stages}"
             )
-        for stride, finer in zip(self.strides, (*self.strides[1:], 1), strict=True):
-            score = Conv(
-                channels[stride],
+
+        def head(num_classes: int, stages: Sequence[int], *, hidden: bool) -> SkipHead:
+            return SkipHead(
+                channels,
+                grids,
                 num_classes,
-                (1, 1),
-                kernel_init=nnx.initializers.zeros,
+                stages=stages,
+                hidden=hidden,
+                dropout_rate=dropout_rate,
+                upsampling=upsampling,
+                half_pixel=half_pixel,
+                axis_name=axis_name,
                 rngs=rngs,
             )
-            setattr(self, f"score{stride}", score)
-            factor = stride // finer
-            offset = (factor - 1) / 2 if half_pixel else (offsets[stride] - offsets[finer]) / finer
-            filter_size, crop = upsampling_geometry(factor, offset)
-            upsample: ConvTranspose | BilinearUpsample
-            if learned_upsampling:
-                upsample = ConvTranspose(num_classes, filter_size, stride=factor, crop=crop)
-            else:
-                upsample = BilinearUpsample(filter_size, stride=factor, crop=crop)
-            setattr(self, f"upsample{stride}", upsample)
+
+        by_name = num_classes if isinstance(num_classes, Mapping) else {"": num_classes}
+        self.label_maps = tuple(by_name)
+        for name, count in by_name.items():
+            setattr(self, f"head{suffix(name)}", head(count, self.stages, hidden=hidden))
+        self.has_auxiliary = auxiliary
+        if auxiliary:
+            first = next(iter(by_name.values()))
+            self.auxiliary = head(first, coarse_to_fine[1:2], hidden=True)
 
     def __call__(
         self,
@@ -110,11 +117,12 @@ class FCN(nnx.Module):
         train: bool = False,
         valid: jax.Array | None = None,
         keys: jax.Array | None = None,
-    ) -> jax.Array:
+    ) -> jax.Array | dict[str, jax.Array]:
         """Scores every pixel.
 
         Args:
-            image: RGB in 0…255, uint8 or float (b, h, w, 3), of any size.
+            image: channels in 0…255, uint8 or float (b, h, w, c), of any size: RGB, then whatever
+                else the backbone was built for.
             train: whether batch normalisation uses, and updates by, the batch's statistics, and
                 dropout is on where `keys` are given.
             valid: int32 (b, 2), rows and columns of each canvas that are image; None: all. The
@@ -122,9 +130,12 @@ class FCN(nnx.Module):
             keys: PRNG keys for dropout, (b,): one for each image.
 
         Returns:
-            logits: float32 (b, h, w, k).
+            logits: float32 (b, h, w, k), or by name where there are several label maps.
         """
-        return self.features(image, train=train, valid=valid, keys=keys)["logits"].values
+        named = self.features(image, train=train, valid=valid, keys=keys)
+        if self.label_maps == ("",):
+            return named["logits"].values
+        return {name: named[f"logits{suffix(name)}"].values for name in self.label_maps}
 
     def features(
         self,
@@ -134,35 +145,39 @@ class FCN(nnx.Module):
         valid: jax.Array | None = None,
         keys: jax.Array | None = None,
     ) -> dict[str, FeatureMap]:
-        """Everything in between, by name: backbone2 …, score32 …, fused16 …, logits."""
+        """Everything in between, by name: backbone2 …, score32 …, fused16 …, logits.
+
+        With several label maps the heads' names end in theirs: score32_geometric; of an auxiliary
+        head, in training, in `auxiliary`.
+        """
         pixels = FeatureMap(self.backbone.preprocessing(image, self.dtype), valid)
-        by_stride = self.backbone(pixels, train=train, keys=keys)
-        named = {f"backbone{stride}": x for stride, x in by_stride.items()}
-        scaled = {
-            stride: dataclasses.replace(by_stride[stride], values=by_stride[stride].values * scale)
-            for stride, scale in zip(self.strides, self.score_scales, strict=True)
-            if stride in by_stride
+        by_stage = self.backbone(pixels, train=train, keys=keys)
+        named = {f"backbone{stage}": x for stage, x in by_stage.items()}
+        to_score = {
+            stage: scaled(by_stage[stage], scale)
+            for stage, scale in zip(self.stages, self.score_scales, strict=True)
+            if stage in by_stage
         }
         if self.has_context:
-            context = self.context(scaled[self.strides[1]])
-            named["context"] = context
-            scaled[self.strides[0]] = dataclasses.replace(
-                context, values=context.values * self.score_scales[0]
+            named["context"] = self.context(to_score[self.stages[1]])
+            to_score[self.stages[0]] = scaled(named["context"], self.score_scales[0])
+        heads = {name: getattr(self, f"head{suffix(name)}") for name in self.label_maps}
+        if self.has_auxiliary and train:
+            heads["auxiliary"] = self.auxiliary
+        for index, (name, head) in enumerate(heads.items(), start=1):
+            sees = by_stage if name == "auxiliary" else to_score
+            # Keys of its own: the backbone has drawn from the given ones.
+            head_keys = (
+                None if keys is None else jax.vmap(jax.random.fold_in, (0, None))(keys, index)
             )
-        fused: FeatureMap | None = None
-        for index, stride in enumerate(self.strides):
-            score = getattr(self, f"score{stride}")(scaled[stride])
-            score = score.map(lambda v: v.astype(jnp.float32))
-            named[f"score{stride}"] = score
-            if fused is None:
-                fused = score
-            else:
-                coarser = self.strides[index - 1]
-                fused = add(score, getattr(self, f"upsample{coarser}")(fused, like=score))
-                named[f"fused{stride}"] = fused
-        assert fused is not None
-        named["logits"] = getattr(self, f"upsample{self.strides[-1]}")(fused, like=pixels)
+            scores = head(sees, pixels, train=train, keys=head_keys)
+            named |= {f"{key}{suffix(name)}": x for key, x in scores.items()}
         return named
+
+
+def suffix(label_map: str) -> str:
+    """What the names of a label map's head and features end in; the only one has no name."""
+    return f"_{label_map}" if label_map else ""
 
 
 class Context(nnx.Module):
@@ -179,60 +194,3 @@ class Context(nnx.Module):
     def __call__(self, x: FeatureMap) -> FeatureMap:
         x = max_pool(x, window=3, stride=2, padding=1)
         return relu(self.conv2(relu(self.conv1(x))))
-
-
-def upsampling_geometry(factor: int, offset: float) -> tuple[int, int]:
-    """Bilinear filter size, and crop, that put coarse position i at factor·i + offset.
-
-    A filter of even size 2·factor is centred between two outputs, one of odd size 2·factor − 1 on
-    an output; the offset, to the nearest half, decides. The paper's nets follow the same rule:
-    kernel 64 at stride 32 for VGG16, whose poolings of 2 put positions between pixels, and 63 for
-    AlexNet, whose odd windows put them on pixels.
-
-    Raises:
-        ValueError: the position would lie before the first output's reach.
-    """
-    doubled = round(2 * offset)
-    filter_size = 2 * factor if doubled % 2 else 2 * factor - 1
-    centre = (filter_size - 1) / 2
-    crop = int(centre - doubled / 2)
-    if crop < 0:
-        raise ValueError(f"`offset` (={offset}) exceeds the reach of a filter of {filter_size}")
-    return filter_size, crop
-
-
-def build(
-    config: ModelConfig, num_classes: int, *, rngs: nnx.Rngs, axis_name: str | None = None
-) -> FCN:
-    """The network that a config names.
-
-    `axis_name`: the mapped axis that batch normalisation in training takes its statistics over.
-    """
-    from fcn_jax.models.backbones.resnet import ResNet18
-    from fcn_jax.models.backbones.small import SmallNet
-    from fcn_jax.models.backbones.squeezenet import SqueezeNet
-    from fcn_jax.models.backbones.vgg import VGG16
-
-    backbone: Backbone
-    match config.backbone:
-        case "small":
-            backbone = SmallNet(axis_name=axis_name, rngs=rngs)
-        case "vgg16":
-            backbone = VGG16(dropout_rate=config.dropout, rngs=rngs)
-        case "resnet18":
-            backbone = ResNet18(axis_name=axis_name, rngs=rngs)
-        case "squeezenet":
-            backbone = SqueezeNet(dropout_rate=config.dropout, rngs=rngs)
-        case unknown:
-            raise UserError(f"config.model.backbone (={unknown!r}) is not a known backbone")
-    return FCN(
-        backbone,
-        num_classes,
-        skips=config.skips,
-        context_features=config.context_features,
-        score_scales=config.score_scales,
-        learned_upsampling=config.upsampling == "learned",
-        half_pixel=config.alignment == "half_pixel",
-        dtype=jnp.dtype(config.compute_dtype),
-        rngs=rngs,
-    )

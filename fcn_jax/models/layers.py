@@ -6,21 +6,21 @@ dtype of what it is given; parameters stay float32.
 Images of different sizes share one array, the *canvas*, each at its top left. A `FeatureMap`
 carries how much of each canvas is image (`valid`), and every layer that looks at neighbours first
 replaces what lies outside by what it would see beyond the border of the image alone: zero, or −∞
-for pooling. So the features of an image do not depend on the canvas that it lies on. This needs one
-rule of all layers with a stride: n positions become ceil(n / stride).
+for pooling. So the features of an image do not depend on the canvas that it lies on.
 """
 
 import dataclasses
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Self
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jax import lax
+
+from fcn_jax.models.geometry import Padding, both_sides, window_count
 
 
 @jax.tree_util.register_dataclass
@@ -62,16 +62,24 @@ class FeatureMap:
             return self.values
         return jnp.where(mask, self.values, jnp.asarray(outside, self.values.dtype))
 
-    def strided(self, values: jax.Array, stride: Sequence[int]) -> Self:
-        """A feature map of new values after a layer of this stride."""
+    def windowed(self, values: jax.Array, counts: Sequence[Callable[[Any], Any]]) -> Self:
+        """A feature map of new values after a layer that makes counts[axis](n) positions of n.
+
+        The counts take the sizes of all images at once: int32 (b,).
+        """
         valid = self.valid
         if valid is not None:
-            valid = -(-valid // jnp.asarray(stride, valid.dtype))
+            sizes = [count(valid[:, axis]) for axis, count in enumerate(counts)]
+            valid = jnp.maximum(jnp.stack(sizes, axis=1), 0)
         return dataclasses.replace(self, values=values, valid=valid)
 
 
 def relu(x: FeatureMap) -> FeatureMap:
     return x.map(jax.nn.relu)
+
+
+def scaled(x: FeatureMap, factor: float) -> FeatureMap:
+    return x.map(lambda values: values * factor)
 
 
 def add(x: FeatureMap, y: FeatureMap) -> FeatureMap:
@@ -98,9 +106,9 @@ HE_NORMAL = nnx.initializers.he_normal()
 
 
 class Conv(nnx.Module):
-    """Convolution with symmetric zero padding, dilation·(kernel − 1)/2 a side, and odd kernels.
+    """Convolution with zero padding; by default dilation·(kernel − 1)/2 a side, of odd kernels.
 
-    kernel: float32 (*kernel_size, in, out). bias: float32 (out,), or None.
+    kernel: float32 (*kernel_size, in / groups, out). bias: float32 (out,), or None.
     """
 
     def __init__(
@@ -110,25 +118,35 @@ class Conv(nnx.Module):
         kernel_size: Sequence[int],
         *,
         stride: int = 1,
+        padding: Padding | None = None,
         dilation: int = 1,
+        groups: int = 1,
         use_bias: bool = True,
         kernel_init: nnx.Initializer = HE_NORMAL,
         rngs: nnx.Rngs,
     ):
-        if not all(size % 2 for size in kernel_size):
+        if padding is None and not all(size % 2 for size in kernel_size):
             raise ValueError(f"`kernel_size` (={tuple(kernel_size)}) must be odd on every axis")
+        if in_features % groups or out_features % groups:
+            raise ValueError(
+                f"`in_features` (={in_features}) and `out_features` (={out_features}) must be "
+                f"divisible by `groups` (={groups})"
+            )
         self.stride = stride
+        self.padding = padding
         self.dilation = dilation
-        self.kernel = nnx.Param(
-            kernel_init(rngs.params(), (*kernel_size, in_features, out_features), jnp.float32)
-        )
+        self.groups = groups
+        shape = (*kernel_size, in_features // groups, out_features)
+        self.kernel = nnx.Param(kernel_init(rngs.params(), shape, jnp.float32))
         self.bias = nnx.Param(jnp.zeros((out_features,), jnp.float32)) if use_bias else None
 
     def __call__(self, x: FeatureMap) -> FeatureMap:
-        """(b, *spatial, in) to (b, *ceil(spatial / stride), out)."""
+        """(b, *n, in) to (b, *window_count(n), out)."""
         kernel = self.kernel[...].astype(x.values.dtype)
         size = kernel.shape[:-2]
-        if math.prod(size) == 1 and self.stride == 1:
+        pads = [self._padding(k) for k in size]
+        pointwise = math.prod(size) == 1 and self.stride == 1 and self.groups == 1
+        if pointwise and not any(map(any, pads)):
             values = jnp.dot(x.values, kernel.reshape(kernel.shape[-2:]))
         else:
             spatial = "DHW"[-len(size) :]
@@ -136,41 +154,86 @@ class Conv(nnx.Module):
                 x.filled(),
                 kernel,
                 window_strides=[self.stride] * len(size),
-                padding=[(self.dilation * (k - 1) // 2,) * 2 for k in size],
+                padding=pads,
                 rhs_dilation=[self.dilation] * len(size),
                 dimension_numbers=(f"N{spatial}C", f"{spatial}IO", f"N{spatial}C"),
+                feature_group_count=self.groups,
             )
         if self.bias is not None:
             values = values + self.bias[...].astype(values.dtype)
-        return x.strided(values, [self.stride] * len(size))
+        counts = [
+            functools.partial(
+                window_count,
+                window=self.dilation * (k - 1) + 1,
+                stride=self.stride,
+                padding=pad,
+            )
+            for k, pad in zip(size, pads, strict=True)
+        ]
+        return x.windowed(values, counts)
+
+    def _padding(self, kernel_size: int) -> tuple[int, int]:
+        if self.padding is None:
+            return (self.dilation * (kernel_size - 1) // 2,) * 2
+        return both_sides(self.padding)
 
 
-def max_pool(x: FeatureMap, window: int, stride: int, padding: int = 0) -> FeatureMap:
-    """Largest value in each window, `padding` positions before the first pixel and no more.
+def max_pool(
+    x: FeatureMap, window: int, stride: int, padding: int = 0, *, ceil: bool = False
+) -> FeatureMap:
+    """Largest value in each window; padding is never the largest.
 
-    Windows that hang over the far border see only what is there ('ceil mode'): n positions become
-    ceil(n / stride).
+    (b, *n, c) to (b, *window_count(n), c). `ceil`: windows may hang over the far border.
     """
+    count = functools.partial(
+        window_count, window=window, stride=stride, padding=padding, ceil=ceil
+    )
     values = x.filled(-jnp.inf)
-    for axis in range(1, values.ndim - 1):
-        values = _max_along(values, axis, window, stride, padding)
-    pooled = x.strided(values, [stride] * len(x.spatial))
+    for axis, size in enumerate(x.spatial, start=1):
+        values = _max_along(values, axis, count(size), window, stride, padding)
+    pooled = x.windowed(values, [count] * len(x.spatial))
     # Windows outside the image saw only −∞, of which a kernel's gradient would make nan: 0·∞.
     return dataclasses.replace(pooled, values=pooled.filled())
 
 
-def _max_along(values: jax.Array, axis: int, window: int, stride: int, padding: int) -> jax.Array:
+def _max_along(
+    values: jax.Array, axis: int, count: int, window: int, stride: int, padding: int
+) -> jax.Array:
     # A maximum of strided slices: the gradient of `reduce_window` was 2.7 times slower on a CPU.
-    size = values.shape[axis]
-    count = -(-size // stride)
     last = (count - 1) * stride
     pads = [(0, 0)] * values.ndim
-    pads[axis] = (padding, max(0, last + window - padding - size))
+    pads[axis] = (padding, max(0, last + window - padding - values.shape[axis]))
     padded = jnp.pad(values, pads, constant_values=-jnp.inf)
     slices = [
         lax.slice_in_dim(padded, start, start + last + 1, stride, axis) for start in range(window)
     ]
     return functools.reduce(jnp.maximum, slices)
+
+
+def average_pool(x: FeatureMap, window: Sequence[int]) -> FeatureMap:
+    """Mean of every window of this size that lies inside: (b, *n, c) to (b, *(n − window + 1), c).
+
+    In float32, whatever is given.
+    """
+    total = lax.reduce_window(
+        x.filled().astype(jnp.float32),
+        0.0,
+        lax.add,
+        (1, *window, 1),
+        (1,) * (len(window) + 2),
+        "VALID",
+    )
+    counts = [functools.partial(window_count, window=size) for size in window]
+    return x.windowed((total / math.prod(window)).astype(x.values.dtype), counts)
+
+
+def spatial_mean(x: FeatureMap) -> jax.Array:
+    """Mean over the positions of each image: float32 (b, c)."""
+    axes = tuple(range(1, x.values.ndim - 1))
+    total = x.filled().astype(jnp.float32).sum(axes)
+    if x.valid is None:
+        return total / math.prod(x.spatial)
+    return total / jnp.prod(x.valid.astype(jnp.float32), axis=1, keepdims=True)
 
 
 class BatchNorm(nnx.Module):
@@ -226,182 +289,3 @@ class BatchNorm(nnx.Module):
 
     def _over_devices(self, sums):
         return sums if self.axis_name is None else lax.psum(sums, self.axis_name)
-
-
-def bilinear_filter(size: int) -> np.ndarray:
-    """The one-dimensional filter of linear interpolation: float32 (size,).
-
-    weight(i) = 1 − |i − c|/f with f = (size + 1)//2, and the centre c = f − 1 for an odd size,
-    f − 0.5 for an even one (Long et al. 2015, section 3.3, and the authors' code).
-    """
-    factor = (size + 1) // 2
-    centre = factor - 1 if size % 2 else factor - 0.5
-    return (1 - np.abs(np.arange(size) - centre) / factor).astype(np.float32)
-
-
-def bilinear_kernel(size: int, channels: int, ndim: int = 2) -> np.ndarray:
-    """A transposed convolution's kernel that interpolates each channel by itself.
-
-    Returns float32 (size, …, size, channels, channels), zero off the channels' diagonal.
-    """
-    weights = np.ones((1,) * ndim, np.float32)
-    for axis in range(ndim):
-        shape = [1] * ndim
-        shape[axis] = size
-        weights = weights * bilinear_filter(size).reshape(shape)
-    return weights[..., None, None] * np.eye(channels, dtype=np.float32)
-
-
-def conv_transpose(
-    values: jax.Array,
-    kernel: jax.Array,
-    *,
-    stride: int,
-    crop: int,
-    output_size: Sequence[int],
-) -> jax.Array:
-    """Transposed convolution by phases: only products with the small input, no zeros between.
-
-    Every input position scatters a kernel's worth of output:
-    out[j] = Σ_i values[i] · kernel[j + crop − stride·i] on each axis. The kernel is therefore
-    PyTorch's `ConvTranspose2d` weight moved from (in, out, kh, kw) to (kh, kw, in, out), unflipped,
-    and `crop` its `padding`. flax's `ConvTranspose` holds the same kernel flipped in space.
-
-    The outputs whose j + crop leave the same remainder by the stride, a *phase*, see the same few
-    taps of the kernel. All phases together are one product of ceil(k/stride)^n shifted copies of
-    the input with the kernel, rearranged to (taps·in, phases·out), and a depth-to-space.
-
-    Args:
-        values: (b, *n, in).
-        kernel: (*k, in, out), any kernel size and stride.
-        stride: outputs per input on each axis.
-        crop: outputs left out at the start of each axis.
-        output_size: outputs on each axis; zero where no input reaches.
-
-    Returns:
-        (b, *output_size, out), in the dtype of `values`.
-    """
-    ndim = values.ndim - 2
-    in_features, out_features = kernel.shape[-2:]
-    taps = [-(-k // stride) for k in kernel.shape[:ndim]]
-
-    first = crop // stride
-    counts = [(crop + size - 1) // stride + 1 - first for size in output_size]
-    for axis in range(ndim):
-        copies = _shifted(values, axis + 1, first, counts[axis], taps[axis])
-        values = jnp.concatenate(copies, axis=-1)
-    # The channels now run over (tap of the last axis, …, tap of the first axis, in).
-
-    padding = [(0, t * stride - k) for t, k in zip(taps, kernel.shape[:ndim], strict=True)]
-    kernel = jnp.pad(kernel, [*padding, (0, 0), (0, 0)]).astype(values.dtype)
-    kernel = kernel.reshape(*[n for t in taps for n in (t, stride)], in_features, out_features)
-    tap_axes = [2 * axis for axis in reversed(range(ndim))]
-    phase_axes = [2 * axis + 1 for axis in range(ndim)]
-    kernel = kernel.transpose(*tap_axes, 2 * ndim, *phase_axes, 2 * ndim + 1)
-    kernel = kernel.reshape(values.shape[-1], stride**ndim * out_features)
-
-    result = jnp.dot(values, kernel)
-    result = result.reshape(values.shape[0], *counts, *[stride] * ndim, out_features)
-    interleaved = [n for axis in range(ndim) for n in (1 + axis, 1 + ndim + axis)]
-    result = result.transpose(0, *interleaved, 2 * ndim + 1)
-    result = result.reshape(values.shape[0], *[n * stride for n in counts], out_features)
-    start = crop - first * stride
-    window = tuple(slice(start, start + size) for size in output_size)
-    return result[(slice(None), *window)]
-
-
-def bilinear_upsample(
-    values: jax.Array, filter_size: int, *, stride: int, crop: int, output_size: Sequence[int]
-) -> jax.Array:
-    """`conv_transpose` with `bilinear_kernel(filter_size, …)`, one axis after the other.
-
-    Same arguments and result, at a cost of two multiplications an axis and output.
-    """
-    weights = bilinear_filter(filter_size)
-    taps = -(-filter_size // stride)
-    weights = np.pad(weights, (0, taps * stride - filter_size)).reshape(taps, stride)
-    first = crop // stride
-    start = crop - first * stride
-    # The last axis first: the largest result is then made of whole contiguous rows.
-    for axis in reversed(range(1, values.ndim - 1)):
-        size = output_size[axis - 1]
-        count = (crop + size - 1) // stride + 1 - first
-        copies = _shifted(values, axis, first, count, taps)
-        if stride <= 8:
-            # A sum per phase: as one product, 5 times as slow on a CPU.
-            phases = [
-                sum(copy * float(weights[tap, phase]) for tap, copy in enumerate(copies))
-                for phase in range(stride)
-            ]
-            values = jnp.stack(phases, axis=axis + 1)
-        else:
-            # One product for all phases: as so many sums, 8 times as slow on a CPU.
-            dims = list(range(values.ndim))
-            tap, phase = values.ndim, values.ndim + 1
-            values = jnp.einsum(
-                jnp.stack(copies),
-                [tap, *dims],
-                weights.astype(values.dtype),
-                [tap, phase],
-                [*dims[: axis + 1], phase, *dims[axis + 1 :]],
-            )
-        merged = (*values.shape[:axis], count * stride, *values.shape[axis + 2 :])
-        values = lax.slice_in_dim(values.reshape(merged), start, start + size, axis=axis)
-    return values
-
-
-def _shifted(values: jax.Array, axis: int, first: int, count: int, taps: int) -> list[jax.Array]:
-    """For each tap t, the positions first − t … first − t + count − 1, zero beyond the borders."""
-    size = values.shape[axis]
-    before = max(0, taps - 1 - first)
-    after = max(0, first + count - size)
-    padding = [(0, 0)] * values.ndim
-    padding[axis] = (before, after)
-    padded = jnp.pad(values, padding)
-    return [
-        lax.slice_in_dim(padded, before + first - tap, before + first - tap + count, axis=axis)
-        for tap in range(taps)
-    ]
-
-
-class ConvTranspose(nnx.Module):
-    """Learned transposed convolution, without bias, that starts as bilinear interpolation.
-
-    kernel: float32 (*kernel_size, features, features); see `conv_transpose` for its convention.
-    """
-
-    def __init__(self, features: int, kernel_size: int, *, stride: int, crop: int, ndim: int = 2):
-        self.stride = stride
-        self.crop = crop
-        self.kernel = nnx.Param(jnp.asarray(bilinear_kernel(kernel_size, features, ndim)))
-
-    def __call__(self, x: FeatureMap, like: FeatureMap) -> FeatureMap:
-        """(b, *spatial, c) to the spatial size, and the valid part, of `like`."""
-        values = conv_transpose(
-            x.filled(),
-            self.kernel[...],
-            stride=self.stride,
-            crop=self.crop,
-            output_size=like.spatial,
-        )
-        return FeatureMap(values, like.valid)
-
-
-class BilinearUpsample(nnx.Module):
-    """Fixed bilinear interpolation: `ConvTranspose` as it starts, computed axis by axis."""
-
-    def __init__(self, filter_size: int, *, stride: int, crop: int):
-        self.filter_size = filter_size
-        self.stride = stride
-        self.crop = crop
-
-    def __call__(self, x: FeatureMap, like: FeatureMap) -> FeatureMap:
-        """(b, *spatial, c) to the spatial size, and the valid part, of `like`."""
-        values = bilinear_upsample(
-            x.filled(),
-            self.filter_size,
-            stride=self.stride,
-            crop=self.crop,
-            output_size=like.spatial,
-        )
-        return FeatureMap(values, like.valid)

@@ -129,8 +129,8 @@ def resnet18_torchvision() -> Source:
                 table |= _batch_norm(f"{ours}/bn{part}", f"{theirs}.bn{part}")
             if layer > 1 and block == 0:
                 kernel = f"{theirs}.downsample.0.weight"
-                table[f"backbone/{ours}/downsample/kernel"] = (kernel, from_oihw)
-                table |= _batch_norm(f"{ours}/downsample_bn", f"{theirs}.downsample.1")
+                table[f"backbone/{ours}/shortcut/conv/kernel"] = (kernel, from_oihw)
+                table |= _batch_norm(f"{ours}/shortcut/bn", f"{theirs}.downsample.1")
     return Source(
         "ResNet-18, torchvision",
         "resnet18",

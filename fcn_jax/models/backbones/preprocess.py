@@ -1,6 +1,7 @@
 """How an image's bytes become what a backbone's weights were trained on."""
 
 import dataclasses
+from typing import Self
 
 import jax
 import jax.numpy as jnp
@@ -10,15 +11,51 @@ import jax.numpy as jnp
 class Preprocessing:
     """mean and std: of each channel, in 0…255, in the order that the weights want."""
 
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
     bgr: bool = False
 
+    @property
+    def channels(self) -> int:
+        return len(self.mean)
+
+    @property
+    def input_mean(self) -> tuple[float, ...]:
+        """The mean in the order of the image's own channels: RGB first."""
+        return self.mean[2::-1] + self.mean[3:] if self.bgr else self.mean
+
+    def for_channels(self, channels: int) -> Self:
+        """The same for images of another number of channels.
+
+        One channel is grey. Beyond the third they are, say, depth: bytes as well, normalised by the
+        colours' average mean and std.
+        """
+        grey = (sum(self.mean[:3]) / 3, sum(self.std[:3]) / 3)
+        if channels == 1:
+            return dataclasses.replace(self, mean=grey[:1], std=grey[1:], bgr=False)
+        if channels < 3:
+            raise ValueError(f"`channels` (={channels}) must be 1, or 3 and more")
+        extra = channels - 3
+        return dataclasses.replace(
+            self, mean=self.mean[:3] + grey[:1] * extra, std=self.std[:3] + grey[1:] * extra
+        )
+
+    def beyond(self, channels: int) -> Self:
+        """Of the channels behind the first three or more, by themselves."""
+        return dataclasses.replace(
+            self, mean=self.mean[channels:], std=self.std[channels:], bgr=False
+        )
+
     def __call__(self, image: jax.Array, dtype: jnp.dtype = jnp.float32) -> jax.Array:
-        """RGB in 0…255, uint8 or float (b, h, w, 3), to normalised (b, h, w, 3) of `dtype`."""
+        """Channels in 0…255, uint8 or float (b, h, w, c), to normalised (b, h, w, c) of `dtype`."""
+        if image.shape[-1] != self.channels:
+            raise ValueError(
+                f"`image` (of shape {image.shape}) must have {self.channels} channels, as the "
+                "network was built for"
+            )
         values = image.astype(jnp.float32)
         if self.bgr:
-            values = values[..., ::-1]
+            values = jnp.concatenate([values[..., 2::-1], values[..., 3:]], axis=-1)
         normalised = (values - jnp.asarray(self.mean)) / jnp.asarray(self.std)
         return normalised.astype(dtype)
 
@@ -30,3 +67,5 @@ TORCHVISION = Preprocessing(
     mean=(0.485 * 255, 0.456 * 255, 0.406 * 255), std=(0.229 * 255, 0.224 * 255, 0.225 * 255)
 )
 """torchvision's ImageNet normalisation, (x/255 − mean) / std, in bytes."""
+
+BY_NAME = {"caffe": CAFFE, "torchvision": TORCHVISION}

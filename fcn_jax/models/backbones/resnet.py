@@ -1,10 +1,25 @@
-"""ResNet-18 (He et al. 2016), without its average pooling and classifier, as in d2l's FCN."""
+"""ResNets (He et al. 2016) without their average pooling and classifier, as in torchvision.
+
+The stride of a bottleneck lies on its 3×3 convolution. With an output stride of 16 or 8 the last
+stages are dilated instead of strided: the same weights, at a finer stride.
+"""
 
 import jax
 from flax import nnx
 
+from fcn_jax.errors import UserError
 from fcn_jax.models.backbones.preprocess import TORCHVISION, Preprocessing
+from fcn_jax.models.geometry import Grid
 from fcn_jax.models.layers import BatchNorm, Conv, FeatureMap, add, max_pool, relu
+
+DEPTHS = {
+    18: (2, 2, 2, 2),
+    34: (3, 4, 6, 3),
+    50: (3, 4, 6, 3),
+    101: (3, 4, 23, 3),
+    152: (3, 8, 36, 3),
+}
+"""Blocks in each of the four stages (He et al. 2016, table 1)."""
 
 
 class BasicBlock(nnx.Module):
@@ -14,51 +29,138 @@ class BasicBlock(nnx.Module):
         self,
         in_features: int,
         features: int,
-        stride: int,
         *,
+        stride: int,
+        dilation: int,
         axis_name: str | None,
         rngs: nnx.Rngs,
     ):
+        if dilation != 1:
+            raise UserError(
+                "config.model.output_stride must be 32 with resnet18 and resnet34: only "
+                "bottlenecks, from resnet50 on, are dilated"
+            )
         self.conv1 = Conv(in_features, features, (3, 3), stride=stride, use_bias=False, rngs=rngs)
         self.bn1 = BatchNorm(features, axis_name=axis_name)
         self.conv2 = Conv(features, features, (3, 3), use_bias=False, rngs=rngs)
         self.bn2 = BatchNorm(features, axis_name=axis_name)
-        self.changes_shape = stride != 1 or in_features != features
-        if self.changes_shape:
-            self.downsample = Conv(
-                in_features, features, (1, 1), stride=stride, use_bias=False, rngs=rngs
-            )
-            self.downsample_bn = BatchNorm(features, axis_name=axis_name)
+        self.shortcut = Shortcut(
+            in_features, features, stride=stride, axis_name=axis_name, rngs=rngs
+        )
 
     def __call__(self, x: FeatureMap, *, train: bool) -> FeatureMap:
         y = relu(self.bn1(self.conv1(x), train=train))
         y = self.bn2(self.conv2(y), train=train)
-        if self.changes_shape:
-            x = self.downsample_bn(self.downsample(x), train=train)
-        return relu(add(x, y))
+        return relu(add(self.shortcut(x, train=train), y))
 
 
-class ResNet18(nnx.Module):
+class Bottleneck(nnx.Module):
+    """1×1, 3×3 and 1×1 convolutions, the last to four times the features, beside a shortcut."""
+
     def __init__(
         self,
+        in_features: int,
+        features: int,
         *,
+        stride: int,
+        dilation: int,
+        axis_name: str | None,
+        rngs: nnx.Rngs,
+    ):
+        self.conv1 = Conv(in_features, features, (1, 1), use_bias=False, rngs=rngs)
+        self.bn1 = BatchNorm(features, axis_name=axis_name)
+        self.conv2 = Conv(
+            features,
+            features,
+            (3, 3),
+            stride=stride,
+            dilation=dilation,
+            use_bias=False,
+            rngs=rngs,
+        )
+        self.bn2 = BatchNorm(features, axis_name=axis_name)
+        self.conv3 = Conv(features, 4 * features, (1, 1), use_bias=False, rngs=rngs)
+        self.bn3 = BatchNorm(4 * features, axis_name=axis_name)
+        self.shortcut = Shortcut(
+            in_features, 4 * features, stride=stride, axis_name=axis_name, rngs=rngs
+        )
+
+    def __call__(self, x: FeatureMap, *, train: bool) -> FeatureMap:
+        y = relu(self.bn1(self.conv1(x), train=train))
+        y = relu(self.bn2(self.conv2(y), train=train))
+        y = self.bn3(self.conv3(y), train=train)
+        return relu(add(self.shortcut(x, train=train), y))
+
+
+class Shortcut(nnx.Module):
+    """The identity, or where the shape changes a 1×1 convolution."""
+
+    def __init__(
+        self,
+        in_features: int,
+        features: int,
+        *,
+        stride: int,
+        axis_name: str | None,
+        rngs: nnx.Rngs,
+    ):
+        self.changes_shape = stride != 1 or in_features != features
+        if self.changes_shape:
+            self.conv = Conv(
+                in_features, features, (1, 1), stride=stride, use_bias=False, rngs=rngs
+            )
+            self.bn = BatchNorm(features, axis_name=axis_name)
+
+    def __call__(self, x: FeatureMap, *, train: bool) -> FeatureMap:
+        return self.bn(self.conv(x), train=train) if self.changes_shape else x
+
+
+class ResNet(nnx.Module):
+    """Stage 2 is conv1, stages 4 to 32 are layer1 to layer4.
+
+    depth: 18, 34, 50, 101 or 152. output_stride: of layer4: 32, 16 or 8.
+    """
+
+    def __init__(
+        self,
+        depth: int,
+        *,
+        output_stride: int = 32,
         preprocessing: Preprocessing = TORCHVISION,
         axis_name: str | None = None,
         rngs: nnx.Rngs,
     ):
         self.preprocessing = preprocessing
-        self.channels = {2: 64, 4: 64, 8: 128, 16: 256, 32: 512}
-        # Strided windows of odd size with symmetric padding are centred on every s-th pixel.
-        self.offsets = dict.fromkeys(self.channels, 0.0)
-        self.conv1 = Conv(3, 64, (7, 7), stride=2, use_bias=False, rngs=rngs)
+        self.depths = DEPTHS[depth]
+        block = BasicBlock if depth < 50 else Bottleneck
+        expansion = 1 if depth < 50 else 4
+        self.conv1 = Conv(preprocessing.channels, 64, (7, 7), stride=2, use_bias=False, rngs=rngs)
         self.bn1 = BatchNorm(64, axis_name=axis_name)
-        in_features = 64
-        for layer, features in enumerate((64, 128, 256, 512), start=1):
-            for block in range(2):
-                stride = 2 if layer > 1 and block == 0 else 1
-                module = BasicBlock(in_features, features, stride, axis_name=axis_name, rngs=rngs)
-                setattr(self, f"layer{layer}_{block}", module)
-                in_features = features
+        # Windows of odd size, padded alike on both sides, are centred on every s-th pixel.
+        self.channels, self.grids = {2: 64}, {2: Grid(2)}
+        in_features, stride, dilation = 64, 4, 1
+        for layer, count in enumerate(self.depths, start=1):
+            features = 64 * 2 ** (layer - 1)
+            before = dilation
+            strided = 1
+            if layer > 1 and stride < output_stride:
+                stride, strided = 2 * stride, 2
+            elif layer > 1:
+                dilation *= 2
+            for index in range(count):
+                # The first block keeps the dilation of the stage before, as in torchvision.
+                module = block(
+                    in_features,
+                    features,
+                    stride=strided if index == 0 else 1,
+                    dilation=before if index == 0 else dilation,
+                    axis_name=axis_name,
+                    rngs=rngs,
+                )
+                setattr(self, f"layer{layer}_{index}", module)
+                in_features = features * expansion
+            self.channels[2 ** (layer + 1)] = in_features
+            self.grids[2 ** (layer + 1)] = Grid(stride)
 
     def __call__(
         self, image: FeatureMap, *, train: bool = False, keys: jax.Array | None = None
@@ -66,8 +168,8 @@ class ResNet18(nnx.Module):
         x = relu(self.bn1(self.conv1(image), train=train))
         features = {2: x}
         x = max_pool(x, window=3, stride=2, padding=1)
-        for layer in range(1, 5):
-            for block in range(2):
-                x = getattr(self, f"layer{layer}_{block}")(x, train=train)
+        for layer, count in enumerate(self.depths, start=1):
+            for index in range(count):
+                x = getattr(self, f"layer{layer}_{index}")(x, train=train)
             features[2 ** (layer + 1)] = x
         return features

@@ -4,6 +4,7 @@ import jax
 from flax import nnx
 
 from fcn_jax.models.backbones.preprocess import TORCHVISION, Preprocessing
+from fcn_jax.models.geometry import Grid
 from fcn_jax.models.layers import BatchNorm, Conv, FeatureMap, relu
 
 
@@ -35,9 +36,9 @@ class SmallNet(nnx.Module):
         self.preprocessing = preprocessing
         self.channels = {2**block: count for block, count in enumerate(features, start=1)}
         # Strided windows of odd size with symmetric padding are centred on every s-th pixel.
-        self.offsets = dict.fromkeys(self.channels, 0.0)
+        self.grids = {stride: Grid(stride) for stride in self.channels}
         for block, (before, count) in enumerate(
-            zip((3, *features), features, strict=False), start=1
+            zip((preprocessing.channels, *features), features, strict=False), start=1
         ):
             setattr(self, f"block{block}", Block(before, count, axis_name=axis_name, rngs=rngs))
 

@@ -1,14 +1,19 @@
 """SqueezeNet 1.1 (Iandola et al. 2016): 1.2 million parameters, for laptops.
 
-conv1 and the poolings are padded by 1, where the original pads nothing, so that every stride maps n
-positions to ceil(n / stride) and all features are centred alike. Away from the border the features
-are those of the original, moved by a few pixels.
+The same weights in two geometries:
+
+- "same": conv1 and the poolings are padded by 1, so that every stride maps n positions to
+  ceil(n / stride) and all features are centred alike;
+- "original": the classifier as it was trained: no padding there, and poolings in ceil mode.
+
+Away from the border the features are the same, moved by a few pixels.
 """
 
 import jax
 from flax import nnx
 
 from fcn_jax.models.backbones.preprocess import CAFFE, Preprocessing
+from fcn_jax.models.geometry import PIXELS
 from fcn_jax.models.layers import Conv, FeatureMap, concatenate, dropout, max_pool, relu
 
 
@@ -29,15 +34,22 @@ class SqueezeNet(nnx.Module):
     def __init__(
         self,
         *,
+        padding: str = "same",
         dropout_rate: float = 0.5,
         preprocessing: Preprocessing = CAFFE,
         rngs: nnx.Rngs,
     ):
         self.preprocessing = preprocessing
         self.dropout_rate = dropout_rate
+        self.padding = 1 if padding == "same" else 0
         self.channels = {2: 64, 4: 128, 8: 256, 16: 512}
-        self.offsets = dict.fromkeys(self.channels, 0.0)
-        self.conv1 = Conv(3, 64, (3, 3), stride=2, rngs=rngs)
+        grid = PIXELS
+        self.grids = {}
+        for stage in self.channels:
+            grid = self.grids[stage] = grid.after(3, stride=2, padding=self.padding)
+        self.conv1 = Conv(
+            preprocessing.channels, 64, (3, 3), stride=2, padding=self.padding, rngs=rngs
+        )
         self.fire2 = Fire(64, 16, 64, rngs=rngs)
         self.fire3 = Fire(128, 16, 64, rngs=rngs)
         self.fire4 = Fire(128, 32, 128, rngs=rngs)
@@ -52,11 +64,12 @@ class SqueezeNet(nnx.Module):
     ) -> dict[int, FeatureMap]:
         x = relu(self.conv1(image))
         features = {2: x}
-        x = max_pool(x, window=3, stride=2, padding=1)
-        features[4] = x = self.fire3(self.fire2(x))
-        x = max_pool(x, window=3, stride=2, padding=1)
-        features[8] = x = self.fire5(self.fire4(x))
-        x = max_pool(x, window=3, stride=2, padding=1)
-        x = self.fire9(self.fire8(self.fire7(self.fire6(x))))
+        features[4] = x = self.fire3(self.fire2(self._pooled(x)))
+        features[8] = x = self.fire5(self.fire4(self._pooled(x)))
+        x = self.fire9(self.fire8(self.fire7(self.fire6(self._pooled(x)))))
         features[16] = dropout(x, self.dropout_rate, keys if train else None)
         return features
+
+    def _pooled(self, x: FeatureMap) -> FeatureMap:
+        # Padded by 1 on both sides, ceil mode would add a window that sees one row more.
+        return max_pool(x, window=3, stride=2, padding=self.padding, ceil=self.padding == 0)

@@ -1,7 +1,13 @@
 """VGG16 (Simonyan & Zisserman 2015), its fully connected layers as convolutions (Long et al. 2015).
 
-Every convolution pads to the same size, fc6 included (7×7, padding 3). The paper instead pads the
-image by 100 and fc6 not at all; where no padding is seen the features are the same.
+The same weights in three geometries:
+
+- "same": every layer pads to the same size, fc6 included (7×7, padding 3);
+- "paper": conv1_1 pads by 100, poolings are in ceil mode and fc6 pads nothing (the authors' code);
+- "original": the classifier as it was trained, poolings in floor mode and fc6 without padding. On
+  224×224 pixels fc7 has one position.
+
+Where no padding is seen the features are the same.
 """
 
 import jax
@@ -9,33 +15,58 @@ import jax.numpy as jnp
 from flax import nnx
 
 from fcn_jax.models.backbones.preprocess import CAFFE, Preprocessing
-from fcn_jax.models.layers import Conv, FeatureMap, dropout, max_pool, relu
+from fcn_jax.models.geometry import PIXELS
+from fcn_jax.models.layers import BatchNorm, Conv, FeatureMap, dropout, max_pool, relu
 
 BLOCKS = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))
 """Features and number of convolutions before each pooling."""
 
 
 class VGG16(nnx.Module):
+    """Stages 2 to 16 are the poolings, stage 32 is fc7.
+
+    batch_norm: torchvision's `vgg16_bn`.
+    """
+
     def __init__(
         self,
         *,
+        padding: str = "same",
+        batch_norm: bool = False,
         fc_features: int = 4096,
         dropout_rate: float = 0.5,
         preprocessing: Preprocessing = CAFFE,
+        axis_name: str | None = None,
         rngs: nnx.Rngs,
     ):
         self.preprocessing = preprocessing
         self.dropout_rate = dropout_rate
+        self.ceil = padding != "original"
         self.channels = {2: 64, 4: 128, 8: 256, 16: 512, 32: fc_features}
-        self.offsets = {stride: (stride - 1) / 2 for stride in self.channels}
-        in_features = 3
+        input_padding = 100 if padding == "paper" else 1
+        fc_padding = 3 if padding == "same" else 0
+        grid = PIXELS.after(3, padding=input_padding)
+        self.grids = {}
+        in_features = preprocessing.channels
         for block, (features, depth) in enumerate(BLOCKS, start=1):
             for layer in range(1, depth + 1):
-                conv = Conv(in_features, features, (3, 3), rngs=rngs)
+                first = block == layer == 1
+                conv = Conv(
+                    in_features,
+                    features,
+                    (3, 3),
+                    padding=input_padding if first else 1,
+                    rngs=rngs,
+                )
                 setattr(self, f"conv{block}_{layer}", conv)
+                if batch_norm:
+                    setattr(self, f"bn{block}_{layer}", BatchNorm(features, axis_name=axis_name))
                 in_features = features
-        self.fc6 = Conv(512, fc_features, (7, 7), rngs=rngs)
+            grid = self.grids[2**block] = grid.after(2, stride=2, padding=0)
+        self.has_batch_norm = batch_norm
+        self.fc6 = Conv(512, fc_features, (7, 7), padding=fc_padding, rngs=rngs)
         self.fc7 = Conv(fc_features, fc_features, (1, 1), rngs=rngs)
+        self.grids[32] = grid.after(7, padding=fc_padding)
 
     def __call__(
         self, image: FeatureMap, *, train: bool = False, keys: jax.Array | None = None
@@ -44,13 +75,25 @@ class VGG16(nnx.Module):
         features = {}
         for block, (_, depth) in enumerate(BLOCKS, start=1):
             for layer in range(1, depth + 1):
-                x = relu(getattr(self, f"conv{block}_{layer}")(x))
-            x = max_pool(x, window=2, stride=2)
+                x = getattr(self, f"conv{block}_{layer}")(x)
+                if self.has_batch_norm:
+                    x = getattr(self, f"bn{block}_{layer}")(x, train=train)
+                x = relu(x)
+            x = max_pool(x, window=2, stride=2, ceil=self.ceil)
             features[2**block] = x
-        keys6 = keys7 = None
-        if train and keys is not None:
-            keys6, keys7 = jnp.unstack(jax.vmap(jax.random.split)(keys), axis=1)
-        x = dropout(relu(self.fc6(x)), self.dropout_rate, keys6)
-        x = dropout(relu(self.fc7(x)), self.dropout_rate, keys7)
-        features[32] = x
+        features[32] = fully_connected(
+            x, (self.fc6, self.fc7), self.dropout_rate, keys if train else None
+        )
         return features
+
+
+def fully_connected(
+    x: FeatureMap, layers: tuple[Conv, Conv], dropout_rate: float, keys: jax.Array | None
+) -> FeatureMap:
+    """fc6 and fc7, each rectified and followed by dropout where keys (b,) are given."""
+    keys_by_layer: tuple[jax.Array | None, ...] = (None, None)
+    if keys is not None:
+        keys_by_layer = jnp.unstack(jax.vmap(jax.random.split)(keys), axis=1)
+    for layer, layer_keys in zip(layers, keys_by_layer, strict=True):
+        x = dropout(relu(layer(x)), dropout_rate, layer_keys)
+    return x

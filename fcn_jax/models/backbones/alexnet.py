@@ -1,0 +1,121 @@
+"""AlexNet (Krizhevsky et al. 2012), its fully connected layers as convolutions (Long et al. 2015).
+
+Two sets of weights are in use, for two networks: `alexnet_caffe`, which the paper started from,
+with local response normalisation and convolutions in two groups; and torchvision's (Krizhevsky
+2014), with neither and with fewer features. Both in three geometries:
+
+- "same": every layer maps n positions to ceil(n / stride);
+- "paper": conv1 pads by 100, fc6 pads nothing, poolings are in ceil mode (the authors' code);
+- "original": the classifier as it was trained. fc6 has one position on 224×224 pixels with
+  torchvision's weights, on 227×227 with Caffe's.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import lax
+
+from fcn_jax.models.backbones.preprocess import CAFFE, TORCHVISION, Preprocessing
+from fcn_jax.models.backbones.vgg import fully_connected
+from fcn_jax.models.geometry import PIXELS
+from fcn_jax.models.layers import Conv, FeatureMap, max_pool, relu
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """features: of conv1 … conv5. groups: of conv2, conv4 and conv5. input_padding: of conv1, as
+    trained. normalises: local response normalisation behind the first two poolings."""
+
+    features: tuple[int, ...]
+    groups: int
+    input_padding: int
+    normalises: bool
+    preprocessing: Preprocessing
+
+
+TORCHVISION_VARIANT = Variant((64, 192, 384, 256, 256), 1, 2, False, TORCHVISION)
+CAFFE_VARIANT = Variant((96, 256, 384, 384, 256), 2, 0, True, CAFFE)
+
+
+class AlexNet(nnx.Module):
+    """Stage 4 is conv1, 8 and 16 are the first two poolings, 32 is fc7."""
+
+    def __init__(
+        self,
+        *,
+        variant: Variant = TORCHVISION_VARIANT,
+        padding: str = "same",
+        fc_features: int = 4096,
+        dropout_rate: float = 0.5,
+        preprocessing: Preprocessing | None = None,
+        rngs: nnx.Rngs,
+    ):
+        self.preprocessing = preprocessing or variant.preprocessing
+        self.dropout_rate = dropout_rate
+        self.normalises = variant.normalises
+        self.pool_padding = 1 if padding == "same" else 0
+        # torchvision pools in floor mode, Caffe in ceil mode.
+        self.ceil = padding == "paper" or (padding == "original" and variant is CAFFE_VARIANT)
+        input_padding = {"same": 5, "paper": 100, "original": variant.input_padding}[padding]
+        fc_padding = (2, 3) if padding == "same" else 0
+
+        def conv(number: int, size: int, **arguments) -> Conv:
+            before = (self.preprocessing.channels, *variant.features)[number - 1]
+            groups = variant.groups if number in (2, 4, 5) else 1
+            features = variant.features[number - 1]
+            return Conv(before, features, (size, size), groups=groups, rngs=rngs, **arguments)
+
+        self.conv1 = conv(1, 11, stride=4, padding=input_padding)
+        self.conv2 = conv(2, 5)
+        self.conv3 = conv(3, 3)
+        self.conv4 = conv(4, 3)
+        self.conv5 = conv(5, 3)
+        self.fc6 = Conv(variant.features[-1], fc_features, (6, 6), padding=fc_padding, rngs=rngs)
+        self.fc7 = Conv(fc_features, fc_features, (1, 1), rngs=rngs)
+
+        self.channels = {
+            4: variant.features[0],
+            8: variant.features[0],
+            16: variant.features[1],
+            32: fc_features,
+        }
+        conv1 = PIXELS.after(11, stride=4, padding=input_padding)
+        pool1 = conv1.after(3, stride=2, padding=self.pool_padding)
+        pool2 = pool1.after(3, stride=2, padding=self.pool_padding)
+        pool5 = pool2.after(3, stride=2, padding=self.pool_padding)
+        self.grids = {4: conv1, 8: pool1, 16: pool2, 32: pool5.after(6, padding=fc_padding)}
+
+    def __call__(
+        self, image: FeatureMap, *, train: bool = False, keys: jax.Array | None = None
+    ) -> dict[int, FeatureMap]:
+        x = relu(self.conv1(image))
+        features = {4: x}
+        x = features[8] = self._normalised(self._pooled(x))
+        x = relu(self.conv2(x))
+        x = features[16] = self._normalised(self._pooled(x))
+        x = relu(self.conv5(relu(self.conv4(relu(self.conv3(x))))))
+        features[32] = fully_connected(
+            self._pooled(x), (self.fc6, self.fc7), self.dropout_rate, keys if train else None
+        )
+        return features
+
+    def _pooled(self, x: FeatureMap) -> FeatureMap:
+        return max_pool(x, window=3, stride=2, padding=self.pool_padding, ceil=self.ceil)
+
+    def _normalised(self, x: FeatureMap) -> FeatureMap:
+        return x.map(local_response_normalization) if self.normalises else x
+
+
+def local_response_normalization(
+    values: jax.Array, size: int = 5, alpha: float = 1e-4, beta: float = 0.75
+) -> jax.Array:
+    """x / (1 + α/n · Σ x²)^β over n neighbouring channels (Krizhevsky et al. 2012, section 3.3).
+
+    Constants: α, β and n of the paper; the 1, where it has 2, as in Caffe and PyTorch.
+    """
+    squares = jnp.square(values.astype(jnp.float32))
+    ones = (1,) * (values.ndim - 1)
+    total = lax.reduce_window(squares, 0.0, lax.add, (*ones, size), (*ones, 1), "SAME")
+    return (values / (1 + alpha / size * total) ** beta).astype(values.dtype)

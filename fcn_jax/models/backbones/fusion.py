@@ -1,0 +1,42 @@
+"""Late fusion: one trunk for colour, another for the other channels (Long et al. 2015, NYUDv2).
+
+The paper scores each trunk by itself and averages the scores before they are upsampled. A score
+layer on the halved features of both trunks, side by side, computes the same.
+"""
+
+import dataclasses
+
+import jax
+from flax import nnx
+
+from fcn_jax.models.backbones import Backbone
+from fcn_jax.models.layers import FeatureMap, concatenate, scaled
+
+COLOURS = 3
+
+
+class LateFusion(nnx.Module):
+    """colour: sees the first three channels. other: sees the rest; of the same family."""
+
+    def __init__(self, colour: Backbone, other: Backbone):
+        if colour.grids != other.grids:
+            raise ValueError("both trunks must put their features on the same grids")
+        self.colour = colour
+        self.other = other
+        self.channels = {stage: n + other.channels[stage] for stage, n in colour.channels.items()}
+        self.grids = colour.grids
+        first, second = colour.preprocessing, other.preprocessing
+        self.preprocessing = dataclasses.replace(
+            first, mean=first.mean + second.mean, std=first.std + second.std
+        )
+
+    def __call__(
+        self, image: FeatureMap, *, train: bool = False, keys: jax.Array | None = None
+    ) -> dict[int, FeatureMap]:
+        other_keys = None if keys is None else jax.vmap(jax.random.fold_in, (0, None))(keys, 1)
+        features = self.colour(image.map(lambda x: x[..., :COLOURS]), train=train, keys=keys)
+        others = self.other(image.map(lambda x: x[..., COLOURS:]), train=train, keys=other_keys)
+        return {
+            stage: concatenate(scaled(x, 0.5), scaled(others[stage], 0.5))
+            for stage, x in features.items()
+        }

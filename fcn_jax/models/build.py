@@ -1,0 +1,125 @@
+"""The network that a config names."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax.numpy as jnp
+from flax import nnx
+
+from fcn_jax.config import ModelConfig
+from fcn_jax.errors import UserError
+from fcn_jax.models.backbones import Backbone
+from fcn_jax.models.backbones.alexnet import CAFFE_VARIANT, AlexNet
+from fcn_jax.models.backbones.fusion import COLOURS, LateFusion
+from fcn_jax.models.backbones.preprocess import BY_NAME, Preprocessing
+from fcn_jax.models.backbones.resnet import ResNet
+from fcn_jax.models.backbones.small import SmallNet
+from fcn_jax.models.backbones.squeezenet import SqueezeNet
+from fcn_jax.models.backbones.vgg import VGG16
+from fcn_jax.models.fcn import FCN
+
+PAPER_GEOMETRY = ("alexnet", "alexnet_caffe", "vgg16", "vgg16_bn")
+"""Those that have the paper's padding of 100."""
+
+CAFFE_BACKBONES = ("vgg16", "squeezenet", "alexnet_caffe")
+"""Those whose published weights mostly come from Caffe."""
+
+
+def build(
+    config: ModelConfig,
+    num_classes: int | Mapping[str, int],
+    *,
+    channels: int = 3,
+    rngs: nnx.Rngs,
+    axis_name: str | None = None,
+) -> FCN:
+    """The network of a config, for images of so many channels.
+
+    num_classes: see `FCN`. axis_name: the mapped axis that batch normalisation in training takes
+    its statistics over.
+
+    Raises:
+        UserError: a setting that does not go with the backbone.
+    """
+    preprocessing = BY_NAME[preprocessing_name(config)]
+    backbone: Backbone
+    if config.fusion == "late":
+        if channels <= COLOURS:
+            raise UserError(
+                f"config.model.fusion=late wants more than {COLOURS} channels; the images have "
+                f"{channels}"
+            )
+        backbone = LateFusion(
+            build_backbone(config, preprocessing, axis_name=axis_name, rngs=rngs),
+            build_backbone(
+                config,
+                preprocessing.for_channels(channels).beyond(COLOURS),
+                axis_name=axis_name,
+                rngs=rngs,
+            ),
+        )
+    else:
+        backbone = build_backbone(
+            config, preprocessing.for_channels(channels), axis_name=axis_name, rngs=rngs
+        )
+    return FCN(
+        backbone,
+        num_classes,
+        skips=config.skips,
+        hidden=config.head == "hidden",
+        auxiliary=config.auxiliary_weight > 0,
+        context_features=config.context_features,
+        score_scales=config.score_scales,
+        upsampling=config.upsampling,
+        half_pixel=config.alignment == "half_pixel",
+        dropout_rate=config.dropout,
+        dtype=jnp.dtype(config.compute_dtype),
+        axis_name=axis_name,
+        rngs=rngs,
+    )
+
+
+def preprocessing_name(config: ModelConfig) -> str:
+    """`caffe` or `torchvision`: as the config says, else what the backbone is best known for."""
+    if config.preprocessing != "auto":
+        return config.preprocessing
+    return "caffe" if config.backbone in CAFFE_BACKBONES else "torchvision"
+
+
+def build_backbone(
+    config: ModelConfig,
+    preprocessing: Preprocessing,
+    *,
+    axis_name: str | None = None,
+    rngs: nnx.Rngs,
+) -> Backbone:
+    """The backbone of a config, for images of as many channels as `preprocessing` has."""
+    name = config.backbone
+    if config.padding == "paper" and name not in PAPER_GEOMETRY:
+        raise UserError(
+            f"config.model.padding=paper goes with {', '.join(PAPER_GEOMETRY)}, not with {name}"
+        )
+    if config.output_stride != 32 and not name.startswith("resnet"):
+        raise UserError(
+            f"config.model.output_stride (={config.output_stride}) must be 32 with {name}: only "
+            "the ResNets from 50 on are dilated"
+        )
+    common: dict[str, Any] = {"preprocessing": preprocessing, "rngs": rngs}
+    norm: dict[str, Any] = {"axis_name": axis_name}
+    with_dropout: dict[str, Any] = {"dropout_rate": config.dropout, "padding": config.padding}
+    match name:
+        case "small":
+            return SmallNet(**common, **norm)
+        case "alexnet":
+            return AlexNet(**common, **with_dropout)
+        case "alexnet_caffe":
+            return AlexNet(variant=CAFFE_VARIANT, **common, **with_dropout)
+        case "vgg16" | "vgg16_bn":
+            return VGG16(batch_norm=name == "vgg16_bn", **common, **norm, **with_dropout)
+        case "squeezenet":
+            return SqueezeNet(dropout_rate=config.dropout, **common)
+        case "resnet18" | "resnet34" | "resnet50" | "resnet101" | "resnet152":
+            depth = int(name.removeprefix("resnet"))
+            return ResNet(depth, output_stride=config.output_stride, **common, **norm)
+        case unknown:
+            raise UserError(f"config.model.backbone (={unknown!r}) is not a known backbone")

@@ -1,0 +1,138 @@
+"""Heads: scores of a backbone's features, fused from coarse to fine and brought to full size."""
+
+from collections.abc import Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from fcn_jax.models.geometry import PIXELS, Grid, upsampling_geometry
+from fcn_jax.models.layers import BatchNorm, Conv, FeatureMap, add, dropout, relu
+from fcn_jax.models.upsampling import BilinearUpsample, ConvTranspose, Interpolate
+
+
+class SkipHead(nnx.Module):
+    """Scores the coarsest features, and adds to them, upsampled, the scores of finer ones.
+
+    Long, Shelhamer & Darrell 2015, section 4. With one stage it is FCN-32s's head; with one stage,
+    `hidden=True` and `upsampling="interpolate"` that of torchvision's FCN.
+
+    Args:
+        channels, grids: of the features, by stage (see `backbones.Backbone`).
+        num_classes: scores per pixel.
+        stages: those scored, from coarse to fine.
+        hidden: whether a 3×3 convolution comes before the coarsest scores (`HiddenScore`).
+        dropout_rate: of the hidden features.
+        upsampling: learned, fixed (both start bilinear) or interpolate.
+        half_pixel: see `FCN`.
+        axis_name: see `BatchNorm`.
+    """
+
+    def __init__(
+        self,
+        channels: Mapping[int, int],
+        grids: Mapping[int, Grid],
+        num_classes: int,
+        *,
+        stages: Sequence[int],
+        hidden: bool = False,
+        dropout_rate: float = 0.0,
+        upsampling: str = "learned",
+        half_pixel: bool = False,
+        axis_name: str | None = None,
+        rngs: nnx.Rngs,
+    ):
+        self.stages = tuple(stages)
+        for stage in self.stages:
+            score: Conv | HiddenScore
+            if hidden and stage == self.stages[0]:
+                score = HiddenScore(
+                    channels[stage],
+                    num_classes,
+                    dropout_rate=dropout_rate,
+                    axis_name=axis_name,
+                    rngs=rngs,
+                )
+            else:
+                score = score_layer(channels[stage], num_classes, rngs=rngs)
+            setattr(self, f"score{stage}", score)
+        targets = [*(grids[stage] for stage in self.stages[1:]), PIXELS]
+        for stage, target in zip(self.stages, targets, strict=True):
+            upsample = upsampling_layer(
+                num_classes, grids[stage], target, upsampling, half_pixel=half_pixel
+            )
+            setattr(self, f"upsample{stage}", upsample)
+
+    def __call__(
+        self,
+        features: Mapping[int, FeatureMap],
+        image: FeatureMap,
+        *,
+        train: bool = False,
+        keys: jax.Array | None = None,
+    ) -> dict[str, FeatureMap]:
+        """By name score32, …, fused16, …, and `logits` of the image's size, all float32.
+
+        features: by stage. train, keys: as of `Backbone`.
+        """
+        named: dict[str, FeatureMap] = {}
+        fused: FeatureMap | None = None
+        coarser = 0
+        for stage in self.stages:
+            layer = getattr(self, f"score{stage}")
+            if isinstance(layer, HiddenScore):
+                score = layer(features[stage], train=train, keys=keys)
+            else:
+                score = layer(features[stage])
+            score = named[f"score{stage}"] = score.map(lambda values: values.astype(jnp.float32))
+            if fused is None:
+                fused = score
+            else:
+                fused = add(score, getattr(self, f"upsample{coarser}")(fused, like=score))
+                named[f"fused{stage}"] = fused
+            coarser = stage
+        assert fused is not None
+        named["logits"] = getattr(self, f"upsample{coarser}")(fused, like=image)
+        return named
+
+
+class HiddenScore(nnx.Module):
+    """A 3×3 convolution to a quarter of the features, then the scores (torchvision's `FCNHead`)."""
+
+    def __init__(
+        self,
+        in_features: int,
+        num_classes: int,
+        *,
+        dropout_rate: float,
+        axis_name: str | None,
+        rngs: nnx.Rngs,
+    ):
+        hidden = in_features // 4
+        self.dropout_rate = dropout_rate
+        self.conv = Conv(in_features, hidden, (3, 3), use_bias=False, rngs=rngs)
+        self.bn = BatchNorm(hidden, axis_name=axis_name)
+        self.score = score_layer(hidden, num_classes, rngs=rngs)
+
+    def __call__(self, x: FeatureMap, *, train: bool, keys: jax.Array | None) -> FeatureMap:
+        x = relu(self.bn(self.conv(x), train=train))
+        return self.score(dropout(x, self.dropout_rate, keys if train else None))
+
+
+def score_layer(in_features: int, num_classes: int, *, rngs: nnx.Rngs) -> Conv:
+    """A 1×1 convolution that starts at zero, as in the paper."""
+    return Conv(in_features, num_classes, (1, 1), kernel_init=nnx.initializers.zeros, rngs=rngs)
+
+
+def upsampling_layer(
+    features: int, coarse: Grid, fine: Grid, kind: str, *, half_pixel: bool
+) -> ConvTranspose | BilinearUpsample | Interpolate:
+    """From one grid to a finer one; kind: learned, fixed or interpolate."""
+    if kind == "interpolate":
+        return Interpolate()
+    factor = coarse.stride // fine.stride
+    offset = (factor - 1) / 2 if half_pixel else (coarse.offset - fine.offset) / fine.stride
+    filter_size, crop = upsampling_geometry(factor, offset)
+    if kind == "learned":
+        return ConvTranspose(features, filter_size, stride=factor, crop=crop)
+    return BilinearUpsample(filter_size, stride=factor, crop=crop)
