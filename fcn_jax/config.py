@@ -5,6 +5,7 @@ A config file returns a `Config` from `get_config()`; the terminal changes singl
 """
 
 import dataclasses
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import field
 from typing import Any
@@ -17,6 +18,10 @@ def setting(default: Any, help: str, choices: tuple[Any, ...] = ()) -> Any:
     return field(default=default, metadata={"help": help, "choices": choices})
 
 
+RESERVED_FOLDERS = ("images", "classes", "train", "val", "test", "auxiliary")
+"""No label map or further channels: the images, the lists in a folder, and the second head."""
+
+
 # ml_collections reads the annotations as types: no `from __future__ import annotations` here.
 @dataclasses.dataclass
 class DataConfig:
@@ -27,12 +32,47 @@ class DataConfig:
     eval_split: str = setting("val", "split to score")
     validation_fraction: float = setting(0.2, "folder without lists: share kept for validation")
     mask_palette: str = setting("", "folder with colour masks: voc, or a file of 'R G B' lines")
+    # Not tuples of names: ml_collections reads a,b as one name.
+    extra_channels: str = setting("", "folder: sub-folders of channels beside RGB: depth,…")
+    label_maps: str = setting("masks", "folder: sub-folders of masks, the main one first: a,b,…")
     image_feature: str = setting("image", "TFDS: name of the image feature")
     label_feature: str = setting("label", "TFDS: name of the mask feature")
     label_offset: int = setting(0, "TFDS: added to every label (-1 where classes start at 1)")
     num_classes: int = setting(0, "TFDS without class names: how many (0: as the data set says)")
     canvas_px: tuple[int, int] = setting((0, 0), "height,width of a canvas (0,0: largest image)")
     workers: int = setting(0, "processes that read and decode (0: threads of this one)")
+
+    def channel_folders(self) -> tuple[str, ...]:
+        """The sub-folders of further channels. Raises UserError for what cannot be one."""
+        return self._folders("extra_channels")
+
+    def mask_folders(self) -> tuple[str, ...]:
+        """The sub-folders of masks, one for each label map. Raises UserError as above."""
+        folders = self._folders("label_maps")
+        if not folders:
+            raise UserError("config.data.label_maps is empty: name a sub-folder of masks")
+        return folders
+
+    def label_map_names(self) -> tuple[str, ...]:
+        """What the label maps are called in the network and the run: a single one has no name."""
+        folders = self.mask_folders()
+        return folders if len(folders) > 1 else ("",)
+
+    def _folders(self, setting_name: str) -> tuple[str, ...]:
+        value = getattr(self, setting_name)
+        names = tuple(name.strip() for name in value.split(",") if name.strip())
+        for name in names:
+            if (
+                not re.fullmatch(r"[\w-]+", name)
+                or name in RESERVED_FOLDERS
+                or names.count(name) > 1
+            ):
+                raise UserError(
+                    f"config.data.{setting_name} (={value!r}) must list different names of "
+                    f"sub-folders, of letters, digits, _ and -, none of them "
+                    f"{', '.join(RESERVED_FOLDERS)}: {name!r} does not do"
+                )
+        return names
 
 
 @dataclasses.dataclass
@@ -75,7 +115,7 @@ class ModelConfig:
     preprocessing: str = setting(
         "auto",
         "of pixels: as the weights of `init` want it, or the backbone's own",
-        choices=("auto", "caffe", "torchvision"),
+        choices=("auto", "caffe", "torchvision", "inception"),
     )
     fusion: str = setting(
         "early",
@@ -189,9 +229,8 @@ class Config:
                 "trained on (config.augment.crop_px is 0,0)"
             )
         if self.model.auxiliary_weight < 0:
-            raise UserError(
-                f"config.model.auxiliary_weight (={self.model.auxiliary_weight}) must not be below 0"
-            )
+            weight = self.model.auxiliary_weight
+            raise UserError(f"config.model.auxiliary_weight (={weight}) must not be below 0")
         if not 0 <= self.model.dropout < 1:
             raise UserError(f"config.model.dropout (={self.model.dropout}) must lie in [0, 1)")
         if not 0 < self.data.validation_fraction < 1:

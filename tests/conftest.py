@@ -1,3 +1,6 @@
+import importlib.util
+import sys
+import warnings
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any, TypeVar
@@ -15,6 +18,51 @@ M = TypeVar("M", bound=nnx.Module)
 def torch() -> ModuleType:
     """PyTorch, the peer that layers, losses and optimizers are compared with."""
     return pytest.importorskip("torch", reason="PyTorch is not installed")
+
+
+@pytest.fixture(scope="session")
+def torchvision() -> ModuleType:
+    """torchvision, whose networks are peers; its compiled operations, which they do not use, are
+    declared and no more: there is no build of them for CPUs alone."""
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    library = torch.library.Library("torchvision", "DEF")
+    _KEPT.append(library)  # what a library declares goes with it
+    library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    library.define(
+        "roi_align(Tensor input, Tensor rois, float spatial_scale, int pooled_height, "
+        "int pooled_width, int sampling_ratio, bool aligned) -> Tensor"
+    )
+    return _importorskip("torchvision")
+
+
+@pytest.fixture(scope="session")
+def timm(torchvision: ModuleType) -> ModuleType:
+    """Ross Wightman's image models, which import torchvision."""
+    return _importorskip("timm")
+
+
+@pytest.fixture(scope="session")
+def torchfcn() -> ModuleType:
+    """The networks of Kentaro Wada's torchfcn; what the package needs beside them is left out."""
+    pytest.importorskip("torch", reason="PyTorch is not installed")
+    specification = importlib.util.find_spec("torchfcn")
+    if specification is None:
+        pytest.skip("torchfcn is not installed")
+    sys.modules.setdefault("fcn", ModuleType("fcn"))  # fetches weights
+    package = ModuleType("torchfcn")  # instead of its own, which imports data sets and trainers
+    package.__path__ = list(specification.submodule_search_locations or ())
+    sys.modules["torchfcn"] = package
+    return _importorskip("torchfcn.models")
+
+
+def _importorskip(name: str) -> ModuleType:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of theirs
+        return pytest.importorskip(name, reason=f"{name} is not installed")
+
+
+_KEPT: list[Any] = []
 
 
 @pytest.fixture

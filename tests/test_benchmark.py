@@ -102,7 +102,8 @@ def test_pytorchs_network_is_ours(torch: Any, channels_last: bool, randomised: A
         randomised(lambda: build(config.model, benchmarks.NUM_CLASSES, rngs=nnx.Rngs(0)))
     )
     image = np.random.default_rng(0).integers(0, 256, (2, 32, 48, 3)).astype(np.uint8)
-    expected, _ = jax.jit(lambda image: network(network.variables, image))(image)
+    values, _ = jax.jit(lambda image: network(network.variables, image))(image)
+    expected = values["logits"]
     step = TorchStep(Peer(), network.variables[0], config, channels_last=channels_last)
     normalised = np.array(network.preprocessing(jnp.asarray(image)))
     with torch.no_grad():

@@ -10,7 +10,10 @@ from fcn_jax.config import ModelConfig
 from fcn_jax.errors import UserError
 from fcn_jax.models.backbones import Backbone
 from fcn_jax.models.backbones.alexnet import CAFFE_VARIANT, AlexNet
+from fcn_jax.models.backbones.efficientnet import EfficientNetLite0
 from fcn_jax.models.backbones.fusion import COLOURS, LateFusion
+from fcn_jax.models.backbones.googlenet import GoogLeNet
+from fcn_jax.models.backbones.mobilenet import MobileNetV3Large
 from fcn_jax.models.backbones.preprocess import BY_NAME, Preprocessing
 from fcn_jax.models.backbones.resnet import ResNet
 from fcn_jax.models.backbones.small import SmallNet
@@ -80,9 +83,11 @@ def build(
 
 
 def preprocessing_name(config: ModelConfig) -> str:
-    """`caffe` or `torchvision`: as the config says, else what the backbone is best known for."""
+    """A name in `BY_NAME`: as the config says, else what the backbone is best known for."""
     if config.preprocessing != "auto":
         return config.preprocessing
+    if config.backbone == "googlenet":
+        return "inception"
     return "caffe" if config.backbone in CAFFE_BACKBONES else "torchvision"
 
 
@@ -93,7 +98,11 @@ def build_backbone(
     axis_name: str | None = None,
     rngs: nnx.Rngs,
 ) -> Backbone:
-    """The backbone of a config, for images of as many channels as `preprocessing` has."""
+    """The backbone of a config, for images of as many channels as `preprocessing` has.
+
+    `config.padding` may also be "original", the geometry in which the classifier was trained. No
+    segmentation network is made of it: without padding it says nothing of the border.
+    """
     name = config.backbone
     if config.padding == "paper" and name not in PAPER_GEOMETRY:
         raise UserError(
@@ -106,18 +115,26 @@ def build_backbone(
         )
     common: dict[str, Any] = {"preprocessing": preprocessing, "rngs": rngs}
     norm: dict[str, Any] = {"axis_name": axis_name}
-    with_dropout: dict[str, Any] = {"dropout_rate": config.dropout, "padding": config.padding}
+    padding: dict[str, Any] = {"padding": config.padding}
+    dropout: dict[str, Any] = {"dropout_rate": config.dropout}
     match name:
         case "small":
             return SmallNet(**common, **norm)
         case "alexnet":
-            return AlexNet(**common, **with_dropout)
+            return AlexNet(**common, **padding, **dropout)
         case "alexnet_caffe":
-            return AlexNet(variant=CAFFE_VARIANT, **common, **with_dropout)
+            return AlexNet(variant=CAFFE_VARIANT, **common, **padding, **dropout)
         case "vgg16" | "vgg16_bn":
-            return VGG16(batch_norm=name == "vgg16_bn", **common, **norm, **with_dropout)
+            batch_norm = name == "vgg16_bn"
+            return VGG16(batch_norm=batch_norm, **common, **norm, **padding, **dropout)
         case "squeezenet":
-            return SqueezeNet(dropout_rate=config.dropout, **common)
+            return SqueezeNet(**common, **padding, **dropout)
+        case "googlenet":
+            return GoogLeNet(**common, **norm, **padding)
+        case "mobilenet_v3_large":
+            return MobileNetV3Large(**common, **norm)
+        case "efficientnet_lite0":
+            return EfficientNetLite0(**common, **norm)
         case "resnet18" | "resnet34" | "resnet50" | "resnet101" | "resnet152":
             depth = int(name.removeprefix("resnet"))
             return ResNet(depth, output_stride=config.output_stride, **common, **norm)

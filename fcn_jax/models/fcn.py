@@ -35,9 +35,9 @@ class FCN(nnx.Module):
         auxiliary: whether a second head of that kind scores the stage before the last, to be
             trained beside the first; it is not run otherwise.
         context_features: where above 0, `Context` adds a stride twice the backbone's coarsest.
-        score_scales: factors of the features before they are scored, coarse to fine: one for each
-            fused stage, or none, for 1. The at-once FCN-8s has (1, 0.01, 0.0001); features of
-            about unit size let all score layers learn at one rate.
+        score_scales: factors of the features before they are scored, or widened by `Context`,
+            coarse to fine; 1 for those beyond. The at-once FCN-8s has (1, 0.01, 0.0001); features
+            of about unit size let all score layers learn at one rate.
         upsampling: learned, fixed (both start bilinear), or interpolate (`Interpolate`).
         half_pixel: upsample as if each coarse position were centred on the block of pixels that it
             stands for (PyTorch's `align_corners=False`, d2l's padding of stride/2), instead of
@@ -80,12 +80,14 @@ class FCN(nnx.Module):
                 f"backbone has features at strides {coarse_to_fine}"
             )
         self.stages = tuple(coarse_to_fine[: skips + 1])
-        self.score_scales = tuple(score_scales) or (1.0,) * len(self.stages)
-        if len(self.score_scales) != len(self.stages):
+        if score_scales and len(score_scales) < len(self.stages):
             raise UserError(
-                f"config.model.score_scales (={self.score_scales}) must have {len(self.stages)} "
-                f"factors, for the strides {self.stages}"
+                f"config.model.score_scales (={tuple(score_scales)}) must have at least "
+                f"{len(self.stages)} factors, for the strides {self.stages}"
             )
+        self.scales = dict.fromkeys(channels, 1.0) | dict(
+            zip(coarse_to_fine, score_scales, strict=False)
+        )
 
         def head(num_classes: int, stages: Sequence[int], *, hidden: bool) -> SkipHead:
             return SkipHead(
@@ -153,14 +155,10 @@ class FCN(nnx.Module):
         pixels = FeatureMap(self.backbone.preprocessing(image, self.dtype), valid)
         by_stage = self.backbone(pixels, train=train, keys=keys)
         named = {f"backbone{stage}": x for stage, x in by_stage.items()}
-        to_score = {
-            stage: scaled(by_stage[stage], scale)
-            for stage, scale in zip(self.stages, self.score_scales, strict=True)
-            if stage in by_stage
-        }
+        to_score = {stage: scaled(x, self.scales[stage]) for stage, x in by_stage.items()}
         if self.has_context:
-            named["context"] = self.context(to_score[self.stages[1]])
-            to_score[self.stages[0]] = scaled(named["context"], self.score_scales[0])
+            named["context"] = self.context(to_score[max(by_stage)])
+            to_score[2 * max(by_stage)] = scaled(named["context"], self.scales[2 * max(by_stage)])
         heads = {name: getattr(self, f"head{suffix(name)}") for name in self.label_maps}
         if self.has_auxiliary and train:
             heads["auxiliary"] = self.auxiliary

@@ -68,4 +68,12 @@ TORCHVISION = Preprocessing(
 )
 """torchvision's ImageNet normalisation, (x/255 − mean) / std, in bytes."""
 
-BY_NAME = {"caffe": CAFFE, "torchvision": TORCHVISION}
+INCEPTION = Preprocessing(mean=(127.5, 127.5, 127.5), std=(127.5, 127.5, 127.5))
+"""0…255 to −1…1: what the weights of torchvision's GoogLeNet expect.
+
+torchvision normalises for it as for all others, and the network undoes that where it has the
+published weights (`transform_input`): of z = (x/255 − m) / s it makes z·s/0.5 + (m − 0.5)/0.5,
+which is (x/255 − 0.5) / 0.5 = (x − 127.5) / 127.5.
+"""
+
+BY_NAME = {"caffe": CAFFE, "torchvision": TORCHVISION, "inception": INCEPTION}

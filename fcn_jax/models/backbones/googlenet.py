@@ -1,0 +1,148 @@
+"""GoogLeNet (Szegedy et al. 2015) as in torchvision: with batch normalisation (Ioffe & Szegedy
+2015), and without the auxiliary classifiers.
+
+The same weights in two geometries:
+
+- "same": the 3×3 poolings are padded by 1, so that every stride maps n positions to
+  ceil(n / stride);
+- "original": the classifier as it was trained: no padding there, and poolings in ceil mode.
+
+Away from the border the features are the same, moved by a few pixels.
+"""
+
+import functools
+
+import jax
+from flax import nnx
+
+from fcn_jax.models.backbones.preprocess import INCEPTION, Preprocessing
+from fcn_jax.models.geometry import PIXELS
+from fcn_jax.models.layers import BatchNorm, Conv, FeatureMap, concatenate, max_pool, relu
+
+INCEPTIONS = {
+    "3a": (64, 96, 128, 16, 32, 32),
+    "3b": (128, 128, 192, 32, 96, 64),
+    "4a": (192, 96, 208, 16, 48, 64),
+    "4b": (160, 112, 224, 24, 64, 64),
+    "4c": (128, 128, 256, 24, 64, 64),
+    "4d": (112, 144, 288, 32, 64, 64),
+    "4e": (256, 160, 320, 32, 128, 128),
+    "5a": (256, 160, 320, 32, 128, 128),
+    "5b": (384, 192, 384, 48, 128, 128),
+}
+"""Features of the 1×1 branch, of the reduction and the 3×3 of the second branch, of both in the
+third, and of the projected pooling (table 1)."""
+
+
+class NormalisedConv(nnx.Module):
+    """A convolution, normalised and rectified."""
+
+    def __init__(
+        self,
+        in_features: int,
+        features: int,
+        size: int,
+        *,
+        stride: int = 1,
+        axis_name: str | None,
+        rngs: nnx.Rngs,
+    ):
+        self.conv = Conv(
+            in_features, features, (size, size), stride=stride, use_bias=False, rngs=rngs
+        )
+        self.bn = BatchNorm(features, epsilon=1e-3, axis_name=axis_name)
+
+    def __call__(self, x: FeatureMap, *, train: bool) -> FeatureMap:
+        return relu(self.bn(self.conv(x), train=train))
+
+
+class Inception(nnx.Module):
+    """Four branches side by side: 1×1, 1×1 to 3×3 twice, and a pooling that is projected.
+
+    The third branch has 5×5 in the paper. The weights in use have 3×3 there.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        branches: tuple[int, int, int, int, int, int],
+        *,
+        axis_name: str | None,
+        rngs: nnx.Rngs,
+    ):
+        conv = functools.partial(NormalisedConv, axis_name=axis_name, rngs=rngs)
+        only, reduced2, features2, reduced3, features3, projected = branches
+        self.branch1 = conv(in_features, only, 1)
+        self.branch2_reduce = conv(in_features, reduced2, 1)
+        self.branch2 = conv(reduced2, features2, 3)
+        self.branch3_reduce = conv(in_features, reduced3, 1)
+        self.branch3 = conv(reduced3, features3, 3)
+        self.branch4 = conv(in_features, projected, 1)
+
+    def __call__(self, x: FeatureMap, *, train: bool) -> FeatureMap:
+        pooled = max_pool(x, window=3, stride=1, padding=1)
+        branches = (
+            self.branch1(x, train=train),
+            self.branch2(self.branch2_reduce(x, train=train), train=train),
+            self.branch3(self.branch3_reduce(x, train=train), train=train),
+            self.branch4(pooled, train=train),
+        )
+        return functools.reduce(concatenate, branches)
+
+
+class GoogLeNet(nnx.Module):
+    """Stage 2 is conv1; 4, 8, 16 and 32 are conv3 and inception 3b, 4e and 5b: what comes before
+    the next pooling, or the classifier."""
+
+    def __init__(
+        self,
+        *,
+        padding: str = "same",
+        preprocessing: Preprocessing = INCEPTION,
+        axis_name: str | None = None,
+        rngs: nnx.Rngs,
+    ):
+        self.preprocessing = preprocessing
+        self.pool_padding = 1 if padding == "same" else 0
+        conv = functools.partial(NormalisedConv, axis_name=axis_name, rngs=rngs)
+        self.conv1 = conv(preprocessing.channels, 64, 7, stride=2)
+        self.conv2 = conv(64, 64, 1)
+        self.conv3 = conv(64, 192, 3)
+        in_features = 192
+        for name, branches in INCEPTIONS.items():
+            module = Inception(in_features, branches, axis_name=axis_name, rngs=rngs)
+            setattr(self, f"inception{name}", module)
+            only, _, features2, _, features3, projected = branches
+            in_features = only + features2 + features3 + projected
+
+        self.channels = {2: 64, 4: 192, 8: 480, 16: 832, 32: 1024}
+        grid = PIXELS.after(7, stride=2)
+        self.grids = {2: grid}
+        for stage in (4, 8, 16):
+            grid = self.grids[stage] = grid.after(3, stride=2, padding=self.pool_padding)
+        self.grids[32] = grid.after(2, stride=2, padding=0)
+
+    def __call__(
+        self, image: FeatureMap, *, train: bool = False, keys: jax.Array | None = None
+    ) -> dict[int, FeatureMap]:
+        x = self.conv1(image, train=train)
+        features = {2: x}
+        x = self.conv2(self._pooled(x), train=train)
+        features[4] = x = self.conv3(x, train=train)
+        features[8] = x = self._inceptions("3", self._pooled(x), train)
+        features[16] = x = self._inceptions("4", self._pooled(x), train)
+        x = max_pool(x, window=2, stride=2, ceil=True)
+        features[32] = self._inceptions("5", x, train)
+        return features
+
+    def _inceptions(self, group: str, x: FeatureMap, train: bool) -> FeatureMap:
+        for name in INCEPTIONS:
+            if name.startswith(group):
+                x = getattr(self, f"inception{name}")(x, train=train)
+        return x
+
+    def _pooled(self, x: FeatureMap) -> FeatureMap:
+        # Padded by 1 on both sides, ceil mode would add a window that sees one row more.
+        return max_pool(
+            x, window=3, stride=2, padding=self.pool_padding, ceil=not self.pool_padding
+        )
