@@ -7,12 +7,14 @@ Prints the paper's four metrics and a table of classes. Writes to DIR/evaluation
     SPLIT.json            the numbers
     SPLIT_confusion.png   which class was taken for which
     SPLIT_sheet.png       image | truth | prediction | error of a few images
+
+and with several label maps SPLIT_MAP.json and so on for each.
 """
 
 import dataclasses
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +25,10 @@ from rich.console import Console
 
 from fcn_jax import cli, metrics, parallel, visualize
 from fcn_jax.data.datasets import Dataset, default_canvas, open_dataset
+from fcn_jax.data.labels import by_map
 from fcn_jax.data.pipeline import evaluation_batches
 from fcn_jax.errors import UserError
+from fcn_jax.models.fcn import suffix
 from fcn_jax.progress import progress_bar, say
 from fcn_jax.runs import load_run
 from fcn_jax.step import Network, make_eval_step, predict
@@ -33,16 +37,28 @@ SHEET_ROWS = 6
 
 
 @dataclasses.dataclass(frozen=True)
-class Evaluation:
+class MapEvaluation:
     """confusion: int64 (k, k), true class by predicted class. samples: rows of the sheet."""
 
     confusion: np.ndarray
     samples: list[tuple[np.ndarray, np.ndarray, np.ndarray, str]]
-    images: int
 
     @property
     def scores(self) -> metrics.Scores:
         return metrics.scores(self.confusion)
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """by_map: of each label map, the one that a run is judged by first."""
+
+    by_map: Mapping[str, MapEvaluation]
+    images: int
+
+    @property
+    def scores(self) -> metrics.Scores:
+        """Of the first label map."""
+        return next(iter(self.by_map.values())).scores
 
 
 def main(arguments: list[str]) -> None:
@@ -54,10 +70,16 @@ def main(arguments: list[str]) -> None:
     workdir = Path(options.workdir)
     run = load_run(workdir, options.checkpoint)
     dataset = open_dataset(run.config.data)
-    if dataset.class_names != run.class_names:
+    for name, trained in run.label_maps.items():
+        if (now := dataset.label_maps[name]) != trained:
+            raise UserError(
+                f"{workdir} was trained on the classes {', '.join(trained)}; the data set now has "
+                f"{', '.join(now)}"
+            )
+    if dataset.channels != run.channels:
         raise UserError(
-            f"{workdir} was trained on the classes {', '.join(run.class_names)}; the data set now "
-            f"has {', '.join(dataset.class_names)}"
+            f"{workdir} was trained on images of {run.channels} channels; those of the data set "
+            f"now have {dataset.channels}"
         )
     split = options.split or run.config.data.eval_split
     evaluation = evaluator(run.network, dataset, split, run.config.eval.batch_size)(run.variables)
@@ -84,8 +106,10 @@ def evaluator(
     sampled = set(np.linspace(0, len(records) - 1, SHEET_ROWS).round().astype(int).tolist())
 
     def evaluate(variables: Any) -> Evaluation:
-        confusion = np.zeros((dataset.num_classes,) * 2, np.int64)
-        samples = []
+        by_name = {
+            name: MapEvaluation(np.zeros((count, count), np.int64), [])
+            for name, count in dataset.num_classes.items()
+        }
         share = batch_size // jax.process_count()
         with progress_bar(f"scoring {split}", len(records)) as bar:
             seen = 0
@@ -95,40 +119,47 @@ def evaluator(
                     if seen + position in sampled:
                         image = batch["image"][position : position + 1]
                         size = batch["size"][position : position + 1]
-                        height, width = record["label"].shape
-                        prediction = np.asarray(label_one(variables, image, size))
-                        samples.append(
-                            (
-                                record["image"],
-                                record["label"],
-                                prediction[0, :height, :width].astype(np.uint8),
-                                record["name"],
+                        predictions = label_one(variables, image, size)
+                        for name, truth in by_map(record["label"], network.label_maps).items():
+                            height, width = truth.shape
+                            shown = np.asarray(predictions[name][0, :height, :width])
+                            by_name[name].samples.append(
+                                (
+                                    record["image"][..., :3],
+                                    truth,
+                                    shown.astype(np.uint8),
+                                    record["name"],
+                                )
                             )
-                        )
-                confusion += np.asarray(counted, np.int64)
+                for name, confusion in counted.items():
+                    by_name[name].confusion[...] += np.asarray(confusion, np.int64)
                 seen += len(held)
                 bar.advance(len(held))
-        return Evaluation(confusion, samples, len(records))
+        return Evaluation(by_name, len(records))
 
     return evaluate
 
 
 def report(evaluation: Evaluation, workdir: Path, split: str, dataset: Dataset, step: int) -> None:
-    """Prints the table and writes the numbers and pictures to `workdir`/evaluation."""
-    scores, names = evaluation.scores, dataset.class_names
-    counts = evaluation.confusion.sum(axis=1)
-    say(f"step {step} on {split}, {evaluation.images} images at native size")
-    Console().print(metrics.scores_table(scores, names, counts / max(counts.sum(), 1)))
+    """Prints the tables and writes the numbers and pictures to `workdir`/evaluation."""
     folder = workdir / "evaluation"
-    try:
-        folder.mkdir(exist_ok=True)
-        numbers = {**metrics.to_json(scores, names, evaluation.images), "step": step}
-        (folder / f"{split}.json").write_text(json.dumps(numbers, indent=2) + "\n")
-        visualize.plot_confusion(evaluation.confusion, names, folder / f"{split}_confusion.png")
-        visualize.sheet(evaluation.samples, names).save(folder / f"{split}_sheet.png")
-    except OSError as error:
-        raise UserError(f"cannot write to {folder}: {error.strerror}") from error
-    say(f"pictures and numbers: {folder}/{split}_sheet.png, _confusion.png, .json")
+    say(f"step {step} on {split}, {evaluation.images} images at native size")
+    for name, scored in evaluation.by_map.items():
+        scores, names = scored.scores, dataset.label_maps[name]
+        counts = scored.confusion.sum(axis=1)
+        if name:
+            say(f"label map {name}")
+        Console().print(metrics.scores_table(scores, names, counts / max(counts.sum(), 1)))
+        stem = f"{split}{suffix(name)}"
+        try:
+            folder.mkdir(exist_ok=True)
+            numbers = {**metrics.to_json(scores, names, evaluation.images), "step": step}
+            (folder / f"{stem}.json").write_text(json.dumps(numbers, indent=2) + "\n")
+            visualize.plot_confusion(scored.confusion, names, folder / f"{stem}_confusion.png")
+            visualize.sheet(scored.samples, names).save(folder / f"{stem}_sheet.png")
+        except OSError as error:
+            raise UserError(f"cannot write to {folder}: {error.strerror}") from error
+        say(f"pictures and numbers: {folder}/{stem}_sheet.png, _confusion.png, .json")
 
 
 if __name__ == "__main__":

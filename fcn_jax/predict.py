@@ -4,13 +4,18 @@
 
 Each PATH is an image, a folder of images, or a pattern such as 'photos/*.jpg'. For x.jpg writes
 OUT/x.png: a palette PNG of class indices in VOC's colours, of the image's own size; with --overlay
-also OUT/overlay/x.png, the classes drawn over the picture, with a legend.
+also OUT/overlay/x.png, the classes drawn over the picture, with a legend. A network of several
+label maps writes each to a folder of its own, OUT/MAP. Of a network that was trained with further
+channels, say of a folder depth, those of DIR/images/x.jpg are read from DIR/depth/x.png.
 
 From Python:
 
     from fcn_jax.predict import load_run
     run = load_run("runs/shapes")
     label_map = run(image)           # uint8 (h, w, 3) -> uint8 (h, w)
+
+The image has further channels behind its RGB where the network was trained with such, and of
+several label maps `run` gives each by name.
 """
 
 import glob
@@ -18,10 +23,12 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
+import numpy as np
 from absl import flags
 from PIL import Image
 
 from fcn_jax import cli, visualize
+from fcn_jax.data.channels import beside, join_channels, read_channels
 from fcn_jax.data.labels import read_image
 from fcn_jax.errors import UserError
 from fcn_jax.progress import progress_bar, say
@@ -34,8 +41,10 @@ def main(arguments: list[str]) -> None:
         raise UserError("--workdir=DIR, --output=OUT and at least one PATH are needed (see --help)")
     paths = find_images(arguments)
     output = Path(options.output)
-    targets = _targets(paths, output)
     run = load_run(options.workdir, options.checkpoint)
+    targets = _targets(paths, output)
+    if len(run.label_maps) > 1:
+        _check_beside(paths, output)
     failures = []
     with progress_bar("labelling", len(paths)) as bar:
         for path, target in targets.items():
@@ -44,7 +53,8 @@ def main(arguments: list[str]) -> None:
             except UserError as error:
                 failures.append(str(error))
             bar.advance()
-    say(f"{len(paths) - len(failures)} label maps in {output}")
+    places = ", ".join(str(output / name) for name in run.label_maps)
+    say(f"{len(paths) - len(failures)} label maps in {places}")
     if failures:
         listed = "\n  ".join(failures)
         raise UserError(f"{len(failures)} of {len(paths)} images failed:\n  {listed}")
@@ -53,20 +63,40 @@ def main(arguments: list[str]) -> None:
 def label_image(run: Run, path: Path, target: Path, *, overlay: bool) -> None:
     """Writes the label map of one image to `target`, and where wanted its overlay.
 
+    Of several label maps, each goes to a folder of its name beside `target`.
+
     Raises:
-        UserError: the image cannot be read, or the target not written.
+        UserError: the image or its further channels cannot be read, or a target not written.
     """
-    image = read_image(path)
-    label = run(image)
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        visualize.save_label_map(target, label)
-        if overlay:
-            picture = visualize.overlay(image, label, run.class_names)
-            (target.parent / "overlay").mkdir(exist_ok=True)
-            Image.fromarray(picture).save(target.parent / "overlay" / target.name)
-    except OSError as error:
-        raise UserError(f"cannot write {target} ({error.strerror or error})") from error
+    image = read_channelled(run, path)
+    for name, label in run.label(image).items():
+        place = target.parent / name / target.name
+        try:
+            place.parent.mkdir(parents=True, exist_ok=True)
+            visualize.save_label_map(place, label)
+            if overlay:
+                picture = visualize.overlay(image[..., :3], label, run.label_maps[name])
+                (place.parent / "overlay").mkdir(exist_ok=True)
+                Image.fromarray(picture).save(place.parent / "overlay" / place.name)
+        except OSError as error:
+            raise UserError(f"cannot write {place} ({error.strerror or error})") from error
+
+
+def read_channelled(run: Run, path: Path) -> np.ndarray:
+    """The image in a file as the run wants it: uint8 (h, w, c).
+
+    Raises:
+        UserError: it or its further channels cannot be read, or are not as many as in training.
+    """
+    files = beside(path, run.config.data.channel_folders())
+    further = [(read_channels(file), str(file)) for file in files]
+    image = join_channels(read_image(path), str(path), further)
+    if image.shape[-1] != run.channels:
+        raise UserError(
+            f"{path} has {image.shape[-1]} channels with {', '.join(map(str, files))}, but the "
+            f"network was trained on {run.channels}"
+        )
+    return image
 
 
 def find_images(patterns: Iterable[str]) -> list[Path]:
@@ -112,6 +142,16 @@ def _targets(paths: list[Path], output: Path) -> dict[Path, Path]:
             raise UserError(f"{target} is an image itself: give another --output")
         claimed[target] = path
     return targets
+
+
+def _check_beside(paths: list[Path], output: Path) -> None:
+    """The folders of label maps must not fall on those of the masks that belong to the images."""
+    for path in paths:
+        if path.absolute().parent.parent.resolve() == output.resolve():
+            raise UserError(
+                f"--output={output} is where the images' own folders lie, masks perhaps among "
+                "them: give another"
+            )
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """A run's folder: the settings that made it, its checkpoints, and what was written about it.
 
-DIR/run.json            settings, class names
+DIR/run.json            settings, channels of the images, class names
 DIR/checkpoints/STEP    see `checkpoint.py`
 DIR/log.jsonl           a line of numbers every few steps
 DIR/tensorboard         the same as curves, with pictures of predictions
@@ -10,17 +10,21 @@ DIR/evaluation          SPLIT.json, SPLIT_confusion.png, SPLIT_sheet.png
 import dataclasses
 import functools
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from fcn_jax import pretrained
 from fcn_jax.checkpoint import Checkpoints
 from fcn_jax.config import Config, from_dict, settings
 from fcn_jax.errors import UserError
 from fcn_jax.models.build import build
+from fcn_jax.pretrained import saved
 from fcn_jax.step import Network, predict
 
 FREE_TO_CHANGE = (
@@ -34,74 +38,145 @@ FREE_TO_CHANGE = (
 """Settings that a resumed run may change: they do not touch its numbers."""
 
 
+class RunSettings(NamedTuple):
+    """What a run was made with.
+
+    channels: of its images. label_maps: class names by label map; a single one is called "".
+    """
+
+    config: Config
+    channels: int
+    label_maps: dict[str, tuple[str, ...]]
+
+
 class Run:
     """A trained network, ready to label images.
 
-    config, class_names: as trained. variables: (params, batch_stats). step: of the checkpoint.
+    config, channels, label_maps: as trained (see `RunSettings`). variables: (params, batch_stats).
+    step: of the checkpoint.
     """
 
-    def __init__(
-        self,
-        config: Config,
-        class_names: tuple[str, ...],
-        network: Network,
-        variables: Any,
-        step: int,
-    ):
-        self.config = config
-        self.class_names = class_names
+    def __init__(self, made_with: RunSettings, network: Network, variables: Any, step: int):
+        self.config, self.channels, self.label_maps = made_with
         self.network = network
         self.variables = variables
         self.step = step
         self._predict = jax.jit(functools.partial(predict, network))
 
-    def __call__(self, image: np.ndarray) -> np.ndarray:
-        """Labels one image: uint8 RGB (h, w, 3) of any size to class indices, uint8 (h, w).
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Of the first label map."""
+        return next(iter(self.label_maps.values()))
+
+    def __call__(self, image: np.ndarray) -> np.ndarray | dict[str, np.ndarray]:
+        """Labels one image: uint8 (h, w, c) of any size to class indices, uint8 (h, w).
+
+        With several label maps it gives each of them by name. The channels are RGB and then those
+        that the run was trained with beside it.
 
         The image is run on a canvas whose sides are multiples of 64, which changes nothing in the
         result and lets images of similar size share one compilation.
+
+        Raises:
+            ValueError: an image of another type or number of channels.
         """
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        labels = self.label(image)
+        return labels[""] if tuple(labels) == ("",) else labels
+
+    def label(self, image: np.ndarray) -> dict[str, np.ndarray]:
+        """The same by label map, also where there is but one, whose name is ""."""
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != self.channels:
+            beside = ", RGB" if self.channels == 3 else f": {self._channel_names()}"
             raise ValueError(
-                f"`image` (={image.dtype} of shape {image.shape}) must be uint8 (h, w, 3), RGB"
+                f"`image` (={image.dtype} of shape {image.shape}) must be uint8 "
+                f"(h, w, {self.channels}){beside}"
             )
-        height, width = image.shape[:2]
-        canvas = np.zeros((1, -(-height // 64) * 64, -(-width // 64) * 64, 3), np.uint8)
+        height, width, channels = image.shape
+        canvas = np.zeros((1, -(-height // 64) * 64, -(-width // 64) * 64, channels), np.uint8)
         canvas[0, :height, :width] = image
-        labels = self._predict(self.variables, canvas, np.asarray([[height, width]], np.int32))
-        return np.asarray(labels[0, :height, :width]).astype(np.uint8)
+        size = np.asarray([[height, width]], np.int32)
+        labels = self._predict(self.variables, canvas, size)
+        return {
+            name: np.asarray(label[0, :height, :width]).astype(np.uint8)
+            for name, label in labels.items()
+        }
+
+    def _channel_names(self) -> str:
+        return " and ".join(["RGB", *self.config.data.channel_folders()])
 
 
 def load_run(workdir: str | Path, checkpoint: str = "latest") -> Run:
-    """Loads the network of a run's folder.
+    """Loads the network of a run's folder, of an exported one, or of a converted file.
 
     Args:
-        workdir: the `--workdir` of `fcn_jax.train`.
+        workdir: the `--workdir` of `fcn_jax.train`, the `--output` of `fcn_jax.export`, or that of
+            `fcn_jax.pretrained` where it holds a whole segmentation network.
         checkpoint: latest, best (by mean IU on the split that training scored), or a step.
 
     Raises:
         UserError: no run, no such checkpoint, or one of another network.
     """
     workdir = Path(workdir)
-    config, class_names = read_settings(workdir)
-    model = build(config.model, len(class_names), rngs=nnx.Rngs(0))
-    network = Network(model)
+    exported = workdir if workdir.suffix == saved.SUFFIX else workdir / saved.FILE
+    if exported.exists():
+        return _load_exported(exported)
+    made_with = read_settings(workdir)
+    network = _network(made_with)
     with Checkpoints(workdir / "checkpoints") as checkpoints:
         steps = {"latest": checkpoints.latest, "best": checkpoints.best}
         step = int(checkpoint) if checkpoint.isdigit() else steps.get(checkpoint)
         if step is None or step not in checkpoints.steps:
             held = ", ".join(map(str, checkpoints.steps)) or "none"
             raise UserError(f"{workdir} has no checkpoint {checkpoint} (it holds: {held})")
-        variables = checkpoints.restore_model(network.variables, step)
-    return Run(config, class_names, network, variables, step)
+        variables = checkpoints.restore_model(
+            jax.tree.map(jnp.asarray, pretrained.zeros(network)), step
+        )
+    return Run(made_with, network, variables, step)
 
 
-def read_settings(workdir: Path) -> tuple[Config, tuple[str, ...]]:
-    """The settings and class names of a run's folder."""
+def _load_exported(path: Path) -> Run:
+    weights = pretrained.read(path)
+    about = weights.about
+    if not about.classes:
+        raise UserError(
+            f"{path} holds the features of a classifier, not a whole network: train from it, "
+            f"--config.model.backbone={about.backbone} --config.init={path}"
+        )
+    made_with = RunSettings(from_dict(about.config), about.channels, dict(about.classes))
+    network = _network(made_with)
+    missing = pretrained.flat(network.variables).keys() - weights.tensors.keys()
+    if missing:
+        raise UserError(f"{path} lacks {', '.join(sorted(missing))}: export the run again")
+    return Run(made_with, network, weights.apply(pretrained.zeros(network))[0], about.step)
+
+
+def _network(made_with: RunSettings) -> Network:
+    """The network of these settings, with shapes in place of weights: nothing is drawn."""
+    config, channels, label_maps = made_with
+    num_classes = {name: len(class_names) for name, class_names in label_maps.items()}
+    return Network(
+        nnx.eval_shape(
+            lambda: build(config.model, num_classes, channels=channels, rngs=nnx.Rngs(0))
+        )
+    )
+
+
+def read_settings(workdir: Path) -> RunSettings:
+    """What the run of a folder was made with.
+
+    Raises:
+        UserError: no run, or its run.json cannot be read.
+    """
     path = workdir / "run.json"
     try:
         stored = json.loads(path.read_text())
-        return from_dict(stored["config"]), tuple(stored["class_names"])
+        names = stored["class_names"]
+        by_map = names if isinstance(names, dict) else {"": names}
+        return RunSettings(
+            from_dict(stored["config"]),
+            stored.get("channels", 3),  # runs from before there were others
+            {name: tuple(class_names) for name, class_names in by_map.items()},
+        )
     except FileNotFoundError:
         raise UserError(
             f"{workdir} is not the folder of a run: it has no run.json (give the --workdir that "
@@ -111,7 +186,16 @@ def read_settings(workdir: Path) -> tuple[Config, tuple[str, ...]]:
         raise UserError(f"{path} cannot be read: {error}") from error
 
 
-def claim(workdir: Path, config: Config, class_names: tuple[str, ...]) -> None:
+def is_begun(workdir: Path) -> bool:
+    """Whether a folder holds a run that has saved something to go on from."""
+    # An interrupted save leaves a folder whose name is more than a number.
+    saved = (entry for entry in (workdir / "checkpoints").glob("*/") if entry.name.isdigit())
+    return (workdir / "run.json").exists() and any(saved)
+
+
+def claim(
+    workdir: Path, config: Config, channels: int, label_maps: Mapping[str, tuple[str, ...]]
+) -> None:
     """Makes the folder of this run, or checks that it holds a run of the same settings.
 
     A run that stopped before its first checkpoint, by a wrong path say, does not bind its folder.
@@ -120,22 +204,32 @@ def claim(workdir: Path, config: Config, class_names: tuple[str, ...]) -> None:
         UserError: the folder cannot be written, or holds a run of other settings.
     """
     path = workdir / "run.json"
-    if path.exists() and any((workdir / "checkpoints").glob("[0-9]*/")):
-        held, held_names = read_settings(workdir)
+    if is_begun(workdir):
+        held, held_channels, held_maps = read_settings(workdir)
         differences = [
             f"config.{name} is {old!r} there and {new!r} now"
             for (name, old, _), (_, new, _) in zip(settings(held), settings(config), strict=True)
             if old != new and name not in FREE_TO_CHANGE
         ]
-        if held_names != class_names:
-            differences.append(f"its classes are {', '.join(held_names)}")
+        if held_channels != channels:
+            differences.append(f"its images have {held_channels} channels, not {channels}")
+        differences += [
+            f"its classes{f' of {name}' if name else ''} are {', '.join(names)}"
+            for name, names in held_maps.items()
+            if label_maps.get(name) != names
+        ]
         if differences:
             raise UserError(
                 f"{workdir} holds a run of other settings ({'; '.join(differences)}): "
                 "give another --workdir, or the same settings to go on with it"
             )
         return
-    text = json.dumps({"config": dataclasses.asdict(config), "class_names": class_names}, indent=2)
+    made_with = {
+        "config": dataclasses.asdict(config),
+        "channels": channels,
+        "class_names": label_maps[""] if tuple(label_maps) == ("",) else dict(label_maps),
+    }
+    text = json.dumps(made_with, indent=2)
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         unfinished = path.with_suffix(".tmp")

@@ -1,12 +1,13 @@
 """The pure functions that run on the devices: one training step, one evaluation step.
 
-Each sees one device's share of the batch under the mapped axis `DATA_AXIS`. Sums and counts are
-added over the devices and divided once, so the numbers do not depend on how many devices there are:
-means of means would, since devices hold different numbers of void pixels.
+Each sees one device's share of the batch under the mapped axis `DATA_AXIS`. Sums are added over the
+devices, and divided by what all of them counted, so the numbers do not depend on how many devices
+there are: means of means would, since devices hold different numbers of void pixels. With several
+label maps that holds for each of them.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -17,9 +18,10 @@ from jax import lax
 
 from fcn_jax.config import Config
 from fcn_jax.data.augment import augment
+from fcn_jax.data.labels import by_map
 from fcn_jax.losses import cross_entropy
 from fcn_jax.metrics import confusion_matrix
-from fcn_jax.models.fcn import DATA_AXIS, FCN
+from fcn_jax.models.fcn import DATA_AXIS, FCN, suffix
 
 
 @jax.tree_util.register_dataclass
@@ -40,13 +42,17 @@ def create_train_state(variables: Any, optimizer: optax.GradientTransformation) 
 
 
 class Network:
-    """A model as a pure function of its parameters and batch statistics (nested dicts)."""
+    """A model as a pure function of its parameters and batch statistics (nested dicts).
+
+    label_maps: their names; ("",) of a single one.
+    """
 
     def __init__(self, model: FCN):
         # The type of `split` does not say how many parts its filters make.
         parts: Any = nnx.split(model, nnx.Param, nnx.BatchStat)
         self._graph, self._params, self._batch_stats = parts
         self.preprocessing = model.backbone.preprocessing
+        self.label_maps = model.label_maps
 
     @property
     def variables(self) -> tuple[Any, Any]:
@@ -80,70 +86,95 @@ def make_train_step(
     network: Network,
     optimizer: optax.GradientTransformation,
     config: Config,
-    class_weights: jax.Array | None = None,
+    class_weights: Mapping[str, jax.Array] | None = None,
 ) -> Callable[[TrainState, dict[str, jax.Array]], tuple[TrainState, dict[str, jax.Array]]]:
     """Builds the training step.
 
-    It takes the state and a batch of canvases, image uint8 (b, H, W, 3), label uint8 (b, H, W) and
-    size int32 (b, 2), and returns the next state and, as float32 scalars of the whole batch, `loss`
-    (the mean over its valid pixels, whatever is minimised), `pixel_accuracy`, `gradient_norm`.
+    It takes the state and a batch of canvases, image uint8 (b, H, W, c), label uint8 (b, H, W), or
+    (b, H, W, m) of several label maps, and size int32 (b, 2), and returns the next state and, as
+    float32 scalars of the whole batch, `loss` (the mean over its valid pixels, whatever is
+    minimised, summed over the label maps), `pixel_accuracy` of the first map, `gradient_norm`.
+
+    class_weights: float32 (k,) by label map; None: 1 for every class.
     """
     parts = config.train.accumulation_steps
     seed = jax.random.key(config.seed)
     fill = network.preprocessing.input_mean
     auxiliary_weight = config.model.auxiliary_weight
+    first = network.label_maps[0]
+    weights_of = class_weights or {}
 
-    def sum_of_losses(params, batch_stats, batch, keys):
-        crop_keys, dropout_keys = jnp.unstack(jax.vmap(jax.random.split)(keys), axis=1)
-        crop = jax.vmap(lambda *canvas: augment(*canvas, config=config.augment, fill=fill))(
-            crop_keys, batch["image"], batch["label"], batch["size"]
-        )
+    def losses_of(params, batch_stats, crop, keys):
+        """The sum of losses of each label map, (m,), and what else is to be known."""
         values, batch_stats = network(
-            (params, batch_stats), crop.image, train=True, valid=crop.valid, keys=dropout_keys
+            (params, batch_stats), crop.image, train=True, valid=crop.valid, keys=keys
         )
-        logits = values["logits"]
-        loss, weight = cross_entropy(logits, crop.label, class_weights)
+        labels = by_map(crop.label, network.label_maps)
+        losses = {
+            name: cross_entropy(values[f"logits{suffix(name)}"], label, weights_of.get(name))[0]
+            for name, label in labels.items()
+        }
         if auxiliary_weight:
-            auxiliary, _ = cross_entropy(values["logits_auxiliary"], crop.label, class_weights)
-            loss = loss + auxiliary_weight * auxiliary
-        right = jnp.sum(jnp.argmax(logits, axis=-1) == crop.label)
-        pixels = jnp.sum(crop.label < logits.shape[-1])
-        return loss, (weight, right, pixels, batch_stats)
-
-    def add_part(carry, part):
-        state, gradients, sums, batch_stats = carry
-        batch, keys = part
-        (loss, (weight, right, pixels, batch_stats)), part_gradients = jax.value_and_grad(
-            sum_of_losses, has_aux=True
-        )(state.params, batch_stats, batch, keys)
-        gradients = jax.tree.map(jnp.add, gradients, part_gradients)
-        counts = jnp.stack([loss, weight, right.astype(jnp.float32), pixels.astype(jnp.float32)])
-        return (state, gradients, sums + counts, batch_stats), None
+            auxiliary, _ = cross_entropy(
+                values["logits_auxiliary"], labels[first], weights_of.get(first)
+            )
+            losses[first] += auxiliary_weight * auxiliary
+        logits = values[f"logits{suffix(first)}"]
+        right = jnp.sum(jnp.argmax(logits, axis=-1) == labels[first])
+        pixels = jnp.sum(labels[first] < logits.shape[-1])
+        counts = jnp.stack([right, pixels]).astype(jnp.float32)
+        return jnp.stack([*losses.values()]), (counts, batch_stats)
 
     def train_step(state, batch):
         share = batch["image"].shape[0]
         # A key for each image by its place in the whole batch: devices do not change what is drawn.
         places = lax.axis_index(DATA_AXIS) * share + jnp.arange(share)
         keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.fold_in(seed, state.step), places)
+        crop_keys, dropout_keys = jnp.unstack(jax.vmap(jax.random.split)(keys), axis=1)
+        crop = jax.vmap(lambda *canvas: augment(*canvas, config=config.augment, fill=fill))(
+            crop_keys, batch["image"], batch["label"], batch["size"]
+        )
+        # What each map's loss is divided by, over all devices and parts. It is known before the
+        # network has run, so that the gradient of all maps' means is one backward pass.
+        weights = lax.psum(
+            jnp.stack(
+                [
+                    total_weight(label, weights_of.get(name))
+                    for name, label in by_map(crop.label, network.label_maps).items()
+                ]
+            ),
+            DATA_AXIS,
+        )
+        shares = 1 / jnp.maximum(weights, 1e-9)
+        scales = shares if config.loss.normalization == "mean" else jnp.ones_like(shares)
+
+        def objective(params, batch_stats, crop, keys):
+            losses, (counts, batch_stats) = losses_of(params, batch_stats, crop, keys)
+            return jnp.sum(losses * scales), (losses, counts, batch_stats)
+
+        def add_part(carry, part):
+            gradients, losses, counts, batch_stats = carry
+            (_, (part_losses, part_counts, batch_stats)), part_gradients = jax.value_and_grad(
+                objective, has_aux=True
+            )(state.params, batch_stats, *part)
+            gradients = jax.tree.map(jnp.add, gradients, part_gradients)
+            return (gradients, losses + part_losses, counts + part_counts, batch_stats), None
+
         split = jax.tree.map(
-            lambda x: x.reshape(parts, share // parts, *x.shape[1:]), (batch, keys)
+            lambda x: x.reshape(parts, share // parts, *x.shape[1:]), (crop, dropout_keys)
         )
         zeros = jax.tree.map(jnp.zeros_like, state.params)
-        carry = (state, zeros, jnp.zeros((4,), jnp.float32), state.batch_stats)
+        carry = (zeros, jnp.zeros_like(weights), jnp.zeros((2,), jnp.float32), state.batch_stats)
         if parts == 1:
             carry, _ = add_part(carry, jax.tree.map(lambda x: x[0], split))
         else:
             carry, _ = lax.scan(add_part, carry, split)
-        _, gradients, sums, batch_stats = carry
-        gradients, sums = lax.psum((gradients, sums), DATA_AXIS)
-        loss, weight, right, pixels = sums
-        mean_loss = loss / jnp.maximum(weight, 1e-9)
-        if config.loss.normalization == "mean":
-            gradients = jax.tree.map(lambda g: g / jnp.maximum(weight, 1e-9), gradients)
+        *sums, batch_stats = carry
+        gradients, losses, (right, pixels) = lax.psum(sums, DATA_AXIS)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         metrics = {
-            "loss": mean_loss,
+            "loss": jnp.sum(losses * shares),
             "pixel_accuracy": right / jnp.maximum(pixels, 1),
             "gradient_norm": optax.tree.norm(gradients),
         }
@@ -152,21 +183,38 @@ def make_train_step(
     return train_step
 
 
-def make_eval_step(network: Network, num_classes: int) -> Callable[[Any, Any], jax.Array]:
+def total_weight(label: jax.Array, class_weights: jax.Array | None) -> jax.Array:
+    """The sum of weights that `cross_entropy` gives labels, whatever the logits."""
+    _, weight = cross_entropy(jnp.zeros((*label.shape, 1)), label, class_weights)
+    return weight
+
+
+def make_eval_step(
+    network: Network, num_classes: Mapping[str, int]
+) -> Callable[[Any, Any], dict[str, jax.Array]]:
     """Builds the step that scores a batch of canvases at their native size.
 
     It takes (params, batch_stats) and a batch as above, and returns the confusion matrix of the
-    whole batch, int32 (k, k). Each image is seen as if alone on its canvas.
+    whole batch by label map, int32 (k, k). Each image is seen as if alone on its canvas.
     """
 
     def eval_step(variables, batch):
-        prediction = predict(network, variables, batch["image"], batch["size"])
-        return lax.psum(confusion_matrix(batch["label"], prediction, num_classes), DATA_AXIS)
+        predictions = predict(network, variables, batch["image"], batch["size"])
+        labels = by_map(batch["label"], network.label_maps)
+        confusions = {
+            name: confusion_matrix(labels[name], prediction, num_classes[name])
+            for name, prediction in predictions.items()
+        }
+        return lax.psum(confusions, DATA_AXIS)
 
     return eval_step
 
 
-def predict(network: Network, variables, image: jax.Array, size: jax.Array | None) -> jax.Array:
-    """The class of each pixel: int32 (b, h, w); outside `size` it means nothing."""
+def predict(
+    network: Network, variables, image: jax.Array, size: jax.Array | None
+) -> dict[str, jax.Array]:
+    """The class of each pixel by label map: int32 (b, h, w); outside `size` it means nothing."""
     values, _ = network(variables, image, valid=size)
-    return jnp.argmax(values["logits"], axis=-1)
+    return {
+        name: jnp.argmax(values[f"logits{suffix(name)}"], axis=-1) for name in network.label_maps
+    }

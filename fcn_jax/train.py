@@ -11,6 +11,7 @@ same command started again goes on where it was interrupted. Afterwards:
 """
 
 import contextlib
+import dataclasses
 import math
 import signal
 import sys
@@ -33,8 +34,8 @@ from fcn_jax.data.pipeline import training_batches
 from fcn_jax.errors import UserError
 from fcn_jax.evaluate import Evaluation, evaluator, report
 from fcn_jax.log import RunLog
-from fcn_jax.models.build import build
-from fcn_jax.models.fcn import DATA_AXIS
+from fcn_jax.models.build import build, preprocessing_name
+from fcn_jax.models.fcn import DATA_AXIS, suffix
 from fcn_jax.progress import format_duration, progress_bar, say
 from fcn_jax.step import Network, create_train_state, make_train_step
 
@@ -55,6 +56,9 @@ def train(config: Config, workdir: Path) -> Evaluation:
     """
     # --- settings and data
     config.check()
+    begun = runs.is_begun(workdir)
+    weights = pretrained.read(config.init) if config.init and not begun else None
+    config = with_preprocessing(config, workdir if begun else None, weights)
     parallel.check_divides(
         config.train.batch_size, "config.train.batch_size", config.train.accumulation_steps
     )
@@ -66,11 +70,15 @@ def train(config: Config, workdir: Path) -> Evaluation:
     total_steps = config.train.steps or math.ceil(
         config.train.epochs * len(records) / config.train.batch_size
     )
-    runs.claim(workdir, config, dataset.class_names)
+    runs.claim(workdir, config, dataset.channels, dataset.label_maps)
 
     # --- model, optimizer, steps
     model = build(
-        config.model, dataset.num_classes, rngs=nnx.Rngs(config.seed), axis_name=DATA_AXIS
+        config.model,
+        dataset.num_classes,
+        channels=dataset.channels,
+        rngs=nnx.Rngs(config.seed),
+        axis_name=DATA_AXIS,
     )
     network = Network(model)
     optimizer = optim.build(config.optim, network.variables[0], total_steps)
@@ -92,8 +100,8 @@ def train(config: Config, workdir: Path) -> Evaluation:
     with Checkpoints(workdir / "checkpoints", config.train.keep_checkpoints) as checkpoints:
         resumes = checkpoints.latest is not None
         variables = network.variables
-        if config.init and not resumes:
-            variables, taken = pretrained.initialize(variables, config.init)
+        if weights is not None:
+            variables, taken = weights.apply(variables)
             say(taken)
         state = create_train_state(variables, optimizer)
         if resumes:
@@ -144,6 +152,28 @@ def train(config: Config, workdir: Path) -> Evaluation:
     report(evaluation, workdir, config.data.eval_split, dataset, step=total_steps)
     say(f"label your images: python -m fcn_jax.predict --workdir={workdir} --output=OUT PATH...")
     return evaluation
+
+
+def with_preprocessing(
+    config: Config, begun: Path | None, weights: pretrained.Weights | None
+) -> Config:
+    """The config with `preprocessing=auto` settled: as a run was begun, or as its weights want."""
+    asked = config.model.preprocessing
+    if asked != "auto":
+        if weights is not None and asked != weights.about.preprocessing:
+            say(
+                f"note: {config.init} was trained on {weights.about.preprocessing} pixels, and "
+                f"config.model.preprocessing is {asked}"
+            )
+        return config
+    if begun is not None:
+        settled = runs.read_settings(begun).config.model.preprocessing
+    elif weights is not None:
+        settled = weights.about.preprocessing
+    else:
+        settled = preprocessing_name(config.model)
+    model = dataclasses.replace(config.model, preprocessing=settled)
+    return dataclasses.replace(config, model=model)
 
 
 class StopSignal:
@@ -217,8 +247,10 @@ class _Follower:
             self._since_log, self._last_time = [], now
 
 
-def class_weights(config: Config, dataset: Dataset, statistics: Statistics) -> jax.Array | None:
-    """The weights that `config.loss.class_weights` asks for: float32 (k,), or None.
+def class_weights(
+    config: Config, dataset: Dataset, statistics: Statistics
+) -> dict[str, jax.Array] | None:
+    """The weights that `config.loss.class_weights` asks for: float32 (k,) by label map, or None.
 
     'balanced' is 1 / ln(1.02 + p) of a class with share p of the training pixels (Paszke et al.
     2016, ENet, section 5.2): between 1.4 and 50.
@@ -227,18 +259,28 @@ def class_weights(config: Config, dataset: Dataset, statistics: Statistics) -> j
     if not wanted:
         return None
     if wanted == "balanced":
-        counts = statistics.label_counts[: dataset.num_classes]
-        return jnp.asarray(1 / np.log(1.02 + counts / max(counts.sum(), 1)), jnp.float32)
+        balanced = {}
+        for name, count in dataset.num_classes.items():
+            counts = statistics.label_counts[name][:count]
+            shares = counts / max(counts.sum(), 1)
+            balanced[name] = jnp.asarray(1 / np.log(1.02 + shares), jnp.float32)
+        return balanced
+    if len(dataset.label_maps) > 1:
+        raise UserError(
+            f"config.loss.class_weights (={wanted!r}) must be 'balanced' or empty with several "
+            f"label maps ({', '.join(dataset.label_maps)})"
+        )
     try:
         weights = [float(weight) for weight in wanted.split(",")]
     except ValueError:
         weights = []
-    if len(weights) != dataset.num_classes or min(weights) < 0:
+    (name, num_classes), *_ = dataset.num_classes.items()
+    if len(weights) != num_classes or min(weights) < 0:
         raise UserError(
             f"config.loss.class_weights (={wanted!r}) must be 'balanced' or "
-            f"{dataset.num_classes} numbers of at least 0, one for each class"
+            f"{num_classes} numbers of at least 0, one for each class"
         )
-    return jnp.asarray(weights, jnp.float32)
+    return {name: jnp.asarray(weights, jnp.float32)}
 
 
 def _canvas(config: Config, statistics: Statistics) -> tuple[int, int]:
@@ -248,22 +290,29 @@ def _canvas(config: Config, statistics: Statistics) -> tuple[int, int]:
 def _headline(config, dataset, network, total_steps, start_step, workdir) -> str:
     parameters = sum(leaf.size for leaf in jax.tree.leaves(network.variables[0]))
     kind = f"{jax.device_count()} × {jax.devices()[0].device_kind}"
+    classes = " and ".join(map(str, dataset.num_classes.values()))
     going_on = f", going on from step {start_step}" if start_step else ""
     return (
         f"{dataset.name}: {len(dataset.split(config.data.train_split))} images, "
-        f"{dataset.num_classes} classes · {config.model.backbone}, {config.model.skips} skips, "
+        f"{classes} classes · {config.model.backbone}, {config.model.skips} skips, "
         f"{parameters / 1e6:.2f} M parameters · {kind} · {total_steps} steps{going_on} · {workdir}"
     )
 
 
 def _log_evaluation(log: RunLog, step: int, evaluation: Evaluation, dataset: Dataset) -> None:
-    scores = evaluation.scores
     names = ("pixel_accuracy", "mean_accuracy", "mean_iu", "frequency_weighted_iu")
-    log.write("eval", step, {name: getattr(scores, name) for name in names})
-    log.picture(
-        "predictions", step, np.asarray(visualize.sheet(evaluation.samples, dataset.class_names))
-    )
-    say(f"step {step}: mean IU {scores.mean_iu:.3f}, pixel accuracy {scores.pixel_accuracy:.3f}")
+    numbers: dict[str, float] = {}
+    for label_map, scored in evaluation.by_map.items():
+        scores, ending = scored.scores, suffix(label_map)
+        numbers |= {f"{name}{ending}": getattr(scores, name) for name in names}
+        sheet = visualize.sheet(scored.samples, dataset.label_maps[label_map])
+        log.picture(f"predictions{ending}", step, np.asarray(sheet))
+        of_map = f" of {label_map}" if label_map else ""
+        say(
+            f"step {step}: mean IU{of_map} {scores.mean_iu:.3f}, "
+            f"pixel accuracy {scores.pixel_accuracy:.3f}"
+        )
+    log.write("eval", step, numbers)
 
 
 def _since(started: float) -> str:

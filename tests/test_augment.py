@@ -151,3 +151,40 @@ def test_a_key_fixes_a_crop() -> None:
     assert np.array_equal(first.image, again.image)
     assert np.array_equal(first.label, again.label)
     assert not np.array_equal(first.image, other.image)
+
+
+def test_channels_and_label_maps_go_with_the_image_and_keep_their_values() -> None:
+    image, label = map(jnp.asarray, canvas())
+    depth, parts = 255 - image[..., :1], jnp.where(label == 255, 255, 6 - label)
+    changes = {"brightness": 0.5, "contrast": 0.5, "saturation": 0.5}
+    config = AugmentConfig(crop_px=(28, 20), scale=(0.5, 2.0))
+    coloured = AugmentConfig(crop_px=(28, 20), scale=(0.5, 2.0), **changes)
+    size = jnp.asarray(SIZE, jnp.int32)
+
+    @jax.jit
+    def all_together(key: jax.Array) -> tuple[Crop, Crop, Crop]:
+        joined = jnp.concatenate([image, depth], axis=-1), jnp.stack([label, parts], axis=-1)
+        return (
+            augment(key, *joined, size, config=coloured, fill=(*FILL, 40.0)),
+            augment(key, image, label, size, config=coloured, fill=FILL),
+            augment(key, depth, parts, size, config=config, fill=(40.0,)),
+        )
+
+    for seed in range(10):
+        joined, of_image, of_depth = all_together(jax.random.key(seed))
+        assert joined.image.shape == (28, 20, 4)
+        np.testing.assert_allclose(joined.image[..., :3], of_image.image, atol=1e-3)
+        np.testing.assert_allclose(joined.image[..., 3:], of_depth.image, atol=1e-3)
+        np.testing.assert_array_equal(joined.label[..., 0], of_image.label)
+        np.testing.assert_array_equal(joined.label[..., 1], of_depth.label)
+
+
+def test_a_grey_image_changes_in_brightness() -> None:
+    grey = np.full((*CANVAS, 1), 100, np.uint8)
+    config = AugmentConfig(crop_px=(8, 8), scale=(1.0, 1.0), brightness=0.5, saturation=0.5)
+    cut = jax.jit(partial(augment, config=config, fill=(9.0,)))
+    label = jnp.zeros(CANVAS, jnp.uint8)
+    made = cut(jax.random.key(0), grey, label, jnp.asarray(SIZE, jnp.int32))
+    assert made.image.shape == (8, 8, 1)
+    assert np.ptp(made.image) < 1e-3
+    assert abs(made.image[0, 0, 0] - 100) > 1

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from fcn_jax.config import DataConfig
-from fcn_jax.data import datasets, shapes
+from fcn_jax.data import datasets, shapes, versions
 from fcn_jax.data.datasets import Dataset, Statistics, default_canvas, open_dataset
 from fcn_jax.data.records import SegmentationBuilder
 from fcn_jax.errors import UserError
@@ -56,7 +56,8 @@ def count_preparations(monkeypatch) -> list[str]:
 def test_records_are_what_was_drawn(tmp_path):
     dataset = open_shapes(tmp_path)
     assert dataset.class_names == shapes.CLASSES
-    assert dataset.num_classes == 6
+    assert dataset.num_classes == {"": 6}
+    assert dataset.channels == 3
     assert dataset.splits == ("train", "val")
     split = dataset.split("train")
     assert [record["name"] for record in split] == [f"train_{i:03}" for i in range(6)]
@@ -78,10 +79,10 @@ def test_a_second_start_reuses_the_records(tmp_path, monkeypatch):
 def test_the_place_of_records(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", "/home/somebody")
     monkeypatch.delenv("FCN_JAX_DATA", raising=False)
-    assert datasets.prepared_dir(DataConfig()) == Path("/home/somebody/.cache/fcn_jax/data")
+    assert versions.prepared_dir(DataConfig()) == Path("/home/somebody/.cache/fcn_jax/data")
     monkeypatch.setenv("FCN_JAX_DATA", "/data")
-    assert datasets.prepared_dir(DataConfig()) == Path("/data")
-    assert datasets.prepared_dir(DataConfig(prepared_dir="/here")) == Path("/here")
+    assert versions.prepared_dir(DataConfig()) == Path("/data")
+    assert versions.prepared_dir(DataConfig(prepared_dir="/here")) == Path("/here")
 
 
 def test_folders_of_one_name_do_not_collide(tmp_path):
@@ -206,15 +207,18 @@ def test_statistics_by_hand(tmp_path, monkeypatch):
     statistics = dataset.statistics("train+val")
     np.testing.assert_array_equal(statistics.sizes, [[4, 5]] * 3)
     assert statistics.sizes.dtype == np.int32
-    assert statistics.label_counts.shape == (256,)
-    assert statistics.label_counts[1] == statistics.label_counts.sum() == 60
+    counts = statistics.label_counts[""]
+    assert counts.shape == (256,)
+    assert counts[1] == counts.sum() == 60
     monkeypatch.setattr(datasets, "_measure", None)  # the second time they are read
-    np.testing.assert_array_equal(dataset.statistics("train+val").sizes, statistics.sizes)
+    again = dataset.statistics("train+val")
+    np.testing.assert_array_equal(again.sizes, statistics.sizes)
+    np.testing.assert_array_equal(again.label_counts[""], counts)
 
 
 def test_default_canvas_holds_every_image():
     sizes = np.array([[64, 65], [33, 1]], np.int32)
-    statistics = Statistics(sizes, np.zeros(256, np.int64))
+    statistics = Statistics(sizes, {"": np.zeros(256, np.int64)})
     assert default_canvas(statistics) == (64, 96)
     assert default_canvas(statistics, multiple=1) == (64, 65)
 

@@ -131,7 +131,7 @@ def test_stems_match_by_case(tmp_path):
 def test_masks_without_images(tmp_path):
     root = write_set(tmp_path / "set")
     (root / "images" / "b.png").unlink()
-    refuses(root, r"1 of the masks have no file .* images/: b$")
+    refuses(root, r"1 of the files in masks/ have no file .* images/: b$")
 
 
 def test_one_stem_twice(tmp_path):
@@ -195,7 +195,7 @@ def test_foreground_saved_as_255(tmp_path):
         write_mask(root, stem, (0, 255))
     refuses(root, r"masks: every mask holds only 0 and 255.*void.*foreground as 1")
     write_mask(root, "b", (0, 1, 255))  # now 255 is void indeed
-    assert open_folder(root).num_classes == 2
+    assert open_folder(root).num_classes == {"": 2}
 
 
 def test_validation_fraction_is_a_share(tmp_path):

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -18,13 +19,15 @@ from fcn_jax import optim, parallel
 from fcn_jax.config import Config
 from fcn_jax.errors import UserError
 from fcn_jax.models.backbones.preprocess import TORCHVISION
-from fcn_jax.models.fcn import DATA_AXIS, FCN
+from fcn_jax.models.fcn import DATA_AXIS, FCN, suffix
 from fcn_jax.models.geometry import Grid
 from fcn_jax.models.layers import BatchNorm, Conv, FeatureMap, dropout, max_pool, relu
 from fcn_jax.step import Network, create_train_state, make_eval_step, make_train_step
 
 STEPS = 3
 CLASSES = 4
+ONE_MAP = {"": CLASSES}
+TWO_MAPS = {"things": CLASSES, "ground": 3}
 BATCH = 8
 
 
@@ -64,18 +67,22 @@ class Pooled(nnx.Module):
         return {2: x, 4: dropout(max_pool(relu(self.conv2(x)), 2, 2), 0.2, keys if train else None)}
 
 
-def network(normalised: bool) -> Network:
+def network(normalised: bool, label_maps: Mapping[str, int] = ONE_MAP) -> Network:
     """A tiny FCN whose score layers have begun to learn."""
-    model = FCN(Pooled(normalised=normalised), CLASSES, skips=1, rngs=nnx.Rngs(0))
+    model = FCN(Pooled(normalised=normalised), label_maps, skips=1, rngs=nnx.Rngs(0))
     random = np.random.default_rng(1)
-    for stride in model.strides:
-        kernel = getattr(model, f"score{stride}").kernel
-        kernel[...] = random.standard_normal(kernel.shape).astype(np.float32)
+    for label_map in label_maps:
+        for stage in model.stages:
+            kernel = getattr(getattr(model, f"head{suffix(label_map)}"), f"score{stage}").kernel
+            kernel[...] = random.standard_normal(kernel.shape).astype(np.float32)
     return Network(model)
 
 
-def batch() -> dict[str, np.ndarray]:
-    """Canvases of which each has less image and more void than the one before."""
+def batch(label_maps: Mapping[str, int] = ONE_MAP) -> dict[str, np.ndarray]:
+    """Canvases of which each has less image and more void than the one before.
+
+    A second label map is valid where the first is 0, which is more in some canvases than in others.
+    """
     random = np.random.default_rng(0)
     image = random.integers(0, 256, (BATCH, 48, 40, 3)).astype(np.uint8)
     label = random.integers(0, CLASSES, (BATCH, 48, 40)).astype(np.uint8)
@@ -84,15 +91,21 @@ def batch() -> dict[str, np.ndarray]:
         label[index, height:] = 255
         label[index, :, width:] = 255
         label[index, : height // 2][random.random((height // 2, 40)) < index / BATCH] = 255
+    if len(label_maps) > 1:
+        second = np.where(label == 0, random.integers(0, 3, label.shape), 255).astype(np.uint8)
+        label = np.stack([label, second], axis=-1)
     return {"image": image, "label": label, "size": size.astype(np.int32)}
 
 
 def train(
-    use_mesh: bool, accumulation_steps: int = 1, normalised: bool = True
+    use_mesh: bool,
+    accumulation_steps: int = 1,
+    normalised: bool = True,
+    label_maps: Mapping[str, int] = ONE_MAP,
 ) -> dict[str, list[float]]:
     """Trains for a few steps; returns each metric by step, and the state it ended with."""
     config = settings(accumulation_steps)
-    net = network(normalised)
+    net = network(normalised, label_maps)
     optimizer = optim.build(config.optim, net.variables[0], STEPS)
     step = parallel.on_all_devices(
         make_train_step(net, optimizer, config), donate_state=True, use_mesh=use_mesh
@@ -100,17 +113,18 @@ def train(
     state = create_train_state(net.variables, optimizer)
     results: dict[str, list[float]] = {}
     for _ in range(STEPS):
-        state, metrics = step(state, batch())
+        state, metrics = step(state, batch(label_maps))
         for name, value in metrics.items():
             results.setdefault(name, []).append(float(value))
     leaves, _ = jax.tree_util.tree_flatten_with_path((state.params, state.batch_stats))
     for path, leaf in leaves:
         results[jax.tree_util.keystr(path)] = np.asarray(leaf).ravel().tolist()
     evaluate = parallel.on_all_devices(
-        make_eval_step(net, CLASSES), donate_state=False, use_mesh=use_mesh
+        make_eval_step(net, label_maps), donate_state=False, use_mesh=use_mesh
     )
-    confusion = evaluate((state.params, state.batch_stats), batch())
-    results["confusion"] = np.asarray(confusion).ravel().tolist()
+    confusions = evaluate((state.params, state.batch_stats), batch(label_maps))
+    for name, confusion in confusions.items():
+        results[f"confusion{suffix(name)}"] = np.asarray(confusion).ravel().tolist()
     return results
 
 
@@ -158,6 +172,12 @@ def test_parts_of_a_batch_add_up_to_it() -> None:
     assert_same(train(use_mesh=False, accumulation_steps=4, normalised=False), whole)
 
 
+def test_each_label_maps_mean_is_over_all_devices_and_parts() -> None:
+    """Neither a device nor a part holds an equal share of each map's valid pixels."""
+    parts = train(use_mesh=False, accumulation_steps=4, normalised=False, label_maps=TWO_MAPS)
+    assert_same(on_four_devices()["two maps"], parts)
+
+
 @pytest.mark.parametrize("use_mesh", [False, True])
 def test_a_step_is_compiled_once(use_mesh: bool, caplog: pytest.LogCaptureFixture) -> None:
     def add(state: jax.Array, batch: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -203,6 +223,7 @@ def test_a_batch_that_does_not_divide_is_refused_with_one_that_does() -> None:
 def main() -> None:
     assert jax.device_count() == 4
     results: dict[str, Any] = {"pmap": train(use_mesh=False), "mesh": train(use_mesh=True)}
+    results["two maps"] = train(use_mesh=False, normalised=False, label_maps=TWO_MAPS)
     try:
         parallel.check_divides(6, "config.train.batch_size")
     except UserError as error:

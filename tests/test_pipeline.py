@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from fcn_jax.data.pipeline import training_batches
+from fcn_jax.data.pipeline import evaluation_batches, training_batches
 
 
 @dataclasses.dataclass
@@ -59,6 +59,37 @@ def test_of_a_larger_image_a_window_fills_the_canvas():
     assert batch["label"].shape == (2, 12, 8)
     assert (batch["label"] < 6).all()
     assert batch["size"].tolist() == [[12, 8]] * 2
+
+
+@dataclasses.dataclass
+class WithDepthAndParts(Numbered):
+    """The same with a fourth channel of 100 and a second label map of 200."""
+
+    def __getitem__(self, index):
+        record = super().__getitem__(index)
+        image = np.pad(record["image"], [(0, 0), (0, 0), (0, 1)], constant_values=100)
+        label = np.stack([record["label"], np.full_like(record["label"], 200)], -1)
+        return {**record, "image": image, "label": label}
+
+
+@pytest.mark.parametrize("side", [0, 40])
+def test_channels_and_label_maps_lie_on_the_canvas_like_the_rest(side):
+    plain = next(batches(Numbered(6, side)))
+    batch = next(batches(WithDepthAndParts(6, side)))
+    np.testing.assert_array_equal(batch["image"][..., :3], plain["image"])
+    np.testing.assert_array_equal(batch["label"][..., 0], plain["label"])
+    inside = plain["label"] != 255
+    np.testing.assert_array_equal(batch["image"][..., 3], np.where(inside, 100, 0))
+    np.testing.assert_array_equal(batch["label"][..., 1], np.where(inside, 200, 255))
+
+
+def test_the_last_scored_batch_is_filled_with_void_in_every_map():
+    records = WithDepthAndParts(3)
+    *_, (batch, held) = evaluation_batches(records, canvas_px=(8, 8), batch_size=2)
+    assert len(held) == 1
+    assert batch["image"].shape == (2, 8, 8, 4)
+    assert (batch["label"][1] == 255).all()
+    assert (batch["label"][0, :5, :5] == [2, 200]).all()
 
 
 @pytest.mark.parametrize("workers", [0, 1])

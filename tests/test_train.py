@@ -228,7 +228,9 @@ def test_a_run_starts_from_another_run_and_names_what_it_lacks(run_folder, folde
     config.model.skips = 3
     config.train.steps = 1
     train(config, folder / "from_run")
-    assert "run at step 6; not in it, so left as they were: score4" in (capsys.readouterr().out)
+    assert "run at step 6; not in it, so left as they were: head/score4" in (
+        capsys.readouterr().out
+    )
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_says_what_to_do(folder):
@@ -308,6 +310,23 @@ def test_a_checkpoint_of_another_network_is_refused(run_folder, folder):
     (copy / "run.json").write_text(json.dumps(settings))
     with pytest.raises(UserError, match="does not hold this network"):
         load_run(copy)
+
+
+def test_a_run_from_before_channels_and_label_maps_is_loaded(run_folder, folder):
+    copy = folder / "old"
+    shutil.copytree(run_folder, copy)
+    settings = json.loads((copy / "run.json").read_text())
+    assert settings.pop("channels") == 3
+    assert settings["class_names"] == list(shapes.CLASSES)
+    for name in ("extra_channels", "label_maps"):
+        del settings["config"]["data"][name]
+    (copy / "run.json").write_text(json.dumps(settings))
+    image, _ = shapes.draw("val_000")
+    old = load_run(copy)
+    assert (old.channels, old.label_maps) == (3, {"": shapes.CLASSES})
+    np.testing.assert_array_equal(old(image), load_run(run_folder)(image))
+    with pytest.raises(ValueError, match=r"must be uint8 \(h, w, 3\), RGB"):
+        old(image[..., :1])
 
 
 def test_an_unwritable_workdir_is_refused(folder, tmp_path):

@@ -205,7 +205,7 @@ def test_the_real_part(tmp_path):
     }
     for split in dataset.splits:
         statistics = dataset.statistics(split)
-        assert set(np.flatnonzero(statistics.label_counts)) <= {*range(21), 255}
+        assert set(np.flatnonzero(statistics.label_counts[""])) <= {*range(21), 255}
     images = REAL / "VOCdevkit" / "VOC2012" / "JPEGImages"
     sizes = dataset.statistics("val").sizes
     split = dataset.split("val")

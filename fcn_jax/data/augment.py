@@ -1,4 +1,7 @@
-"""Random scale, crop, flip and colour, on the device: bytes of a canvas in, a training crop out."""
+"""Random scale, crop, flip and colour, on the device: bytes of a canvas in, a training crop out.
+
+Channels beside RGB, and further label maps, are moved with the image; colours alone are changed.
+"""
 
 from typing import NamedTuple
 
@@ -8,12 +11,15 @@ import jax.numpy as jnp
 from fcn_jax.config import AugmentConfig
 from fcn_jax.data.labels import VOID_LABEL
 
+COLOURS = 3
+"""The first channels: RGB."""
+
 LUMA = (0.299, 0.587, 0.114)
 """Weights of R, G, B in brightness (ITU-R BT.601)."""
 
 
 class Crop(NamedTuple):
-    """image: float32 (h, w, 3) in 0…255. label: int32 (h, w), 255 outside the image.
+    """image: float32 (h, w, c) in 0…255. label: int32 (h, w) or (h, w, m), 255 outside the image.
 
     valid: int32 (2,), the part that is image where it lies at the top left; else None.
     """
@@ -55,8 +61,9 @@ def augment(
 
     Args:
         key: PRNG key; the same key and canvas give the same crop.
-        image: uint8 (H, W, 3). label: uint8 (H, W). size: int32 (2,), the part that is image.
-        fill: RGB in 0…255 outside the image: the mean that the network subtracts.
+        image: uint8 (H, W, c), RGB first. label: uint8 (H, W), or (H, W, m) of several label maps.
+        size: int32 (2,), the part that is image.
+        fill: c values in 0…255 outside the image: the mean that the network subtracts.
     """
     scale_key, top_key, left_key, flip_key, colour_key = jax.random.split(key, 5)
     scale = jax.random.uniform(scale_key, minval=config.scale[0], maxval=config.scale[1])
@@ -75,10 +82,12 @@ def augment(
     pixels = _interpolate(image, rows, axis=0)
     pixels = _interpolate(pixels, columns, axis=1)
     inside = rows.inside[:, None] & columns.inside[None, :]
-    pixels = _colour(colour_key, pixels, inside, config)
+    coloured = _colour(colour_key, pixels[..., :COLOURS], inside, config)
+    pixels = jnp.concatenate([coloured, pixels[..., COLOURS:]], axis=-1)
     pixels = jnp.where(inside[..., None], pixels, jnp.asarray(fill, jnp.float32))
     classes = label[rows.nearest][:, columns.nearest].astype(jnp.int32)
-    return Crop(pixels, jnp.where(inside, classes, VOID_LABEL), size if whole else None)
+    shown = inside.reshape(*inside.shape, *[1] * (label.ndim - 2))
+    return Crop(pixels, jnp.where(shown, classes, VOID_LABEL), size if whole else None)
 
 
 def _whole(size: jax.Array, length: int) -> Window:
@@ -133,7 +142,7 @@ def _colour(
     def factor(key, change):
         return jax.random.uniform(key, minval=1 - change, maxval=1 + change)
 
-    luma = jnp.asarray(LUMA)
+    luma = jnp.asarray(LUMA if image.shape[-1] == COLOURS else (1.0,))  # grey is its own
     image = image * factor(keys[0], config.brightness)
     mean = jnp.mean(image @ luma, where=inside)
     image = mean + (image - mean) * factor(keys[1], config.contrast)

@@ -4,6 +4,8 @@
       images/       a.jpg b.png …       whatever Pillow reads
       masks/        a.png b.png …       of the same stem and size: class indices, 255 for void
       classes.txt   a name per line, from class 0 on
+      depth/        optional: further channels, 8-bit images of the same stem and size
+      parts/        optional: masks of a second label map, whose classes are in parts.txt
       train.txt     optional, as val.txt and test.txt: the stems of each split, one per line
 
 Without lists, a share of the images is kept for validation, picked by the hash of the stem: the
@@ -14,14 +16,15 @@ to the folder.
 import functools
 import hashlib
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from fcn_jax.data.channels import read_channels
 from fcn_jax.data.labels import VOID_LABEL, read_bytes, read_mask, read_palette
-from fcn_jax.data.records import SegmentationBuilder, Source
+from fcn_jax.data.records import Part, SegmentationBuilder, Source
 from fcn_jax.errors import UserError
 
 SPLITS = ("train", "val", "test")
@@ -44,10 +47,20 @@ EXTENSIONS = frozenset(
 
 
 class Folder(SegmentationBuilder, skip_registration=True):  # type: ignore[call-arg]
-    """Images and masks from a folder."""
+    """Images and masks from a folder.
+
+    extra_channels, label_maps: names of its sub-folders.
+    """
 
     def __init__(
-        self, *, root: str, validation_fraction: float = 0.2, mask_palette: str = "", **options: Any
+        self,
+        *,
+        root: str,
+        validation_fraction: float = 0.2,
+        mask_palette: str = "",
+        extra_channels: Sequence[str] = (),
+        label_maps: Sequence[str] = ("masks",),
+        **options: Any,
     ):
         if not 0 <= validation_fraction < 1:
             raise UserError(
@@ -56,45 +69,78 @@ class Folder(SegmentationBuilder, skip_registration=True):  # type: ignore[call-
         self._root = Path(root).expanduser()
         self._validation_fraction = validation_fraction
         self._palette = read_palette(mask_palette) if mask_palette else None
-        self._labels_seen = np.zeros(256, bool)
-        super().__init__(class_names=read_classes(self._root / "classes.txt"), **options)
+        self._channels = {
+            name: _files_by_stem(self._root, name, "extra_channels") for name in extra_channels
+        }
+        self._masks = {name: _files_by_stem(self._root, name, "label_maps") for name in label_maps}
+        self._labels_seen = {name: np.zeros(256, bool) for name in label_maps}
+        self._classes = {name: read_classes(self._root / classes_file(name)) for name in label_maps}
+        super().__init__(
+            label_maps=self._classes if len(label_maps) > 1 else {"": self._classes[label_maps[0]]},
+            further_channels={
+                # The first says for all: the records' features are fixed before they are read.
+                name: read_channels(next(iter(files.values()))).shape[-1]
+                for name, files in self._channels.items()
+            },
+            **options,
+        )
 
     def _sources(self, dl_manager: Any) -> dict[str, list[Source]]:
         del dl_manager  # nothing to download
-        images = _files_by_stem(self._root / "images")
-        masks = _files_by_stem(self._root / "masks")
+        images = _files_by_stem(self._root, "images")
         splits = _read_lists(self._root, images)
         listed = {stem for stems in splits.values() for stem in stems} if splits else None
-        _check_pairs(self._root, images, masks, listed)
+        for name, files in (self._masks | self._channels).items():
+            _check_pairs(self._root, images, name, files, listed)
         if not splits:
             splits = _split_by_hash(images, self._validation_fraction)
         return {
-            split: [self._source(stem, images[stem], masks[stem]) for stem in stems]
+            split: [self._source(stem, images[stem]) for stem in stems]
             for split, stems in splits.items()
         }
 
-    def _source(self, stem: str, image: Path, mask: Path) -> Source:
-        def label() -> np.ndarray:
-            values = read_mask(mask, self._palette)
-            self._labels_seen |= np.bincount(values.reshape(-1), minlength=256) > 0
-            return values
+    def _source(self, stem: str, image: Path) -> Source:
+        return Source(
+            name=stem,
+            image=_encoded(image),
+            labels=[
+                Part(functools.partial(self._read_mask, name, files[stem]), str(files[stem]))
+                for name, files in self._masks.items()
+            ],
+            channels=[_encoded(files[stem]) for files in self._channels.values()],
+        )
 
-        return Source(stem, functools.partial(read_bytes, image), str(image), label, str(mask))
+    def _read_mask(self, label_map: str, path: Path) -> np.ndarray:
+        values = read_mask(path, self._palette)
+        self._labels_seen[label_map] |= np.bincount(values.reshape(-1), minlength=256) > 0
+        return values
 
     def _check_all(self) -> None:
-        seen = set(np.flatnonzero(self._labels_seen).tolist())
-        if seen == {0, VOID_LABEL} and len(self._class_names) == 2:
-            raise UserError(
-                f"{self._root / 'masks'}: every mask holds only 0 and {VOID_LABEL}, but "
-                f"{VOID_LABEL} means void (neither trained on nor scored); save the foreground as 1"
-            )
+        for name, labels_seen in self._labels_seen.items():
+            seen = set(np.flatnonzero(labels_seen).tolist())
+            if seen == {0, VOID_LABEL} and len(self._classes[name]) == 2:
+                raise UserError(
+                    f"{self._root / name}: every mask holds only 0 and {VOID_LABEL}, but "
+                    f"{VOID_LABEL} means void (neither trained on nor scored); save the foreground "
+                    "as 1"
+                )
 
 
-def raw_files(root: Path) -> list[Path]:
+def raw_files(root: Path, extra_channels: Sequence[str], label_maps: Sequence[str]) -> list[Path]:
     """Every file that the set is made of, by which a change is noticed."""
-    texts = [root / name for name in ("classes.txt", *(f"{split}.txt" for split in SPLITS))]
-    pictures = [path for name in ("images", "masks") for path in sorted((root / name).glob("*"))]
-    return [path for path in [*texts, *pictures] if path.is_file()]
+    names = [*(classes_file(name) for name in label_maps), *(f"{split}.txt" for split in SPLITS)]
+    folders = ("images", *label_maps, *extra_channels)
+    pictures = [path for name in folders for path in sorted((root / name).glob("*"))]
+    return [path for path in [*(root / name for name in names), *pictures] if path.is_file()]
+
+
+def classes_file(label_map: str) -> str:
+    """The file with a label map's class names."""
+    return "classes.txt" if label_map == "masks" else f"{label_map}.txt"
+
+
+def _encoded(path: Path) -> Part:
+    return Part(functools.partial(read_bytes, path), str(path))
 
 
 def read_classes(path: Path) -> list[str]:
@@ -116,8 +162,15 @@ def read_classes(path: Path) -> list[str]:
     return names
 
 
-def _files_by_stem(folder: Path) -> dict[str, Path]:
+def _files_by_stem(root: Path, name: str, setting: str = "") -> dict[str, Path]:
+    folder = root / name
     if not folder.is_dir():
+        if name not in ("images", "masks"):
+            held = ", ".join(sorted(path.name for path in root.glob("*/"))) or "none"
+            raise UserError(
+                f"{folder}: no such folder; config.data.{setting} names folders in {root}, which "
+                f"has {held}"
+            )
         raise UserError(
             f"{folder}: no such folder; a data set is a folder with images/, masks/, classes.txt"
         )
@@ -162,20 +215,27 @@ def _as_stem(entry: str, images: dict[str, Path]) -> str:
 
 
 def _check_pairs(
-    root: Path, images: dict[str, Path], masks: dict[str, Path], listed: set[str] | None
+    root: Path,
+    images: dict[str, Path],
+    name: str,
+    files: dict[str, Path],
+    listed: set[str] | None,
 ) -> None:
-    """Every image needs its mask, and every mask its image; with lists, those that are listed."""
-    without_mask = sorted((images.keys() if listed is None else listed) - masks.keys())
-    if without_mask:
+    """Every image needs its mask, and every mask its image; with lists, those that are listed.
+
+    So it is with the other folders: `files` are those of the folder `name`.
+    """
+    missing = sorted((images.keys() if listed is None else listed) - files.keys())
+    if missing:
         raise UserError(
-            f"{root}: {len(without_mask)} of the images have no file of the same stem in masks/: "
-            f"{_some(without_mask)}"
+            f"{root}: {len(missing)} of the images have no file of the same stem in {name}/: "
+            f"{_some(missing)}"
         )
-    without_image = sorted(masks.keys() - images.keys()) if listed is None else []
+    without_image = sorted(files.keys() - images.keys()) if listed is None else []
     if without_image:
         raise UserError(
-            f"{root}: {len(without_image)} of the masks have no file of the same stem in images/: "
-            f"{_some(without_image)}"
+            f"{root}: {len(without_image)} of the files in {name}/ have no file of the same stem "
+            f"in images/: {_some(without_image)}"
         )
 
 

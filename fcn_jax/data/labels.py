@@ -6,12 +6,16 @@ Image and mask files become arrays here, and nowhere else: `read_image` and `rea
 """
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from fcn_jax.errors import UserError
+
+Array = TypeVar("Array", bound=Any)
 
 VOID_LABEL = 255
 """Pixels that are neither trained on nor scored (VOC's object borders, a canvas's outside)."""
@@ -72,7 +76,7 @@ def read_image(path: str | Path) -> np.ndarray:
 
 def decode_image(data: bytes, name: str) -> np.ndarray:
     """`read_image` for bytes in memory; `name` stands for them in errors."""
-    image = _open(data, name)
+    image = open_image(data, name)
     if image.mode.startswith("I"):
         values = np.asarray(image)
         if values.min() < 0 or values.max() > 65535:
@@ -106,7 +110,7 @@ def read_mask(path: str | Path, palette: np.ndarray | None = None) -> np.ndarray
 
 def decode_mask(data: bytes, name: str, palette: np.ndarray | None = None) -> np.ndarray:
     """`read_mask` for bytes in memory; `name` stands for them in errors."""
-    image = _open(data, name)
+    image = open_image(data, name)
     if image.format in ("JPEG", "MPO"):
         raise UserError(f"{name}: JPEG changes pixel values, so it cannot hold a mask; save as PNG")
     if image.mode == "L":
@@ -136,12 +140,13 @@ def decode_mask(data: bytes, name: str, palette: np.ndarray | None = None) -> np
 
 
 def encode_png(pixels: np.ndarray) -> bytes:
-    """A label map, uint8 (h, w), or an image, uint8 (h, w, 3), as the bytes of a PNG.
+    """A label map, uint8 (h, w), or an image, uint8 (h, w, 1 or 3), as the bytes of a PNG.
 
-    `decode_mask` and `decode_image` give them back.
+    `decode_mask`, `decode_image` and `channels.decode_channels` give them back.
     """
     file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "PNG", compress_level=1)
+    grey = pixels.ndim == 3 and pixels.shape[-1] == 1
+    Image.fromarray(pixels[..., 0] if grey else pixels).save(file, "PNG", compress_level=1)
     return file.getvalue()
 
 
@@ -191,6 +196,23 @@ def check_labels(label: np.ndarray, num_classes: int, name: str) -> None:
         )
 
 
+def label_feature(label_map: str) -> str:
+    """What a record calls a label map; the only one has no name."""
+    return f"label_{label_map}" if label_map else "label"
+
+
+def by_map(label: Array, label_maps: Sequence[str]) -> dict[str, Array]:
+    """The label maps of a record or batch by name, each (…, h, w).
+
+    Args:
+      label: (…, h, w) of a single one, else (…, h, w, m); NumPy's or JAX's.
+      label_maps: m names; ("",) for a single one.
+    """
+    if len(label_maps) == 1:
+        return {label_maps[0]: label}
+    return {name: label[..., index] for index, name in enumerate(label_maps)}
+
+
 def read_bytes(path: str | Path) -> bytes:
     """A file's contents.
 
@@ -203,7 +225,8 @@ def read_bytes(path: str | Path) -> bytes:
         raise UserError(f"{path}: {error.strerror or error}") from error
 
 
-def _open(data: bytes, name: str) -> Image.Image:
+def open_image(data: bytes, name: str) -> Image.Image:
+    """The decoded file; Pillow's errors as a UserError that begins with `name`."""
     try:
         image = Image.open(io.BytesIO(data))
         image.load()
@@ -218,8 +241,12 @@ def _open(data: bytes, name: str) -> Image.Image:
 
 def _grey_step(data: bytes) -> int:
     """What Pillow multiplies grey values with: 2- and 4-bit PNGs are stretched to 0–255."""
-    is_png = data.startswith(b"\x89PNG")
-    return {2: 85, 4: 17}.get(data[24], 1) if is_png else 1
+    return {2: 85, 4: 17}.get(png_bits(data), 1)
+
+
+def png_bits(data: bytes) -> int:
+    """Bits of a channel in a PNG; 0: no PNG."""
+    return data[24] if data.startswith(b"\x89PNG") else 0
 
 
 def _look_up_colours(rgb: np.ndarray, palette: np.ndarray, name: str) -> np.ndarray:

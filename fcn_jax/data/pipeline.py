@@ -1,7 +1,8 @@
 """From records to batches of canvases, on the host.
 
-A canvas is a record at the top left of an array of fixed size: `image` uint8 (H, W, 3), `label`
-uint8 (H, W) with 255 outside the image, `size` int32 (2,) its true height and width.
+A canvas is a record at the top left of an array of fixed size: `image` uint8 (H, W, c), `label`
+uint8 (H, W), or (H, W, m) of several label maps, with 255 outside the image, `size` int32 (2,) its
+true height and width.
 """
 
 from collections.abc import Iterator
@@ -23,7 +24,7 @@ def training_batches(
     """Endless batches, every image once an epoch, in an order that the seed fixes.
 
     Args:
-        records: a random-access source of records (`datasets.Split`).
+        records: a random-access source of records (`splits.Split`).
         canvas_px: height and width; of a larger image a random window is taken.
         batch_size: canvases of this host's batches.
         workers: processes that read and decode; 0: threads of this one.
@@ -60,12 +61,12 @@ def evaluation_batches(
     mine = range(jax.process_index(), len(records), hosts)
     batches = -(-len(records) // (hosts * batch_size))
     to_canvas = _ToCanvas(canvas_px)
-    void = to_canvas(
-        {
-            "image": np.zeros((*canvas_px, 3), np.uint8),
-            "label": np.full(canvas_px, VOID_LABEL, np.uint8),
-        }
-    )
+    like = to_canvas(records[0])  # a host may have no record of its own
+    void = {
+        "image": np.zeros_like(like["image"]),
+        "label": np.full_like(like["label"], VOID_LABEL),
+        "size": np.asarray(canvas_px, np.int32),
+    }
     reader = iter(
         grain.MapDataset.source(records)[jax.process_index() :: hosts].to_iter_dataset(
             grain.ReadOptions(num_threads=2, prefetch_buffer_size=2 * batch_size)
@@ -83,7 +84,7 @@ class _RandomWindow(grain.transforms.RandomMap):
         self.canvas_px = canvas_px
 
     def random_map(self, record: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
-        slack = np.maximum(np.subtract(record["label"].shape, self.canvas_px), 0)
+        slack = np.maximum(np.subtract(record["label"].shape[:2], self.canvas_px), 0)
         if not slack.any():
             return record
         top, left = rng.integers(0, slack + 1)
@@ -104,9 +105,9 @@ class _ToCanvas(grain.transforms.Map):
         return self(record)
 
     def __call__(self, record: dict[str, Any]) -> dict[str, np.ndarray]:
-        height, width = record["label"].shape
-        image = np.zeros((*self.canvas_px, 3), np.uint8)
-        label = np.full(self.canvas_px, VOID_LABEL, np.uint8)
+        height, width, *label_maps = record["label"].shape
+        image = np.zeros((*self.canvas_px, record["image"].shape[-1]), np.uint8)
+        label = np.full((*self.canvas_px, *label_maps), VOID_LABEL, np.uint8)
         image[:height, :width] = record["image"]
         label[:height, :width] = record["label"]
         return {"image": image, "label": label, "size": np.asarray([height, width], np.int32)}

@@ -9,9 +9,11 @@ import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import tensorflow_datasets as tfds
 
-from fcn_jax.data.labels import check_labels, decode_image, encode_png
+from fcn_jax.data.channels import channel_feature, decode_channels, join_channels
+from fcn_jax.data.labels import check_labels, decode_image, encode_png, label_feature
 from fcn_jax.errors import UserError
 from fcn_jax.progress import progress_bar
 
@@ -19,29 +21,46 @@ RECORDS_PER_SHARD = 256  # TFDS holds one shard in memory while it writes
 JPEG_OR_PNG = (b"\xff\xd8\xff", b"\x89PNG")  # first bytes of the files that are kept as they are
 
 
-class Source(NamedTuple):
-    """An image and its label map before preparation, unread.
+class Part(NamedTuple):
+    """One of the pictures that make a record, unread. name: stands for it in errors."""
 
-    `image` gives the encoded file, `label` the class indices, uint8 (h, w); `image_name` and
-    `label_name` stand for them in errors.
+    read: Callable[[], Any]
+    name: str
+
+
+class Source(NamedTuple):
+    """A record before preparation.
+
+    image: gives the encoded file. labels: each gives the class indices of a label map, uint8
+    (h, w). channels: each gives the encoded file of further channels.
     """
 
     name: str
-    image: Callable[[], bytes]
-    image_name: str
-    label: Callable[[], Any]
-    label_name: str
+    image: Part
+    labels: Sequence[Part]
+    channels: Sequence[Part] = ()
 
 
 class SegmentationBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
-    """Writes the `Source`s that a subclass's `_sources` lists, after checking each."""
+    """Writes the `Source`s that a subclass's `_sources` lists, after checking each.
+
+    label_maps: class names by label map; a single one is called "". further_channels: how many
+    channels of a source's `channels`, by name.
+    """
 
     VERSION = tfds.core.Version("1.0.0")
     # TFDS would look for a file of checksums, by way of a package that it does not install.
     url_infos: Mapping[str, Any] | None = None
 
-    def __init__(self, *, class_names: Sequence[str], **options: Any):
-        self._class_names = list(class_names)
+    def __init__(
+        self,
+        *,
+        label_maps: Mapping[str, Sequence[str]],
+        further_channels: Mapping[str, int] | None = None,
+        **options: Any,
+    ):
+        self._label_maps = {name: list(class_names) for name, class_names in label_maps.items()}
+        self._further_channels = dict(further_channels or {})
         self.open_files = contextlib.ExitStack()  # closed when preparation ends
         super().__init__(file_format="array_record", **options)
 
@@ -61,11 +80,13 @@ class SegmentationBuilder(tfds.core.ShardBasedBuilder, skip_registration=True): 
         """Called once after the last record, for what only the whole set shows."""
 
     def _info(self) -> tfds.core.DatasetInfo:
-        features = {
-            "image": tfds.features.Image(),
-            "label": tfds.features.LabeledImage(labels=self._class_names, encoding_format="png"),
-            "name": tfds.features.Text(),
-        }
+        features = {"image": tfds.features.Image(), "name": tfds.features.Text()}
+        for name, class_names in self._label_maps.items():
+            features[label_feature(name)] = tfds.features.LabeledImage(
+                labels=class_names, encoding_format="png"
+            )
+        for name, count in self._further_channels.items():
+            features[channel_feature(name)] = tfds.features.Image(shape=(None, None, count))
         return tfds.core.DatasetInfo(
             builder=self,
             description=(type(self).__doc__ or "").splitlines()[0],
@@ -94,16 +115,34 @@ class SegmentationBuilder(tfds.core.ShardBasedBuilder, skip_registration=True): 
             self._check_all()
 
     def _record(self, source: Source) -> dict[str, Any]:
-        image = source.image()
-        label = source.label()
-        check_labels(label, len(self._class_names), source.label_name)
-        decoded = decode_image(image, source.image_name)
+        image = source.image.read()
+        decoded = decode_image(image, source.image.name)
+        record = {"image": _kept(image, decoded), "name": source.name}
         height, width, _ = decoded.shape
-        if label.shape != (height, width):
-            raise UserError(
-                f"{source.label_name}: the mask is {label.shape[1]} × {label.shape[0]}, "
-                f"but its image {source.image_name} is {width} × {height}"
-            )
-        if not image.startswith(JPEG_OR_PNG):
-            image = encode_png(decoded)
-        return {"image": image, "label": encode_png(label), "name": source.name}
+        for (name, class_names), part in zip(self._label_maps.items(), source.labels, strict=True):
+            label = part.read()
+            check_labels(label, len(class_names), part.name)
+            if label.shape != (height, width):
+                raise UserError(
+                    f"{part.name}: the mask is {label.shape[1]} × {label.shape[0]}, "
+                    f"but its image {source.image.name} is {width} × {height}"
+                )
+            record[label_feature(name)] = encode_png(label)
+        for (name, count), part in zip(
+            self._further_channels.items(), source.channels, strict=True
+        ):
+            encoded = part.read()
+            channels = decode_channels(encoded, part.name)
+            if channels.shape[-1] != count:
+                raise UserError(
+                    f"{part.name}: has {channels.shape[-1]} channels, but the first file of its "
+                    f"folder {count}; save all of them grey or all in colour"
+                )
+            join_channels(decoded, source.image.name, [(channels, part.name)])
+            record[channel_feature(name)] = _kept(encoded, channels)
+        return record
+
+
+def _kept(encoded: bytes, pixels: np.ndarray) -> bytes:
+    """A file as it goes into a record."""
+    return encoded if encoded.startswith(JPEG_OR_PNG) else encode_png(pixels)

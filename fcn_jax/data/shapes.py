@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
 from fcn_jax.data.labels import VOID_LABEL, encode_png
-from fcn_jax.data.records import SegmentationBuilder, Source
+from fcn_jax.data.records import Part, SegmentationBuilder, Source
 
 CLASSES = ("background", "disc", "square", "triangle", "ring", "star")
 SEED = 2015
@@ -28,7 +28,7 @@ class Shapes(SegmentationBuilder, skip_registration=True):  # type: ignore[call-
     """Discs, squares, triangles, rings and stars over textured grounds."""
 
     def __init__(self, **options: Any):
-        super().__init__(class_names=CLASSES, **options)
+        super().__init__(label_maps={"": CLASSES}, **options)
 
     def _sources(self, dl_manager: Any) -> dict[str, list[Source]]:
         del dl_manager  # nothing to download
@@ -41,10 +41,8 @@ class Shapes(SegmentationBuilder, skip_registration=True):  # type: ignore[call-
                 splits[split].append(
                     Source(
                         name,
-                        functools.partial(_part, drawing, 0),
-                        name,
-                        functools.partial(_part, drawing, 1),
-                        name,
+                        Part(functools.partial(_part, drawing, 0), name),
+                        [Part(functools.partial(_part, drawing, 1), name)],
                     )
                 )
         return splits

@@ -23,7 +23,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from fcn_jax.data.labels import VOC_CLASSES, decode_mask, read_bytes, read_mask
-from fcn_jax.data.records import SegmentationBuilder, Source
+from fcn_jax.data.records import Part, SegmentationBuilder, Source
 from fcn_jax.errors import UserError
 from fcn_jax.progress import progress_bar
 
@@ -55,7 +55,7 @@ class Voc(SegmentationBuilder, skip_registration=True):  # type: ignore[call-arg
 
     def __init__(self, *, root: str = "", **options: Any):
         self._root = Path(root).expanduser() if root else None
-        super().__init__(class_names=VOC_CLASSES, **options)
+        super().__init__(label_maps={"": VOC_CLASSES}, **options)
 
     def _sources(self, dl_manager: Any) -> dict[str, list[Source]]:
         folder = find_folder(self._root) if self._root else None
@@ -113,10 +113,10 @@ def _source(name: str, read: Read, place: Path, mask: Callable[[], Any] | None =
 
     return Source(
         name=name,
-        image=functools.partial(read, f"JPEGImages/{name}.jpg"),
-        image_name=f"{place}/JPEGImages/{name}.jpg",
-        label=mask or own_mask,
-        label_name=f"SBD's mask {name}" if mask else mask_name,
+        image=Part(
+            functools.partial(read, f"JPEGImages/{name}.jpg"), f"{place}/JPEGImages/{name}.jpg"
+        ),
+        labels=[Part(mask or own_mask, f"SBD's mask {name}" if mask else mask_name)],
     )
 
 
