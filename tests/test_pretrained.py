@@ -1,48 +1,44 @@
 """Weights made elsewhere reach their place, and whatever does not fit is named."""
 
+import json
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx, traverse_util
+from flax import nnx
 from PIL import Image
 
-from fcn_jax.config import ModelConfig
+from fcn_jax import pretrained
+from fcn_jax.config import Config, ModelConfig
 from fcn_jax.data.labels import read_mask
 from fcn_jax.errors import UserError
 from fcn_jax.models.build import build
-from fcn_jax.pretrained import initialize
-from fcn_jax.pretrained.tables import SOURCES, from_fully_connected
+from fcn_jax.pretrained import saved
+from fcn_jax.pretrained.__main__ import convert, empty_variables
+from fcn_jax.pretrained.load import flat
+from fcn_jax.pretrained.source import from_fully_connected, from_iohw, from_oihw
+from fcn_jax.pretrained.tables import caffe, sources
+from fcn_jax.pretrained.tables import torchfcn as torchfcn_tables
 from fcn_jax.step import Network
 
 WEIGHTS = Path(__file__).parents[2] / "shared" / "data" / "weights"
 
 
-def shapes_of(backbone: str):
-    """The (params, batch_stats) of a network, as zeros: no memory is spent on drawing them."""
-    config = ModelConfig(backbone=backbone)
-    abstract = nnx.eval_shape(lambda: build(config, 3, rngs=nnx.Rngs(0)))
-    parts = nnx.split(abstract, nnx.Param, nnx.BatchStat)[1:]
-    return tuple(
-        jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), nnx.to_pure_dict(part))
-        for part in parts
-    )
-
-
-def flat(variables):
-    params, stats = variables
-    return traverse_util.flatten_dict(params, sep="/") | traverse_util.flatten_dict(stats, sep="/")
+def shapes_of(backbone: str, channels: int = 3, **settings: Any):
+    """The (params, batch_stats) of a network of 3 classes, all zero."""
+    config = Config(model=ModelConfig(backbone=backbone, **settings))
+    return empty_variables(config, 3, channels)
 
 
 def squeezenet_file(path: Path) -> dict[str, np.ndarray]:
     """A file in the Caffe naming with numbers drawn at random."""
     rng = np.random.default_rng(0)
-    source = next(make() for make in SOURCES if make().signature == "fire2/squeeze1x1/w")
     ours = flat(shapes_of("squeezenet"))
     tensors = {}
-    for name, (key, _) in source.table.items():
+    for name, (key, _) in caffe.squeezenet().table.items():
         shape = ours[name].shape
         oihw = (shape[3], shape[2], shape[0], shape[1]) if len(shape) == 4 else shape
         tensors[key] = rng.normal(size=oihw).astype(np.float32)
@@ -50,19 +46,22 @@ def squeezenet_file(path: Path) -> dict[str, np.ndarray]:
     return tensors
 
 
-@pytest.mark.parametrize("make", SOURCES, ids=lambda make: make.__name__)
-def test_a_table_names_every_tensor_of_its_backbone_once(make):
-    source = make()
+def initialize(variables, path):
+    return pretrained.read(path).apply(variables)
+
+
+@pytest.mark.parametrize("source", [*sources()], ids=lambda source: source.title)
+def test_a_table_names_every_tensor_of_its_backbone_once(source):
     ours = {n for n in flat(shapes_of(source.backbone)) if n.startswith("backbone/")}
     absent = {n for n in ours if n.split("/")[1] in source.absent}
-    assert set(source.table) == ours - absent
+    assert {n for n in source.table if n.startswith("backbone/")} == ours - absent
     keys = [key for key, _ in source.table.values()]
     assert len(set(keys)) == len(keys)
 
 
 def test_a_kernel_is_turned_from_oihw_to_hwio(tmp_path):
     tensors = squeezenet_file(tmp_path / "w.npz")
-    (params, _), report = initialize(shapes_of("squeezenet"), str(tmp_path / "w.npz"))
+    (params, _), report = initialize(shapes_of("squeezenet"), tmp_path / "w.npz")
     theirs = tensors["fire3/expand3x3/w"]
     ours = params["backbone"]["fire3"]["expand3x3"]["kernel"]
     assert ours.shape == (3, 3, 16, 64)
@@ -88,7 +87,7 @@ def test_every_mismatch_is_reported_at_once(tmp_path):
     tensors["fire5/squeeze1x1/b"][0] = np.nan
     np.savez(tmp_path / "w.npz", **tensors)
     with pytest.raises(UserError) as error:
-        initialize(shapes_of("squeezenet"), str(tmp_path / "w.npz"))
+        initialize(shapes_of("squeezenet"), tmp_path / "w.npz")
     for part in (
         "missing conv1/b",
         "fire9/expand1x1/w has shape (7, 7, 1, 1)",
@@ -101,7 +100,7 @@ def test_every_mismatch_is_reported_at_once(tmp_path):
 def test_weights_of_another_backbone_are_refused(tmp_path):
     squeezenet_file(tmp_path / "w.npz")
     with pytest.raises(UserError, match=r"fits config\.model\.backbone=squeezenet"):
-        initialize(shapes_of("resnet18"), str(tmp_path / "w.npz"))
+        initialize(shapes_of("resnet18"), tmp_path / "w.npz")
 
 
 def test_unreadable_files_are_refused_by_name(tmp_path):
@@ -114,18 +113,18 @@ def test_unreadable_files_are_refused_by_name(tmp_path):
         ("none.npz", "there is no file"),
         ("cut.npz", r"cut\.npz cannot be read"),
         ("other.npz", "no known source"),
-        ("w.txt", r"must be a \.npz or \.pth"),
+        ("w.txt", r"must be a file of weights that ends in"),
     ]:
         with pytest.raises(UserError, match=message):
-            initialize(shapes_of("squeezenet"), str(tmp_path / name))
+            initialize(shapes_of("squeezenet"), tmp_path / name)
 
 
 def test_a_pth_file_gives_the_same_as_the_npz(tmp_path):
     torch = pytest.importorskip("torch", reason="PyTorch is not installed")
     tensors = squeezenet_file(tmp_path / "w.npz")
     torch.save({key: torch.tensor(value) for key, value in tensors.items()}, tmp_path / "w.pth")
-    from_npz, _ = initialize(shapes_of("squeezenet"), str(tmp_path / "w.npz"))
-    from_pth, _ = initialize(shapes_of("squeezenet"), str(tmp_path / "w.pth"))
+    from_npz, _ = initialize(shapes_of("squeezenet"), tmp_path / "w.npz")
+    from_pth, _ = initialize(shapes_of("squeezenet"), tmp_path / "w.pth")
     jax.tree.map(np.testing.assert_array_equal, from_npz, from_pth)
 
 
@@ -135,7 +134,7 @@ def test_the_real_squeezenet_sees_a_cat():
         pytest.skip("the real weights are not at hand")
     path = WEIGHTS / "squeezenet1_1_imagenet.npz"
     network = Network(build(ModelConfig(backbone="squeezenet"), 21, rngs=nnx.Rngs(0)))
-    variables, _ = initialize(network.variables, str(path))
+    variables, _ = initialize(network.variables, path)
     voc = WEIGHTS.parent / "VOCdevkit/VOC2012"
     rows, columns = np.nonzero(read_mask(voc / "SegmentationClass/2007_000528.png") == 8)
     photo = Image.open(voc / "JPEGImages/2007_000528.jpg")
@@ -153,8 +152,112 @@ def test_the_real_vgg16_trunk_loads_and_names_what_it_lacks():
     if not WEIGHTS.is_dir():
         pytest.skip("the real weights are not at hand")
     path = WEIGHTS / "vgg16_conv_trunk_hed.npz"
-    (params, _), report = initialize(shapes_of("vgg16"), str(path))
+    (params, _), report = initialize(shapes_of("vgg16"), path)
     with np.load(path) as file:
         expected = file["conv3_2/kernel"].astype(np.float32)
     np.testing.assert_array_equal(params["backbone"]["conv3_2"]["kernel"], expected)
     assert "backbone/fc6, backbone/fc7" in report
+
+
+# Heads, channels and trunks that the source does not have
+
+
+def fcn_file(torch, path: Path) -> dict[str, Any]:
+    """torchfcn's FCN-32s with numbers drawn at random; fc6 and fc7 as wide as they are."""
+    rng = np.random.default_rng(0)
+    tensors = {}
+    ours = flat(shapes_of("vgg16", skips=0))
+    turned = {from_oihw: (3, 2, 0, 1), from_iohw: (2, 3, 0, 1)}
+    for name, (key, layout) in torchfcn_tables.torchfcn("FCN-32s").table.items():
+        shape = (64, 64, 21, 21) if name == "head/upsample32/kernel" else ours[name].shape
+        if name.startswith("head/score32"):
+            shape = (*shape[:-1], 21)
+        if layout in turned:
+            shape = tuple(shape[axis] for axis in turned[layout])
+        tensors[key] = torch.tensor(rng.random(shape, dtype=np.float32) - 0.5)
+    torch.save(tensors, path)
+    return tensors
+
+
+def test_a_head_of_other_classes_is_left_out_and_that_is_said(torch, tmp_path):
+    fcn_file(torch, tmp_path / "fcn.pth")
+    ours = shapes_of("vgg16", skips=0)  # of 3 classes
+    (params, _), report = initialize(ours, tmp_path / "fcn.pth")
+    assert np.any(params["backbone"]["fc7"]["kernel"])
+    assert not np.any(params["head"]["score32"]["kernel"])
+    assert "of another shape there, so left as they were: head/score32, head/upsample32" in report
+
+
+def test_what_a_network_has_no_place_for_is_said(torch, tmp_path):
+    fcn_file(torch, tmp_path / "fcn.pth")
+    _, report = initialize(shapes_of("vgg16", skips=0, upsampling="fixed"), tmp_path / "fcn.pth")
+    assert "in it, but without a place here: head/upsample32" in report
+
+
+@pytest.mark.parametrize("channels", [1, 4, 6])
+def test_other_channels_take_the_colours_filters(tmp_path, channels):
+    theirs = squeezenet_file(tmp_path / "w.npz")["conv1/w"].transpose(2, 3, 1, 0)
+    (params, _), _ = initialize(shapes_of("squeezenet", channels=channels), tmp_path / "w.npz")
+    kernel = np.asarray(params["backbone"]["conv1"]["kernel"])
+    assert kernel.shape == (3, 3, channels, 64)
+    if channels == 1:
+        np.testing.assert_allclose(kernel[:, :, 0], theirs.sum(2), rtol=1e-6)
+    else:
+        np.testing.assert_array_equal(kernel[:, :, :3], theirs)
+        for extra in range(3, channels):
+            np.testing.assert_allclose(kernel[:, :, extra], theirs.mean(2), rtol=1e-6)
+
+
+def test_late_fusion_starts_as_the_mean_of_its_two_networks(tmp_path, randomised):
+    """Each trunk from a file of its own, with the scores of both (Long et al. 2015, NYUDv2)."""
+    networks = {}
+    for name, seed in (("rgb", 0), ("hha", 1)):
+        config = ModelConfig(backbone="squeezenet", skips=1, dropout=0.0)
+        network = Network(randomised(lambda c=config: build(c, 3, rngs=nnx.Rngs(0))))
+        variables = jax.tree.map(lambda leaf, s=seed: leaf * (1 + 0.1 * s), network.variables)
+        about = saved.About(name, {"model": {"backbone": "squeezenet", "preprocessing": "caffe"}})
+        tensors = {key: np.asarray(value) for key, value in flat(variables).items()}
+        saved.save(tmp_path / f"{name}.safetensors", tensors, about)
+        networks[name] = (network, variables)
+    config = ModelConfig(backbone="squeezenet", skips=1, dropout=0.0, fusion="late")
+    late = Network(randomised(lambda: build(config, 3, channels=6, rngs=nnx.Rngs(0))))
+    both = f"{tmp_path}/rgb.safetensors,{tmp_path}/hha.safetensors"
+    variables, report = pretrained.read(both).apply(late.variables)
+    assert "left as they were" not in report
+
+    image = np.random.default_rng(0).integers(0, 256, (1, 40, 50, 6), np.uint8)
+    # The second trunk's channels are not colours: they keep their order and have one mean.
+    preprocessing = late.preprocessing
+    assert preprocessing.channels == 6
+
+    def scores(network, variables, image, stage):
+        return network(variables, image)[0][f"score{stage}"]
+
+    first, first_variables = networks["rgb"]
+    second, second_variables = networks["hha"]
+    mean = np.mean(preprocessing.mean[:3])
+    as_bgr = np.asarray(preprocessing.mean[2::-1]) - mean  # undoes the second's own means and order
+    second_image = image[..., 3:][..., ::-1].astype(np.float32) + as_bgr
+    for stage in (16, 8):
+        expected = np.mean(
+            [
+                scores(first, first_variables, image[..., :3], stage),
+                scores(second, second_variables, jnp.asarray(second_image), stage),
+            ],
+            axis=0,
+        )
+        result = scores(late, variables, image, stage)
+        np.testing.assert_allclose(result, expected, atol=1e-4 * np.ptp(expected), rtol=0)
+
+
+def test_converted_weights_come_back_with_what_is_known_of_them(tmp_path):
+    theirs = squeezenet_file(tmp_path / "w.npz")
+    about, tensors = convert(pretrained.read(tmp_path / "w.npz"))
+    saved.save(tmp_path / "w.safetensors", tensors, about)
+    again = pretrained.read(tmp_path / "w.safetensors")
+    assert again.about == about
+    assert json.loads((tmp_path / "w.json").read_text())["source"] == "SqueezeNet 1.1, Caffe names"
+    direct, _ = initialize(shapes_of("squeezenet"), tmp_path / "w.npz")
+    through, _ = again.apply(shapes_of("squeezenet"))
+    jax.tree.map(np.testing.assert_array_equal, direct, through)
+    assert sum(t.size for t in tensors.values()) == sum(t.size for t in theirs.values())

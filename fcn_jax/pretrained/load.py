@@ -1,152 +1,241 @@
-"""Reads a file of weights, or another run's folder, into the parameters of a network."""
+"""Weights from anywhere into the parameters of a network.
 
-import zipfile
+`read` finds out what a file is and brings its tensors under our names; `Weights.apply` puts them
+where a network has a place for them, and tells of everything that does not fit at once.
+"""
+
+import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
 from fcn_jax.errors import UserError
-from fcn_jax.pretrained.tables import SOURCES, Source
+from fcn_jax.models.build import preprocessing_name
+from fcn_jax.pretrained import fusion, saved
+from fcn_jax.pretrained.files import read_weights
+from fcn_jax.pretrained.source import Source
+from fcn_jax.pretrained.tables import sources
+from fcn_jax.step import Network
+
+HEADS = ("head", "auxiliary")
+"""Beginnings of our names of layers that score, where other classes than the source's are usual."""
+
+LISTED = 40
+"""Mismatches that are told one by one."""
 
 
-def initialize(variables: tuple[Any, Any], init: str) -> tuple[tuple[Any, Any], str]:
-    """Replaces what `init` has weights for.
+@dataclasses.dataclass(frozen=True)
+class Weights:
+    """Tensors under our names, and what is known of them.
+
+    path: where they were read. about: what they are, and what they want.
+    tensors: float32, laid out as ours. origins: our name → (their name, their shape).
+    problems: what was missing, unexpected or not finite. absent: layers that the source never has.
+    other: those of the second trunk, where late fusion was given two.
+    """
+
+    path: Path
+    about: saved.About
+    tensors: Mapping[str, np.ndarray]
+    origins: Mapping[str, tuple[str, tuple[int, ...]]] = dataclasses.field(default_factory=dict)
+    problems: tuple[str, ...] = ()
+    absent: tuple[str, ...] = ()
+    other: "Weights | None" = None
+
+    def apply(self, variables: tuple[Any, Any]) -> tuple[tuple[Any, Any], str]:
+        """Replaces what there are weights for.
+
+        Layers that score, and those of the head that are not in the source, keep their initial
+        values where they have another shape, and so do layers that the source never has. The first
+        layer of a network for other than three channels takes the colours' filters: their sum for a
+        grey image, their mean for each channel beyond the third (Long et al. 2015, NYUDv2).
+
+        Args:
+            variables: (params, batch_stats), nested dicts of float32 arrays.
+
+        Returns:
+            The variables, and a line that says what was taken and what was left as it was.
+
+        Raises:
+            UserError: tensors missing, unexpected, of another shape or not finite: all of them in
+                one message.
+        """
+        ours = {name: np.asarray(value) for name, value in flat(variables).items()}
+        if fusion.is_late(ours) and not fusion.is_late(self.tensors):
+            first, second = fusion.split(ours)
+            taken = fusion.join([self._taken(first), (self.other or self)._taken(second)])
+        else:
+            taken = self._taken(ours)
+        return _replaced(variables, taken), self._report(ours, taken)
+
+    def _taken(self, ours: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Of the tensors those that fit, by our name."""
+        backbone = {name for name in self.tensors if name.startswith("backbone/")}
+        if not backbone <= ours.keys():
+            raise UserError(
+                f"{self.path} holds {self.about.source}, which fits "
+                f"config.model.backbone={self.about.backbone}, not the backbone of this run"
+            )
+        taken, problems = {}, list(self.problems)
+        for name, tensor in self.tensors.items():
+            if name not in ours:
+                continue
+            wanted = ours[name].shape
+            fitted = _for_channels(tensor, wanted) if name in backbone else tensor
+            if fitted.shape == wanted:
+                taken[name] = fitted
+            elif not name.startswith(HEADS):
+                key, shape = self.origins.get(name, (name, tensor.shape))
+                problems.append(f"{key} has shape {shape}, which does not make {name} {wanted}")
+        problems += [
+            f"nothing for {name}"
+            for name in ours
+            if name.startswith("backbone/")
+            and name not in self.tensors
+            and name.split("/")[1] not in self.absent
+        ]
+        if problems:
+            listed = "; ".join(problems[:LISTED])
+            if len(problems) > LISTED:
+                listed += f"; and {len(problems) - LISTED} more of the kind"
+            raise UserError(f"{self.path} does not fit {self.about.source}: {listed}")
+        return taken
+
+    def _report(self, ours: Mapping[str, np.ndarray], taken: Mapping[str, np.ndarray]) -> str:
+        report = f"initialized from {self.path}: {self.about.source}"
+        unlike = _layers(
+            name
+            for name, tensor in self.tensors.items()
+            if name in ours and name not in taken and tensor.shape != ours[name].shape
+        )
+        kept = sorted(set(_layers(name for name in ours if name not in taken)) - set(unlike))
+        unused = _layers(n for n in self.tensors if n not in ours and not fusion.is_late(ours))
+        for layers, remark in [
+            (unlike, "of another shape there, so left as they were"),
+            (kept, "not in it, so left as they were"),
+            (unused, "in it, but without a place here"),
+        ]:
+            if layers:
+                report += f"; {remark}: {', '.join(layers)}"
+        return report
+
+
+def read(init: str | Path) -> Weights:
+    """Reads weights.
 
     Args:
-        variables: (params, batch_stats), nested dicts of float32 arrays.
-        init: a file of weights of a known source (.npz, or .pth where PyTorch is installed), or the
-            folder of another run of fcn_jax, whose newest checkpoint is taken; score and upsampling
-            layers that it lacks, or has for another number of classes, keep their initial values.
-
-    Returns:
-        The variables, and a line that says what was taken and what keeps its initial value.
+        init: a file of a known source (.npz, .safetensors, .pth, .caffemodel), or the folder of
+            another run of fcn_jax, or of an exported one. For late fusion two of them, 'a,b': the
+            colours' trunk and the other one.
 
     Raises:
-        UserError: no such file, a file of another network, or tensors missing, unexpected or of
-            another shape: all of them in one message.
+        UserError: no such file, one that cannot be read, or one of no known source.
     """
     path = Path(init)
-    ours = {name: np.asarray(value) for name, value in _flat(variables).items()}
-    taken, title = _from_run(path, ours) if path.is_dir() else _from_file(path, ours)
-    kept = sorted({name.rpartition("/")[0] for name in ours if name not in taken})
-    report = f"initialized from {path}: {title}"
-    if kept:
-        report += f"; not in it, so left as they were: {', '.join(kept)}"
-    return _unflat(variables, taken), report
+    first, comma, second = str(init).partition(",")
+    if comma and not path.exists():
+        return dataclasses.replace(read(first), other=read(second))
+    if path.is_dir():
+        return _from_run(path)
+    theirs = read_weights(path)
+    about = saved.read_about(path)
+    if about is not None:
+        return Weights(path, about, theirs, problems=_not_finite(theirs))
+    return _from_table(path, theirs, _recognize(path, theirs))
 
 
-def _from_file(path: Path, ours: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], str]:
-    theirs = _read(path)
-    source = _recognize(path, theirs)
-    expected = {name: entry for name, entry in source.table.items() if name in ours}
-    if not expected or len(expected) < len(source.table):
-        raise UserError(
-            f"{path} holds {source.title}, which fits config.model.backbone={source.backbone}, not "
-            "the backbone of this run"
-        )
-    taken, problems = {}, []
-    for name, (key, layout) in expected.items():
+def _from_run(path: Path) -> Weights:
+    from fcn_jax.runs import load_run
+
+    run = load_run(path)
+    model = {
+        "backbone": run.config.model.backbone,
+        "preprocessing": preprocessing_name(run.config.model),
+    }
+    about = saved.About(f"run at step {run.step}", {"model": model})
+    return Weights(path, about, {k: np.asarray(v) for k, v in flat(run.variables).items()})
+
+
+def _recognize(path: Path, theirs: Mapping[str, np.ndarray]) -> Source:
+    for source in sources():
+        if source.recognizes(theirs):
+            return source
+    titles = "; ".join(source.title for source in sources())
+    first = ", ".join(list(theirs)[:3])
+    raise UserError(f"{path} is of no known source (it begins with {first}); known are: {titles}")
+
+
+def _from_table(path: Path, theirs: Mapping[str, np.ndarray], source: Source) -> Weights:
+    tensors, origins, problems = {}, {}, []
+    for name, (key, layout) in source.table.items():
         if key not in theirs:
-            problems.append(f"missing {key}")
+            # Heads may be left out whole: torchvision's auxiliary one often is.
+            if not name.startswith("auxiliary"):
+                problems.append(f"missing {key}")
             continue
+        tensor = theirs[key]
         try:
-            tensor = layout(theirs[key]).astype(np.float32)
+            tensors[name] = layout(tensor).astype(np.float32)
         except ValueError:
-            tensor = theirs[key]
-        if tensor.shape != ours[name].shape:
-            problems.append(
-                f"{key} has shape {theirs[key].shape}, which does not make {name} "
-                f"{ours[name].shape}"
-            )
-        elif not np.isfinite(tensor).all():
-            problems.append(f"{key} is not finite")
-        taken[name] = tensor
-    wanted = {key for key, _ in expected.values()}
+            tensors[name] = tensor  # told of by its shape
+        origins[name] = (key, tensor.shape)
+    wanted = {key for key, _ in source.table.values()}
     problems += [
         f"unexpected {key}"
         for key in sorted(theirs)
         if key not in wanted
         and not any(key.startswith(part) or key.endswith(part) for part in source.left_out)
     ]
-    problems += [
-        f"nothing for {name}"
-        for name in ours
-        if name.startswith("backbone/")
-        and name not in expected
-        and name.split("/")[1] not in source.absent
-    ]
-    if problems:
-        raise UserError(f"{path} does not fit {source.title}: {'; '.join(problems)}")
-    return taken, source.title
-
-
-def _from_run(path: Path, ours: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], str]:
-    from fcn_jax.runs import load_run
-
-    run = load_run(path)
-    theirs = {name: np.asarray(value) for name, value in _flat(run.variables).items()}
-    taken = {
-        name: value
-        for name, value in theirs.items()
-        if name in ours and value.shape == ours[name].shape
+    problems += _not_finite({key: theirs[key] for key in wanted if key in theirs})
+    model = {
+        "backbone": source.backbone,
+        "preprocessing": source.preprocessing,
+        **source.model,
+        # Its second head is there where it has weights.
+        "auxiliary_weight": 0.5 if any(name.startswith("auxiliary") for name in tensors) else 0.0,
     }
-    missing = [n for n in ours if n.startswith("backbone/") and n not in taken]
-    if missing:
-        raise UserError(
-            f"{path} holds a run of another backbone ({run.config.model.backbone}): it has no "
-            f"{', '.join(missing[:5])}{' …' if len(missing) > 5 else ''} of this shape"
-        )
-    return taken, f"run at step {run.step}"
+    about = saved.About(source.title, {"model": model}, source.classes)
+    return Weights(path, about, tensors, origins, tuple(problems), source.absent)
 
 
-def _read(path: Path) -> dict[str, np.ndarray]:
-    if not path.exists():
-        raise UserError(f"config.init: there is no file {path}")
-    try:
-        if path.suffix == ".npz":
-            with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
-                return {key: file[key] for key in file.files}
-        if path.suffix in (".pth", ".pt"):
-            return _read_torch(path)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, RuntimeError) as error:
-        raise UserError(
-            f"config.init: {path} cannot be read ({str(error).splitlines()[0]}): it may be "
-            "truncated; fetch it again"
-        ) from error
-    raise UserError(
-        f"config.init: {path} must be a .npz or .pth file of weights, or the folder of a run"
+def _not_finite(tensors: Mapping[str, np.ndarray]) -> tuple[str, ...]:
+    return tuple(
+        f"{name} is not finite"
+        for name, tensor in tensors.items()
+        if tensor.dtype.kind == "f" and not np.isfinite(tensor).all()
     )
 
 
-def _read_torch(path: Path) -> dict[str, np.ndarray]:
-    try:
-        import torch
-    except ImportError:
-        raise UserError(
-            f"config.init: reading {path} needs PyTorch (`pip install torch`), or convert it once "
-            "where PyTorch is: numpy.savez(FILE, **{k: v.numpy() for k, v in state_dict.items()})"
-        ) from None
-    # weights_only: tensors alone are unpickled, never code.
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    return {key: value.float().numpy() for key, value in state.items()}
+def _for_channels(kernel: np.ndarray, wanted: tuple[int, ...]) -> np.ndarray:
+    """A first layer's kernel (h, w, 3, out) for another number of channels; else as it is."""
+    colours = 3
+    if kernel.ndim != 4 or kernel.shape[2] != colours or len(wanted) != 4:
+        return kernel
+    channels = wanted[2]
+    if channels == 1:
+        return kernel.sum(axis=2, keepdims=True)
+    if channels < colours:
+        return kernel
+    mean = kernel.mean(axis=2, keepdims=True)
+    return np.concatenate([kernel, *[mean] * (channels - colours)], axis=2)
 
 
-def _recognize(path: Path, theirs: dict[str, np.ndarray]) -> Source:
-    for make in SOURCES:
-        source = make()
-        if source.signature in theirs:
-            return source
-    titles = "; ".join(make().title for make in SOURCES)
-    first = ", ".join(list(theirs)[:3])
-    raise UserError(
-        f"config.init: {path} is of no known source (it begins with {first}); known are: {titles}"
-    )
+def _layers(names) -> list[str]:
+    return sorted({name.rpartition("/")[0] for name in names})
 
 
-def _flat(variables: tuple[Any, Any]) -> dict[str, Any]:
+def zeros(network: Network) -> tuple[Any, Any]:
+    """(params, batch_stats) of a network, all zero: for where its own are shapes or unwanted."""
+    return jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), network.variables)
+
+
+def flat(variables: tuple[Any, Any]) -> dict[str, Any]:
+    """(params, batch_stats) by path, joined by '/'."""
     params, batch_stats = variables
     return {
         **traverse_util.flatten_dict(params, sep="/"),
@@ -154,10 +243,10 @@ def _flat(variables: tuple[Any, Any]) -> dict[str, Any]:
     }
 
 
-def _unflat(variables: tuple[Any, Any], taken: dict[str, np.ndarray]) -> tuple[Any, Any]:
+def _replaced(variables: tuple[Any, Any], taken: Mapping[str, np.ndarray]) -> tuple[Any, Any]:
     def replaced(tree):
-        flat = traverse_util.flatten_dict(tree, sep="/")
-        new = {name: jnp.asarray(taken.get(name, value)) for name, value in flat.items()}
+        named = traverse_util.flatten_dict(tree, sep="/")
+        new = {name: jnp.asarray(taken.get(name, value)) for name, value in named.items()}
         return traverse_util.unflatten_dict(new, sep="/")
 
     params, batch_stats = variables

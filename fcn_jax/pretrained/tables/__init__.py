@@ -1,0 +1,31 @@
+"""Where each tensor of a source belongs: one table of names per source, one file per origin."""
+
+from collections.abc import Iterator
+
+from fcn_jax.models.backbones.resnet import DEPTHS
+from fcn_jax.pretrained.source import Source
+from fcn_jax.pretrained.tables import caffe, timm, torchfcn, torchvision
+
+
+def sources() -> Iterator[Source]:
+    """All that are known."""
+    yield caffe.squeezenet()
+    yield caffe.vgg16_trunk()
+    yield caffe.vgg16()
+    yield caffe.alexnet()
+    yield caffe.alexnet_fcn()
+    for net in torchfcn.SKIP_LAYERS:
+        yield caffe.vgg16_fcn(net)
+        yield torchfcn.torchfcn(net)
+    yield caffe.vgg16_fcn_at_once()
+    yield torchvision.alexnet()
+    yield torchvision.vgg16()
+    yield torchvision.vgg16_bn()
+    yield torchvision.squeezenet()
+    yield torchvision.googlenet()
+    yield torchvision.mobilenet_v3_large()
+    yield timm.efficientnet_lite0()
+    for depth in DEPTHS:
+        yield torchvision.resnet(depth)
+    for depth in (50, 101):
+        yield torchvision.fcn_resnet(depth)

@@ -1,0 +1,34 @@
+"""Ross Wightman's image models."""
+
+from fcn_jax.models.backbones.efficientnet import GROUPS
+from fcn_jax.pretrained.source import Source, batch_norms, kernels
+from fcn_jax.pretrained.tables.torchvision import COUNTERS
+
+
+def efficientnet_lite0() -> Source:
+    """`efficientnet_lite0`.
+
+    `tf_efficientnet_lite0` has the same names and shapes, but wants another padding (TensorFlow's)
+    and other pixels: nothing in a file tells them apart.
+    """
+    convolutions = {"backbone/conv1/conv": "conv_stem", "backbone/conv2/conv": "conv_head"}
+    norms = {"backbone/conv1/bn": "bn1", "backbone/conv2/bn": "bn2"}
+    for group, (count, _, _, expansion, _) in enumerate(GROUPS, start=1):
+        parts = {"expand": "conv_pw", "depthwise": "conv_dw", "project": "conv_pwl"}
+        if expansion == 1:
+            parts = {"depthwise": "conv_dw", "project": "conv_pw"}
+        for index in range(count):
+            block, prefix = f"backbone/block{group}_{index}", f"blocks.{group - 1}.{index}"
+            for number, (ours, theirs) in enumerate(parts.items(), start=1):
+                convolutions[f"{block}/{ours}/conv"] = f"{prefix}.{theirs}"
+                norms[f"{block}/{ours}/bn"] = f"{prefix}.bn{number}"
+    return Source(
+        "EfficientNet-Lite0, timm",
+        "efficientnet_lite0",
+        "torchvision",
+        has=("conv_stem.weight", "blocks.5.3.conv_pwl.weight", "conv_head.weight"),
+        # Of EfficientNet-B0, and of Lite1 and larger.
+        lacks=("blocks.1.0.se.conv_reduce.weight", "blocks.1.2.conv_pwl.weight"),
+        table=kernels(convolutions) | batch_norms(norms),
+        left_out=("classifier.", COUNTERS),
+    )

@@ -1,0 +1,119 @@
+"""What the comparisons with other projects' networks share.
+
+Each peer runs images of several sizes one by one; ours runs them together, on one canvas.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+
+from fcn_jax import pretrained
+from fcn_jax.models.backbones.preprocess import Preprocessing
+from fcn_jax.models.fcn import FCN
+from fcn_jax.step import Network
+
+
+def pictures(sizes: Sequence[tuple[int, int]]) -> list[np.ndarray]:
+    """Images of smooth colours under noise: uint8 (h, w, 3)."""
+    random = np.random.default_rng(0)
+    images = []
+    for height, width in sizes:
+        coarse = random.uniform(0, 255, (height // 16 + 2, width // 16 + 2, 3))
+        smooth = coarse.repeat(16, axis=0).repeat(16, axis=1)[:height, :width]
+        noise = random.normal(0, 20, smooth.shape)
+        images.append(np.clip(smooth + noise, 0, 255).astype(np.uint8))
+    return images
+
+
+def canvases(images: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Canvases full of junk, with the images at the top left, and their sizes."""
+    sizes = np.asarray([image.shape[:2] for image in images], np.int32)
+    canvas = np.random.default_rng(1).integers(
+        0, 256, (len(images), *(sizes.max(0) + 3), 3), dtype=np.uint8
+    )
+    for place, image in zip(canvas, images, strict=True):
+        place[: image.shape[0], : image.shape[1]] = image
+    return canvas, sizes
+
+
+def randomised_peer(torch: ModuleType, network: Any) -> Any:
+    """With every number drawn at random, also what starts at zero or bilinear.
+
+    Normalisations have seen a batch: with statistics that are not the features' own, these grow
+    from layer to layer until MobileNet differs from itself in float64 by a hundredth.
+    """
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, tensor in network.state_dict().items():
+            if tensor.ndim >= 2:
+                fan_in = tensor[0].numel()
+                tensor.normal_(0, (2 / fan_in) ** 0.5, generator=generator)
+            elif tensor.ndim == 1 and name.endswith("weight"):
+                tensor.uniform_(0.5, 1.5, generator=generator)
+            elif tensor.ndim == 1:
+                tensor.normal_(0, 0.1, generator=generator)
+        norms = [m for m in network.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+        if norms:
+            usual = norms[0].momentum
+            for norm in norms:
+                norm.momentum = 1.0
+            network.train()(torch.randn(4, 3, 96, 96, generator=generator))
+            for norm in norms:
+                norm.momentum = usual
+    return network.eval()
+
+
+def to_torch(torch: ModuleType, image: np.ndarray, preprocessing: Preprocessing) -> Any:
+    """One image as the peer wants it: float32 (1, 3, h, w), by its own formula, not by ours."""
+    pixels = image.astype(np.float64)
+    if preprocessing.bgr:
+        pixels = pixels[..., ::-1]
+    pixels = (pixels - preprocessing.mean) / preprocessing.std
+    return torch.tensor(pixels.transpose(2, 0, 1)[None].copy(), dtype=torch.float32)
+
+
+def initialized(make: Callable[[], FCN], file: Path) -> tuple[Network, Any]:
+    """A network with a file's weights, and without having drawn its own."""
+    network = Network(nnx.eval_shape(make))
+    variables, report = pretrained.read(file).apply(pretrained.zeros(network))
+    assert "left as they were" not in report
+    return network, variables
+
+
+def check_segmentation(
+    title: str,
+    make: Callable[[], FCN],
+    file: Path,
+    peer: Callable[[np.ndarray], np.ndarray],
+    sizes: Sequence[tuple[int, int]],
+) -> None:
+    """Logits within 1e-4 of their range, and the same classes on 99.99 % of the pixels.
+
+    peer: an image uint8 (h, w, 3) to logits (h, w, k).
+    """
+    network, variables = initialized(make, file)
+    images = pictures(sizes)
+    canvas, valid = canvases(images)
+    logits = jax.jit(lambda *inputs: network(inputs[0], inputs[1], valid=inputs[2])[0]["logits"])(
+        variables, canvas, valid
+    )
+    same = pixels = 0
+    largest = 0.0
+    for index, image in enumerate(images):
+        expected = peer(image)
+        ours = np.asarray(logits[index, : image.shape[0], : image.shape[1]])
+        assert expected.shape == ours.shape
+        largest = max(largest, np.abs(ours - expected).max() / np.ptp(expected))
+        same += (ours.argmax(-1) == expected.argmax(-1)).sum()
+        pixels += ours[..., 0].size
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(variables[0]))
+    print(
+        f"\n{title}: {parameters:,} parameters, {largest:.1e} of the range, {same}/{pixels} alike"
+    )
+    assert largest < 1e-4
+    assert same >= 0.9999 * pixels

@@ -1,0 +1,219 @@
+"""The FCN authors' Caffe networks: their files run by OpenCV and by us give the same numbers.
+
+Each network is written out here, as a prototxt and a .caffemodel of random weights, layer by layer
+as in the authors' code (fcn.berkeleyvision.org), with fc6 and fc7 narrowed.
+"""
+
+import struct
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+from flax import nnx
+
+from fcn_jax import pretrained
+from fcn_jax.models.backbones.alexnet import CAFFE_VARIANT, AlexNet
+from fcn_jax.models.backbones.vgg import BLOCKS, VGG16
+from fcn_jax.models.fcn import FCN
+from tests.peers import check_segmentation
+
+CLASSES, FC_FEATURES = 21, 16
+
+
+@pytest.fixture
+def opencv() -> ModuleType:
+    cv2 = pytest.importorskip("cv2", reason="OpenCV is not installed")
+    if not hasattr(cv2.dnn, "readNetFromCaffe"):
+        pytest.skip("OpenCV reads no Caffe networks from version 5 on")
+    return cv2
+
+
+def varint(number: int) -> bytes:
+    encoded = b""
+    while number > 127:
+        encoded += bytes([number & 127 | 128])
+        number >>= 7
+    return encoded + bytes([number])
+
+
+def field(number: int, content: bytes) -> bytes:
+    """A length-delimited field of a protocol buffer."""
+    return varint(number << 3 | 2) + varint(len(content)) + content
+
+
+class CaffeNet:
+    """A network in Caffe's terms: a prototxt, and a .caffemodel written byte by byte."""
+
+    def __init__(self) -> None:
+        self.text = 'input: "data"\ninput_shape { dim: 1 dim: 3 dim: 64 dim: 64 }\n'
+        self.model = field(1, b"random")
+        self.random = np.random.default_rng(0)
+
+    def layer(
+        self,
+        name: str,
+        kind: str,
+        bottoms: Sequence[str],
+        settings: str = "",
+        blobs: Sequence[np.ndarray] = (),
+    ) -> str:
+        below = " ".join(f'bottom: "{bottom}"' for bottom in bottoms)
+        self.text += f'layer {{ name: "{name}" type: "{kind}" {below} top: "{name}" {settings} }}\n'
+        content = field(1, name.encode()) + field(2, kind.encode())
+        for blob in blobs:
+            shape = field(7, field(1, b"".join(map(varint, blob.shape))))
+            data = field(5, struct.pack(f"<{blob.size}f", *blob.ravel()))
+            content += field(7, shape + data)
+        self.model += field(100, content)
+        return name
+
+    def convolution(
+        self, name: str, x: str, shape: tuple[int, int, int], pad: int = 0, stride: int = 1,
+        group: int = 1,
+    ) -> str:  # fmt: skip
+        """shape: (out, in, side of the kernel)."""
+        features, before, side = shape
+        fan_in = before // group * side**2
+        blobs = [
+            self.random.normal(0, (2 / fan_in) ** 0.5, (features, before // group, side, side)),
+            self.random.normal(0, 0.1, features),
+        ]
+        settings = (
+            f"convolution_param {{ num_output: {features} kernel_size: {side} pad: {pad} "
+            f"stride: {stride} group: {group} }}"
+        )
+        return self.layer(name, "Convolution", [x], settings, blobs)
+
+    def rectified(self, x: str) -> str:
+        return self.layer(f"relu_{x}", "ReLU", [x])
+
+    def pool(self, name: str, x: str, side: int) -> str:
+        settings = f"pooling_param {{ pool: MAX kernel_size: {side} stride: 2 }}"
+        return self.layer(name, "Pooling", [x], settings)
+
+    def deconvolution(self, name: str, x: str, side: int, stride: int) -> str:
+        settings = (
+            f"convolution_param {{ num_output: {CLASSES} kernel_size: {side} stride: {stride} "
+            "bias_term: false }"
+        )
+        kernel = self.random.normal(0, 1 / side, (CLASSES, CLASSES, side, side))
+        return self.layer(name, "Deconvolution", [x], settings, [kernel])
+
+    def crop(self, name: str, x: str, like: str, offset: int) -> str:
+        settings = f"crop_param {{ axis: 2 offset: {offset} }}"
+        return self.layer(name, "Crop", [x, like], settings)
+
+    def add(self, name: str, x: str, y: str) -> str:
+        return self.layer(name, "Eltwise", [x, y], "eltwise_param { operation: SUM }")
+
+    def fully_connected(self, x: str, features: int, side: int) -> str:
+        x = self.rectified(self.convolution("fc6", x, (FC_FEATURES, features, side)))
+        return self.rectified(self.convolution("fc7", x, (FC_FEATURES, FC_FEATURES, 1)))
+
+    def save(self, folder: Path) -> None:
+        (folder / "net.prototxt").write_text(self.text)
+        (folder / "net.caffemodel").write_bytes(self.model)
+
+
+def vgg16(skips: int, *, at_once: bool = False) -> CaffeNet:
+    net = CaffeNet()
+    x, before = "data", 3
+    for block, (features, depth) in enumerate(BLOCKS, start=1):
+        for number in range(1, depth + 1):
+            pad = 100 if block == number == 1 else 1
+            x = net.convolution(f"conv{block}_{number}", x, (features, before, 3), pad)
+            x, before = net.rectified(x), features
+        x = net.pool(f"pool{block}", x, 2)
+    x = net.convolution("score_fr", net.fully_connected(x, 512, 7), (CLASSES, FC_FEATURES, 1))
+    if skips == 0:
+        return finished(net, net.deconvolution("upscore", x, 64, 32), 19)
+    x = net.deconvolution("upscore2", x, 4, 2)
+    x = net.add("fuse_pool4", x, skip(net, 4, 512, x, 5, 0.01 if at_once else 1.0))
+    if skips == 1:
+        return finished(net, net.deconvolution("upscore16", x, 32, 16), 27)
+    x = net.deconvolution("upscore_pool4", x, 4, 2)
+    x = net.add("fuse_pool3", x, skip(net, 3, 256, x, 9, 0.0001 if at_once else 1.0))
+    return finished(net, net.deconvolution("upscore8", x, 16, 8), 31)
+
+
+def skip(net: CaffeNet, block: int, features: int, like: str, offset: int, scale: float) -> str:
+    x = f"pool{block}"
+    if scale != 1.0:
+        factors = np.full(features, scale)
+        x = net.layer(f"scale_{x}", "Scale", [x], "", [factors])
+    x = net.convolution(f"score_pool{block}", x, (CLASSES, features, 1))
+    return net.crop(f"score_pool{block}c", x, like, offset)
+
+
+def alexnet() -> CaffeNet:
+    net = CaffeNet()
+
+    def normalised(name: str, x: str) -> str:
+        return net.layer(name, "LRN", [x], "lrn_param { local_size: 5 alpha: 1e-4 beta: 0.75 }")
+
+    x = net.rectified(net.convolution("conv1", "data", (96, 3, 11), pad=100, stride=4))
+    x = normalised("norm1", net.pool("pool1", x, 3))
+    x = net.rectified(net.convolution("conv2", x, (256, 96, 5), pad=2, group=2))
+    x = normalised("norm2", net.pool("pool2", x, 3))
+    x = net.rectified(net.convolution("conv3", x, (384, 256, 3), pad=1))
+    x = net.rectified(net.convolution("conv4", x, (384, 384, 3), pad=1, group=2))
+    x = net.rectified(net.convolution("conv5", x, (256, 384, 3), pad=1, group=2))
+    x = net.fully_connected(net.pool("pool5", x, 3), 256, 6)
+    x = net.convolution("score_fr", x, (CLASSES, FC_FEATURES, 1))
+    return finished(net, net.deconvolution("upscore", x, 63, 32), 18)
+
+
+def finished(net: CaffeNet, x: str, offset: int) -> CaffeNet:
+    net.crop("score", x, "data", offset)
+    return net
+
+
+def ours_vgg16(skips: int, score_scales: Sequence[float] = ()) -> Callable[[], FCN]:
+    def make() -> FCN:
+        backbone = VGG16(padding="paper", fc_features=FC_FEATURES, rngs=nnx.Rngs(0))
+        return FCN(backbone, CLASSES, skips=skips, score_scales=score_scales, rngs=nnx.Rngs(0))
+
+    return make
+
+
+def ours_alexnet() -> FCN:
+    backbone = AlexNet(
+        variant=CAFFE_VARIANT, padding="paper", fc_features=FC_FEATURES, rngs=nnx.Rngs(0)
+    )
+    return FCN(backbone, CLASSES, skips=0, rngs=nnx.Rngs(0))
+
+
+NETWORKS: dict[str, tuple[Callable[[], CaffeNet], Callable[[], FCN], str]] = {
+    "voc-fcn32s": (lambda: vgg16(0), ours_vgg16(0), "FCN-32s on VGG16, Caffe"),
+    "voc-fcn16s": (lambda: vgg16(1), ours_vgg16(1), "FCN-16s on VGG16, Caffe"),
+    "voc-fcn8s": (lambda: vgg16(2), ours_vgg16(2), "FCN-8s on VGG16, Caffe"),
+    "voc-fcn8s-atonce": (
+        lambda: vgg16(2, at_once=True),
+        ours_vgg16(2, (1.0, 0.01, 0.0001)),
+        "FCN-8s at once on VGG16, Caffe",
+    ),
+    "voc-fcn-alexnet": (alexnet, ours_alexnet, "FCN-32s on AlexNet, Caffe"),
+}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_the_authors_networks(opencv: ModuleType, tmp_path: Path, name: str) -> None:
+    theirs, ours, source = NETWORKS[name]
+    theirs().save(tmp_path)
+    weights = pretrained.read(str(tmp_path / "net.caffemodel"))
+    assert weights.about.source == source
+    peer = opencv.dnn.readNetFromCaffe(
+        str(tmp_path / "net.prototxt"), str(tmp_path / "net.caffemodel")
+    )
+
+    def logits(image: np.ndarray) -> np.ndarray:
+        mean = np.asarray([104.00699, 116.66877, 122.67892])
+        blob = (image[..., ::-1] - mean).transpose(2, 0, 1)[None].astype(np.float32)
+        peer.setInput(blob)
+        return peer.forward("score")[0].transpose(1, 2, 0)
+
+    check_segmentation(
+        f"Caffe {name}", ours, tmp_path / "net.caffemodel", logits, [(64, 64), (45, 83), (97, 30)]
+    )

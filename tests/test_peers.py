@@ -1,0 +1,224 @@
+"""Other projects' networks, their weights brought over by file, give the same numbers here.
+
+Each peer runs images of three sizes one by one; ours runs them together, on one canvas. What was
+measured is printed: `pytest -s tests/test_peers.py`.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from fcn_jax import pretrained
+from fcn_jax.config import ModelConfig
+from fcn_jax.models.backbones.preprocess import BY_NAME
+from fcn_jax.models.backbones.vgg import VGG16
+from fcn_jax.models.build import build, build_backbone
+from fcn_jax.models.fcn import FCN
+from fcn_jax.models.layers import FeatureMap
+from tests.peers import (
+    canvases,
+    check_segmentation,
+    initialized,
+    pictures,
+    randomised_peer,
+    to_torch,
+)
+
+FC_FEATURES = 16
+"""Of fc6 and fc7 in the tests of whole VGG16 networks: 4096 would only take time and memory."""
+
+
+# Whole segmentation networks
+
+
+@pytest.mark.parametrize("depth", [50, pytest.param(101, marks=pytest.mark.slow)])
+def test_torchvisions_fcn_resnet(
+    torch: ModuleType, torchvision: ModuleType, tmp_path: Path, depth: int
+) -> None:
+    make = getattr(torchvision.models.segmentation, f"fcn_resnet{depth}")
+    peer = randomised_peer(torch, make(weights=None, weights_backbone=None, aux_loss=True))
+    torch.save(peer.state_dict(), tmp_path / "fcn.pth")
+    weights = pretrained.read(str(tmp_path / "fcn.pth"))
+    config = ModelConfig(**weights.about.config["model"])
+
+    def logits(image: np.ndarray) -> np.ndarray:
+        with torch.no_grad():
+            scores = peer(to_torch(torch, image, BY_NAME["torchvision"]))["out"]
+        return scores[0].numpy().transpose(1, 2, 0)
+
+    check_segmentation(
+        f"torchvision fcn_resnet{depth}",
+        lambda: build(config, 21, rngs=nnx.Rngs(0)),
+        tmp_path / "fcn.pth",
+        logits,
+        [(96, 64), (75, 101), (33, 120)],
+    )
+
+
+def test_torchvisions_auxiliary_head(
+    torch: ModuleType, torchvision: ModuleType, tmp_path: Path
+) -> None:
+    make = torchvision.models.segmentation.fcn_resnet50
+    peer = randomised_peer(torch, make(weights=None, weights_backbone=None, aux_loss=True))
+    for module in peer.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    torch.save(peer.state_dict(), tmp_path / "fcn.pth")
+    config = ModelConfig(**pretrained.read(str(tmp_path / "fcn.pth")).about.config["model"])
+    assert config.auxiliary_weight == 0.5
+    network, variables = initialized(
+        lambda: build(config, 21, rngs=nnx.Rngs(0)), tmp_path / "fcn.pth"
+    )
+    image = pictures([(65, 70)])[0]
+    peer.train()  # batch normalisation by the batch; it returns the head only then
+    with torch.no_grad():
+        expected = peer(to_torch(torch, np.stack([image])[0], BY_NAME["torchvision"]))
+    values, _ = jax.jit(lambda v, x: network(v, x, train=True))(variables, image[None])
+    for ours, theirs in {"logits": "out", "logits_auxiliary": "aux"}.items():
+        scores = expected[theirs].numpy().transpose(0, 2, 3, 1)
+        np.testing.assert_allclose(values[ours], scores, atol=2e-4 * np.ptp(scores), rtol=0)
+
+
+def small_vgg16(skips: int, **settings: Any) -> Callable[[], FCN]:
+    def make() -> FCN:
+        backbone = VGG16(padding="paper", fc_features=FC_FEATURES, rngs=nnx.Rngs(0))
+        return FCN(backbone, 21, skips=skips, rngs=nnx.Rngs(0), **settings)
+
+    return make
+
+
+@pytest.mark.parametrize("name", ["FCN32s", "FCN16s", "FCN8s", "FCN8sAtOnce"])
+def test_torchfcns_networks(
+    torch: ModuleType, torchfcn: ModuleType, tmp_path: Path, name: str
+) -> None:
+    peer = getattr(torchfcn, name)()
+    peer.fc6 = torch.nn.Conv2d(512, FC_FEATURES, 7)
+    peer.fc7 = torch.nn.Conv2d(FC_FEATURES, FC_FEATURES, 1)
+    peer.score_fr = torch.nn.Conv2d(FC_FEATURES, 21, 1)
+    randomised_peer(torch, peer)
+    torch.save(peer.state_dict(), tmp_path / "fcn.pth")
+
+    def logits(image: np.ndarray) -> np.ndarray:
+        with torch.no_grad():
+            scores = peer(to_torch(torch, image, BY_NAME["caffe"]))
+        return scores[0].numpy().transpose(1, 2, 0)
+
+    skips = {"FCN32s": 0, "FCN16s": 1}.get(name, 2)
+    scales = (1.0, 0.01, 0.0001) if name == "FCN8sAtOnce" else ()
+    check_segmentation(
+        f"torchfcn {name}",
+        small_vgg16(skips, score_scales=scales),
+        tmp_path / "fcn.pth",
+        logits,
+        [(64, 64), (45, 83), (97, 30)],
+    )
+
+
+# Classifiers: our last features under the peer's own last layers
+
+ANY_SIZES = ((96, 64), (75, 101), (33, 120))
+
+ONE_POSITION = ((224, 224), (231, 225), (227, 239))
+"""Sizes of which the fully connected layers see all, without a pooling to a fixed size."""
+
+CLASSIFIERS = {
+    "alexnet": ("alexnet", ONE_POSITION),
+    "vgg16": ("vgg16", ONE_POSITION),
+    "vgg16_bn": ("vgg16_bn", ONE_POSITION),
+    "squeezenet1_1": ("squeezenet", ANY_SIZES),
+    "googlenet": ("googlenet", ANY_SIZES),
+    "mobilenet_v3_large": ("mobilenet_v3_large", ANY_SIZES),
+    "resnet18": ("resnet18", ANY_SIZES),
+    "resnet34": ("resnet34", ANY_SIZES),
+    "resnet50": ("resnet50", ANY_SIZES),
+    "resnet101": ("resnet101", ANY_SIZES),
+    "resnet152": ("resnet152", ANY_SIZES),
+}
+"""torchvision's name → ours, and the sizes that it is tried on."""
+
+
+class Trunk(nnx.Module):
+    """A backbone alone, under the name that it has in an FCN."""
+
+    def __init__(self, backbone: Any):
+        self.backbone = backbone
+
+    def __call__(self, image: jax.Array, valid: jax.Array) -> FeatureMap:
+        """The last features."""
+        features = self.backbone(FeatureMap(self.backbone.preprocessing(image), valid))
+        return features[max(features)]
+
+
+def trunk_as_trained(backbone: str, preprocessing: str) -> Trunk:
+    """In the geometry of the classifier itself."""
+    config = ModelConfig(backbone=backbone, padding="original")
+    return Trunk(build_backbone(config, BY_NAME[preprocessing], rngs=nnx.Rngs(0)))
+
+
+def last_layers(peer: Any, name: str, features: Any) -> Any:
+    """Scores (k,) of one image by the peer's own last layers, from our features (h, w, c)."""
+    if name in ("alexnet", "vgg16", "vgg16_bn"):
+        assert features.shape[:2] == (1, 1)
+        return peer.classifier[6](features[0, 0])
+    if name == "squeezenet1_1":
+        conv10 = peer.classifier[1](features.permute(2, 0, 1)[None])
+        return conv10.relu().mean((0, 2, 3))
+    average = features.mean((0, 1))
+    return (peer.classifier if name == "mobilenet_v3_large" else peer.fc)(average)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow) if name in ("resnet101", "resnet152") else name
+        for name in CLASSIFIERS
+    ],
+)
+def test_torchvisions_classifiers(
+    torch: ModuleType, torchvision: ModuleType, tmp_path: Path, name: str
+) -> None:
+    backbone, sizes = CLASSIFIERS[name]
+    # As its published weights want it.
+    googlenet = {"init_weights": False, "aux_logits": False, "transform_input": True}
+    options = googlenet if name == "googlenet" else {}
+    peer = randomised_peer(torch, getattr(torchvision.models, name)(weights=None, **options))
+    torch.save(peer.state_dict(), tmp_path / "weights.pth")
+    weights = pretrained.read(str(tmp_path / "weights.pth"))
+    assert weights.about.backbone == backbone
+    parts: Any = nnx.split(
+        nnx.eval_shape(lambda: trunk_as_trained(backbone, weights.about.preprocessing)),
+        nnx.Param,
+        nnx.BatchStat,
+    )
+    graph, *states = parts
+    empty: Any = jax.tree.map(
+        lambda leaf: np.zeros(leaf.shape, leaf.dtype), tuple(map(nnx.to_pure_dict, states))
+    )
+    variables, _ = weights.apply(empty)
+
+    @jax.jit
+    def run(variables: Any, image: jax.Array, valid: jax.Array) -> FeatureMap:
+        for state, values in zip(states, variables, strict=True):
+            nnx.replace_by_pure_dict(state, values)
+        return nnx.merge(graph, *states)(image, valid)
+
+    images = pictures(sizes)
+    features = run(variables, *canvases(images))
+    assert features.valid is not None
+    ours, theirs = [], []
+    for index, image in enumerate(images):
+        with torch.no_grad():
+            theirs.append(peer(to_torch(torch, image, BY_NAME["torchvision"]))[0].numpy())
+            height, width = features.valid[index]
+            values = torch.tensor(np.array(features.values[index, :height, :width]))
+            ours.append(last_layers(peer, name, values).numpy())
+    largest = np.abs(np.stack(ours) - theirs).max() / np.ptp(theirs)
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(variables[0]))
+    print(f"\ntorchvision {name}: {parameters:,} parameters, {largest:.1e} of the range")
+    assert largest < 1e-4
