@@ -1,14 +1,16 @@
 """FCN-32s on VGG16 on PASCAL VOC 2012, as in the paper: the first of three stages.
 
     python -m fcn_jax.train --config=configs/voc_fcn32s_vgg16.py \\
-        --config.data.root=VOCdevkit --config.init=vgg16.pth --workdir=runs/voc_fcn32s
+        --config.data.root=VOCdevkit --config.init=VGG_ILSVRC_16_layers.caffemodel \\
+        --workdir=runs/voc_fcn32s
 
 then `voc_fcn16s_vgg16.py` and `voc_fcn8s_vgg16.py`, each from the run before. Meant for a GPU of
 16 GB. The full schedule's result is not measured here.
 
 Solver: Long, Shelhamer & Darrell (PAMI 2017) and the authors' code: single whole images, momentum
 0.99, the summed loss at a rate of 1e-10, 2e-10 for biases, decay 5e-4, 100,000 steps; upsampling
-stays bilinear. Unlike there, an epoch visits every image once, and layers pad to the same size.
+stays bilinear. Unlike there, an epoch visits every image once. The image is padded by 100, as
+there; --config.model.padding=same computes half as much from the same weights.
 """
 
 from fcn_jax.config import Config
@@ -21,6 +23,7 @@ def get_config() -> Config:
     config.augment.scale = (1.0, 1.0)
     config.augment.flip = False
     config.model.backbone = "vgg16"
+    config.model.padding = "paper"
     config.model.skips = 0
     config.model.upsampling = "fixed"
     config.loss.normalization = "sum"

@@ -1,7 +1,8 @@
 """FCN-8s on VGG16 on PASCAL VOC 2012, at once: no stages, skips scaled down (PAMI 2017).
 
     python -m fcn_jax.train --config=configs/voc_fcn8s_atonce_vgg16.py \\
-        --config.data.root=VOCdevkit --config.init=vgg16.pth --workdir=runs/voc_fcn8s_atonce
+        --config.data.root=VOCdevkit --config.init=VGG_ILSVRC_16_layers.caffemodel \\
+        --workdir=runs/voc_fcn8s_atonce
 
 pool4 is scaled by 0.01 and pool3 by 0.0001 before they are scored, and 300,000 steps are made at
 1e-10 (the authors' code). Meant for a GPU of 16 GB. The full schedule's result is not measured

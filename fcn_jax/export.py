@@ -1,0 +1,208 @@
+"""Exports a run: a folder that holds all there is to know of the network, to use or to publish.
+
+    python -m fcn_jax.export --workdir=DIR --output=OUT [--checkpoint=latest|best|STEP]
+
+OUT/model.safetensors   parameters and batch statistics
+OUT/model.json          settings, classes, preprocessing, metrics
+OUT/README.md           a model card, with the scores that evaluate has written to DIR/evaluation
+
+On another machine the folder stands for the run: `predict --workdir=OUT`,
+`train --config.init=OUT`, and from Python
+
+    from fcn_jax.predict import load_run
+    label_map = load_run("OUT")(image)
+
+A run of torchvision's FCN (resnet50 or resnet101, hidden head, stride 8) goes back to PyTorch:
+
+    python -m fcn_jax.export --workdir=DIR --output=fcn.safetensors --format=torchvision
+
+    model = torchvision.models.segmentation.fcn_resnet50(num_classes=21)
+    model.load_state_dict(safetensors.torch.load_file("fcn.safetensors"))
+"""
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from absl import flags
+from safetensors.numpy import save_file
+
+from fcn_jax import cli
+from fcn_jax.errors import UserError
+from fcn_jax.models.build import preprocessing_name
+from fcn_jax.pretrained import saved
+from fcn_jax.pretrained.load import flat
+from fcn_jax.pretrained.tables import torchvision
+from fcn_jax.progress import say
+from fcn_jax.runs import Run, load_run
+
+FORMATS = ("fcn_jax", "torchvision")
+
+
+def main(arguments: list[str]) -> None:
+    if arguments:
+        raise UserError(f"unexpected argument {arguments[0]!r} (see --help)")
+    options = flags.FLAGS
+    if not options.workdir or not options.output:
+        raise UserError("--workdir=DIR and --output=OUT are needed (see --help)")
+    run = load_run(options.workdir, options.checkpoint)
+    output = Path(options.output)
+    if options.format == "torchvision":
+        export_to_torchvision(run, output)
+    else:
+        export(run, output, read_metrics(Path(options.workdir)))
+    say(f"{output}: the network of {options.workdir} at step {run.step}")
+
+
+def export(run: Run, folder: Path, metrics: dict[str, Any]) -> None:
+    """Writes a run's folder for others. metrics: the contents of evaluation/SPLIT.json by split.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    config = dataclasses.asdict(run.config)
+    config["model"]["preprocessing"] = preprocessing_name(run.config.model)
+    # Paths of the machine that it was trained on say nothing elsewhere.
+    config["init"] = Path(config["init"]).name
+    config["data"] |= {"root": "", "prepared_dir": ""}
+    about = saved.About(
+        source=f"fcn_jax, trained on {run.config.data.name}",
+        config=config,
+        classes=run.label_maps,
+        channels=run.channels,
+        step=run.step,
+        metrics=metrics,
+    )
+    tensors = {name: np.asarray(value) for name, value in flat(run.variables).items()}
+    saved.save(folder / saved.FILE, tensors, about)
+    try:
+        (folder / "README.md").write_text(model_card(about, tensors))
+    except OSError as error:
+        raise UserError(f"cannot write {folder / 'README.md'} ({error.strerror})") from error
+
+
+def read_metrics(workdir: Path) -> dict[str, Any]:
+    """What evaluate has written, by split."""
+    return {
+        path.stem: json.loads(path.read_text())
+        for path in sorted((workdir / "evaluation").glob("*.json"))
+    }
+
+
+def model_card(about: saved.About, tensors: dict[str, np.ndarray]) -> str:
+    """A README in the form that model hubs show: a header of YAML, then Markdown."""
+    model = about.config["model"]
+    parameters = sum(
+        tensor.size for name, tensor in tensors.items() if not name.endswith(("/mean", "/var"))
+    )
+    lines = [
+        "---",
+        "library_name: fcn_jax",
+        "pipeline_tag: image-segmentation",
+        "tags: [semantic-segmentation, fcn, jax]",
+        "---",
+        "",
+        f"# FCN on {model['backbone']}, trained on {about.config['data']['name']}",
+        "",
+        f"A fully convolutional network of [fcn_jax], {parameters / 1e6:.2f} M parameters, after "
+        f"{about.step} training steps.",
+        "",
+        "```python",
+        "from fcn_jax.predict import load_run",
+        "",
+        'run = load_run("FOLDER")  # this folder',
+        f"label_map = run(image)  # uint8 (h, w, {about.channels}) -> uint8 (h, w)",
+        "```",
+        "",
+        "## Network",
+        "",
+        *(f"- {name}: {_shown(value)}" for name, value in model.items()),
+        "",
+        f"Images have {about.channels} channels, RGB first, in 0…255; the network normalises them "
+        f"itself ({model['preprocessing']}).",
+        "",
+        "## Classes",
+        "",
+    ]
+    for label_map, names in about.classes.items():
+        title = f"{label_map}: " if label_map else ""
+        lines += [title + ", ".join(f"{index} {name}" for index, name in enumerate(names)), ""]
+    lines += ["## Scores", ""]
+    if about.metrics:
+        names = ("images", "mean_iu", "pixel_accuracy", "mean_accuracy", "frequency_weighted_iu")
+        lines += [f"| split | {' | '.join(names)} |", "| --- " * (len(names) + 1) + "|"]
+        for split, scores in about.metrics.items():
+            lines.append(f"| {split} | {' | '.join(_shown(scores.get(n, '')) for n in names)} |")
+        lines += ["", "At native size, void left out, means over the classes present.", ""]
+    else:
+        lines += ["Not measured: run `python -m fcn_jax.evaluate` and export again.", ""]
+    lines += ["## Settings", "", "```json", json.dumps(about.config, indent=2), "```", ""]
+    return "\n".join(lines)
+
+
+def export_to_torchvision(run: Run, path: Path) -> None:
+    """Writes the state dict of torchvision's `fcn_resnet50` or `fcn_resnet101`.
+
+    path: a .safetensors, or a .pth where PyTorch is installed.
+
+    Raises:
+        UserError: the run is of another network, or the file cannot be written.
+    """
+    model = run.config.model
+    depth = model.backbone.removeprefix("resnet")
+    fits = (
+        depth in ("50", "101")
+        and (model.output_stride, model.skips, model.head) == (8, 0, "hidden")
+        and model.upsampling == "interpolate"
+        and (model.context_features, model.fusion, run.channels) == (0, "early", 3)
+        and len(run.label_maps) == 1
+    )
+    if not fits:
+        raise UserError(
+            "--format=torchvision wants a run of torchvision's FCN: config.model.backbone=resnet50 "
+            "or resnet101, output_stride=8, skips=0, head=hidden, upsampling=interpolate"
+        )
+    if preprocessing_name(model) != "torchvision":
+        raise UserError(
+            "--format=torchvision wants a run on torchvision's pixels: "
+            f"config.model.preprocessing is {model.preprocessing}"
+        )
+    ours = {name: np.asarray(value) for name, value in flat(run.variables).items()}
+    state = torchvision.to_state_dict(torchvision.fcn_resnet(int(depth)), ours)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.suffix == ".safetensors":
+            save_file(state, path, metadata={"format": "pt"})
+        elif path.suffix == ".pth":
+            _save_with_pytorch(state, path)
+        else:
+            raise UserError(f"--output={path} must end in .safetensors or .pth")
+    except OSError as error:
+        raise UserError(f"cannot write {path} ({error.strerror or error})") from error
+
+
+def _save_with_pytorch(state: dict[str, np.ndarray], path: Path) -> None:
+    try:
+        import torch
+    except ImportError:
+        raise UserError(
+            f"writing {path} needs PyTorch; without it, --output={path.with_suffix('.safetensors')}"
+        ) from None
+    torch.save({name: torch.tensor(tensor) for name, tensor in state.items()}, path)
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return ", ".join(map(_shown, value)) if isinstance(value, list | tuple) else str(value)
+
+
+if __name__ == "__main__":
+    flags.DEFINE_string("workdir", None, "folder of the run")
+    flags.DEFINE_string("output", None, "folder, or file with --format=torchvision, to write")
+    flags.DEFINE_string("checkpoint", "latest", "latest, best (by mean IU), or a step")
+    flags.DEFINE_enum("format", FORMATS[0], list(FORMATS), "of what is written")
+    cli.run(main, sys.modules[__name__])

@@ -1,0 +1,137 @@
+"""What leaves: an exported run stands for the run, here and, where it can, in torchvision."""
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from fcn_jax import pretrained
+from fcn_jax.config import Config, ModelConfig
+from fcn_jax.data import shapes
+from fcn_jax.data.labels import VOC_CLASSES
+from fcn_jax.errors import UserError
+from fcn_jax.export import export, export_to_torchvision, read_metrics
+from fcn_jax.models.build import build
+from fcn_jax.predict import load_run
+from fcn_jax.runs import Run, RunSettings
+from fcn_jax.step import Network
+from fcn_jax.train import train
+from tests.test_train import small_config, write_folder
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("own")
+    write_folder(folder / "data", [f"train_{n:03}" for n in range(4)])
+    config = small_config(folder)
+    config.train.steps = config.train.eval_every_steps = 2
+    train(config, folder / "run")
+    return folder / "run"
+
+
+def test_an_exported_run_stands_for_the_run_on_its_own(run_folder: Path, tmp_path: Path) -> None:
+    run = load_run(run_folder)
+    export(run, tmp_path / "out", read_metrics(run_folder))
+    elsewhere = tmp_path / "elsewhere"
+    shutil.move(tmp_path / "out", elsewhere)
+    again = load_run(elsewhere)
+    assert again.class_names == run.class_names == shapes.CLASSES
+    assert again.step == 2
+    assert again.config.model == dataclasses.replace(run.config.model, preprocessing="torchvision")
+    jax.tree.map(np.testing.assert_array_equal, again.variables, run.variables)
+    image, _ = shapes.draw("val_000")
+    np.testing.assert_array_equal(again(image), run(image))
+    # It says nothing of the machine that it was made on.
+    assert str(run_folder.parent) not in (elsewhere / "model.json").read_text()
+
+
+def test_the_model_card_holds_classes_scores_and_settings(run_folder: Path, tmp_path: Path) -> None:
+    export(load_run(run_folder), tmp_path, read_metrics(run_folder))
+    card = (tmp_path / "README.md").read_text()
+    assert card.startswith("---\nlibrary_name: fcn_jax\n")
+    assert "0 background, 1 disc, 2 square" in card
+    written = json.loads((run_folder / "evaluation/val.json").read_text())
+    assert f"| val | {written['images']} | {written['mean_iu']:.4g} |" in card
+    assert '"backbone": "small"' in card
+
+
+def test_an_exported_run_is_a_start_for_another(run_folder: Path, tmp_path: Path) -> None:
+    run = load_run(run_folder)
+    export(run, tmp_path / "out", {})
+    from_run, _ = pretrained.read(run_folder).apply(pretrained.zeros(run.network))
+    from_export, report = pretrained.read(tmp_path / "out").apply(pretrained.zeros(run.network))
+    jax.tree.map(np.testing.assert_array_equal, from_run, from_export)
+    assert "left as they were" not in report
+
+
+@pytest.fixture(scope="module")
+def torchvision_run() -> Run:
+    """A run of torchvision's FCN-ResNet-50 with numbers drawn at random."""
+    model = ModelConfig(
+        backbone="resnet50",
+        output_stride=8,
+        skips=0,
+        head="hidden",
+        auxiliary_weight=0.5,
+        upsampling="interpolate",
+    )
+    network = Network(nnx.eval_shape(lambda: build(model, 21, rngs=nnx.Rngs(0))))
+    random = np.random.default_rng(0)
+    variables = jax.tree.map(
+        lambda leaf: random.random(leaf.shape, np.float32) + 0.1, pretrained.zeros(network)
+    )
+    settings = RunSettings(Config(model=model), 3, {"": VOC_CLASSES})
+    return Run(settings, network, variables, 7)
+
+
+@pytest.mark.parametrize("ending", ["safetensors", "pth"])
+def test_out_to_torchvision_and_back_is_the_same_to_the_bit(
+    torch: ModuleType, torchvision: ModuleType, torchvision_run: Run, tmp_path: Path, ending: str
+) -> None:
+    path = tmp_path / f"fcn.{ending}"
+    export_to_torchvision(torchvision_run, path)
+    again, report = pretrained.read(path).apply(pretrained.zeros(torchvision_run.network))
+    jax.tree.map(np.testing.assert_array_equal, again, torchvision_run.variables)
+    assert "left as they were" not in report
+    state: Any
+    if ending == "pth":
+        state = torch.load(path, weights_only=True)
+    else:
+        from safetensors.torch import load_file
+
+        state = load_file(path)
+    with torch.device("meta"):
+        peer = torchvision.models.segmentation.fcn_resnet50(
+            weights=None, weights_backbone=None, aux_loss=True
+        )
+    peer.load_state_dict(state, strict=True, assign=True)
+    ours = torchvision_run.variables[0]["head"]["score32"]["score"]["kernel"]
+    theirs = peer.classifier[4].weight.detach().numpy()
+    np.testing.assert_array_equal(theirs[:, :, 0, 0], ours[0, 0].T)
+
+
+def test_a_run_of_another_network_does_not_go_to_torchvision(
+    run_folder: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match="wants a run of torchvision's FCN"):
+        export_to_torchvision(load_run(run_folder), tmp_path / "fcn.pth")
+
+
+def test_a_file_of_another_version_is_refused(run_folder: Path, tmp_path: Path) -> None:
+    about = pretrained.saved.About("x", {"model": {"backbone": "small", "preprocessing": "caffe"}})
+    tensors = {"backbone/x": np.zeros(2, np.float32)}
+    pretrained.saved.save(tmp_path / "w.safetensors", tensors, about)
+    whole = (tmp_path / "w.safetensors").read_bytes()
+    (tmp_path / "w.safetensors").write_bytes(whole.replace(b"channels", b"chanzels"))
+    with pytest.raises(UserError, match="another version of fcn_jax"):
+        pretrained.read(tmp_path / "w.safetensors")
+    (tmp_path / "w.safetensors").write_bytes(whole)
+    with pytest.raises(UserError, match="features of a classifier"):
+        load_run(tmp_path / "w.safetensors")
