@@ -2,7 +2,12 @@
 
     python -m fcn_jax.evaluate --workdir=DIR [--split=NAME] [--checkpoint=latest|best|STEP]
 
-Prints the paper's four metrics and a table of classes. Writes to DIR/evaluation
+DIR is the folder of a run, or of an exported one, or FILE.safetensors, a whole network that
+`fcn_jax.pretrained` has converted; the latter two are told where the images are:
+
+    python -m fcn_jax.evaluate --workdir=FILE.safetensors --data=voc --data_root=VOCdevkit
+
+Prints the paper's four metrics and a table of classes. Writes to DIR/evaluation (FILE/evaluation)
 
     SPLIT.json            the numbers
     SPLIT_confusion.png   which class was taken for which
@@ -69,9 +74,13 @@ def main(arguments: list[str]) -> None:
         raise UserError("--workdir=DIR is needed: the folder of a run")
     workdir = Path(options.workdir)
     run = load_run(workdir, options.checkpoint)
-    dataset = open_dataset(run.config.data)
+    where = run.config.data
+    where.name = options.data or where.name
+    where.root = options.data_root or where.root
+    dataset = open_dataset(where)
     for name, trained in run.label_maps.items():
-        if (now := dataset.label_maps[name]) != trained:
+        now = dataset.label_maps.get(name, ())
+        if now != trained:
             raise UserError(
                 f"{workdir} was trained on the classes {', '.join(trained)}; the data set now has "
                 f"{', '.join(now)}"
@@ -142,7 +151,7 @@ def evaluator(
 
 def report(evaluation: Evaluation, workdir: Path, split: str, dataset: Dataset, step: int) -> None:
     """Prints the tables and writes the numbers and pictures to `workdir`/evaluation."""
-    folder = workdir / "evaluation"
+    folder = (workdir if workdir.is_dir() else workdir.with_suffix("")) / "evaluation"
     say(f"step {step} on {split}, {evaluation.images} images at native size")
     for name, scored in evaluation.by_map.items():
         scores, names = scored.scores, dataset.label_maps[name]
@@ -152,7 +161,7 @@ def report(evaluation: Evaluation, workdir: Path, split: str, dataset: Dataset, 
         Console().print(metrics.scores_table(scores, names, counts / max(counts.sum(), 1)))
         stem = f"{split}{suffix(name)}"
         try:
-            folder.mkdir(exist_ok=True)
+            folder.mkdir(parents=True, exist_ok=True)
             numbers = {**metrics.to_json(scores, names, evaluation.images), "step": step}
             (folder / f"{stem}.json").write_text(json.dumps(numbers, indent=2) + "\n")
             visualize.plot_confusion(scored.confusion, names, folder / f"{stem}_confusion.png")
@@ -165,5 +174,7 @@ def report(evaluation: Evaluation, workdir: Path, split: str, dataset: Dataset, 
 if __name__ == "__main__":
     flags.DEFINE_string("workdir", None, "folder of the run")
     flags.DEFINE_string("split", None, "split to score (default: the one that training scored)")
+    flags.DEFINE_string("data", None, "data set to score on (default: the run's)")
+    flags.DEFINE_string("data_root", None, "where its raw files are (default: where they were)")
     flags.DEFINE_string("checkpoint", "latest", "latest, best (by mean IU), or a step")
     cli.run(main, sys.modules[__name__])

@@ -4,20 +4,21 @@ Each network is written out here, as a prototxt and a .caffemodel of random weig
 as in the authors' code (fcn.berkeleyvision.org), with fc6 and fc7 narrowed.
 """
 
-import struct
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
 from fcn_jax import pretrained
+from fcn_jax.heatmap import load_classifier
 from fcn_jax.models.backbones.alexnet import CAFFE_VARIANT, AlexNet
 from fcn_jax.models.backbones.vgg import BLOCKS, VGG16
 from fcn_jax.models.fcn import FCN
-from tests.peers import check_segmentation
+from tests.peers import check_segmentation, pictures
 
 CLASSES, FC_FEATURES = 21, 16
 
@@ -64,7 +65,7 @@ class CaffeNet:
         content = field(1, name.encode()) + field(2, kind.encode())
         for blob in blobs:
             shape = field(7, field(1, b"".join(map(varint, blob.shape))))
-            data = field(5, struct.pack(f"<{blob.size}f", *blob.ravel()))
+            data = field(5, blob.astype("<f4").tobytes())
             content += field(7, shape + data)
         self.model += field(100, content)
         return name
@@ -85,6 +86,13 @@ class CaffeNet:
             f"stride: {stride} group: {group} }}"
         )
         return self.layer(name, "Convolution", [x], settings, blobs)
+
+    def inner_product(self, name: str, x: str, shape: tuple[int, int]) -> str:
+        """shape: (out, in)."""
+        weight = self.random.standard_normal(shape, np.float32) * (2 / shape[1]) ** 0.5
+        bias = self.random.normal(0, 0.1, shape[0])
+        settings = f"inner_product_param {{ num_output: {shape[0]} }}"
+        return self.layer(name, "InnerProduct", [x], settings, [weight, bias])
 
     def rectified(self, x: str) -> str:
         return self.layer(f"relu_{x}", "ReLU", [x])
@@ -149,20 +157,32 @@ def skip(net: CaffeNet, block: int, features: int, like: str, offset: int, scale
 
 def alexnet() -> CaffeNet:
     net = CaffeNet()
+    x = net.fully_connected(alexnet_features(net, pad=100), 256, 6)
+    x = net.convolution("score_fr", x, (CLASSES, FC_FEATURES, 1))
+    return finished(net, net.deconvolution("upscore", x, 63, 32), 18)
 
+
+def caffenet() -> CaffeNet:
+    """The classifier bvlc_reference_caffenet, of 10 classes."""
+    net = CaffeNet()
+    x = net.inner_product("fc6", alexnet_features(net, pad=0), (4096, 256 * 6 * 6))
+    x = net.inner_product("fc7", net.rectified(x), (4096, 4096))
+    net.inner_product("fc8", net.rectified(x), (10, 4096))
+    return net
+
+
+def alexnet_features(net: CaffeNet, pad: int) -> str:
     def normalised(name: str, x: str) -> str:
         return net.layer(name, "LRN", [x], "lrn_param { local_size: 5 alpha: 1e-4 beta: 0.75 }")
 
-    x = net.rectified(net.convolution("conv1", "data", (96, 3, 11), pad=100, stride=4))
+    x = net.rectified(net.convolution("conv1", "data", (96, 3, 11), pad=pad, stride=4))
     x = normalised("norm1", net.pool("pool1", x, 3))
     x = net.rectified(net.convolution("conv2", x, (256, 96, 5), pad=2, group=2))
     x = normalised("norm2", net.pool("pool2", x, 3))
     x = net.rectified(net.convolution("conv3", x, (384, 256, 3), pad=1))
     x = net.rectified(net.convolution("conv4", x, (384, 384, 3), pad=1, group=2))
     x = net.rectified(net.convolution("conv5", x, (256, 384, 3), pad=1, group=2))
-    x = net.fully_connected(net.pool("pool5", x, 3), 256, 6)
-    x = net.convolution("score_fr", x, (CLASSES, FC_FEATURES, 1))
-    return finished(net, net.deconvolution("upscore", x, 63, 32), 18)
+    return net.pool("pool5", x, 3)
 
 
 def finished(net: CaffeNet, x: str, offset: int) -> CaffeNet:
@@ -198,6 +218,12 @@ NETWORKS: dict[str, tuple[Callable[[], CaffeNet], Callable[[], FCN], str]] = {
 }
 
 
+def blob_of(image: np.ndarray) -> np.ndarray:
+    """uint8 RGB (h, w, 3) as Caffe's data layer hands it on: float32 (1, 3, h, w), BGR."""
+    mean = np.asarray([104.00699, 116.66877, 122.67892])
+    return (image[..., ::-1] - mean).transpose(2, 0, 1)[None].astype(np.float32)
+
+
 @pytest.mark.parametrize("name", NETWORKS)
 def test_the_authors_networks(opencv: ModuleType, tmp_path: Path, name: str) -> None:
     theirs, ours, source = NETWORKS[name]
@@ -209,11 +235,24 @@ def test_the_authors_networks(opencv: ModuleType, tmp_path: Path, name: str) -> 
     )
 
     def logits(image: np.ndarray) -> np.ndarray:
-        mean = np.asarray([104.00699, 116.66877, 122.67892])
-        blob = (image[..., ::-1] - mean).transpose(2, 0, 1)[None].astype(np.float32)
-        peer.setInput(blob)
+        peer.setInput(blob_of(image))
         return peer.forward("score")[0].transpose(1, 2, 0)
 
     check_segmentation(
         f"Caffe {name}", ours, tmp_path / "net.caffemodel", logits, [(64, 64), (45, 83), (97, 30)]
     )
+
+
+def test_the_classifiers_inner_products_become_convolutions(
+    opencv: ModuleType, tmp_path: Path
+) -> None:
+    caffenet().save(tmp_path)
+    (image,) = pictures([(227, 227)])
+    peer = opencv.dnn.readNetFromCaffe(
+        str(tmp_path / "net.prototxt"), str(tmp_path / "net.caffemodel")
+    )
+    peer.setInput(blob_of(image))
+    expected = peer.forward("fc8")
+    scores = load_classifier(str(tmp_path / "net.caffemodel"))(jnp.asarray(image)[None])
+    assert scores.shape == (1, 1, 1, 10)
+    np.testing.assert_allclose(scores[0, 0], expected, atol=1e-4 * np.ptp(expected), rtol=0)

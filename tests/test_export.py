@@ -2,7 +2,10 @@
 
 import dataclasses
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -69,6 +72,24 @@ def test_an_exported_run_is_a_start_for_another(run_folder: Path, tmp_path: Path
     from_export, report = pretrained.read(tmp_path / "out").apply(pretrained.zeros(run.network))
     jax.tree.map(np.testing.assert_array_equal, from_run, from_export)
     assert "left as they were" not in report
+
+
+def test_an_exported_run_scores_as_the_run_did(run_folder: Path, tmp_path: Path) -> None:
+    export(load_run(run_folder), tmp_path / "out", {})
+    arguments = [f"--workdir={tmp_path / 'out'}", f"--data_root={run_folder.parent / 'data'}"]
+    done = subprocess.run(
+        [sys.executable, "-m", "fcn_jax.evaluate", *arguments],
+        env={**os.environ, "HOME": str(tmp_path)},  # where data is prepared
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    before, now = (
+        json.loads((folder / "evaluation/val.json").read_text())
+        for folder in (run_folder, tmp_path / "out")
+    )
+    assert now == before
 
 
 @pytest.fixture(scope="module")

@@ -139,6 +139,7 @@ CLASSIFIERS = {
     "resnet50": ("resnet50", ANY_SIZES),
     "resnet101": ("resnet101", ANY_SIZES),
     "resnet152": ("resnet152", ANY_SIZES),
+    "efficientnet_lite0": ("efficientnet_lite0", ANY_SIZES),  # timm's
 }
 """torchvision's name → ours, and the sizes that it is tried on."""
 
@@ -170,7 +171,7 @@ def last_layers(peer: Any, name: str, features: Any) -> Any:
         conv10 = peer.classifier[1](features.permute(2, 0, 1)[None])
         return conv10.relu().mean((0, 2, 3))
     average = features.mean((0, 1))
-    return (peer.classifier if name == "mobilenet_v3_large" else peer.fc)(average)
+    return (peer.fc if hasattr(peer, "fc") else peer.classifier)(average)
 
 
 @pytest.mark.parametrize(
@@ -180,14 +181,19 @@ def last_layers(peer: Any, name: str, features: Any) -> Any:
         for name in CLASSIFIERS
     ],
 )
-def test_torchvisions_classifiers(
-    torch: ModuleType, torchvision: ModuleType, tmp_path: Path, name: str
+def test_classifiers(
+    torch: ModuleType, request: pytest.FixtureRequest, tmp_path: Path, name: str
 ) -> None:
     backbone, sizes = CLASSIFIERS[name]
-    # As its published weights want it.
-    googlenet = {"init_weights": False, "aux_logits": False, "transform_input": True}
-    options = googlenet if name == "googlenet" else {}
-    peer = randomised_peer(torch, getattr(torchvision.models, name)(weights=None, **options))
+    if name == "efficientnet_lite0":
+        peer = request.getfixturevalue("timm").create_model(name)
+    else:
+        # As its published weights want it.
+        googlenet = {"init_weights": False, "aux_logits": False, "transform_input": True}
+        options = googlenet if name == "googlenet" else {}
+        make = getattr(request.getfixturevalue("torchvision").models, name)
+        peer = make(weights=None, **options)
+    peer = randomised_peer(torch, peer)
     torch.save(peer.state_dict(), tmp_path / "weights.pth")
     weights = pretrained.read(str(tmp_path / "weights.pth"))
     assert weights.about.backbone == backbone
@@ -220,5 +226,5 @@ def test_torchvisions_classifiers(
             ours.append(last_layers(peer, name, values).numpy())
     largest = np.abs(np.stack(ours) - theirs).max() / np.ptp(theirs)
     parameters = sum(leaf.size for leaf in jax.tree.leaves(variables[0]))
-    print(f"\ntorchvision {name}: {parameters:,} parameters, {largest:.1e} of the range")
+    print(f"\n{name}: {parameters:,} parameters, {largest:.1e} of the range")
     assert largest < 1e-4
