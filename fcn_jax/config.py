@@ -147,7 +147,7 @@ class ModelConfig:
         "where upsampled scores lie: as the layers' geometry says, or always half a pixel",
         choices=("geometry", "half_pixel"),
     )
-    dropout: float = setting(0.5, "rate in fc6, fc7, before the score layer or in the hidden one")
+    dropout: float = setting(0.5, "rate in fc6, fc7, SqueezeNet's end and the hidden layer")
     compute_dtype: str = setting("float32", "of activations", choices=("float32", "bfloat16"))
 
 
@@ -193,7 +193,7 @@ class EvalConfig:
 @dataclasses.dataclass
 class Config:
     seed: int = setting(0, "fixes a run")
-    init: str = setting("", "file of weights that the run starts from")
+    init: str = setting("", "weights to start from: a file, or the folder of another run")
     data: DataConfig = field(default_factory=DataConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -231,6 +231,11 @@ class Config:
         if self.model.auxiliary_weight < 0:
             weight = self.model.auxiliary_weight
             raise UserError(f"config.model.auxiliary_weight (={weight}) must not be below 0")
+        if self.model.padding == "paper":
+            # Those two place scores as if an image began where its features begin.
+            for name, value in (("alignment", "half_pixel"), ("upsampling", "interpolate")):
+                if getattr(self.model, name) == value:
+                    raise UserError(f"config.model.{name}={value} does not go with padding=paper")
         if not 0 <= self.model.dropout < 1:
             raise UserError(f"config.model.dropout (={self.model.dropout}) must lie in [0, 1)")
         if not 0 < self.data.validation_fraction < 1:

@@ -74,10 +74,18 @@ def main(arguments: list[str]) -> None:
         raise UserError("--workdir=DIR is needed: the folder of a run")
     workdir = Path(options.workdir)
     run = load_run(workdir, options.checkpoint)
+    if workdir.is_file() and not options.data:
+        raise UserError(
+            "--data=NAME and --data_root=DIR are needed: converted weights name no data"
+        )
     where = run.config.data
     where.name = options.data or where.name
     where.root = options.data_root or where.root
-    dataset = open_dataset(where)
+    try:
+        dataset = open_dataset(where)
+    except UserError as error:
+        here = str(error).replace("--config.data.root", "--data_root")
+        raise UserError(here) from error
     for name, trained in run.label_maps.items():
         now = dataset.label_maps.get(name, ())
         if now != trained:

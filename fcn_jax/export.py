@@ -16,8 +16,12 @@ A run of torchvision's FCN (resnet50 or resnet101, hidden head, stride 8) goes b
 
     python -m fcn_jax.export --workdir=DIR --output=fcn.safetensors --format=torchvision
 
-    model = torchvision.models.segmentation.fcn_resnet50(num_classes=21)
+    model = torchvision.models.segmentation.fcn_resnet50(
+        weights_backbone=None, num_classes=21, aux_loss=True
+    )
     model.load_state_dict(safetensors.torch.load_file("fcn.safetensors"))
+
+aux_loss says whether the run has an auxiliary head.
 """
 
 import dataclasses
@@ -32,6 +36,7 @@ from safetensors.numpy import save_file
 
 from fcn_jax import cli
 from fcn_jax.errors import UserError
+from fcn_jax.models.backbones.preprocess import COLOURS
 from fcn_jax.models.build import preprocessing_name
 from fcn_jax.pretrained import saved
 from fcn_jax.pretrained.load import flat
@@ -52,8 +57,12 @@ def main(arguments: list[str]) -> None:
     output = Path(options.output)
     if options.format == "torchvision":
         export_to_torchvision(run, output)
+        say(f"load it into torchvision's fcn_{run.config.model.backbone}({_arguments(run)})")
     else:
-        export(run, output, read_metrics(Path(options.workdir)))
+        metrics, others = read_metrics(Path(options.workdir), run.step)
+        for split, step in others.items():
+            say(f"note: the scores on {split} are of step {step}, and left out: evaluate again")
+        export(run, output, metrics)
     say(f"{output}: the network of {options.workdir} at step {run.step}")
 
 
@@ -61,35 +70,44 @@ def export(run: Run, folder: Path, metrics: dict[str, Any]) -> None:
     """Writes a run's folder for others. metrics: the contents of evaluation/SPLIT.json by split.
 
     Raises:
-        UserError: the folder cannot be written.
+        UserError: the folder cannot be written, or is that of a run.
     """
-    config = dataclasses.asdict(run.config)
-    config["model"]["preprocessing"] = preprocessing_name(run.config.model)
+    if (folder / "run.json").exists():
+        raise UserError(f"{folder} is the folder of a run: export to another --output")
+    about = run.about
+    config: dict[str, Any] = dict(about.config)
     # Paths of the machine that it was trained on say nothing elsewhere.
-    config["init"] = Path(config["init"]).name
-    config["data"] |= {"root": "", "prepared_dir": ""}
-    about = saved.About(
-        source=f"fcn_jax, trained on {run.config.data.name}",
-        config=config,
-        classes=run.label_maps,
-        channels=run.channels,
-        step=run.step,
-        metrics=metrics,
-    )
+    config["init"] = ",".join(Path(part).name for part in config["init"].split(","))
+    palette = Path(config["data"]["mask_palette"]).name
+    nowhere = {"root": "", "prepared_dir": "", "mask_palette": palette}
+    config["data"] = {**config["data"], **nowhere}
+    about = dataclasses.replace(about, config=config, metrics=metrics or run.metrics)
     tensors = {name: np.asarray(value) for name, value in flat(run.variables).items()}
     saved.save(folder / saved.FILE, tensors, about)
-    try:
-        (folder / "README.md").write_text(model_card(about, tensors))
-    except OSError as error:
-        raise UserError(f"cannot write {folder / 'README.md'} ({error.strerror})") from error
+    card = model_card(about, tensors)
+    saved.write_whole(folder / "README.md", lambda part: part.write_text(card, encoding="utf-8"))
 
 
-def read_metrics(workdir: Path) -> dict[str, Any]:
-    """What evaluate has written, by split."""
-    return {
-        path.stem: json.loads(path.read_text())
-        for path in sorted((workdir / "evaluation").glob("*.json"))
-    }
+def read_metrics(workdir: Path, step: int) -> tuple[dict[str, Any], dict[str, int]]:
+    """What evaluate has written of a step, by split; and the splits scored at another step.
+
+    Raises:
+        UserError: a file of scores cannot be read.
+    """
+    metrics, others = {}, {}
+    for path in sorted((workdir / "evaluation").glob("*.json")):
+        try:
+            scores = json.loads(path.read_text(encoding="utf-8"))
+            scored_step = int(scores["step"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                f"{path} cannot be read ({error}): run fcn_jax.evaluate again"
+            ) from error
+        if scored_step == step:
+            metrics[path.stem] = scores
+        else:
+            others[path.stem] = scored_step
+    return metrics, others
 
 
 def model_card(about: saved.About, tensors: dict[str, np.ndarray]) -> str:
@@ -98,6 +116,10 @@ def model_card(about: saved.About, tensors: dict[str, np.ndarray]) -> str:
     parameters = sum(
         tensor.size for name, tensor in tensors.items() if not name.endswith(("/mean", "/var"))
     )
+    result = "uint8 (h, w)" if "" in about.classes else "{name: uint8 (h, w)}"
+    channels = "RGB"
+    if about.channels > COLOURS:
+        channels += f", then {about.config['data']['extra_channels']}"
     lines = [
         "---",
         "library_name: fcn_jax",
@@ -107,21 +129,21 @@ def model_card(about: saved.About, tensors: dict[str, np.ndarray]) -> str:
         "",
         f"# FCN on {model['backbone']}, trained on {about.config['data']['name']}",
         "",
-        f"A fully convolutional network of [fcn_jax], {parameters / 1e6:.2f} M parameters, after "
+        f"A fully convolutional network of fcn_jax, {parameters / 1e6:.2f} M parameters, after "
         f"{about.step} training steps.",
         "",
         "```python",
         "from fcn_jax.predict import load_run",
         "",
         'run = load_run("FOLDER")  # this folder',
-        f"label_map = run(image)  # uint8 (h, w, {about.channels}) -> uint8 (h, w)",
+        f"label_map = run(image)  # uint8 (h, w, {about.channels}) -> {result}",
         "```",
         "",
         "## Network",
         "",
         *(f"- {name}: {_shown(value)}" for name, value in model.items()),
         "",
-        f"Images have {about.channels} channels, RGB first, in 0…255; the network normalises them "
+        f"Images have {about.channels} channels in 0…255, {channels}; the network normalises them "
         f"itself ({model['preprocessing']}).",
         "",
         "## Classes",
@@ -158,6 +180,7 @@ def export_to_torchvision(run: Run, path: Path) -> None:
         and (model.output_stride, model.skips, model.head) == (8, 0, "hidden")
         and model.upsampling == "interpolate"
         and (model.context_features, model.fusion, run.channels) == (0, "early", 3)
+        and set(model.score_scales) <= {1.0}
         and len(run.label_maps) == 1
     )
     if not fits:
@@ -172,26 +195,23 @@ def export_to_torchvision(run: Run, path: Path) -> None:
         )
     ours = {name: np.asarray(value) for name, value in flat(run.variables).items()}
     state = torchvision.to_state_dict(torchvision.fcn_resnet(int(depth)), ours)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.suffix == ".safetensors":
-            save_file(state, path, metadata={"format": "pt"})
-        elif path.suffix == ".pth":
-            _save_with_pytorch(state, path)
-        else:
-            raise UserError(f"--output={path} must end in .safetensors or .pth")
-    except OSError as error:
-        raise UserError(f"cannot write {path} ({error.strerror or error})") from error
-
-
-def _save_with_pytorch(state: dict[str, np.ndarray], path: Path) -> None:
+    if path.suffix == saved.SUFFIX:
+        saved.write_whole(path, lambda part: save_file(state, part, metadata={"format": "pt"}))
+        return
+    if path.suffix != ".pth":
+        raise UserError(f"--output={path} must end in {saved.SUFFIX} or .pth")
     try:
         import torch
     except ImportError:
-        raise UserError(
-            f"writing {path} needs PyTorch; without it, --output={path.with_suffix('.safetensors')}"
-        ) from None
-    torch.save({name: torch.tensor(tensor) for name, tensor in state.items()}, path)
+        instead = path.with_suffix(saved.SUFFIX)
+        raise UserError(f"writing {path} needs PyTorch; without it, --output={instead}") from None
+    tensors = {name: torch.tensor(tensor) for name, tensor in state.items()}
+    saved.write_whole(path, lambda part: torch.save(tensors, part))
+
+
+def _arguments(run: Run) -> str:
+    auxiliary = run.config.model.auxiliary_weight > 0
+    return f"weights_backbone=None, num_classes={len(run.class_names)}, aux_loss={auxiliary}"
 
 
 def _shown(value: Any) -> str:

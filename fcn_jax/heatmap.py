@@ -3,8 +3,9 @@
     python -m fcn_jax.heatmap --weights=FILE --output=heat.png [--top=3 | --class=281,285] PHOTO
 
 FILE holds a classifier with its last layer: torchvision's squeezenet1_1, resnet18 to resnet152,
-googlenet, mobilenet_v3_large, alexnet, vgg16 or vgg16_bn (.pth, .safetensors), the same SqueezeNet
-with Caffe's names (.npz), or VGG_ILSVRC_16_layers or bvlc_reference_caffenet (.caffemodel).
+googlenet, mobilenet_v3_large, alexnet, vgg16 or vgg16_bn, or timm's efficientnet_lite0 (.pth,
+.safetensors), the same SqueezeNet with Caffe's names (.npz), or VGG_ILSVRC_16_layers or
+bvlc_reference_caffenet (.caffemodel).
 
 The classifier is made fully convolutional (`models/convolutionalize.py`) and scores every window
 of the photo. What is written is the photo, and beside it for each class, the likeliest or those
@@ -18,9 +19,8 @@ sure.
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -33,9 +33,7 @@ from fcn_jax.config import ModelConfig
 from fcn_jax.data.labels import read_bytes, read_image
 from fcn_jax.errors import UserError
 from fcn_jax.models.backbones import Backbone
-from fcn_jax.models.backbones.preprocess import BY_NAME
-from fcn_jax.models.backbones.resnet import DEPTHS
-from fcn_jax.models.build import build_backbone
+from fcn_jax.models.build import build
 from fcn_jax.models.convolutionalize import (
     Average,
     Classifier,
@@ -44,9 +42,10 @@ from fcn_jax.models.convolutionalize import (
     convolutionalize,
 )
 from fcn_jax.models.geometry import Grid
-from fcn_jax.pretrained import Weights, read
-from fcn_jax.pretrained.files import read_weights
+from fcn_jax.pretrained import Weights, read, zeros
+from fcn_jax.pretrained.tables import classifiers
 from fcn_jax.progress import say
+from fcn_jax.step import Network
 
 
 def main(arguments: list[str]) -> None:
@@ -137,46 +136,6 @@ def draw(photo: np.ndarray, maps: dict[str, np.ndarray], path: Path) -> None:
         raise UserError(f"cannot write {path} ({error})") from error
 
 
-Names = tuple[str, str]
-"""Of the weight and the bias of a layer."""
-
-
-@dataclass(frozen=True)
-class Ending:
-    """What a published classifier does with the features of our backbone."""
-
-    backbone: str
-    steps: tuple[Names | Step, ...]
-
-    @property
-    def names(self) -> set[str]:
-        return {name for step in self.steps if isinstance(step, tuple) for name in step}
-
-
-def _torch(layer: str) -> Names:
-    return f"{layer}.weight", f"{layer}.bias"
-
-
-CONV10 = ("conv10/w", "conv10/b")
-FC8 = ("fc8/0", "fc8/1")
-
-ENDINGS = (
-    Ending("squeezenet", (CONV10, jax.nn.relu, Average(14))),  # on 227×227 pixels
-    Ending("squeezenet", (_torch("classifier.1"), jax.nn.relu, Average(13))),
-    *(Ending(f"resnet{depth}", (Average(7), _torch("fc"))) for depth in DEPTHS),
-    Ending("googlenet", (Average(7), _torch("fc"))),
-    Ending(
-        "mobilenet_v3_large",
-        (Average(7), _torch("classifier.0"), jax.nn.hard_swish, _torch("classifier.3")),
-    ),
-    Ending("alexnet", (_torch("classifier.6"),)),
-    Ending("vgg16", (_torch("classifier.6"),)),
-    Ending("vgg16_bn", (_torch("classifier.6"),)),
-    Ending("vgg16", (FC8,)),
-    Ending("alexnet_caffe", (FC8,)),
-)
-
-
 def load_classifier(path: str, window: int | None = None) -> Classifier:
     """The fully convolutional form of the classifier in a file.
 
@@ -189,11 +148,8 @@ def load_classifier(path: str, window: int | None = None) -> Classifier:
     if Path(path).is_dir():
         raise UserError(f"{path} is a folder, not a file with the weights of a classifier")
     weights = read(path)
-    tensors = read_weights(Path(path))
-    for ending in ENDINGS:
-        if ending.backbone == weights.about.backbone and ending.names <= tensors.keys():
-            break
-    else:
+    ending = classifiers.find(weights.about.backbone, weights.left_out.keys())
+    if ending is None:
         raise UserError(
             f"{path} holds {weights.about.source}, without the last layer of a classifier"
         )
@@ -205,7 +161,7 @@ def load_classifier(path: str, window: int | None = None) -> Classifier:
     steps: list[Step] = []
     for step in ending.steps:
         if isinstance(step, tuple):
-            weight, bias = (tensors[name] for name in step)
+            weight, bias = (weights.left_out[name] for name in step)
             steps.append(FullyConnected(weight, bias))
         elif isinstance(step, Average):
             steps.append(Average(window or step.window))
@@ -216,21 +172,13 @@ def load_classifier(path: str, window: int | None = None) -> Classifier:
 
 def _filled_backbone(weights: Weights) -> Backbone:
     about = weights.about
-    as_trained = ModelConfig(backbone=about.backbone, padding="original")
-    # Its parameters as shapes alone, since all of them are replaced.
-    abstract = nnx.eval_shape(
-        lambda: build_backbone(as_trained, BY_NAME[about.preprocessing], rngs=nnx.Rngs(0))
+    as_trained = ModelConfig(
+        backbone=about.backbone, preprocessing=about.preprocessing, padding="original"
     )
-    parts: Any = nnx.split(abstract, nnx.Param, nnx.BatchStat)
-    graph, *states = parts
-    zeros = [
-        {"backbone": jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), pure)}
-        for pure in map(nnx.to_pure_dict, states)
-    ]
-    filled, _ = weights.apply((zeros[0], zeros[1]))
-    for state, values in zip(states, filled, strict=True):
-        nnx.replace_by_pure_dict(state, values.get("backbone", {}))
-    return nnx.merge(graph, *states)
+    # As shapes alone: only the backbone of this network is kept, and all of it is replaced.
+    network = Network(nnx.eval_shape(lambda: build(as_trained, 1, rngs=nnx.Rngs(0))))
+    variables, _ = weights.apply(zeros(network))
+    return network.model(variables).backbone
 
 
 def read_names(path: str, num_classes: int) -> list[str]:

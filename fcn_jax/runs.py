@@ -23,7 +23,7 @@ from fcn_jax import pretrained
 from fcn_jax.checkpoint import Checkpoints
 from fcn_jax.config import Config, from_dict, settings
 from fcn_jax.errors import UserError
-from fcn_jax.models.build import build
+from fcn_jax.models.build import build, preprocessing_name
 from fcn_jax.pretrained import saved
 from fcn_jax.step import Network, predict
 
@@ -53,20 +53,36 @@ class Run:
     """A trained network, ready to label images.
 
     config, channels, label_maps: as trained (see `RunSettings`). variables: (params, batch_stats).
-    step: of the checkpoint.
+    step: of the checkpoint. metrics: of an exported run, its scores by split.
     """
 
-    def __init__(self, made_with: RunSettings, network: Network, variables: Any, step: int):
+    def __init__(
+        self,
+        made_with: RunSettings,
+        network: Network,
+        variables: Any,
+        step: int,
+        metrics: Mapping[str, Any] | None = None,
+    ):
         self.config, self.channels, self.label_maps = made_with
         self.network = network
         self.variables = variables
         self.step = step
+        self.metrics = metrics or {}
         self._predict = jax.jit(functools.partial(predict, network))
 
     @property
     def class_names(self) -> tuple[str, ...]:
         """Of the first label map."""
         return next(iter(self.label_maps.values()))
+
+    @property
+    def about(self) -> saved.About:
+        """What is known of its weights beside their numbers."""
+        config = dataclasses.asdict(self.config)
+        config["model"]["preprocessing"] = preprocessing_name(self.config.model)
+        source = f"fcn_jax on {self.config.data.name}, step {self.step}"
+        return saved.About(source, config, self.label_maps, self.channels, self.step, self.metrics)
 
     def __call__(self, image: np.ndarray) -> np.ndarray | dict[str, np.ndarray]:
         """Labels one image: uint8 (h, w, c) of any size to class indices, uint8 (h, w).
@@ -118,8 +134,15 @@ def load_run(workdir: str | Path, checkpoint: str = "latest") -> Run:
     """
     workdir = Path(workdir)
     exported = workdir if workdir.suffix == saved.SUFFIX else workdir / saved.FILE
-    if exported.exists():
+    if exported == workdir or (exported.exists() and not (workdir / "run.json").exists()):
+        if checkpoint != "latest":
+            raise UserError(f"{workdir} was exported: it holds no checkpoint {checkpoint} but one")
         return _load_exported(exported)
+    if workdir.is_file():
+        raise UserError(
+            f"{workdir} is no folder of a run: convert it first, "
+            f"python -m fcn_jax.pretrained {workdir} --output={workdir.stem}{saved.SUFFIX}"
+        )
     made_with = read_settings(workdir)
     network = _network(made_with)
     with Checkpoints(workdir / "checkpoints") as checkpoints:
@@ -147,7 +170,8 @@ def _load_exported(path: Path) -> Run:
     missing = pretrained.flat(network.variables).keys() - weights.tensors.keys()
     if missing:
         raise UserError(f"{path} lacks {', '.join(sorted(missing))}: export the run again")
-    return Run(made_with, network, weights.apply(pretrained.zeros(network))[0], about.step)
+    variables, _ = weights.apply(pretrained.zeros(network), whole=True)
+    return Run(made_with, network, variables, about.step, about.metrics)
 
 
 def _network(made_with: RunSettings) -> Network:
@@ -174,7 +198,7 @@ def read_settings(workdir: Path) -> RunSettings:
         by_map = names if isinstance(names, dict) else {"": names}
         return RunSettings(
             from_dict(stored["config"]),
-            stored.get("channels", 3),  # runs from before there were others
+            stored["channels"],
             {name: tuple(class_names) for name, class_names in by_map.items()},
         )
     except FileNotFoundError:

@@ -103,6 +103,9 @@ def train(config: Config, workdir: Path) -> Evaluation:
         if weights is not None:
             variables, taken = weights.apply(variables)
             say(taken)
+            for note in weights.notes(config.model, dataset.label_maps):
+                say(f"note: {note}")
+            weights = None  # half a gigabyte for VGG16
         state = create_train_state(variables, optimizer)
         if resumes:
             state, data_state = checkpoints.restore(state)
@@ -158,13 +161,7 @@ def with_preprocessing(
     config: Config, begun: Path | None, weights: pretrained.Weights | None
 ) -> Config:
     """The config with `preprocessing=auto` settled: as a run was begun, or as its weights want."""
-    asked = config.model.preprocessing
-    if asked != "auto":
-        if weights is not None and asked != weights.about.preprocessing:
-            say(
-                f"note: {config.init} was trained on {weights.about.preprocessing} pixels, and "
-                f"config.model.preprocessing is {asked}"
-            )
+    if config.model.preprocessing != "auto":
         return config
     if begun is not None:
         settled = runs.read_settings(begun).config.model.preprocessing

@@ -13,6 +13,9 @@ from flax import nnx
 
 M = TypeVar("M", bound=nnx.Module)
 
+# GPUs and TPUs round float32 products otherwise; here they are compared with exact ones.
+jax.config.update("jax_default_matmul_precision", "highest")
+
 
 @pytest.fixture
 def torch() -> ModuleType:

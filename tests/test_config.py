@@ -65,6 +65,18 @@ def test_a_setting_that_cannot_be_is_refused_by_name_and_value(setting, value, m
         config.check()
 
 
+@pytest.mark.parametrize(
+    ("name", "value"), [("alignment", "half_pixel"), ("upsampling", "interpolate")]
+)
+def test_the_papers_padding_needs_its_geometry(name, value):
+    config = default_config()
+    config.model.backbone, config.model.padding = "vgg16", "paper"
+    config.check()
+    setattr(config.model, name, value)
+    with pytest.raises(UserError, match=f"{name}={value} does not go with padding=paper"):
+        config.check()
+
+
 def test_help_lists_every_setting_and_needs_no_data():
     result = run_train("--help")
     assert result.returncode == 0

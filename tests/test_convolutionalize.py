@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from backbone_peers import published
 from flax import nnx
 
 from fcn_jax import heatmap
@@ -122,32 +123,16 @@ def test_a_weight_that_does_not_fit_is_refused_with_its_shape():
         convolutionalize(LeNet(rngs=nnx.Rngs(0)), [layer])
 
 
-# torchvision's classifiers, with random weights
+# torchvision's and timm's classifiers, with random weights
 
 
-def with_random_weights(network: Any, torch: ModuleType) -> Any:
-    generator = torch.Generator().manual_seed(0)
-    state = {}
-    for name, tensor in network.state_dict().items():
-        fan_in = tensor[0].numel() if tensor.ndim > 1 else 1
-        values = torch.randn(tensor.shape, generator=generator)
-        if name.endswith("running_var") or (tensor.ndim == 1 and name.endswith("weight")):
-            values = 0.5 + torch.rand(tensor.shape, generator=generator)
-        elif tensor.ndim > 1:
-            values = values * (2 / fan_in) ** 0.5
-        else:
-            values = 0.1 * values
-        state[name] = values if tensor.is_floating_point() else tensor
-    network.load_state_dict(state)
-    return network.eval()
-
-
-def save(network: Any, path: Path) -> None:
+def classifier_file(network: Any, path: Path) -> str:
     np.savez(path, **{name: value.numpy() for name, value in network.state_dict().items()})
+    return str(path)
 
 
 def peer_scores(network: Any, torch: ModuleType, image: np.ndarray) -> np.ndarray:
-    """image: (b, h, w, 3) in 0…255. Scores (b, 1000) by torchvision, normalised as it says."""
+    """image: (b, h, w, 3) in 0…255, normalised as torchvision says. Scores: (b, 1000)."""
     mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
     normalised = ((image / 255 - mean) / std).astype(np.float32)
     with torch.no_grad():
@@ -160,15 +145,24 @@ def close(ours: Any, theirs: np.ndarray, tolerance: float = 1e-4) -> bool:
 
 
 @pytest.mark.parametrize(
-    "name", ["squeezenet1_1", "resnet18", "googlenet", "mobilenet_v3_large", "alexnet"]
+    "name",
+    [
+        "alexnet",
+        pytest.param("vgg16", marks=pytest.mark.slow),
+        "vgg16_bn",
+        "squeezenet1_1",
+        "googlenet",
+        "resnet18",
+        "resnet34",
+        "mobilenet_v3_large",
+        "efficientnet_lite0",
+    ],
 )
-def test_on_its_own_size_it_gives_torchvisions_scores(name, torchvision, torch, tmp_path):
-    arguments = {"weights": None}
-    if name == "googlenet":  # as torchvision makes it for its published weights
-        arguments |= {"aux_logits": False, "transform_input": True, "init_weights": False}
-    network = with_random_weights(getattr(torchvision.models, name)(**arguments), torch)
-    save(network, tmp_path / "w.npz")
-    net = heatmap.load_classifier(str(tmp_path / "w.npz"))
+def test_on_its_own_size_it_gives_its_peers_scores(name, timm, torch, tmp_path):
+    # As torchvision makes GoogLeNet for its published weights.
+    arguments = {"transform_input": True} if name == "googlenet" else {}
+    network = published(timm, name, **arguments).eval()
+    net = heatmap.load_classifier(classifier_file(network, tmp_path / "w.npz"))
     image = np.random.default_rng(0).integers(256, size=(1, 224, 224, 3)).astype(np.uint8)
     scores = score(net, image)
     assert scores.shape == (1, 1, 1, 1000)
@@ -179,13 +173,12 @@ def test_on_its_own_size_it_gives_torchvisions_scores(name, torchvision, torch, 
     ("name", "stride", "size"), [("squeezenet1_1", 16, (304, 288)), ("resnet18", 32, (288, 320))]
 )
 def test_larger_images_give_what_torchvisions_features_average_to(
-    name: str, stride: int, size: Sequence[int], torchvision, torch, tmp_path
+    name: str, stride: int, size: Sequence[int], timm, torch, tmp_path
 ):
     """Padding inside keeps entries from being scores of crops. They are what torchvision's own last
     layer makes of its own feature map of the whole image, averaged over each window."""
-    network = with_random_weights(getattr(torchvision.models, name)(weights=None), torch)
-    save(network, tmp_path / "w.npz")
-    net = heatmap.load_classifier(str(tmp_path / "w.npz"))
+    network = published(timm, name)
+    net = heatmap.load_classifier(classifier_file(network, tmp_path / "w.npz"))
     image = np.random.default_rng(0).integers(256, size=(1, *size, 3)).astype(np.uint8)
     if name == "resnet18":
         *trunk, _, linear = network.children()

@@ -41,7 +41,7 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_an_exported_run_stands_for_the_run_on_its_own(run_folder: Path, tmp_path: Path) -> None:
     run = load_run(run_folder)
-    export(run, tmp_path / "out", read_metrics(run_folder))
+    export(run, tmp_path / "out", read_metrics(run_folder, 2)[0])
     elsewhere = tmp_path / "elsewhere"
     shutil.move(tmp_path / "out", elsewhere)
     again = load_run(elsewhere)
@@ -56,7 +56,9 @@ def test_an_exported_run_stands_for_the_run_on_its_own(run_folder: Path, tmp_pat
 
 
 def test_the_model_card_holds_classes_scores_and_settings(run_folder: Path, tmp_path: Path) -> None:
-    export(load_run(run_folder), tmp_path, read_metrics(run_folder))
+    metrics, others = read_metrics(run_folder, 2)
+    assert not others
+    export(load_run(run_folder), tmp_path, metrics)
     card = (tmp_path / "README.md").read_text()
     assert card.startswith("---\nlibrary_name: fcn_jax\n")
     assert "0 background, 1 disc, 2 square" in card
@@ -156,3 +158,41 @@ def test_a_file_of_another_version_is_refused(run_folder: Path, tmp_path: Path) 
     (tmp_path / "w.safetensors").write_bytes(whole)
     with pytest.raises(UserError, match="features of a classifier"):
         load_run(tmp_path / "w.safetensors")
+
+
+def test_what_would_mix_up_runs_and_exports_is_refused(run_folder: Path, tmp_path: Path) -> None:
+    run = load_run(run_folder)
+    with pytest.raises(UserError, match="is the folder of a run: export to another"):
+        export(run, run_folder, {})
+    export(run, tmp_path / "out", {})
+    with pytest.raises(UserError, match="holds no checkpoint best"):
+        load_run(tmp_path / "out", "best")
+    with pytest.raises(UserError, match=r"there is no file .*none\.safetensors"):
+        load_run(tmp_path / "none.safetensors")
+    (tmp_path / "fcn.pth").write_bytes(b"")
+    with pytest.raises(UserError, match=r"convert it first, python -m fcn_jax\.pretrained"):
+        load_run(tmp_path / "fcn.pth")
+
+
+def test_scores_of_another_step_are_left_out(run_folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(run_folder / "evaluation", tmp_path / "evaluation")
+    assert read_metrics(tmp_path, 7) == ({}, {"val": 2})
+    (tmp_path / "evaluation/val.json").write_text("{")
+    with pytest.raises(UserError, match=r"val\.json cannot be read"):
+        read_metrics(tmp_path, 7)
+
+
+def test_an_export_that_cannot_be_written_is_one_line(run_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot write"):
+        export(load_run(run_folder), tmp_path / "file" / "out", {})
+
+
+def test_features_scaled_before_the_head_do_not_go_to_torchvision(
+    torchvision_run: Run, tmp_path: Path
+) -> None:
+    model = dataclasses.replace(torchvision_run.config.model, score_scales=(0.1,))
+    settings = RunSettings(Config(model=model), 3, {"": VOC_CLASSES})
+    run = Run(settings, torchvision_run.network, torchvision_run.variables, 7)
+    with pytest.raises(UserError, match="wants a run of torchvision's FCN"):
+        export_to_torchvision(run, tmp_path / "fcn.pth")

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from backbone_peers import published
 from PIL import Image
 
 from fcn_jax import heatmap
@@ -122,6 +123,24 @@ def test_the_backbone_is_built_as_it_was_trained(tmp_path):
     assert net.backbone.padding == 0
     assert net.backbone.preprocessing.bgr
     assert net.grid == net.backbone.grids[16].after(3, padding=0)
+
+
+def test_the_heat_of_a_small_photo_is_what_torchvision_sees_in_its_window(timm, torch, tmp_path):
+    network = published(timm, "resnet18").eval()
+    network.fc.weight.data *= 0.1  # or else one class takes it all
+    torch.save(network.state_dict(), tmp_path / "resnet18.pth")
+    net = heatmap.load_classifier(str(tmp_path / "resnet18.pth"))
+    photo = np.random.default_rng(0).integers(256, size=(32, 32, 3)).astype(np.uint8)
+    heat, grid = heatmap.heat_map(net, photo)
+    assert grid == Grid(32, 0)
+    # Around the photo lies the mean colour, which is normalised to zero, up to 224×224 pixels.
+    mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
+    normalised = np.pad((photo / 255 - mean) / std, [(96, 96), (96, 96), (0, 0)])
+    pixels = torch.tensor(normalised.transpose(2, 0, 1)[None].astype(np.float32))
+    with torch.no_grad():
+        expected = network(pixels).softmax(-1).numpy()
+    assert heat.shape == (1, 1, 1000)
+    np.testing.assert_allclose(heat[0], expected, rtol=1e-3)
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="the real weights and VOC are not at hand")

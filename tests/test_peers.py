@@ -78,7 +78,7 @@ def test_torchvisions_auxiliary_head(
     image = pictures([(65, 70)])[0]
     peer.train()  # batch normalisation by the batch; it returns the head only then
     with torch.no_grad():
-        expected = peer(to_torch(torch, np.stack([image])[0], BY_NAME["torchvision"]))
+        expected = peer(to_torch(torch, image, BY_NAME["torchvision"]))
     values, _ = jax.jit(lambda v, x: network(v, x, train=True))(variables, image[None])
     for ours, theirs in {"logits": "out", "logits_auxiliary": "aux"}.items():
         scores = expected[theirs].numpy().transpose(0, 2, 3, 1)

@@ -1,5 +1,6 @@
 """Weights made elsewhere reach their place, and whatever does not fit is named."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from fcn_jax.data.labels import read_mask
 from fcn_jax.errors import UserError
 from fcn_jax.models.build import build
 from fcn_jax.pretrained import saved
-from fcn_jax.pretrained.__main__ import convert, empty_variables
+from fcn_jax.pretrained.convert import convert, empty_variables
 from fcn_jax.pretrained.load import flat
 from fcn_jax.pretrained.source import from_fully_connected, from_iohw, from_oihw
 from fcn_jax.pretrained.tables import caffe, sources
@@ -194,14 +195,16 @@ def test_what_a_network_has_no_place_for_is_said(torch, tmp_path):
     assert "in it, but without a place here: head/upsample32" in report
 
 
-@pytest.mark.parametrize("channels", [1, 4, 6])
+@pytest.mark.parametrize("channels", [1, 2, 4, 6])
 def test_other_channels_take_the_colours_filters(tmp_path, channels):
     theirs = squeezenet_file(tmp_path / "w.npz")["conv1/w"].transpose(2, 3, 1, 0)
     (params, _), _ = initialize(shapes_of("squeezenet", channels=channels), tmp_path / "w.npz")
     kernel = np.asarray(params["backbone"]["conv1"]["kernel"])
     assert kernel.shape == (3, 3, channels, 64)
-    if channels == 1:
-        np.testing.assert_allclose(kernel[:, :, 0], theirs.sum(2), rtol=1e-6)
+    if channels < 3:
+        for channel in range(channels):
+            shared = theirs.sum(2) / channels
+            np.testing.assert_allclose(kernel[:, :, channel], shared, rtol=1e-5, atol=1e-6)
     else:
         np.testing.assert_array_equal(kernel[:, :, :3], theirs)
         for extra in range(3, channels):
@@ -261,3 +264,59 @@ def test_converted_weights_come_back_with_what_is_known_of_them(tmp_path):
     through, _ = again.apply(shapes_of("squeezenet"))
     jax.tree.map(np.testing.assert_array_equal, direct, through)
     assert sum(t.size for t in tensors.values()) == sum(t.size for t in theirs.values())
+
+
+def test_two_sources_are_for_late_fusion_alone(tmp_path):
+    squeezenet_file(tmp_path / "a.npz")
+    with pytest.raises(UserError, match=r"names two sources.*fusion=late alone"):
+        initialize(shapes_of("squeezenet"), f"{tmp_path}/a.npz,{tmp_path}/a.npz")
+
+
+def test_a_whole_network_must_fit_to_be_converted(torch, tmp_path):
+    tensors = fcn_file(torch, tmp_path / "fcn.pth")
+    tensors["upscore.weight"] = torch.ones(21, 21, 32, 32)
+    torch.save(tensors, tmp_path / "fcn.pth")
+    with pytest.raises(UserError, match=r"upscore\.weight has shape \(21, 21, 32, 32\)"):
+        convert(pretrained.read(tmp_path / "fcn.pth"))
+
+
+def test_our_own_weights_are_not_converted_again(tmp_path):
+    squeezenet_file(tmp_path / "w.npz")
+    about, tensors = convert(pretrained.read(tmp_path / "w.npz"))
+    saved.save(tmp_path / "w.safetensors", tensors, about)
+    with pytest.raises(UserError, match="holds weights of fcn_jax already"):
+        convert(pretrained.read(tmp_path / "w.safetensors"))
+
+
+def test_what_weights_were_made_for_is_told_where_it_differs():
+    voc = {"": tuple(f"class {index}" for index in range(21))}
+    model = {
+        "backbone": "vgg16",
+        "preprocessing": "caffe",
+        "padding": "paper",
+        "score_scales": [1.0, 0.01, 0.0001],
+    }
+    about = saved.About("FCN-8s at once", {"model": model}, voc)
+    weights = pretrained.Weights(Path("fcn.caffemodel"), about, {})
+    fitting = ModelConfig("vgg16", padding="paper", score_scales=(1.0, 0.01, 0.0001))
+    assert weights.notes(fitting, voc) == []
+    (note,) = weights.notes(ModelConfig("vgg16"), voc)
+    assert "padding paper there and same here" in note
+    assert "score_scales (1.0, 0.01, 0.0001) there and () here" in note
+    # Its head is not taken for another number of classes.
+    assert weights.notes(ModelConfig("vgg16"), {"": ("a", "b")}) == []
+    (note,) = weights.notes(fitting, {"": tuple(map(str, range(21)))})
+    assert "other classes (class 0, class 1, class 2, class 3, …), as many as here" in note
+    (note,) = weights.notes(dataclasses.replace(fitting, preprocessing="torchvision"), voc)
+    assert "trained on caffe pixels, and config.model.preprocessing is torchvision" in note
+
+
+def test_what_a_file_does_not_tell_is_told(torch, tmp_path):
+    tensors = {}
+    for key, _ in torchfcn_tables.torchfcn("FCN-8s").table.values():
+        tensors[key] = torch.zeros(1)
+    torch.save(tensors, tmp_path / "fcn8s.pth")
+    weights = pretrained.read(tmp_path / "fcn8s.pth")
+    (note, *_) = weights.notes(ModelConfig("vgg16", padding="paper"), {})
+    assert "FCN8sAtOnce" in note
+    assert "score_scales=1,0.01,0.0001" in note

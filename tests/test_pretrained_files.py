@@ -2,11 +2,13 @@
 
 import argparse
 import collections
+import contextlib
 import io
 import os
 import pickle
 import struct
 import tarfile
+import tracemalloc
 import zipfile
 from pathlib import Path
 
@@ -18,6 +20,7 @@ from safetensors.numpy import save_file
 
 from fcn_jax.errors import UserError
 from fcn_jax.pretrained.files import read_weights
+from fcn_jax.pretrained.torch_file import ALLOWED
 
 FORMATS = pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
 
@@ -46,6 +49,17 @@ def cut(path: Path, length: int) -> Path:
     shorter = path.with_name(f"cut{path.suffix}")
     shorter.write_bytes(path.read_bytes()[:length])
     return shorter
+
+
+@contextlib.contextmanager
+def peak_below(limit: int):
+    """Asserts that what is done inside never takes `limit` bytes of memory or more."""
+    tracemalloc.start()
+    try:
+        yield
+        assert tracemalloc.get_traced_memory()[1] < limit
+    finally:
+        tracemalloc.stop()
 
 
 class TestTorch:
@@ -270,8 +284,10 @@ def hand_pickled(held) -> bytes:
     return stream.getvalue()
 
 
-def hand_made_zip(path: Path, held, storages: dict[str, bytes]) -> Path:
-    with zipfile.ZipFile(path, "w") as archive:
+def hand_made_zip(
+    path: Path, held, storages: dict[str, bytes], compression: int = zipfile.ZIP_STORED
+) -> Path:
+    with zipfile.ZipFile(path, "w", compression) as archive:
         archive.writestr("archive/data.pkl", hand_pickled(held))
         for key, data in storages.items():
             archive.writestr(f"archive/data/{key}", data)
@@ -360,12 +376,71 @@ class TestHandMadeCheckpoints:
         path = hand_made_zip(tmp_path / "w.pth", {"a": changed}, {"7": NUMBERS})
         assert "fetch it again" in refusal(path)
 
-    def test_what_stands_for_a_function_of_torch_cannot_be_changed(self, tmp_path):
-        # The global, then (None, {"__defaults__": None}), then BUILD: set the attribute.
-        program = b"\x80\x02ctorch._utils\n_rebuild_tensor\nN}X\x0c\x00\x00\x00__defaults__Ns\x86b."
-        with zipfile.ZipFile(tmp_path / "w.pth", "w") as archive:
-            archive.writestr("archive/data.pkl", program)
-        assert "no attribute '__defaults__'" in refusal(tmp_path / "w.pth")
+    @pytest.mark.parametrize(
+        "state", [b"}X\x01\x00\x00\x00xNs", b"N}X\x01\x00\x00\x00xNs\x86"], ids=["dict", "pair"]
+    )
+    def test_what_stands_for_a_function_of_torch_cannot_be_changed(self, tmp_path, state):
+        # The global, then {"x": None} or (None, {"x": None}), then BUILD: set the attribute.
+        for (module, name), stand_in in ALLOWED.items():
+            program = b"\x80\x02" + f"c{module}\n{name}\n".encode() + state + b"b."
+            with zipfile.ZipFile(tmp_path / "w.pth", "w") as archive:
+                archive.writestr("archive/data.pkl", program)
+            assert "its pickle is damaged" in refusal(tmp_path / "w.pth")
+            assert not hasattr(stand_in, "x")
+
+    def test_a_number_may_be_repeated(self, tmp_path):
+        held = {"a": tensor(6, 2, (1000, 1000), (0, 0))}
+        for path in (
+            hand_made_zip(tmp_path / "zip.pth", held, {"7": NUMBERS}),
+            hand_made_legacy(tmp_path / "legacy.pth", held, {"7": (6, NUMBERS)}),
+        ):
+            assert (read_weights(path)["a"] == np.full((1000, 1000), 2, np.float32)).all()
+
+    @pytest.mark.parametrize(
+        ("count", "shape", "strides"),
+        [(1, (2**35,), (0,)), (1, (2**13, 2**13), (0, 0)), (100, (2**20,), (0,))],
+        ids=["huge", "large", "many"],
+    )
+    def test_a_small_storage_cannot_fill_the_memory(self, tmp_path, count, shape, strides):
+        held = {f"a{i}": tensor(1, 0, shape, strides) for i in range(count)}
+        for path in (
+            hand_made_zip(tmp_path / "zip.pth", held, {"7": NUMBERS[:4]}),
+            hand_made_legacy(tmp_path / "legacy.pth", held, {"7": (1, NUMBERS[:4])}),
+        ):
+            with peak_below(2**20):
+                assert "bytes of memory" in refusal(path)
+
+    def test_a_checkpoint_that_was_zipped_again_is_read(self, tmp_path):
+        held = {"a": tensor(6, 0, (6,), (1,))}
+        path = hand_made_zip(tmp_path / "w.pth", held, {"7": NUMBERS}, zipfile.ZIP_DEFLATED)
+        assert read_weights(path)["a"].tolist() == [0, 1, 2, 3, 4, 5]
+
+    @pytest.mark.parametrize(
+        ("elements", "compression", "message"),
+        [
+            (1, zipfile.ZIP_DEFLATED, "has 33554432 bytes, not as many as it says"),
+            (2**23, zipfile.ZIP_BZIP2, "compressed in a way"),
+            (2**25, zipfile.ZIP_DEFLATED, "bytes of memory"),
+        ],
+    )
+    def test_a_zip_bomb_is_refused_before_it_is_unpacked(
+        self, tmp_path, elements, compression, message
+    ):
+        held = {"a": tensor(elements, 0, (1,), (1,))}
+        zeros = bytes(4 * max(elements, 2**23))
+        path = hand_made_zip(tmp_path / "w.pth", held, {"7": zeros}, compression)
+        assert path.stat().st_size < 2**18
+        with peak_below(2**20):
+            assert message in refusal(path)
+
+    def test_of_a_zip_bomb_that_lies_about_its_length_no_more_is_unpacked(self, tmp_path):
+        path = tmp_path / "w.pth"
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr("archive/data.pkl", hand_pickled({"a": tensor(1, 0, (1,), (1,))}))
+            archive.writestr("archive/data/7", bytes(2**25))
+            archive.getinfo("archive/data/7").file_size = 4
+        with peak_below(2**20):
+            assert "Bad CRC-32" in refusal(path)
 
     @pytest.mark.parametrize(
         "program",

@@ -11,7 +11,9 @@ from flax import nnx
 
 from fcn_jax import pretrained
 from fcn_jax.config import ModelConfig
+from fcn_jax.models.backbones.vgg import VGG16
 from fcn_jax.models.build import build
+from fcn_jax.models.fcn import FCN
 from fcn_jax.models.upsampling import bilinear_upsample
 from fcn_jax.pretrained import flat, saved
 from fcn_jax.step import Network
@@ -53,3 +55,34 @@ def test_a_stage_begins_with_the_scores_of_the_stage_before(
             expected, 2 * stride - 1, stride=stride, crop=stride - 1, output_size=size
         )
         np.testing.assert_allclose(values["logits"], expected, atol=1e-5 * np.ptp(expected))
+
+
+def test_the_papers_second_stage_begins_as_its_first_ended(randomised: Any) -> None:
+    """VGG16 padded by 100: the doubled scores, cropped as the authors' FCN-16s crops them."""
+
+    def network(skips: int) -> FCN:
+        backbone = VGG16(padding="paper", fc_features=8, rngs=nnx.Rngs(0))
+        return FCN(backbone, 3, skips=skips, upsampling="fixed", rngs=nnx.Rngs(0))
+
+    first = Network(randomised(lambda: network(0)))
+    second = Network(randomised(lambda: network(1)))
+    about = saved.About("FCN-32s", {"model": {"backbone": "vgg16", "preprocessing": "caffe"}})
+    tensors = {name: np.asarray(value) for name, value in flat(first.variables).items()}
+    variables, _ = pretrained.Weights(Path("run"), about, tensors).apply(second.variables)
+    for name in ("kernel", "bias"):
+        new = variables[0]["head"]["score16"]
+        new[name] = jnp.zeros_like(new[name])  # as it starts; here all was drawn at random
+    image = np.random.default_rng(0).integers(0, 256, (1, 61, 90, 3), np.uint8)
+
+    def run(network: Network, variables: Any) -> dict[str, jax.Array]:
+        return jax.jit(lambda v, x: network(v, x)[0])(variables, jnp.asarray(image))
+
+    before, after = run(first, first.variables), run(second, variables)
+    score = before["score32"]
+    np.testing.assert_array_equal(after["score32"], score)
+    full = [2 * (n - 1) + 4 for n in score.shape[1:3]]
+    doubled = bilinear_upsample(score, 4, stride=2, crop=0, output_size=full)
+    expected = bilinear_upsample(doubled, 32, stride=16, crop=27, output_size=(61, 90))
+    np.testing.assert_allclose(after["logits"], expected, atol=1e-5 * np.ptp(expected))
+    direct = bilinear_upsample(score, 64, stride=32, crop=19, output_size=(61, 90))
+    np.testing.assert_allclose(before["logits"], direct, atol=1e-5 * np.ptp(direct))

@@ -312,21 +312,10 @@ def test_a_checkpoint_of_another_network_is_refused(run_folder, folder):
         load_run(copy)
 
 
-def test_a_run_from_before_channels_and_label_maps_is_loaded(run_folder, folder):
-    copy = folder / "old"
-    shutil.copytree(run_folder, copy)
-    settings = json.loads((copy / "run.json").read_text())
-    assert settings.pop("channels") == 3
-    assert settings["class_names"] == list(shapes.CLASSES)
-    for name in ("extra_channels", "label_maps"):
-        del settings["config"]["data"][name]
-    (copy / "run.json").write_text(json.dumps(settings))
+def test_an_image_of_other_channels_is_refused_by_number(run_folder):
     image, _ = shapes.draw("val_000")
-    old = load_run(copy)
-    assert (old.channels, old.label_maps) == (3, {"": shapes.CLASSES})
-    np.testing.assert_array_equal(old(image), load_run(run_folder)(image))
     with pytest.raises(ValueError, match=r"must be uint8 \(h, w, 3\), RGB"):
-        old(image[..., :1])
+        load_run(run_folder)(image[..., :1])
 
 
 def test_an_unwritable_workdir_is_refused(folder, tmp_path):

@@ -10,9 +10,7 @@ import jax.numpy as jnp
 
 from fcn_jax.config import AugmentConfig
 from fcn_jax.data.labels import VOID_LABEL
-
-COLOURS = 3
-"""The first channels: RGB."""
+from fcn_jax.models.backbones.preprocess import COLOURS
 
 LUMA = (0.299, 0.587, 0.114)
 """Weights of R, G, B in brightness (ITU-R BT.601)."""

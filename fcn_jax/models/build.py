@@ -11,10 +11,10 @@ from fcn_jax.errors import UserError
 from fcn_jax.models.backbones import Backbone
 from fcn_jax.models.backbones.alexnet import CAFFE_VARIANT, AlexNet
 from fcn_jax.models.backbones.efficientnet import EfficientNetLite0
-from fcn_jax.models.backbones.fusion import COLOURS, LateFusion
+from fcn_jax.models.backbones.fusion import LateFusion
 from fcn_jax.models.backbones.googlenet import GoogLeNet
 from fcn_jax.models.backbones.mobilenet import MobileNetV3Large
-from fcn_jax.models.backbones.preprocess import BY_NAME, Preprocessing
+from fcn_jax.models.backbones.preprocess import BY_NAME, COLOURS, Preprocessing
 from fcn_jax.models.backbones.resnet import ResNet
 from fcn_jax.models.backbones.small import SmallNet
 from fcn_jax.models.backbones.squeezenet import SqueezeNet

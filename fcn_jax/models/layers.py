@@ -342,3 +342,39 @@ class BatchNorm(nnx.Module):
 
     def _over_devices(self, sums):
         return sums if self.axis_name is None else lax.psum(sums, self.axis_name)
+
+
+class NormalisedConv(nnx.Module):
+    """A convolution and its normalisation, then an activation where one is given.
+
+    norm: makes the normalisation of so many features. The convolution has no bias, which the
+    normalisation would subtract again.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        features: int,
+        size: int = 1,
+        *,
+        stride: int = 1,
+        groups: int = 1,
+        activation: Callable[[jax.Array], jax.Array] | None = None,
+        norm: Callable[[int], BatchNorm],
+        rngs: nnx.Rngs,
+    ):
+        self.conv = Conv(
+            in_features,
+            features,
+            (size, size),
+            stride=stride,
+            groups=groups,
+            use_bias=False,
+            rngs=rngs,
+        )
+        self.bn = norm(features)
+        self.activation = activation
+
+    def __call__(self, x: FeatureMap, *, train: bool) -> FeatureMap:
+        x = self.bn(self.conv(x), train=train)
+        return x if self.activation is None else x.map(self.activation)

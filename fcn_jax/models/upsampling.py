@@ -13,6 +13,9 @@ from jax import lax
 
 from fcn_jax.models.layers import FeatureMap
 
+EXACT = lax.Precision.HIGHEST
+"""Of float32 products, which GPUs and TPUs round otherwise: scores are small, and these cheap."""
+
 
 def bilinear_filter(size: int) -> np.ndarray:
     """The one-dimensional filter of linear interpolation: float32 (size,).
@@ -86,7 +89,7 @@ def conv_transpose(
     kernel = kernel.transpose(*tap_axes, 2 * ndim, *phase_axes, 2 * ndim + 1)
     kernel = kernel.reshape(values.shape[-1], stride**ndim * out_features)
 
-    result = jnp.dot(values, kernel)
+    result = jnp.dot(values, kernel, precision=EXACT)
     result = result.reshape(values.shape[0], *counts, *[stride] * ndim, out_features)
     interleaved = [n for axis in range(ndim) for n in (1 + axis, 1 + ndim + axis)]
     result = result.transpose(0, *interleaved, 2 * ndim + 1)
@@ -130,6 +133,7 @@ def bilinear_upsample(
                 weights.astype(values.dtype),
                 [tap, phase],
                 [*dims[: axis + 1], phase, *dims[axis + 1 :]],
+                precision=EXACT,
             )
         merged = (*values.shape[:axis], count * stride, *values.shape[axis + 2 :])
         values = lax.slice_in_dim(values.reshape(merged), start, start + size, axis=axis)
@@ -212,7 +216,10 @@ class Interpolate(nnx.Module):
             letters = "xyz"[: len(x.spatial)]
             output = letters.replace(letters[axis], "o")
             values = jnp.einsum(
-                f"bo{letters[axis]},b{letters}c->b{output}c", weights.astype(values.dtype), values
+                f"bo{letters[axis]},b{letters}c->b{output}c",
+                weights.astype(values.dtype),
+                values,
+                precision=EXACT,
             )
         return FeatureMap(values, like.valid)
 

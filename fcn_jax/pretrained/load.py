@@ -14,7 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
+from fcn_jax.config import ModelConfig
 from fcn_jax.errors import UserError
+from fcn_jax.models.backbones.preprocess import COLOURS
 from fcn_jax.models.build import preprocessing_name
 from fcn_jax.pretrained import fusion, saved
 from fcn_jax.pretrained.files import read_weights
@@ -24,6 +26,9 @@ from fcn_jax.step import Network
 
 HEADS = ("head", "auxiliary")
 """Beginnings of our names of layers that score, where other classes than the source's are usual."""
+
+HEAD_SETTINGS = ("padding", "output_stride", "alignment", "score_scales", "context_features")
+"""Settings of `config.model` that change what trained score layers mean."""
 
 LISTED = 40
 """Mismatches that are told one by one."""
@@ -35,7 +40,9 @@ class Weights:
 
     path: where they were read. about: what they are, and what they want.
     tensors: float32, laid out as ours. origins: our name → (their name, their shape).
+    left_out: what the file holds beside, under its own names: a classifier's last layers.
     problems: what was missing, unexpected or not finite. absent: layers that the source never has.
+    caveat: what cannot be told from the file and should be known.
     other: those of the second trunk, where late fusion was given two.
     """
 
@@ -43,20 +50,26 @@ class Weights:
     about: saved.About
     tensors: Mapping[str, np.ndarray]
     origins: Mapping[str, tuple[str, tuple[int, ...]]] = dataclasses.field(default_factory=dict)
+    left_out: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
     problems: tuple[str, ...] = ()
     absent: tuple[str, ...] = ()
+    caveat: str = ""
     other: "Weights | None" = None
 
-    def apply(self, variables: tuple[Any, Any]) -> tuple[tuple[Any, Any], str]:
+    def apply(
+        self, variables: tuple[Any, Any], *, whole: bool = False
+    ) -> tuple[tuple[Any, Any], str]:
         """Replaces what there are weights for.
 
         Layers that score, and those of the head that are not in the source, keep their initial
         values where they have another shape, and so do layers that the source never has. The first
-        layer of a network for other than three channels takes the colours' filters: their sum for a
-        grey image, their mean for each channel beyond the third (Long et al. 2015, NYUDv2).
+        layer of a network for other than three channels takes the colours' filters: their mean for
+        each channel beyond the third (Long et al. 2015, NYUDv2), their sum for a grey image, shared
+        where there are two channels.
 
         Args:
             variables: (params, batch_stats), nested dicts of float32 arrays.
+            whole: whether layers that score must fit as well.
 
         Returns:
             The variables, and a line that says what was taken and what was left as it was.
@@ -66,20 +79,64 @@ class Weights:
                 one message.
         """
         ours = {name: np.asarray(value) for name, value in flat(variables).items()}
-        if fusion.is_late(ours) and not fusion.is_late(self.tensors):
+        in_trunks = fusion.is_late(ours) and not fusion.is_late(self.tensors)
+        if self.other is not None and not in_trunks:
+            raise UserError(
+                f"config.init names two sources, {self.path} and {self.other.path}: that is for "
+                "config.model.fusion=late alone"
+            )
+        if in_trunks:
             first, second = fusion.split(ours)
-            taken = fusion.join([self._taken(first), (self.other or self)._taken(second)])
+            other = self.other or self
+            taken = fusion.join([self._taken(first, whole), other._taken(second, whole)])
         else:
-            taken = self._taken(ours)
+            taken = self._taken(ours, whole)
         return _replaced(variables, taken), self._report(ours, taken)
 
-    def _taken(self, ours: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def notes(self, model: ModelConfig, label_maps: Mapping[str, tuple[str, ...]]) -> list[str]:
+        """What differs between a run and what its weights were made for, and should be known.
+
+        label_maps: class names of the run.
+        """
+        notes = [f"{self.path}: {self.caveat}"] if self.caveat else []
+        for weights in (self, self.other):
+            if weights is not None and weights.about.preprocessing != preprocessing_name(model):
+                notes.append(
+                    f"{weights.path} was trained on {weights.about.preprocessing} pixels, and "
+                    f"config.model.preprocessing is {preprocessing_name(model)}"
+                )
+        for name, theirs in self.about.classes.items():
+            ours = label_maps.get(name, ())
+            if len(ours) != len(theirs):
+                continue  # then its head is not taken
+            if ours != theirs:
+                notes.append(
+                    f"{self.path} has other classes ({', '.join(theirs[:4])}, …), as many as here: "
+                    "its score layers are taken nevertheless"
+                )
+            differing = [
+                f"{setting} {_plain(self.about.config['model'][setting])} there and "
+                f"{_plain(getattr(model, setting))} here"
+                for setting in HEAD_SETTINGS
+                if setting in self.about.config["model"]
+                and _plain(self.about.config["model"][setting]) != _plain(getattr(model, setting))
+            ]
+            if differing:
+                notes.append(
+                    f"the score layers of {self.path} were made for other settings of "
+                    f"config.model: {', '.join(differing)}"
+                )
+        return notes
+
+    def _taken(self, ours: Mapping[str, np.ndarray], whole: bool) -> dict[str, np.ndarray]:
         """Of the tensors those that fit, by our name."""
         backbone = {name for name in self.tensors if name.startswith("backbone/")}
         if not backbone <= ours.keys():
+            fusion_too = ", fusion=late" if fusion.is_late(self.tensors) else ""
             raise UserError(
                 f"{self.path} holds {self.about.source}, which fits "
-                f"config.model.backbone={self.about.backbone}, not the backbone of this run"
+                f"config.model.backbone={self.about.backbone}{fusion_too}, not the backbone of "
+                "this run"
             )
         taken, problems = {}, list(self.problems)
         for name, tensor in self.tensors.items():
@@ -89,7 +146,7 @@ class Weights:
             fitted = _for_channels(tensor, wanted) if name in backbone else tensor
             if fitted.shape == wanted:
                 taken[name] = fitted
-            elif not name.startswith(HEADS):
+            elif whole or not name.startswith(HEADS):
                 key, shape = self.origins.get(name, (name, tensor.shape))
                 problems.append(f"{key} has shape {shape}, which does not make {name} {wanted}")
         problems += [
@@ -108,6 +165,8 @@ class Weights:
 
     def _report(self, ours: Mapping[str, np.ndarray], taken: Mapping[str, np.ndarray]) -> str:
         report = f"initialized from {self.path}: {self.about.source}"
+        if self.other is not None:
+            report += f", and {self.other.path}: {self.other.about.source}"
         unlike = _layers(
             name
             for name, tensor in self.tensors.items()
@@ -153,12 +212,7 @@ def _from_run(path: Path) -> Weights:
     from fcn_jax.runs import load_run
 
     run = load_run(path)
-    model = {
-        "backbone": run.config.model.backbone,
-        "preprocessing": preprocessing_name(run.config.model),
-    }
-    about = saved.About(f"run at step {run.step}", {"model": model})
-    return Weights(path, about, {k: np.asarray(v) for k, v in flat(run.variables).items()})
+    return Weights(path, run.about, {k: np.asarray(v) for k, v in flat(run.variables).items()})
 
 
 def _recognize(path: Path, theirs: Mapping[str, np.ndarray]) -> Source:
@@ -200,7 +254,10 @@ def _from_table(path: Path, theirs: Mapping[str, np.ndarray], source: Source) ->
         "auxiliary_weight": 0.5 if any(name.startswith("auxiliary") for name in tensors) else 0.0,
     }
     about = saved.About(source.title, {"model": model}, source.classes)
-    return Weights(path, about, tensors, origins, tuple(problems), source.absent)
+    left_out = {key: tensor for key, tensor in theirs.items() if key not in wanted}
+    return Weights(
+        path, about, tensors, origins, left_out, tuple(problems), source.absent, source.caveat
+    )
 
 
 def _not_finite(tensors: Mapping[str, np.ndarray]) -> tuple[str, ...]:
@@ -213,16 +270,18 @@ def _not_finite(tensors: Mapping[str, np.ndarray]) -> tuple[str, ...]:
 
 def _for_channels(kernel: np.ndarray, wanted: tuple[int, ...]) -> np.ndarray:
     """A first layer's kernel (h, w, 3, out) for another number of channels; else as it is."""
-    colours = 3
-    if kernel.ndim != 4 or kernel.shape[2] != colours or len(wanted) != 4:
+    if kernel.ndim != 4 or kernel.shape[2] != COLOURS or len(wanted) != 4:
         return kernel
     channels = wanted[2]
-    if channels == 1:
-        return kernel.sum(axis=2, keepdims=True)
-    if channels < colours:
-        return kernel
     mean = kernel.mean(axis=2, keepdims=True)
-    return np.concatenate([kernel, *[mean] * (channels - colours)], axis=2)
+    if channels < COLOURS:
+        return np.repeat(mean * COLOURS / channels, channels, axis=2)
+    return np.concatenate([kernel, *[mean] * (channels - COLOURS)], axis=2)
+
+
+def _plain(value: Any) -> Any:
+    """A setting as JSON gives it back, and as a config holds it, alike."""
+    return tuple(value) if isinstance(value, list) else value
 
 
 def _layers(names) -> list[str]:

@@ -3,14 +3,15 @@
 The same two hold converted weights of other projects and exported runs of this one.
 """
 
+import contextlib
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from fcn_jax.errors import UserError
@@ -59,18 +60,31 @@ def save(path: Path, tensors: Mapping[str, np.ndarray], about: About) -> None:
         UserError: it cannot be written.
     """
     text = json.dumps(dataclasses.asdict(about), indent=2, ensure_ascii=False) + "\n"
-    unfinished = path.with_suffix(".unfinished")
+    contiguous = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
+    # The description within as well: the file explains itself where it is alone.
+    metadata = {"format": FORMAT, FORMAT: text}
+    write_whole(path, lambda part: save_file(contiguous, part, metadata=metadata))
+    write_whole(path.with_suffix(".json"), lambda part: part.write_text(text, encoding="utf-8"))
+
+
+def write_whole(path: Path, write: Callable[[Path], object]) -> None:
+    """Has a file written beside its name and renamed when whole.
+
+    Raises:
+        UserError: it cannot be written; what stood there before still stands.
+    """
+    part = path.with_name(f"{path.name}.unfinished")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        contiguous = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
-        # The description within as well: the file explains itself where it is alone.
-        save_file(contiguous, unfinished, metadata={"format": FORMAT, FORMAT: text})
-        unfinished.replace(path)
-        unfinished.write_text(text)
-        unfinished.replace(path.with_suffix(".json"))
-    except OSError as error:
-        unfinished.unlink(missing_ok=True)
-        raise UserError(f"cannot write {path} ({error.strerror or error})") from error
+        write(part)
+        part.chmod(0o644)  # safetensors writes for its owner alone; this is to be passed on
+        part.replace(path)
+    # A full disk, in the words of safetensors and of PyTorch.
+    except (OSError, SafetensorError, RuntimeError) as error:
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        raise UserError(f"cannot write {path} ({reason})") from error
 
 
 def read_about(path: Path) -> About | None:

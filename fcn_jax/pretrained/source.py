@@ -55,6 +55,7 @@ class Source:
     absent: our layers that the source does not have and that keep their initial values.
     model: of a whole segmentation network, the settings of `config.model` that make it.
     classes: the names of what it predicts, by label map ('': the only one).
+    caveat: what its file does not tell, for those who use it.
     """
 
     title: str
@@ -67,6 +68,7 @@ class Source:
     absent: tuple[str, ...] = ()
     model: Mapping[str, Any] = field(default_factory=dict)
     classes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    caveat: str = ""
 
     def recognizes(self, names: Mapping[str, object]) -> bool:
         return all(name in names for name in self.has) and not any(

@@ -15,6 +15,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
+from zipfile import ZIP_DEFLATED, ZIP_STORED
 
 import jax.numpy as jnp
 import numpy as np
@@ -30,6 +31,11 @@ TAR_MAGIC, TAR_MAGIC_AT = b"ustar", 257
 WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "model_ema")
 # What DataParallel and torch.compile put before every name.
 PREFIXES = ("module.", "_orig_mod.")
+
+# Tensors may share a storage or repeat its numbers (stride 0), and a zip archive may be compressed:
+# what a file asks for can be larger than it is. Beyond this many times, it would fill the memory.
+EXPANSION = 64
+SMALL_FILE = 2**20  # bytes; a smaller file may ask for as much as one of this size
 
 REMEDY = (
     "where PyTorch is, load it if you trust its maker, and save `model.state_dict()` alone: "
@@ -78,9 +84,15 @@ class _Tensor(NamedTuple):
     shape: tuple[int, ...]
     strides: tuple[int, ...]
 
-    @classmethod
-    def rebuild(cls, storage: Any, offset: Any, shape: Any, strides: Any, *_gradients: Any) -> Any:
-        """What `torch._utils._rebuild_tensor` and `_rebuild_tensor_v2` stand for."""
+
+class _RebuildTensor:
+    """What `torch._utils._rebuild_tensor` and `_rebuild_tensor_v2` become."""
+
+    __slots__ = ()
+
+    def __call__(
+        self, storage: Any, offset: Any, shape: Any, strides: Any, *_gradients: Any
+    ) -> _Tensor:
         numbers = (offset, *shape, *strides)
         if not isinstance(storage, _Storage) or len(shape) != len(strides):
             raise ValueError("a tensor in it has no storage, or no stride for each dimension")
@@ -93,30 +105,46 @@ class _Tensor(NamedTuple):
                 f"a tensor of shape {tuple(shape)} in it reaches element {last} of a storage of "
                 f"{storage.size}"
             )
-        return cls(storage, offset, tuple(shape), tuple(strides))
+        return _Tensor(storage, offset, tuple(shape), tuple(strides))
 
-    @classmethod
-    def parameter(cls, tensor: Any, *_gradients: Any) -> Any:
-        """What `torch._utils._rebuild_parameter` stands for."""
+
+class _RebuildParameter:
+    """What `torch._utils._rebuild_parameter` and `_rebuild_parameter_with_state` become."""
+
+    __slots__ = ()
+
+    def __call__(self, tensor: Any, *_gradients: Any) -> Any:
         return tensor
 
 
 def _read_zip(path: Path, archive: zipfile.ZipFile) -> dict[str, np.ndarray]:
+    entries = archive.infolist()
+    if any(entry.compress_type not in (ZIP_STORED, ZIP_DEFLATED) for entry in entries):
+        raise ValueError("it is compressed in a way that PyTorch does not know either")
+    _refuse_to_fill_the_memory(path, sum(entry.file_size for entry in entries))
     names = set(archive.namelist())
     folder = next(
         (name.removesuffix("data.pkl") for name in names if f"/{name}".endswith("/data.pkl")), None
     )
     if folder is None:
         raise ValueError("it is a zip archive, but not a checkpoint of PyTorch")
-    held, _ = _unpickle(path, io.BytesIO(archive.read(f"{folder}data.pkl")))
+    held, _ = _unpickle(path, io.BytesIO(_read_entry(archive, f"{folder}data.pkl")))
     tensors = _state_dict(path, held)
     order_name = f"{folder}byteorder"  # absent before PyTorch 2.1: little
-    big_endian = order_name in names and archive.read(order_name) == b"big"
+    big_endian = order_name in names and _read_entry(archive, order_name) == b"big"
 
     def read_storage(storage: _Storage) -> bytes:
-        return archive.read(f"{folder}data/{storage.key}")
+        name = f"{folder}data/{storage.key}"
+        _check_length(storage, archive.getinfo(name).file_size)
+        return _read_entry(archive, name)
 
-    return _arrays(tensors, read_storage, big_endian)
+    return _arrays(path, tensors, read_storage, big_endian)
+
+
+def _read_entry(archive: zipfile.ZipFile, name: str) -> bytes:
+    """Unpacks no more than the length that the archive states, unlike `archive.read`."""
+    with archive.open(name) as stream:
+        return stream.read(archive.getinfo(name).file_size)
 
 
 def _read_legacy(path: Path, stream: BinaryIO) -> dict[str, np.ndarray]:
@@ -138,7 +166,7 @@ def _read_legacy(path: Path, stream: BinaryIO) -> dict[str, np.ndarray]:
         stream.seek(places[storage.key])
         return stream.read(storage.size * storage.dtype.itemsize)
 
-    return _arrays(tensors, read_storage, big_endian=False)
+    return _arrays(path, tensors, read_storage, big_endian=False)
 
 
 def _places_of_storages(
@@ -160,19 +188,38 @@ def _places_of_storages(
     return places
 
 
+def _refuse_to_fill_the_memory(path: Path, wanted: int) -> None:
+    size = path.stat().st_size
+    if wanted > EXPANSION * max(size, SMALL_FILE):
+        raise ValueError(f"it asks for {wanted} bytes of memory, and has only {size} itself")
+
+
+def _check_length(storage: _Storage, length: int) -> None:
+    if length != storage.size * storage.dtype.itemsize:
+        raise ValueError(
+            f"storage {storage.key!r} in it has {length} bytes, not as many as it says"
+        )
+
+
 def _arrays(
-    tensors: dict[str, _Tensor], read_storage: Callable[[_Storage], bytes], big_endian: bool
+    path: Path,
+    tensors: dict[str, _Tensor],
+    read_storage: Callable[[_Storage], bytes],
+    big_endian: bool,
 ) -> dict[str, np.ndarray]:
     """Reads one storage after another, so that no more than one is in memory beside the arrays."""
+    _refuse_to_fill_the_memory(
+        path,
+        sum(math.prod(tensor.shape) * tensor.storage.dtype.itemsize for tensor in tensors.values()),
+    )
     sharing: defaultdict[str, list[str]] = defaultdict(list)
     for name, tensor in tensors.items():
         sharing[tensor.storage.key].append(name)
     arrays = {}
-    for key, names in sharing.items():
+    for names in sharing.values():
         storage = tensors[names[0]].storage
         data = read_storage(storage)
-        if len(data) != storage.size * storage.dtype.itemsize:
-            raise ValueError(f"storage {key!r} in it has {len(data)} bytes, not as many as it says")
+        _check_length(storage, len(data))
         # Unsigned numbers of the same width: numpy can swap the bytes of these, not of bfloat16.
         elements = np.frombuffer(data, f"{'>' if big_endian else '<'}u{storage.dtype.itemsize}")
         for name in names:
@@ -313,17 +360,18 @@ STORAGE_DTYPES = {
 }
 
 # (module, name) as a pickle has them → what they become here. A pickle can also set attributes of
-# what it gets, so there is no plain function and no open class among these: builtin types, strings,
-# bound methods, and two classes that __setstate__ keeps as they are.
+# what it gets (BUILD), so there is no function, no method and no open class among these: builtin
+# types, strings, callables without a __dict__, and two classes whose own __setstate__ stands in for
+# setting attributes, on them as on what they make.
 ALLOWED: dict[tuple[str, str], Any] = {
     ("collections", "OrderedDict"): _Dict,
     ("collections", "defaultdict"): defaultdict,
     ("collections", "Counter"): dict,  # the milestones of a schedule
     ("torch", "Size"): tuple,
-    ("torch._utils", "_rebuild_tensor"): _Tensor.rebuild,
-    ("torch._utils", "_rebuild_tensor_v2"): _Tensor.rebuild,
-    ("torch._utils", "_rebuild_parameter"): _Tensor.parameter,
-    ("torch._utils", "_rebuild_parameter_with_state"): _Tensor.parameter,
+    ("torch._utils", "_rebuild_tensor"): _RebuildTensor(),
+    ("torch._utils", "_rebuild_tensor_v2"): _RebuildTensor(),
+    ("torch._utils", "_rebuild_parameter"): _RebuildParameter(),
+    ("torch._utils", "_rebuild_parameter_with_state"): _RebuildParameter(),
     ("torch.storage", "UntypedStorage"): "UntypedStorage",
     **{("torch", name): name for name in STORAGE_DTYPES},
     **{

@@ -9,10 +9,10 @@ import functools
 import jax
 from flax import nnx
 
-from fcn_jax.models.backbones.mobilenet import Block, InvertedResidual, NormalisedConv
+from fcn_jax.models.backbones.mobilenet import Block, InvertedResidual
 from fcn_jax.models.backbones.preprocess import TORCHVISION, Preprocessing
 from fcn_jax.models.geometry import Grid
-from fcn_jax.models.layers import BatchNorm, FeatureMap
+from fcn_jax.models.layers import BatchNorm, FeatureMap, NormalisedConv
 
 GROUPS = (
     (1, 3, 1, 1, 16),

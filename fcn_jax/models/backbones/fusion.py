@@ -10,9 +10,8 @@ import jax
 from flax import nnx
 
 from fcn_jax.models.backbones import Backbone
+from fcn_jax.models.backbones.preprocess import COLOURS
 from fcn_jax.models.layers import FeatureMap, concatenate, scaled
-
-COLOURS = 3
 
 
 class LateFusion(nnx.Module):

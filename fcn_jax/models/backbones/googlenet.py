@@ -11,13 +11,14 @@ Away from the border the features are the same, moved by a few pixels.
 """
 
 import functools
+from collections.abc import Callable
 
 import jax
 from flax import nnx
 
 from fcn_jax.models.backbones.preprocess import INCEPTION, Preprocessing
 from fcn_jax.models.geometry import PIXELS
-from fcn_jax.models.layers import BatchNorm, Conv, FeatureMap, concatenate, max_pool, relu
+from fcn_jax.models.layers import BatchNorm, FeatureMap, NormalisedConv, concatenate, max_pool
 
 INCEPTIONS = {
     "3a": (64, 96, 128, 16, 32, 32),
@@ -34,32 +35,12 @@ INCEPTIONS = {
 third, and of the projected pooling (table 1)."""
 
 
-class NormalisedConv(nnx.Module):
-    """A convolution, normalised and rectified."""
-
-    def __init__(
-        self,
-        in_features: int,
-        features: int,
-        size: int,
-        *,
-        stride: int = 1,
-        axis_name: str | None,
-        rngs: nnx.Rngs,
-    ):
-        self.conv = Conv(
-            in_features, features, (size, size), stride=stride, use_bias=False, rngs=rngs
-        )
-        self.bn = BatchNorm(features, epsilon=1e-3, axis_name=axis_name)
-
-    def __call__(self, x: FeatureMap, *, train: bool) -> FeatureMap:
-        return relu(self.bn(self.conv(x), train=train))
-
-
 class Inception(nnx.Module):
     """Four branches side by side: 1×1, 1×1 to 3×3 twice, and a pooling that is projected.
 
     The third branch has 5×5 in the paper. The weights in use have 3×3 there.
+
+    conv: makes a convolution from so many features to so many, of such a side.
     """
 
     def __init__(
@@ -67,10 +48,8 @@ class Inception(nnx.Module):
         in_features: int,
         branches: tuple[int, int, int, int, int, int],
         *,
-        axis_name: str | None,
-        rngs: nnx.Rngs,
+        conv: Callable[..., NormalisedConv],
     ):
-        conv = functools.partial(NormalisedConv, axis_name=axis_name, rngs=rngs)
         only, reduced2, features2, reduced3, features3, projected = branches
         self.branch1 = conv(in_features, only, 1)
         self.branch2_reduce = conv(in_features, reduced2, 1)
@@ -104,13 +83,14 @@ class GoogLeNet(nnx.Module):
     ):
         self.preprocessing = preprocessing
         self.pool_padding = 1 if padding == "same" else 0
-        conv = functools.partial(NormalisedConv, axis_name=axis_name, rngs=rngs)
+        norm = functools.partial(BatchNorm, epsilon=1e-3, axis_name=axis_name)
+        conv = functools.partial(NormalisedConv, activation=jax.nn.relu, norm=norm, rngs=rngs)
         self.conv1 = conv(preprocessing.channels, 64, 7, stride=2)
         self.conv2 = conv(64, 64, 1)
         self.conv3 = conv(64, 192, 3)
         in_features = 192
         for name, branches in INCEPTIONS.items():
-            module = Inception(in_features, branches, axis_name=axis_name, rngs=rngs)
+            module = Inception(in_features, branches, conv=conv)
             setattr(self, f"inception{name}", module)
             only, _, features2, _, features3, projected = branches
             in_features = only + features2 + features3 + projected

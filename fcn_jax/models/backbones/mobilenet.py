@@ -13,7 +13,15 @@ from flax import nnx
 
 from fcn_jax.models.backbones.preprocess import TORCHVISION, Preprocessing
 from fcn_jax.models.geometry import Grid
-from fcn_jax.models.layers import BatchNorm, Conv, FeatureMap, add, relu, spatial_mean
+from fcn_jax.models.layers import (
+    BatchNorm,
+    Conv,
+    FeatureMap,
+    NormalisedConv,
+    add,
+    relu,
+    spatial_mean,
+)
 
 Activation = Callable[[jax.Array], jax.Array]
 
@@ -49,38 +57,6 @@ BLOCKS = (
     Block(5, 960, 160, 240, jax.nn.hard_swish),
 )
 """Table 1. A quarter of the features is squeezed to, rounded to a multiple of 8."""
-
-
-class NormalisedConv(nnx.Module):
-    """A convolution and its normalisation, then an activation where one is given."""
-
-    def __init__(
-        self,
-        in_features: int,
-        features: int,
-        size: int = 1,
-        *,
-        stride: int = 1,
-        groups: int = 1,
-        activation: Activation | None = None,
-        norm: Callable[[int], BatchNorm],
-        rngs: nnx.Rngs,
-    ):
-        self.conv = Conv(
-            in_features,
-            features,
-            (size, size),
-            stride=stride,
-            groups=groups,
-            use_bias=False,
-            rngs=rngs,
-        )
-        self.bn = norm(features)
-        self.activation = activation
-
-    def __call__(self, x: FeatureMap, *, train: bool) -> FeatureMap:
-        x = self.bn(self.conv(x), train=train)
-        return x if self.activation is None else x.map(self.activation)
 
 
 class SqueezeExcitation(nnx.Module):

@@ -6,6 +6,9 @@ from typing import Self
 import jax
 import jax.numpy as jnp
 
+COLOURS = 3
+"""The channels of an image that are colours, RGB: the first ones."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Preprocessing:
@@ -27,17 +30,19 @@ class Preprocessing:
     def for_channels(self, channels: int) -> Self:
         """The same for images of another number of channels.
 
-        One channel is grey. Beyond the third they are, say, depth: bytes as well, normalised by the
-        colours' average mean and std.
+        One channel is grey, two are no colours. Beyond the third they are, say, depth: bytes as
+        well, normalised by the colours' average mean and std.
         """
-        grey = (sum(self.mean[:3]) / 3, sum(self.std[:3]) / 3)
-        if channels == 1:
-            return dataclasses.replace(self, mean=grey[:1], std=grey[1:], bgr=False)
-        if channels < 3:
-            raise ValueError(f"`channels` (={channels}) must be 1, or 3 and more")
-        extra = channels - 3
+        mean, std = sum(self.mean[:COLOURS]) / COLOURS, sum(self.std[:COLOURS]) / COLOURS
+        if channels < COLOURS:
+            return dataclasses.replace(
+                self, mean=(mean,) * channels, std=(std,) * channels, bgr=False
+            )
+        extra = channels - COLOURS
         return dataclasses.replace(
-            self, mean=self.mean[:3] + grey[:1] * extra, std=self.std[:3] + grey[1:] * extra
+            self,
+            mean=self.mean[:COLOURS] + (mean,) * extra,
+            std=self.std[:COLOURS] + (std,) * extra,
         )
 
     def beyond(self, channels: int) -> Self:

@@ -6,11 +6,7 @@ from fcn_jax.pretrained.tables.torchvision import COUNTERS
 
 
 def efficientnet_lite0() -> Source:
-    """`efficientnet_lite0`.
-
-    `tf_efficientnet_lite0` has the same names and shapes, but wants another padding (TensorFlow's)
-    and other pixels: nothing in a file tells them apart.
-    """
+    """`efficientnet_lite0`, not `tf_efficientnet_lite0`, which pads as TensorFlow does."""
     convolutions = {"backbone/conv1/conv": "conv_stem", "backbone/conv2/conv": "conv_head"}
     norms = {"backbone/conv1/bn": "bn1", "backbone/conv2/bn": "bn2"}
     for group, (count, _, _, expansion, _) in enumerate(GROUPS, start=1):
@@ -31,4 +27,6 @@ def efficientnet_lite0() -> Source:
         lacks=("blocks.1.0.se.conv_reduce.weight", "blocks.1.2.conv_pwl.weight"),
         table=kernels(convolutions) | batch_norms(norms),
         left_out=("classifier.", COUNTERS),
+        caveat="if this is tf_efficientnet_lite0, whose names are the same, its scores differ: it "
+        "wants TensorFlow's padding and other pixels",
     )

@@ -34,6 +34,8 @@ SKIP_LAYERS = {
 PAPER_MODEL = {"padding": "paper", "upsampling": "learned"}
 """Settings of the authors' networks. Their filters are taken as they are, bilinear or learned."""
 
+AT_ONCE = "if this is FCN8sAtOnce, whose names are the same, it wants score_scales=1,0.01,0.0001"
+
 
 def torchfcn(net: str) -> Source:
     scores, upsamplings = SKIP_LAYERS[net]
@@ -52,4 +54,5 @@ def torchfcn(net: str) -> Source:
         table=table,
         model=PAPER_MODEL | {"skips": len(scores) - 1},
         classes={"": VOC_CLASSES},
+        caveat=AT_ONCE if net == "FCN-8s" else "",
     )
