@@ -228,7 +228,7 @@ def test_a_run_starts_from_another_run_and_names_what_it_lacks(run_folder, folde
     config.model.skips = 3
     config.train.steps = 1
     train(config, folder / "from_run")
-    assert "run at step 6; not in it, so left as they were: head/score4" in (
+    assert "fcn_jax on folder, step 6; not in it, so left as they were: head/score4" in (
         capsys.readouterr().out
     )
 
