@@ -189,6 +189,26 @@ def test_a_head_of_other_classes_is_left_out_and_that_is_said(torch, tmp_path):
     assert "of another shape there, so left as they were: head/score32, head/upsample32" in report
 
 
+@pytest.mark.parametrize(
+    ("names", "shown"),
+    [
+        (["fc.weight", "fc.bias", "bn1.num_batches_tracked"], "fc"),
+        (["classifier.6.weight"], "classifier.6"),
+        (["conv10/w", "conv10/b"], "conv10"),
+        (
+            [f"aux{n}.{part}.weight" for n in (1, 2) for part in ("conv", "fc1", "fc2")],
+            "aux1, aux2",
+        ),
+    ],
+)
+def test_a_classifiers_own_last_layers_are_left_out_and_that_is_said(tmp_path, names, shown):
+    squeezenet_file(tmp_path / "w.npz")
+    left_out = dict.fromkeys(names, np.zeros(1))
+    weights = dataclasses.replace(pretrained.read(tmp_path / "w.npz"), left_out=left_out)
+    _, report = weights.apply(shapes_of("squeezenet"))
+    assert report.endswith(f"; its own last layers left out: {shown}")
+
+
 def test_what_a_network_has_no_place_for_is_said(torch, tmp_path):
     fcn_file(torch, tmp_path / "fcn.pth")
     _, report = initialize(shapes_of("vgg16", skips=0, upsampling="fixed"), tmp_path / "fcn.pth")

@@ -5,6 +5,7 @@ where a network has a place for them, and tells of everything that does not fit 
 """
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -181,7 +182,14 @@ class Weights:
         ]:
             if layers:
                 report += f"; {remark}: {', '.join(layers)}"
-        return report
+        last = self._last_layers()
+        return report + (f"; its own last layers left out: {', '.join(last)}" if last else "")
+
+    def _last_layers(self) -> list[str]:
+        """Their names of the layers that were left out: a classifier of 1000 classes, say."""
+        names = [name for name in self.left_out if not name.endswith("num_batches_tracked")]
+        layers = sorted({re.split(r"[./](?=[^./]*$)", name)[0] for name in names})
+        return layers if len(layers) <= 3 else sorted({re.split("[./]", n)[0] for n in names})
 
 
 def read(init: str | Path) -> Weights:
