@@ -34,9 +34,11 @@ def numbers(batch):
     return batch["label"][:, 0, 0].tolist()
 
 
-def test_every_image_comes_once_an_epoch_in_ever_new_order():
-    reader = batches(Numbered(6))
-    epochs = [[n for _ in range(3) for n in numbers(next(reader))] for _ in range(3)]
+@pytest.mark.parametrize("batch_size", [1, 2, 3])
+def test_every_image_comes_once_an_epoch_in_ever_new_order(batch_size):
+    reader = batches(Numbered(6), batch_size)
+    parts = range(6 // batch_size)
+    epochs = [[n for _ in parts for n in numbers(next(reader))] for _ in range(3)]
     assert [sorted(epoch) for epoch in epochs] == [list(range(6))] * 3
     assert epochs[0] != epochs[1] or epochs[1] != epochs[2]
 

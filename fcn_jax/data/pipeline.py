@@ -18,6 +18,10 @@ from fcn_jax.data.labels import VOID_LABEL
 Batch = dict[str, np.ndarray]
 
 
+MOST_EPOCHS = 2**30
+"""Without end, for any run; Grain's own endless data set is too long for batches of one."""
+
+
 def training_batches(
     records: Any, *, canvas_px: tuple[int, int], batch_size: int, seed: int, workers: int
 ) -> grain.DatasetIterator:
@@ -36,7 +40,7 @@ def training_batches(
         grain.MapDataset.source(records)
         .seed(seed)
         .shuffle()
-        .repeat()[jax.process_index() :: jax.process_count()]
+        .repeat(MOST_EPOCHS)[jax.process_index() :: jax.process_count()]
         .random_map(_RandomWindow(canvas_px))
         .map(_ToCanvas(canvas_px))
         .batch(batch_size)
