@@ -22,8 +22,9 @@ def run(main: Callable[[list[str]], None], module: Any, *, with_config: bool = F
     `with_config`: adds the flag `--config`, a file with `get_config()`, or else the embedded
     default, and one flag for every setting.
     """
-    program = f"python -m {module.__spec__.name}"
-    command = module.__spec__.name.rpartition(".")[2]
+    name = module.__spec__.name.removesuffix(".__main__")
+    program = f"python -m {name}"
+    command = name.rpartition(".")[2]
     asks_help = {"--help", "-h", "-help", "--helpfull"} & set(sys.argv[1:])
     try:
         if with_config:

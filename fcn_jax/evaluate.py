@@ -100,7 +100,9 @@ def main(arguments: list[str]) -> None:
         )
     split = options.split or run.config.data.eval_split
     evaluation = evaluator(run.network, dataset, split, run.config.eval.batch_size)(run.variables)
-    report(evaluation, workdir, split, dataset, step=run.step)
+    # Scores on other data stand beside the run's own.
+    scored = f"{options.data.replace('/', '_')}_{split}" if options.data else split
+    report(evaluation, workdir, scored, dataset, step=run.step)
 
 
 def evaluator(

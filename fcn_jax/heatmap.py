@@ -151,7 +151,8 @@ def load_classifier(path: str, window: int | None = None) -> Classifier:
     ending = classifiers.find(weights.about.backbone, weights.left_out.keys())
     if ending is None:
         raise UserError(
-            f"{path} holds {weights.about.source}, without the last layer of a classifier"
+            f"{path} holds {weights.about.source}, without the last layer of a classifier (which "
+            "conversion leaves out: give the file as it was published)"
         )
     if window and not any(isinstance(step, Average) for step in ending.steps):
         raise UserError(

@@ -218,7 +218,8 @@ def test_what_a_network_has_no_place_for_is_said(torch, tmp_path):
 @pytest.mark.parametrize("channels", [1, 2, 4, 6])
 def test_other_channels_take_the_colours_filters(tmp_path, channels):
     theirs = squeezenet_file(tmp_path / "w.npz")["conv1/w"].transpose(2, 3, 1, 0)
-    (params, _), _ = initialize(shapes_of("squeezenet", channels=channels), tmp_path / "w.npz")
+    (params, _), report = initialize(shapes_of("squeezenet", channels=channels), tmp_path / "w.npz")
+    assert f"made to see {channels} channels" in report
     kernel = np.asarray(params["backbone"]["conv1"]["kernel"])
     assert kernel.shape == (3, 3, channels, 64)
     if channels < 3:

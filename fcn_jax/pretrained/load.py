@@ -137,7 +137,7 @@ class Weights:
             raise UserError(
                 f"{self.path} holds {self.about.source}, which fits "
                 f"config.model.backbone={self.about.backbone}{fusion_too}, not the backbone of "
-                "this run"
+                "this run: set that, or give other weights"
             )
         taken, problems = {}, list(self.problems)
         for name, tensor in self.tensors.items():
@@ -182,6 +182,15 @@ class Weights:
         ]:
             if layers:
                 report += f"; {remark}: {', '.join(layers)}"
+        adapted = {
+            taken[name].shape[2]
+            for name, tensor in self.tensors.items()
+            if name in taken and taken[name].shape != tensor.shape
+        }
+        for channels in adapted:
+            report += f"; its colours' filters, in the first layer, made to see {channels} channels"
+        if fusion.is_late(ours) and self.other is None and not fusion.is_late(self.tensors):
+            report += "; in both trunks"
         last = self._last_layers()
         return report + (f"; its own last layers left out: {', '.join(last)}" if last else "")
 
