@@ -1,8 +1,8 @@
 """What the commands share: reading `--config`, `--help`, and mistakes told in one line."""
 
-import dataclasses
 import difflib
 import os
+import runpy
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -61,8 +61,10 @@ def run(main: Callable[[list[str]], None], module: Any, *, with_config: bool = F
 def _define_config() -> None:
     from ml_collections import config_flags
 
-    given = any(argument.lstrip("-").startswith("config=") for argument in sys.argv[1:])
-    if given or "--config" in sys.argv:
+    path = _config_path()
+    if path and not Path(path).is_file():
+        raise UserError(f"--config: there is no file {path}")
+    if path or "--config" in sys.argv:
         config_flags.DEFINE_config_file("config", help_string="file with get_config()")
     else:
         config_flags.DEFINE_config_dataclass("config", config_lib.default_config())
@@ -74,6 +76,12 @@ def config_name() -> str:
 
     path = config_flags.get_config_filename(flags.FLAGS["config"])
     return Path(path).stem if isinstance(path, str) else "shapes"
+
+
+def _config_path() -> str:
+    """What --config=FILE gives on the command line."""
+    given = (argument.lstrip("-") for argument in sys.argv[1:] if argument.startswith("-"))
+    return next((text.partition("=")[2] for text in given if text.startswith("config=")), "")
 
 
 def _keep_compilations() -> None:
@@ -115,10 +123,11 @@ def _help(program: str, module: Any) -> str:
             lines.append(f"  --{flag.name}: {flag.help}{default}")
     if "config" in flags.FLAGS:
         lines.append("  --config: file whose get_config() returns the settings of the run")
-        lines += ["", "Settings, each changed by --config.NAME=VALUE, with their defaults:"]
-        config = flags.FLAGS["config"].default
-        if not dataclasses.is_dataclass(config):
-            config = config_lib.default_config()
+        path = _config_path()
+        values = f"their values in {path}" if path else "their defaults"
+        lines += ["", f"Settings, each changed by --config.NAME=VALUE, with {values}:"]
+        get_config = runpy.run_path(path)["get_config"] if path else config_lib.default_config
+        config = get_config()
         for name, value, metadata in config_lib.settings(config):
             shown = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
             choices = metadata.get("choices")

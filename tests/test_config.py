@@ -77,6 +77,17 @@ def test_the_papers_padding_needs_its_geometry(name, value):
         config.check()
 
 
+def test_help_shows_the_values_of_the_config_that_is_given():
+    result = run_train("--config=configs/folder.py", "--help")
+    assert result.returncode == 0
+    assert "with their values in configs/folder.py:" in result.stdout
+    assert "  model.backbone=resnet18 " in result.stdout
+    assert "  train.epochs=50 " in result.stdout
+    wrong = run_train("--config=configs/none.py", "--help")
+    assert wrong.returncode == 2
+    assert "there is no file configs/none.py" in wrong.stderr
+
+
 def test_help_lists_every_setting_and_needs_no_data():
     result = run_train("--help")
     assert result.returncode == 0
