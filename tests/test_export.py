@@ -26,7 +26,7 @@ from fcn_jax.predict import load_run
 from fcn_jax.runs import Run, RunSettings
 from fcn_jax.step import Network
 from fcn_jax.train import train
-from tests.test_train import small_config, write_folder
+from tests.own_folder import small_config, write_folder
 
 
 @pytest.fixture(scope="module")

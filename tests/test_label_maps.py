@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import jax
@@ -26,8 +24,8 @@ from fcn_jax.models.fcn import FCN
 from fcn_jax.predict import load_run
 from fcn_jax.step import Network, create_train_state, make_train_step
 from fcn_jax.train import train
+from tests.own_folder import command
 
-ROOT = Path(__file__).parents[1]
 MAPS = {"things": 4, "ground": 3}
 AUXILIARY_WEIGHT = 0.4
 CLASS_WEIGHTS = {
@@ -341,16 +339,6 @@ def test_the_run_says_what_it_was_made_with(run_folder: Path) -> None:
         for name in ("masks", "geometry")
     )
     assert (last["mean_iu_masks"], last["mean_iu_geometry"]) == (masks, geometry)
-
-
-def command(module: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", f"fcn_jax.{module}", *map(str, arguments)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
 
 
 def test_predict_finds_the_channels_and_writes_each_map(

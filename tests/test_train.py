@@ -14,42 +14,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fcn_jax.config import Config, default_config
 from fcn_jax.data import shapes
 from fcn_jax.data.labels import read_mask, voc_palette
 from fcn_jax.data.pipeline import evaluation_batches
 from fcn_jax.errors import UserError
 from fcn_jax.predict import load_run
 from fcn_jax.train import train
-
-ROOT = Path(__file__).parents[1]
-
-
-def write_folder(root: Path, names: list[str]) -> None:
-    """A person's own folder, of drawn images."""
-    (root / "images").mkdir(parents=True)
-    (root / "masks").mkdir()
-    (root / "classes.txt").write_text("\n".join(shapes.CLASSES) + "\n")
-    for name in names:
-        image, label = shapes.draw(name)
-        Image.fromarray(image).save(root / "images" / f"{name}.png")
-        Image.fromarray(label).save(root / "masks" / f"{name}.png")
-
-
-def small_config(folder: Path) -> Config:
-    config = default_config()
-    config.data.name = "folder"
-    config.data.root = str(folder / "data")
-    config.data.prepared_dir = str(folder / "prepared")
-    config.augment.crop_px = (64, 64)
-    config.optim.warmup_steps = 0
-    config.train.batch_size = 2
-    config.train.epochs = 0
-    config.train.steps = 6
-    config.train.eval_every_steps = 3
-    config.train.log_every_steps = 1
-    config.eval.batch_size = 2
-    return config
+from tests.own_folder import ROOT, command, small_config, write_folder
 
 
 @pytest.fixture(scope="module")
@@ -66,16 +37,6 @@ def folder(tmp_path_factory) -> Path:
 def run_folder(folder) -> Path:
     train(small_config(folder), folder / "run")
     return folder / "run"
-
-
-def command(module: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", f"fcn_jax.{module}", *map(str, arguments)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
 
 
 def test_a_run_leaves_its_numbers_its_pictures_and_its_curves(run_folder):

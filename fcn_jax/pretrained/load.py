@@ -80,6 +80,7 @@ class Weights:
                 one message.
         """
         ours = {name: np.asarray(value) for name, value in flat(variables).items()}
+        # Made for one trunk, and wanted in each of two.
         in_trunks = fusion.is_late(ours) and not fusion.is_late(self.tensors)
         if self.other is not None and not in_trunks:
             raise UserError(
@@ -92,7 +93,7 @@ class Weights:
             taken = fusion.join([self._taken(first, whole), other._taken(second, whole)])
         else:
             taken = self._taken(ours, whole)
-        return _replaced(variables, taken), self._report(ours, taken)
+        return _replaced(variables, taken), self._report(ours, taken, in_trunks)
 
     def notes(self, model: ModelConfig, label_maps: Mapping[str, tuple[str, ...]]) -> list[str]:
         """What differs between a run and what its weights were made for, and should be known.
@@ -164,7 +165,9 @@ class Weights:
             raise UserError(f"{self.path} does not fit {self.about.source}: {listed}")
         return taken
 
-    def _report(self, ours: Mapping[str, np.ndarray], taken: Mapping[str, np.ndarray]) -> str:
+    def _report(
+        self, ours: Mapping[str, np.ndarray], taken: Mapping[str, np.ndarray], in_trunks: bool
+    ) -> str:
         report = f"initialized from {self.path}: {self.about.source}"
         if self.other is not None:
             report += f", and {self.other.path}: {self.other.about.source}"
@@ -174,11 +177,12 @@ class Weights:
             if name in ours and name not in taken and tensor.shape != ours[name].shape
         )
         kept = sorted(set(_layers(name for name in ours if name not in taken)) - set(unlike))
-        unused = _layers(n for n in self.tensors if n not in ours and not fusion.is_late(ours))
+        unused = _layers(name for name in self.tensors if name not in ours)
         for layers, remark in [
             (unlike, "of another shape there, so left as they were"),
             (kept, "not in it, so left as they were"),
-            (unused, "in it, but without a place here"),
+            # Of late fusion both trunks hold what is named once in it.
+            ([] if fusion.is_late(ours) else unused, "in it, but without a place here"),
         ]:
             if layers:
                 report += f"; {remark}: {', '.join(layers)}"
@@ -189,7 +193,7 @@ class Weights:
         }
         for channels in adapted:
             report += f"; its colours' filters, in the first layer, made to see {channels} channels"
-        if fusion.is_late(ours) and self.other is None and not fusion.is_late(self.tensors):
+        if in_trunks and self.other is None:
             report += "; in both trunks"
         last = self._last_layers()
         return report + (f"; its own last layers left out: {', '.join(last)}" if last else "")

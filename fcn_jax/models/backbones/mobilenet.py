@@ -6,7 +6,7 @@ convolution that keeps the features apart looks at the neighbours.
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 from flax import nnx
@@ -109,29 +109,41 @@ class InvertedResidual(nnx.Module):
         return add(x, y) if self.is_residual else y
 
 
-class MobileNetV3Large(nnx.Module):
-    """A stage is what comes before the next stride of 2; 32 is the last 1×1 convolution."""
+class InvertedResiduals(nnx.Module):
+    """A 3×3 convolution of stride 2, blocks, and a 1×1 convolution: MobileNets and EfficientNets.
+
+    A stage is what comes before the next stride of 2; the last is the 1×1 convolution.
+
+    Args:
+        first_features: of the first convolution. channels: of each stage.
+        blocks: each with its name.
+        activation: of the two convolutions.
+        norm: makes the normalisation of so many features.
+    """
 
     def __init__(
         self,
+        blocks: Sequence[tuple[str, Block]],
+        channels: dict[int, int],
         *,
-        preprocessing: Preprocessing = TORCHVISION,
-        axis_name: str | None = None,
+        first_features: int,
+        activation: Activation,
+        norm: Callable[[int], BatchNorm],
+        preprocessing: Preprocessing,
         rngs: nnx.Rngs,
     ):
         self.preprocessing = preprocessing
-        self.channels = {2: 16, 4: 24, 8: 40, 16: 112, 32: 960}
+        self.channels = channels
         # Windows of odd size, padded alike on both sides, are centred on every s-th pixel.
-        self.grids = {stage: Grid(stage) for stage in self.channels}
-        norm = functools.partial(BatchNorm, momentum=0.99, epsilon=1e-3, axis_name=axis_name)
-        conv = functools.partial(NormalisedConv, activation=jax.nn.hard_swish, norm=norm, rngs=rngs)
-        self.conv1 = conv(preprocessing.channels, 16, 3, stride=2)
-        in_features = 16
-        for number, block in enumerate(BLOCKS, start=1):
-            module = InvertedResidual(in_features, block, norm=norm, rngs=rngs)
-            setattr(self, f"block{number}", module)
+        self.grids = {stage: Grid(stage) for stage in channels}
+        conv = functools.partial(NormalisedConv, activation=activation, norm=norm, rngs=rngs)
+        self.conv1 = conv(preprocessing.channels, first_features, 3, stride=2)
+        in_features = first_features
+        for name, block in blocks:
+            setattr(self, name, InvertedResidual(in_features, block, norm=norm, rngs=rngs))
             in_features = block.features
-        self.conv2 = conv(in_features, 960)
+        self.conv2 = conv(in_features, channels[max(channels)])
+        self.strides = tuple((name, block.stride) for name, block in blocks)
 
     def __call__(
         self, image: FeatureMap, *, train: bool = False, keys: jax.Array | None = None
@@ -139,10 +151,29 @@ class MobileNetV3Large(nnx.Module):
         x = self.conv1(image, train=train)
         features = {}
         stage = 2
-        for number, block in enumerate(BLOCKS, start=1):
-            if block.stride == 2:
+        for name, stride in self.strides:
+            if stride == 2:
                 features[stage] = x
                 stage *= 2
-            x = getattr(self, f"block{number}")(x, train=train)
+            x = getattr(self, name)(x, train=train)
         features[stage] = self.conv2(x, train=train)
         return features
+
+
+class MobileNetV3Large(InvertedResiduals):
+    def __init__(
+        self,
+        *,
+        preprocessing: Preprocessing = TORCHVISION,
+        axis_name: str | None = None,
+        rngs: nnx.Rngs,
+    ):
+        super().__init__(
+            [(f"block{number}", block) for number, block in enumerate(BLOCKS, start=1)],
+            {2: 16, 4: 24, 8: 40, 16: 112, 32: 960},
+            first_features=16,
+            activation=jax.nn.hard_swish,
+            norm=functools.partial(BatchNorm, momentum=0.99, epsilon=1e-3, axis_name=axis_name),
+            preprocessing=preprocessing,
+            rngs=rngs,
+        )
