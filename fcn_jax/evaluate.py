@@ -29,24 +29,33 @@ from absl import flags
 from rich.console import Console
 
 from fcn_jax import cli, metrics, parallel, visualize
-from fcn_jax.data.datasets import Dataset, default_canvas, open_dataset
+from fcn_jax.config import EvalConfig
+from fcn_jax.data.canvases import fill_buckets
+from fcn_jax.data.datasets import Dataset, open_dataset
 from fcn_jax.data.labels import by_map
 from fcn_jax.data.pipeline import evaluation_batches
 from fcn_jax.errors import UserError
 from fcn_jax.models.fcn import suffix
 from fcn_jax.progress import progress_bar, say
 from fcn_jax.runs import load_run
-from fcn_jax.step import Network, make_eval_step, predict
+from fcn_jax.step import Network, make_eval_step
 
 SHEET_ROWS = 6
 
 
 @dataclasses.dataclass(frozen=True)
 class MapEvaluation:
-    """confusion: int64 (k, k), true class by predicted class. samples: rows of the sheet."""
+    """confusions: of each image, int64 (n, k, k), true class by predicted class. samples: rows of
+    the sheet.
+    """
 
-    confusion: np.ndarray
-    samples: list[tuple[np.ndarray, np.ndarray, np.ndarray, str]]
+    confusions: np.ndarray
+    samples: list[visualize.SheetRow]
+
+    @property
+    def confusion(self) -> np.ndarray:
+        """Of all images: int64 (k, k)."""
+        return self.confusions.sum(axis=0)
 
     @property
     def scores(self) -> metrics.Scores:
@@ -99,16 +108,18 @@ def main(arguments: list[str]) -> None:
             f"now have {dataset.channels}"
         )
     split = options.split or run.config.data.eval_split
-    evaluation = evaluator(run.network, dataset, split, run.config.eval.batch_size)(run.variables)
+    evaluation = evaluator(run.network, dataset, split, run.config.eval)(run.variables)
     # Scores on other data stand beside the run's own.
     scored = f"{options.data.replace('/', '_')}_{split}" if options.data else split
     report(evaluation, workdir, scored, dataset, step=run.step)
 
 
 def evaluator(
-    network: Network, dataset: Dataset, split: str, batch_size: int
+    network: Network, dataset: Dataset, split: str, settings: EvalConfig
 ) -> Callable[[Any], Evaluation]:
-    """Builds the function that scores (params, batch_stats) on a split; it compiles once.
+    """Builds the function that scores (params, batch_stats) on a split.
+
+    It compiles once for each canvas that the images are put on, when first called.
 
     Raises UserError where the split is empty or the batch does not divide over the devices.
     """
@@ -117,46 +128,56 @@ def evaluator(
         raise UserError(f"split {split} of {dataset.name} has no images")
     # A batch of at most one image a device more than there are images.
     devices = jax.device_count()
-    batch_size = min(batch_size, -(-len(records) // devices) * devices)
+    batch_size = min(settings.batch_size, -(-len(records) // devices) * devices)
     parallel.check_divides(batch_size, "config.eval.batch_size")
-    canvas_px = default_canvas(dataset.statistics(split))
-    step = parallel.on_all_devices(make_eval_step(network, dataset.num_classes), donate_state=False)
-    label_one = jax.jit(lambda variables, image, size: predict(network, variables, image, size))
+    buckets = fill_buckets(
+        dataset.statistics(split).sizes, most=settings.canvases, batch_size=batch_size
+    )
+    step = parallel.on_all_devices(
+        make_eval_step(network, dataset.num_classes),
+        donate_state=False,
+        split_results=(False, True),
+    )
     sampled = set(np.linspace(0, len(records) - 1, SHEET_ROWS).round().astype(int).tolist())
 
     def evaluate(variables: Any) -> Evaluation:
-        by_name = {
-            name: MapEvaluation(np.zeros((count, count), np.int64), [])
+        confusions = {
+            name: np.zeros((len(records), count, count), np.int64)
             for name, count in dataset.num_classes.items()
         }
+        samples: dict[str, dict[int, visualize.SheetRow]] = {name: {} for name in confusions}
         share = batch_size // jax.process_count()
         with progress_bar(f"scoring {split}", len(records)) as bar:
-            seen = 0
-            for batch, held in evaluation_batches(records, canvas_px=canvas_px, batch_size=share):
-                counted = step(variables, batch)
-                for position, record in enumerate(held):
-                    if seen + position in sampled:
-                        image = batch["image"][position : position + 1]
-                        size = batch["size"][position : position + 1]
-                        predictions = label_one(variables, image, size)
-                        for name, truth in by_map(record["label"], network.label_maps).items():
-                            height, width = truth.shape
-                            shown = np.asarray(predictions[name][0, :height, :width])
-                            by_name[name].samples.append(
-                                (
-                                    record["image"][..., :3],
-                                    truth,
-                                    shown.astype(np.uint8),
-                                    record["name"],
-                                )
-                            )
-                for name, confusion in counted.items():
-                    by_name[name].confusion[...] += np.asarray(confusion, np.int64)
-                seen += len(held)
-                bar.advance(len(held))
-        return Evaluation(by_name, len(records))
+            for batch in evaluation_batches(records, buckets, batch_size=share):
+                counted, predictions = step(variables, batch.canvases)
+                for name, of_images in counted.items():
+                    confusions[name][list(batch.images)] = of_images[: len(batch.images)]
+                if sampled & batch.records.keys():
+                    for name, labels in predictions.items():
+                        predicted = parallel.own_share(labels, ndim=3)
+                        for (index, record), label in zip(
+                            batch.records.items(), predicted, strict=False
+                        ):
+                            if index in sampled:
+                                samples[name][index] = _row(record, name, network, label)
+                bar.advance(len(batch.images))
+        return Evaluation(
+            {
+                name: MapEvaluation(confusions[name], [rows[index] for index in sorted(rows)])
+                for name, rows in samples.items()
+            },
+            len(records),
+        )
 
     return evaluate
+
+
+def _row(
+    record: dict[str, Any], label_map: str, network: Network, predicted: np.ndarray
+) -> visualize.SheetRow:
+    truth = by_map(record["label"], network.label_maps)[label_map]
+    height, width = truth.shape
+    return record["image"][..., :3], truth, predicted[:height, :width], record["name"]
 
 
 def report(evaluation: Evaluation, workdir: Path, split: str, dataset: Dataset, step: int) -> None:

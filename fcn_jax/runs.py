@@ -34,6 +34,7 @@ FREE_TO_CHANGE = (
     "train.checkpoint_every_steps",
     "train.keep_checkpoints",
     "eval.batch_size",
+    "eval.canvases",
 )
 """Settings that a resumed run may change: they do not touch its numbers."""
 

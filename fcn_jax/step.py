@@ -8,6 +8,7 @@ label maps that holds for each of them.
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import jax
@@ -191,21 +192,30 @@ def total_weight(label: jax.Array, class_weights: jax.Array | None) -> jax.Array
 
 def make_eval_step(
     network: Network, num_classes: Mapping[str, int]
-) -> Callable[[Any, Any], dict[str, jax.Array]]:
+) -> Callable[[Any, Any], tuple[dict[str, jax.Array], dict[str, jax.Array]]]:
     """Builds the step that scores a batch of canvases at their native size.
 
-    It takes (params, batch_stats) and a batch as above, and returns the confusion matrix of the
-    whole batch by label map, int32 (k, k). Each image is seen as if alone on its canvas.
+    It takes (params, batch_stats) and a batch as above, and returns by label map
+
+    - the confusion matrix of each image of the whole batch, int32 (b, k, k), the same everywhere,
+    - the classes of each pixel of this device's share, uint8 (b, H, W).
+
+    Each image is seen as if alone on its canvas.
     """
 
     def eval_step(variables, batch):
         predictions = predict(network, variables, batch["image"], batch["size"])
         labels = by_map(batch["label"], network.label_maps)
         confusions = {
-            name: confusion_matrix(labels[name], prediction, num_classes[name])
+            name: jax.vmap(partial(confusion_matrix, num_classes=num_classes[name]))(
+                labels[name][:, None], prediction[:, None]
+            )
             for name, prediction in predictions.items()
         }
-        return lax.psum(confusions, DATA_AXIS)
+        confusions = jax.tree.map(
+            lambda share: lax.all_gather(share, DATA_AXIS, tiled=True), confusions
+        )
+        return confusions, {name: labels.astype(jnp.uint8) for name, labels in predictions.items()}
 
     return eval_step
 

@@ -86,7 +86,7 @@ def train(config: Config, workdir: Path) -> Evaluation:
         make_train_step(network, optimizer, config, class_weights(config, dataset, statistics)),
         donate_state=True,
     )
-    evaluate = evaluator(network, dataset, config.data.eval_split, config.eval.batch_size)
+    evaluate = evaluator(network, dataset, config.data.eval_split, config.eval)
     batches = training_batches(
         records,
         canvas_px=_canvas(config, statistics),
