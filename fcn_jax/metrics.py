@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,10 @@ from rich.text import Text
 from fcn_jax.data.labels import VOID_LABEL
 
 ABSENT = "–"
+
+Averaged = Literal["truth", "union", "all"]
+"""Which classes have an IU and count in the means: those that the truth holds; those that it holds
+or that were predicted; all, so that the means are nan where a class is in neither."""
 
 
 @partial(jax.jit, static_argnames="num_classes")
@@ -73,7 +77,8 @@ class Scores:
     """Scores as fractions in 0..1; nan where there is no pixel to score.
 
     What is per class is float64 (k,). IU, Dice, recall and boundary IU of a class are nan where the
-    truth holds no pixel of it, also where it was predicted; precision is nan where it was never
+    truth holds no pixel of it, also where it was predicted, unless `averaged_over` says otherwise
+    of IU and Dice; precision is nan where it was never
     predicted, and so 0 for a class that was predicted and that the truth lacks. Means are over the
     classes that have a number.
     """
@@ -103,7 +108,11 @@ class Scores:
         return mean_of_present(self.per_class_boundary_iu)
 
 
-def scores(confusion: np.ndarray, boundary: np.ndarray | None = None) -> Scores:
+def scores(
+    confusion: np.ndarray,
+    averaged_over: Averaged = "truth",
+    boundary: np.ndarray | None = None,
+) -> Scores:
     """Score a split by its confusion matrix (Long et al. 2015, section 5).
 
     With n_ij the pixels of class i predicted as class j and t_i = Σ_j n_ij,
@@ -116,10 +125,12 @@ def scores(confusion: np.ndarray, boundary: np.ndarray | None = None) -> Scores:
     and beside the paper's four the mean of Dice_i = 2 n_ii / (t_i + Σ_j n_ji).
 
     The means are over the classes that the truth holds (t_i > 0). Pixels wrongly predicted as an
-    absent class still count against the class that they belong to.
+    absent class still count against the class that they belong to. Other projects take them over
+    others: see `fcn_jax/conventions.py`.
 
     Args:
       confusion: int64 (k, k), rows true and columns predicted, summed over the whole split.
+      averaged_over: see `Averaged`.
       boundary: int64 (2, k), the sum of `boundary_counts` over the whole split, for boundary IU.
 
     Returns:
@@ -127,13 +138,14 @@ def scores(confusion: np.ndarray, boundary: np.ndarray | None = None) -> Scores:
     """
     truth = confusion.sum(axis=1, dtype=np.int64)
     predicted = confusion.sum(axis=0, dtype=np.int64)
-    return scores_of_counts(np.diag(confusion), truth, predicted, boundary)
+    return scores_of_counts(np.diag(confusion), truth, predicted, averaged_over, boundary)
 
 
 def scores_of_counts(
     hits: np.ndarray,
     truth: np.ndarray,
     predicted: np.ndarray,
+    averaged_over: Averaged = "truth",
     boundary: np.ndarray | None = None,
 ) -> Scores:
     """The same from what the scores need of a confusion matrix.
@@ -142,20 +154,22 @@ def scores_of_counts(
       hits: int64 (k,), pixels of each class that were found: the diagonal.
       truth: int64 (k,), pixels of each class: the sums of rows.
       predicted: int64 (k,), pixels predicted as each class: the sums of columns.
-      boundary: as in `scores`.
+      averaged_over, boundary: as in `scores`.
     """
     present = truth > 0
+    scored = present if averaged_over == "truth" else truth + predicted > 0
+    mean = np.mean if averaged_over == "all" else mean_of_present
     pixels = truth.sum()
-    iu = _ratio(hits, truth + predicted - hits, where=present)
+    iu = _ratio(hits, truth + predicted - hits, where=scored)
     recall = _ratio(hits, truth, where=present)
-    dice = _ratio(2 * hits, truth + predicted, where=present)
+    dice = _ratio(2 * hits, truth + predicted, where=scored)
     shares = truth / pixels if pixels else np.full(len(truth), np.nan)
     return Scores(
         pixel_accuracy=float(hits.sum() / pixels) if pixels else math.nan,
-        mean_accuracy=mean_of_present(recall),
-        mean_iu=mean_of_present(iu),
+        mean_accuracy=float(mean(recall)),
+        mean_iu=float(mean(iu)),
         frequency_weighted_iu=float((shares * iu)[present].sum()) if pixels else math.nan,
-        mean_dice=mean_of_present(dice),
+        mean_dice=float(mean(dice)),
         per_class_iu=iu,
         per_class_dice=dice,
         per_class_precision=_ratio(hits, predicted, where=predicted > 0),

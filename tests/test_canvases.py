@@ -5,7 +5,7 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from fcn_jax.data.canvases import Bucket, choose_canvases, empty_share, fill_buckets
+from fcn_jax.data.canvases import Bucket, choose_canvases, empty_share, fill_buckets, one_canvas
 
 VOC_LIKE = np.array([[375, 500]] * 10 + [[500, 375]] * 4 + [[333, 500]] * 3 + [[500, 500]])
 
@@ -30,6 +30,20 @@ def test_one_canvas_holds_all():
     assert choose_canvases(VOC_LIKE, most=1) == [(512, 512)]
     assert choose_canvases(np.array([[1, 1]]), most=3) == [(32, 32)]
     assert choose_canvases(np.array([[1, 7]]), most=3, multiple=1) == [(1, 7)]
+
+
+def test_labels_of_another_size_get_a_canvas_of_their_own():
+    sizes = np.array([[60, 60]] * 2 + [[60, 130]])
+    labels = np.array([[10, 40], [33, 20], [7, 7]])
+    first, second = fill_buckets(sizes, most=2, label_sizes=labels)
+    assert (first.canvas_px, first.label_canvas_px) == ((64, 64), (64, 64))
+    assert (second.canvas_px, second.label_canvas_px) == ((64, 160), (32, 32))
+
+
+def test_the_canvas_for_all_is_rounded_up_to_a_multiple():
+    sizes = np.array([[64, 50], [33, 65]])
+    assert one_canvas(sizes) == (64, 96)
+    assert one_canvas(sizes, multiple=1) == (64, 65)
 
 
 def test_every_image_is_on_one_canvas_that_holds_it():

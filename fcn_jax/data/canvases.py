@@ -10,16 +10,23 @@ from collections.abc import Sequence
 
 import numpy as np
 
+Size = tuple[int, int]
+"""Height and width."""
+
 WORTH_A_COMPILATION = 0.05
 """The share of all pixels that a further canvas must spare."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Bucket:
-    """A canvas, height and width, and the images that are put on it, by index."""
+    """A canvas, height and width, and the images that are put on it, by index.
 
-    canvas_px: tuple[int, int]
+    label_canvas_px: of labels that are scored at another size than their image is seen at.
+    """
+
+    canvas_px: Size
     images: tuple[int, ...]
+    label_canvas_px: Size | None = None
 
     @property
     def area_px(self) -> int:
@@ -27,7 +34,12 @@ class Bucket:
 
 
 def fill_buckets(
-    sizes: np.ndarray, *, most: int, batch_size: int = 1, multiple: int = 32
+    sizes: np.ndarray,
+    *,
+    most: int,
+    batch_size: int = 1,
+    multiple: int = 32,
+    label_sizes: np.ndarray | None = None,
 ) -> list[Bucket]:
     """Spreads images over at most `most` canvases; none is left empty, the smallest comes first.
 
@@ -39,6 +51,7 @@ def fill_buckets(
         most: canvases, at least 1.
         batch_size: images that are run at once, on canvases of one shape.
         multiple: of which the sides of canvases are made.
+        label_sizes: of the images' labels where they differ, int (n, 2).
     """
     sizes = np.asarray(sizes, np.int64)
     canvases = choose_canvases(sizes, most=most, multiple=multiple)
@@ -58,14 +71,22 @@ def fill_buckets(
                 held[larger] = sorted(held[larger] + held[place][-left:])
                 del held[place][-left:]
                 break
-    return [
+    buckets = [
         Bucket(canvas, tuple(images))
         for canvas, images in zip(canvases, held, strict=True)
         if images
     ]
+    if label_sizes is None:
+        return buckets
+    return [
+        dataclasses.replace(
+            bucket, label_canvas_px=one_canvas(label_sizes[list(bucket.images)], multiple)
+        )
+        for bucket in buckets
+    ]
 
 
-def choose_canvases(sizes: np.ndarray, *, most: int, multiple: int = 32) -> list[tuple[int, int]]:
+def choose_canvases(sizes: np.ndarray, *, most: int, multiple: int = 32) -> list[Size]:
     """Heights and widths of at most `most` canvases, one of which holds each image.
 
     Begins with a canvas for each size, and makes one of the two that this enlarges the least, until
@@ -90,6 +111,12 @@ def choose_canvases(sizes: np.ndarray, *, most: int, multiple: int = 32) -> list
             np.delete(values, other, axis=0) for values in (canvases, counts, areas)
         )
     return [(int(height), int(width)) for height, width in canvases]
+
+
+def one_canvas(sizes: np.ndarray, multiple: int = 32) -> Size:
+    """The smallest canvas that holds every image: sizes int (n, 2), n > 0."""
+    height, width = (-(-int(side) // multiple) * multiple for side in sizes.max(axis=0))
+    return height, width
 
 
 def empty_share(sizes: np.ndarray, buckets: Sequence[Bucket]) -> float:

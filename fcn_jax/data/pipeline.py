@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from absl import flags
 
-from fcn_jax.data.canvases import Bucket
+from fcn_jax.data.canvases import Bucket, Size
 from fcn_jax.data.labels import VOID_LABEL
 
 Batch = dict[str, np.ndarray]
@@ -79,11 +79,13 @@ def evaluation_batches(
         records: a random-access source of records (`splits.Split`).
         buckets: see `data/canvases.py`.
         batch_size: canvases of this host's batches; the hosts' shares together make up a batch.
+
+    Where buckets have canvases of their own for labels, batches have `label_size` beside `size`.
     """
     whole = batch_size * jax.process_count()
     first = batch_size * jax.process_index()
     batches = [
-        (bucket.canvas_px, bucket.images[start : start + whole])
+        (bucket, bucket.images[start : start + whole])
         for bucket in buckets
         for start in range(0, len(bucket.images), whole)
     ]
@@ -94,9 +96,9 @@ def evaluation_batches(
         ).to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=2 * batch_size))
     )
     like = records[0]  # a host may have no record of its own in a batch
-    for (canvas_px, images), own in zip(batches, mine, strict=True):
+    for (bucket, images), own in zip(batches, mine, strict=True):
         held = {index: next(reader) for index in own}
-        to_canvas = _ToCanvas(canvas_px)
+        to_canvas = _ToCanvas(bucket.canvas_px, bucket.label_canvas_px)
         canvases = [to_canvas(record) for record in held.values()]
         canvases += [to_canvas.empty(like)] * (batch_size - len(canvases))
         stacked = {key: np.stack([canvas[key] for canvas in canvases]) for key in canvases[0]}
@@ -133,25 +135,30 @@ class _RandomWindow(grain.transforms.RandomMap):
 
 
 class _ToCanvas(grain.transforms.Map):
-    def __init__(self, canvas_px: tuple[int, int]):
+    def __init__(self, canvas_px: Size, label_canvas_px: Size | None = None):
         self.canvas_px = canvas_px
+        self.label_canvas_px = label_canvas_px
 
     def map(self, record: dict[str, Any]) -> dict[str, np.ndarray]:
         return self(record)
 
     def __call__(self, record: dict[str, Any]) -> dict[str, np.ndarray]:
-        height, width, *label_maps = record["label"].shape
-        image = np.zeros((*self.canvas_px, record["image"].shape[-1]), np.uint8)
-        label = np.full((*self.canvas_px, *label_maps), VOID_LABEL, np.uint8)
-        image[:height, :width] = record["image"]
-        label[:height, :width] = record["label"]
-        return {"image": image, "label": label, "size": np.asarray([height, width], np.int32)}
+        canvas = self.empty(record)
+        for key, size in (("image", "size"), ("label", "label_size")):
+            height, width = record[key].shape[:2]
+            canvas[key][:height, :width] = record[key]
+            if size in canvas:
+                canvas[size][...] = height, width
+        return canvas
 
     def empty(self, like: dict[str, Any]) -> dict[str, np.ndarray]:
         """A canvas that counts for nothing, of the channels and label maps of a record."""
-        image, label = like["image"], like["label"]
-        return {
-            "image": np.zeros((*self.canvas_px, image.shape[-1]), np.uint8),
-            "label": np.full((*self.canvas_px, *label.shape[2:]), VOID_LABEL, np.uint8),
+        label_px = self.label_canvas_px or self.canvas_px
+        canvas = {
+            "image": np.zeros((*self.canvas_px, like["image"].shape[-1]), np.uint8),
+            "label": np.full((*label_px, *like["label"].shape[2:]), VOID_LABEL, np.uint8),
             "size": np.asarray(self.canvas_px, np.int32),
         }
+        if self.label_canvas_px:
+            canvas["label_size"] = np.asarray(label_px, np.int32)
+        return canvas
