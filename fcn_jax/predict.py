@@ -8,6 +8,11 @@ also OUT/overlay/x.png, the classes drawn over the picture, with a legend. A net
 label maps writes each to a folder of its own, OUT/MAP. Of a network that was trained with further
 channels, say of a folder depth, those of DIR/images/x.jpg are read from DIR/depth/x.png.
 
+    python -m fcn_jax.predict --workdir=DIR --output=OUT --voc_submission=VOCdevkit
+
+labels the test images of PASCAL VOC 2012 and packs OUT/results.tgz for its evaluation server; try
+it with --split=val. See `submission.py`.
+
 From Python:
 
     from fcn_jax.predict import load_run
@@ -27,7 +32,7 @@ import numpy as np
 from absl import flags
 from PIL import Image
 
-from fcn_jax import cli, visualize
+from fcn_jax import cli, submission, visualize
 from fcn_jax.data.channels import beside, join_channels, read_channels
 from fcn_jax.data.labels import read_image
 from fcn_jax.errors import UserError
@@ -37,8 +42,22 @@ from fcn_jax.runs import Run, load_run
 
 def main(arguments: list[str]) -> None:
     options = flags.FLAGS
-    if not options.workdir or not options.output or not arguments:
+    if not options.workdir or not options.output or not (arguments or options.voc_submission):
         raise UserError("--workdir=DIR, --output=OUT and at least one PATH are needed (see --help)")
+    if options.voc_submission:
+        if arguments or options.overlay:
+            raise UserError("--voc_submission labels VOC's own list: give no PATH and no --overlay")
+        run = load_run(options.workdir, options.checkpoint)
+        submission.submit(
+            run,
+            Path(options.voc_submission),
+            Path(options.output),
+            split=options.split,
+            competition=options.competition,
+            label=lambda image: run.label(image)[""],
+            method="whole images",
+        )
+        return
     paths = find_images(arguments)
     output = Path(options.output)
     run = load_run(options.workdir, options.checkpoint)
@@ -159,4 +178,12 @@ if __name__ == "__main__":
     flags.DEFINE_string("output", None, "folder to write to")
     flags.DEFINE_bool("overlay", False, "also draw the classes over the picture")
     flags.DEFINE_string("checkpoint", "latest", "latest, best (by mean IU), or a step")
+    flags.DEFINE_string("voc_submission", None, "a VOCdevkit: pack its test images' label maps")
+    flags.DEFINE_string("split", "test", "with --voc_submission: the list to label")
+    flags.DEFINE_enum(
+        "competition",
+        "comp6",
+        submission.COMPETITIONS,
+        "with --voc_submission: comp5 for a network that has seen VOC's own data alone",
+    )
     cli.run(main, sys.modules[__name__])
