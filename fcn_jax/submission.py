@@ -195,7 +195,7 @@ def _pack(part: Path, output: Path, place: str) -> None:
 
 
 def _check_network(run: Run, competition: str) -> None:
-    if tuple(run.label_maps) != ("",) or run.channels != 3:
+    if len(run.label_maps) != 1 or run.channels != 3:
         raise UserError(
             f"the network has {run.channels} channels and {len(run.label_maps)} label maps; for "
             "VOC's server it must make one label map of RGB alone"
