@@ -6,10 +6,13 @@ Introduction to the Bootstrap, 1993, chapter 13). Images are resampled, not pixe
 image are right or wrong together, and intervals from pixels would be far too narrow.
 
 What the intervals do not hold: that another training of the same network, from another seed, scores
-otherwise. With few images, or where a class is on but one or two of them, they are too narrow.
+otherwise. With few images they are too narrow. A class on very few images is missing from some
+resamples, whose mean IU is over the others: such a class has usually a low IU, and without it the
+mean is higher, so that the interval of the mean reaches up (`seldom_shown` names those classes).
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -19,6 +22,9 @@ from fcn_jax.image_counts import ImageCounts
 
 RESAMPLES = 1000
 LEVEL = 0.95
+
+SELDOM = 5
+"""A class on fewer images than this is missing from e⁻⁴ = 2 % or more of the resamples."""
 
 _WEIGHTS_AT_ONCE = 2**21
 """float64s, 16 MiB, however many images there are."""
@@ -157,6 +163,21 @@ def in_words(name: str, score: float, interval: Interval, images: int) -> str:
     return (
         f"{name} {100 * score:.1f} % ({100 * LEVEL:.0f} % interval {100 * interval.low:.1f} to "
         f"{100 * interval.high:.1f} over {images} images)"
+    )
+
+
+def seldom_shown(counts: ImageCounts, class_names: Sequence[str]) -> str | None:
+    """A line on the classes that blur the intervals, being on too few images; None without such."""
+    seldom = [
+        f"{name} ({images})"
+        for name, images in zip(class_names, counts.images_by_class, strict=True)
+        if 0 < images < SELDOM
+    ]
+    if not seldom:
+        return None
+    return (
+        f"on fewer than {SELDOM} images: {', '.join(seldom)}; resamples may lack them and take the "
+        "mean IU over the others, which widens its interval"
     )
 
 

@@ -70,6 +70,11 @@ class ImageCounts:
         rows = zip(self.hits, self.truth, self.predicted, strict=True)
         return np.array([mean_of_present(scores_of_counts(*row).per_class_iu) for row in rows])
 
+    @property
+    def images_by_class(self) -> np.ndarray:
+        """int64 (k,): how many images show each class."""
+        return (self.truth > 0).sum(axis=0)
+
     def save(self, path: Path) -> None:
         """Writes an .npz, whole or not at all.
 

@@ -11,6 +11,7 @@ from fcn_jax.bootstrap import (
     intervals_of_difference,
     percentile_interval,
     resample,
+    seldom_shown,
 )
 from fcn_jax.image_counts import ImageCounts
 from fcn_jax.metrics import scores
@@ -142,3 +143,20 @@ def test_in_words():
     none = Interval(math.nan, math.nan)
     assert in_words("mean IU", 0.5, none, 1) == "mean IU 50.0 % (of 1 image: no interval)"
     assert in_words("mean IU", math.nan, none, 3) == "mean IU – (no pixel to score)"
+
+
+def test_classes_on_few_images_are_named():
+    confusions = np.zeros((9, 3, 3), np.int64)
+    confusions[:, 0, 0] = 1
+    confusions[:4, 1, 2] = 1
+    line = seldom_shown(numbered(confusions), ["sky", "road", "boat"])
+    assert line is not None
+    assert line.startswith("on fewer than 5 images: road (4); ")
+    confusions[4, 1, 2] = 1
+    assert seldom_shown(numbered(confusions), ["sky", "road", "boat"]) is None
+    # What is said of how often such a class is missing: (1 − 4/n)ⁿ is about e⁻⁴.
+    many = np.zeros((400, 2, 2), np.int64)
+    many[:, 0, 0] = 1
+    many[:4, 1, 1] = 1
+    missing = np.isnan(resample(numbered(many), resamples=20_000).per_class_iu[:, 1]).mean()
+    assert missing == pytest.approx(math.exp(-4), abs=0.004)
