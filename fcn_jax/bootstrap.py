@@ -14,7 +14,7 @@ mean is higher, so that the interval of the mean reaches up (`seldom_shown` name
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -69,6 +69,18 @@ class Intervals:
     mean_iu: Interval
     pixel_accuracy: Interval
     per_class_iu: tuple[Interval, ...]
+
+    def to_json(self, class_names: Sequence[str]) -> dict[str, Any]:
+        """As [low, high], None where there is nothing to say; per_class_iu by name."""
+
+        def bounds(interval: Interval) -> list[float] | None:
+            return None if math.isnan(interval.low) else list(interval)
+
+        return {
+            "mean_iu": bounds(self.mean_iu),
+            "pixel_accuracy": bounds(self.pixel_accuracy),
+            "per_class_iu": dict(zip(class_names, map(bounds, self.per_class_iu), strict=True)),
+        }
 
 
 def intervals(counts: ImageCounts) -> Intervals:

@@ -6,14 +6,14 @@
 import dataclasses
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from fcn_jax import bootstrap
-from fcn_jax.bootstrap import Interval, Intervals
+from fcn_jax.bootstrap import Intervals
 from fcn_jax.errors import UserError
 from fcn_jax.image_counts import ImageCounts
 from fcn_jax.metrics import Scores, number_or_none, to_json
@@ -189,7 +189,7 @@ def comparison_to_json(comparison: Comparison) -> dict[str, Any]:
             "run": str(scored.workdir),
             "step": scored.numbers["step"],
             **to_json(scored.scores, names, images),
-            "intervals": _intervals_to_json(intervals, names),
+            "intervals": intervals.to_json(names),
         }
 
     per_class = b.scores.per_class_iu - a.scores.per_class_iu
@@ -204,7 +204,7 @@ def comparison_to_json(comparison: Comparison) -> dict[str, Any]:
             "mean_iu": number_or_none(b.scores.mean_iu - a.scores.mean_iu),
             "pixel_accuracy": number_or_none(b.scores.pixel_accuracy - a.scores.pixel_accuracy),
             "per_class_iu": dict(zip(names, map(number_or_none, per_class), strict=True)),
-            "intervals": _intervals_to_json(comparison.intervals_of_difference, names),
+            "intervals": comparison.intervals_of_difference.to_json(names),
         },
         "mean_iu_by_image": [
             {
@@ -232,14 +232,3 @@ def images_that_moved_most(comparison: Comparison, count: int) -> tuple[list[Mov
         [Moved(counts.names[i], a[i], b[i]) for i in rows] for rows in (gained, lost)
     )
     return of_gained, of_lost
-
-
-def _intervals_to_json(intervals: Intervals, class_names: Sequence[str]) -> dict[str, Any]:
-    def bounds(interval: Interval) -> list[float] | None:
-        return None if math.isnan(interval.low) else list(interval)
-
-    return {
-        "mean_iu": bounds(intervals.mean_iu),
-        "pixel_accuracy": bounds(intervals.pixel_accuracy),
-        "per_class_iu": dict(zip(class_names, map(bounds, intervals.per_class_iu), strict=True)),
-    }
