@@ -21,9 +21,8 @@ SPLIT_mmseg.json and so on: `fcn_jax/conventions.py` says what each does.
 
 import dataclasses
 import json
-import math
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +33,7 @@ from rich.console import Console
 
 from fcn_jax import bootstrap, cli, conventions, metrics, parallel, visualize
 from fcn_jax.boundary import boundary_counts
+from fcn_jax.comparison import evaluation_folder
 from fcn_jax.config import EvalConfig
 from fcn_jax.conventions import Convention, ScoredSplit
 from fcn_jax.data.canvases import Size, empty_share, fill_buckets
@@ -245,7 +245,7 @@ def _row(
 
 def report(evaluation: Evaluation, workdir: Path, split: str, dataset: Dataset, step: int) -> None:
     """Prints the tables and writes the numbers and pictures to `workdir`/evaluation."""
-    folder = (workdir if workdir.is_dir() else workdir.with_suffix("")) / "evaluation"
+    folder = evaluation_folder(workdir)
     canvases = ", ".join(f"{height}×{width}" for height, width in evaluation.canvases)
     say(
         f"step {step} on {split}: {len(evaluation.names)} images on canvases of {canvases}, "
@@ -257,11 +257,13 @@ def report(evaluation: Evaluation, workdir: Path, split: str, dataset: Dataset, 
         counts = ImageCounts.of(evaluation.names, scored.confusions)
         if name:
             say(f"label map {name}")
-        Console().print(metrics.scores_table(scores, names, scores.pixel_shares))
-        intervals = None
-        if scored.averaged_over == "truth":  # which is what the intervals are of
-            intervals = bootstrap.intervals(counts)
+        Console().print(metrics.scores_table(scores, names))
+        intervals = bootstrap.intervals(counts)
+        by_truth = scored.averaged_over == "truth"  # which is what the intervals are of
+        if by_truth:
             say(bootstrap.in_words("mean IU", scores.mean_iu, intervals.mean_iu, len(counts.names)))
+            if rare := bootstrap.seldom_shown(counts, names):
+                say(rare)
         stem = f"{split}{suffix(name)}"
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -269,7 +271,7 @@ def report(evaluation: Evaluation, workdir: Path, split: str, dataset: Dataset, 
                 **metrics.to_json(scores, names, len(evaluation.names)),
                 "step": step,
                 "convention": evaluation.convention.name,
-                **({} if intervals is None else _in_json(intervals, names)),
+                "intervals": intervals.to_json(names) if by_truth else None,
             }
             (folder / f"{stem}.json").write_text(json.dumps(numbers, indent=2) + "\n")
             counts.save(folder / f"{stem}_images.npz")
@@ -278,20 +280,6 @@ def report(evaluation: Evaluation, workdir: Path, split: str, dataset: Dataset, 
         except OSError as error:
             raise UserError(f"cannot write to {folder}: {error.strerror}") from error
         say(f"pictures and numbers: {folder}/{stem}_sheet.png, _confusion.png, .json")
-
-
-def _in_json(intervals: bootstrap.Intervals, class_names: Sequence[str]) -> dict[str, Any]:
-    def bounds(interval: bootstrap.Interval) -> list[float] | None:
-        return None if math.isnan(interval.low) else list(interval)
-
-    return {
-        "mean_iu_interval": bounds(intervals.mean_iu),
-        "pixel_accuracy_interval": bounds(intervals.pixel_accuracy),
-        "per_class_iu_interval": {
-            name: bounds(interval)
-            for name, interval in zip(class_names, intervals.per_class_iu, strict=True)
-        },
-    }
 
 
 if __name__ == "__main__":

@@ -189,19 +189,17 @@ def mean_of_present(per_class: np.ndarray) -> float:
     return float(present.mean()) if len(present) else math.nan
 
 
-def scores_table(scores: Scores, class_names: Sequence[str], pixel_shares: np.ndarray) -> Table:
+def scores_table(scores: Scores, class_names: Sequence[str]) -> Table:
     """Lay the scores out in percent for `rich.print`: a line for each class, then the overall ones.
 
     Args:
       scores: of k classes.
       class_names: k names.
-      pixel_shares: (k,) in 0..1, each class's share of the pixels of the truth.
 
     Raises:
-      ValueError: `class_names` or `pixel_shares` does not have k entries.
+      ValueError: `class_names` does not have k entries.
     """
     _check_length("class_names", class_names, scores)
-    _check_length("pixel_shares", pixel_shares, scores)
     boundary = scores.per_class_boundary_iu
     columns = {
         "IU": scores.per_class_iu,
@@ -209,7 +207,7 @@ def scores_table(scores: Scores, class_names: Sequence[str], pixel_shares: np.nd
         "precision": scores.per_class_precision,
         "recall\n(accuracy)": scores.per_class_recall,
         **({} if boundary is None else {"boundary\nIU": boundary}),
-        "pixels": np.where(np.isnan(scores.per_class_iu), np.nan, pixel_shares),
+        "pixels": np.where(np.isnan(scores.per_class_iu), np.nan, scores.pixel_shares),
     }
     table = Table(
         box=box.SIMPLE_HEAD,

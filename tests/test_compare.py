@@ -35,7 +35,7 @@ def write_scored(
     names = names or [f"image {i}" for i in range(len(confusions))]
     folder = workdir / "evaluation"
     ImageCounts.of(names, confusions).save(folder / f"{stem}_images.npz")
-    result = scores(confusions.sum(axis=0), boundary)
+    result = scores(confusions.sum(axis=0), boundary=boundary)
     numbers = {**to_json(result, classes, len(names)), "step": 12}
     (folder / f"{stem}.json").write_text(json.dumps(numbers))
     return workdir

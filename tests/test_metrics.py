@@ -186,14 +186,14 @@ def test_to_json_of_no_pixels_is_valid_json():
     assert json.loads(json.dumps(document, allow_nan=False))["mean_iu"] is None
 
 
-def _printed(result: Scores, names: Sequence[str], shares: np.ndarray) -> list[str]:
+def _printed(result: Scores, names: Sequence[str]) -> list[str]:
     stream = io.StringIO()
-    Console(file=stream, width=80).print(scores_table(result, names, shares))
+    Console(file=stream, width=80).print(scores_table(result, names))
     return stream.getvalue().splitlines()
 
 
 def test_scores_table_lists_classes_then_the_overall_scores():
-    lines = _printed(scores(CONFUSION), ["sky", "road", "[boat]"], np.array([0.4, 0.6, 0]))
+    lines = _printed(scores(CONFUSION), ["sky", "road", "[boat]"])
     assert max(map(len, lines)) <= 80
     rows = [line.split() for line in lines if line.strip()]
     assert ["class", "IU", "Dice", "precision", "(accuracy)", "pixels"] in rows
@@ -210,7 +210,7 @@ def test_scores_table_lists_classes_then_the_overall_scores():
 def test_scores_table_of_voc_fits_a_terminal_with_boundary_iu_too():
     k = len(VOC_CLASSES)
     result = scores(np.diag(np.arange(1, k + 1)), boundary=np.ones((2, k), np.int64))
-    lines = _printed(result, VOC_CLASSES, result.pixel_shares)
+    lines = _printed(result, VOC_CLASSES)
     assert max(map(len, lines)) <= 80
     rows = [line.split() for line in lines if line.strip()]
     assert ["background", *["100.0"] * 5, "0.4"] in rows  # 1 / 231
@@ -220,7 +220,7 @@ def test_scores_table_of_voc_fits_a_terminal_with_boundary_iu_too():
 
 
 def test_scores_table_keeps_its_numbers_beside_a_very_long_name():
-    lines = _printed(scores(np.array([[4]])), ["word" * 40], np.array([1.0]))
+    lines = _printed(scores(np.array([[4]])), ["word" * 40])
     assert max(map(len, lines)) <= 80
     assert any(line.split()[1:] == ["100.0"] * 5 for line in lines)
 
@@ -228,5 +228,24 @@ def test_scores_table_keeps_its_numbers_beside_a_very_long_name():
 def test_names_must_match_the_classes():
     with pytest.raises(ValueError, match=r"of length 2.*3 classes"):
         to_json(scores(CONFUSION), ["sky", "road"], images=1)
-    with pytest.raises(ValueError, match="pixel_shares"):
-        scores_table(scores(CONFUSION), ["sky", "road", "boat"], np.ones(2))
+    with pytest.raises(ValueError, match="class_names"):
+        scores_table(scores(CONFUSION), ["sky", "road"])
+
+
+def test_what_the_means_are_over():
+    # The third class is predicted but not in the truth, the fourth in neither.
+    confusion = np.zeros((4, 4), np.int64)
+    confusion[:3, :3] = CONFUSION
+    iu = [6 / 12, 4 / 14]  # of t + p − hits: 8 + 10 − 6, 12 + 6 − 4
+    by_truth, by_union, of_all = (scores(confusion, over) for over in ("truth", "union", "all"))
+    assert by_truth.mean_iu == pytest.approx(np.mean(iu))
+    assert by_union.mean_iu == pytest.approx(np.mean([*iu, 0]))
+    assert math.isnan(of_all.mean_iu)
+    assert math.isnan(of_all.mean_accuracy)
+    np.testing.assert_array_equal(np.isnan(by_truth.per_class_iu), [0, 0, 1, 1])
+    np.testing.assert_array_equal(np.isnan(by_union.per_class_iu), [0, 0, 0, 1])
+    three = scores(confusion[:3, :3], "all")
+    assert three.mean_iu == by_union.mean_iu
+    for other in (by_union, of_all):
+        assert other.pixel_accuracy == by_truth.pixel_accuracy
+        assert other.frequency_weighted_iu == by_truth.frequency_weighted_iu
