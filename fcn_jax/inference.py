@@ -2,8 +2,8 @@
 
 An image is seen whole by default, which is exact: each pixel is scored from all that the network
 can see of it. Others cut it into windows and blend their logits, for lack of memory or of networks
-that take any size, or look at it in several sizes and mirrored, which labels better and costs as
-many times more. To compare with their numbers there are
+that take any size, or look at it in several sizes and mirrored, which often labels better and costs
+as many times more. To compare with their numbers there are
 
 windows="average"   rectangles that cover the image; where they overlap, the mean of the transposed
                     convolution's outputs goes into the softmax (*Dive into Deep Learning*, section
