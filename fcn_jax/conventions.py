@@ -67,6 +67,7 @@ class ScoredSplit:
     """The records of a split as a convention scores them, by index; some may be left out.
 
     Attributes:
+      convention: whose.
       sizes: of the images as the network sees them, int (n, 2).
       label_sizes: of the label maps that they are scored against, int (n, 2).
     """
@@ -74,7 +75,8 @@ class ScoredSplit:
     def __init__(self, records: Any, sizes: np.ndarray, convention: Convention):
         native = [(int(height), int(width)) for height, width in sizes]
         self._indices = [index for index, size in enumerate(native) if convention.takes(size)]
-        self._records, self._convention = records, convention
+        self.convention = convention
+        self._records = records
         kept = [native[index] for index in self._indices]
         self.sizes = np.array([convention.image_size(size) for size in kept], np.int64)
         self.label_sizes = np.array(kept, np.int64) if convention.brings_back else self.sizes
@@ -85,7 +87,7 @@ class ScoredSplit:
 
     def __getitem__(self, place: int) -> dict[str, Any]:
         index = self._indices[place]
-        return self._convention.prepare(self._records[index], index)
+        return self.convention.prepare(self._records[index], index)
 
 
 def shorter_side(size: Size, length: int) -> Size:

@@ -78,6 +78,34 @@ class Inference:
             raise UserError(f"scales (={_listed(self.scales)}) names a scale twice")
 
     @property
+    def says(self) -> str:
+        """In words."""
+        height, width = self.window_px
+        ways = {
+            "": "whole images",
+            "average": f"windows of {height}×{width}, averaged",
+            "gaussian": f"windows of {height}×{width}, Gaussian weights",
+        }
+        words = [ways[self.windows]]
+        if self.windows:
+            words.append(f"overlap {self.overlap:g}")
+        if self.scales != (1.0,):
+            words.append("in sizes " + ", ".join(f"{scale:g}" for scale in self.scales))
+        if self.flip:
+            words.append("mirrored too")
+        return ", ".join(words)
+
+    @property
+    def tag(self) -> str:
+        """For names of files: average_320x480_0.25_scales_0.5_1_flip."""
+        parts = []
+        if self.windows:
+            parts.append(f"{self.windows}_{self.window_px[0]}x{self.window_px[1]}_{self.overlap:g}")
+        if self.scales != (1.0,):
+            parts.append("_".join(["scales", *(f"{scale:g}" for scale in self.scales)]))
+        return "_".join([*parts, *["flip"] * self.flip])
+
+    @property
     def views(self) -> int:
         """How often the image is seen."""
         return len(self.scales) * (1 + self.flip)

@@ -72,6 +72,14 @@ def confusion_matrix(label: jax.Array, prediction: jax.Array, num_classes: int) 
     return jax.vmap(histogram)(cell).sum(axis=0).reshape(num_classes, num_classes)
 
 
+def count_confusion(label: np.ndarray, prediction: np.ndarray, num_classes: int) -> np.ndarray:
+    """`confusion_matrix` of one image, uint8 (h, w), on the host: int64 (k, k)."""
+    counted = (label < num_classes) & (prediction < num_classes)
+    cells = label[counted].astype(np.int64) * num_classes + prediction[counted]
+    counts = np.bincount(cells, minlength=num_classes**2)
+    return counts.reshape(num_classes, num_classes)
+
+
 @dataclass(frozen=True)
 class Scores:
     """Scores as fractions in 0..1; nan where there is no pixel to score.

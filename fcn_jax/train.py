@@ -33,11 +33,12 @@ from fcn_jax.data.canvases import one_canvas
 from fcn_jax.data.datasets import Dataset, Statistics, open_dataset
 from fcn_jax.data.pipeline import training_batches
 from fcn_jax.errors import UserError
-from fcn_jax.evaluate import Evaluation, evaluator, report
+from fcn_jax.evaluate import report
 from fcn_jax.log import RunLog
 from fcn_jax.models.build import build, preprocessing_name
 from fcn_jax.models.fcn import DATA_AXIS, suffix
 from fcn_jax.progress import format_duration, progress_bar, say
+from fcn_jax.scoring import Evaluation, evaluator
 from fcn_jax.step import Network, create_train_state, make_train_step
 
 
@@ -303,7 +304,7 @@ def _log_evaluation(log: RunLog, step: int, evaluation: Evaluation, dataset: Dat
     for label_map, scored in evaluation.by_map.items():
         scores, ending = scored.scores, suffix(label_map)
         numbers |= {f"{name}{ending}": getattr(scores, name) for name in names}
-        sheet = visualize.sheet(scored.samples, dataset.label_maps[label_map])
+        sheet = visualize.sheet(scored.sheet_rows, dataset.label_maps[label_map])
         log.picture(f"predictions{ending}", step, np.asarray(sheet))
         of_map = f" of {label_map}" if label_map else ""
         say(

@@ -17,12 +17,14 @@ import pytest
 from flax import nnx
 
 from fcn_jax import conventions
+from fcn_jax.boundary import boundary_counts
 from fcn_jax.config import EvalConfig, ModelConfig
 from fcn_jax.data import shapes
 from fcn_jax.data.datasets import Statistics
 from fcn_jax.errors import UserError
-from fcn_jax.evaluate import Evaluation, evaluator
+from fcn_jax.inference import WHOLE, Inference
 from fcn_jax.models.build import build
+from fcn_jax.scoring import Evaluation, evaluator
 from fcn_jax.step import Network
 
 CLASSES = len(shapes.CLASSES)
@@ -59,8 +61,23 @@ def random_network() -> Network:
 
 def evaluate(network: Network, **settings: Any) -> Evaluation:
     convention = conventions.BY_NAME[settings.pop("convention", "native")]
-    score = evaluator(network, Drawn(), "val", EvalConfig(**settings), convention)  # type: ignore[arg-type]
+    how = settings.pop("inference", WHOLE), settings.pop("boundary", False)
+    score = evaluator(
+        network,
+        Drawn(),  # type: ignore[arg-type]
+        "val",
+        EvalConfig(**settings),
+        convention,
+        how[0],
+        boundary=how[1],
+    )
     return score(network.variables)
+
+
+def labels_one_by_one(network: Network) -> list[np.ndarray]:
+    model = network.model(network.variables)
+    label_one = jax.jit(lambda image: jnp.argmax(model(image), -1).astype(jnp.uint8))
+    return [np.asarray(label_one(r["image"][None]))[0] for r in Drawn().split("val")]
 
 
 @pytest.fixture(scope="module")
@@ -71,11 +88,10 @@ def network() -> Network:
 @pytest.fixture(scope="module")
 def one_by_one(network: Network) -> np.ndarray:
     """The confusion matrix of each image, labelled alone on no canvas, counted by NumPy."""
-    model = network.model(network.variables)
-    label_one = jax.jit(lambda image: jnp.argmax(model(image), -1))
     confusions = np.zeros((len(SIZES), CLASSES, CLASSES), np.int64)
-    for confusion, record in zip(confusions, Drawn().split("val"), strict=True):
-        truth, guess = record["label"], np.asarray(label_one(record["image"][None]))[0]
+    guesses = labels_one_by_one(network)
+    for confusion, record, guess in zip(confusions, Drawn().split("val"), guesses, strict=True):
+        truth = record["label"]
         counted = truth != 255
         np.add.at(confusion, (truth[counted], guess[counted]), 1)
     return confusions
@@ -124,7 +140,7 @@ def test_as_many_compilations_as_canvases_and_none_the_second_time(network, capl
 
 
 def test_the_sheet_shows_what_was_scored(network, one_by_one):
-    samples = evaluate(network, batch_size=4).by_map[""].samples
+    samples = evaluate(network, batch_size=4).by_map[""].sheet_rows
     assert [name for *_, name in samples] == [
         "val_0",
         "val_2",
@@ -158,6 +174,28 @@ def test_mmseg_brings_the_logits_back_as_pytorch_would(network, torch: ModuleTyp
         np.add.at(expected, (truth[truth != 255], guess[truth != 255]), 1)
         # Equal but for pixels whose two best classes are within rounding of each other.
         assert np.abs(evaluation.by_map[""].confusions[index] - expected).sum() <= 2
+
+
+def test_images_labelled_one_by_one_are_counted_alike(network, one_by_one):
+    """A window that holds every image is the image itself."""
+    window = Inference(windows="average", window_px=(96, 96))
+    evaluation = evaluate(network, inference=window, boundary=True)
+    np.testing.assert_array_equal(evaluation.by_map[""].confusions, one_by_one)
+    in_batches = evaluate(network, batch_size=4, boundary=True)
+    boundary = in_batches.by_map[""].boundary
+    assert boundary is not None
+    assert (boundary[1] > 0).any()
+    np.testing.assert_array_equal(evaluation.by_map[""].boundary, boundary)
+    expected = sum(
+        boundary_counts(record["label"], guess, CLASSES)
+        for record, guess in zip(Drawn().split("val"), labels_one_by_one(network), strict=True)
+    )
+    np.testing.assert_array_equal(boundary, expected)
+
+
+def test_mmseg_and_windows_do_not_go_together(network):
+    with pytest.raises(UserError, match="--convention=mmseg resizes images"):
+        evaluate(network, convention="mmseg", inference=Inference(flip=True))
 
 
 def test_a_convention_that_takes_no_image_says_so(network):

@@ -383,3 +383,13 @@ def test_predict_tells_in_one_line_what_cannot_be_done(exported, tmp_path, way, 
     assert (result.returncode, result.stderr.count("\n")) == (1, 1), result.stderr
     assert message in result.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_a_way_is_told_in_words_and_in_names_of_files() -> None:
+    assert (WHOLE.says, WHOLE.tag) == ("whole images", "")
+    views = Inference(scales=(0.5, 1, 1.25), flip=True)
+    assert views.says == "whole images, in sizes 0.5, 1, 1.25, mirrored too"
+    assert views.tag == "scales_0.5_1_1.25_flip"
+    windows = Inference("gaussian", (96, 128), 0.5)
+    assert windows.says == "windows of 96×128, Gaussian weights, overlap 0.5"
+    assert windows.tag == "gaussian_96x128_0.5"

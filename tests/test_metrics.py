@@ -12,6 +12,7 @@ from fcn_jax.data.labels import VOC_CLASSES
 from fcn_jax.metrics import (
     Scores,
     confusion_matrix,
+    count_confusion,
     scores,
     scores_of_counts,
     scores_table,
@@ -249,3 +250,13 @@ def test_what_the_means_are_over():
     for other in (by_union, of_all):
         assert other.pixel_accuracy == by_truth.pixel_accuracy
         assert other.frequency_weighted_iu == by_truth.frequency_weighted_iu
+
+
+def test_the_host_counts_as_the_device_does():
+    random = np.random.default_rng(5)
+    label = random.integers(0, 5, (7, 9), dtype=np.uint8)
+    label[label == 4] = 255
+    prediction = random.integers(0, 4, (7, 9), dtype=np.uint8)
+    counts = count_confusion(label, prediction, 4)
+    assert counts.dtype == np.int64
+    np.testing.assert_array_equal(counts, confusion_matrix(label[None], prediction[None], 4))

@@ -1,0 +1,240 @@
+"""Scores a network on a split of a data set: what `fcn_jax.evaluate` and training call."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from fcn_jax import conventions, metrics, parallel, visualize
+from fcn_jax.boundary import boundary_counts
+from fcn_jax.config import EvalConfig
+from fcn_jax.conventions import Convention, ScoredSplit
+from fcn_jax.data.canvases import Size, empty_share, fill_buckets
+from fcn_jax.data.datasets import Dataset
+from fcn_jax.data.labels import by_map
+from fcn_jax.data.pipeline import evaluation_batches
+from fcn_jax.errors import UserError
+from fcn_jax.inference import WHOLE, Inference
+from fcn_jax.labeller import Labeller
+from fcn_jax.progress import progress_bar
+from fcn_jax.step import Network, make_eval_step
+
+SHEET_ROWS = 6
+
+
+@dataclasses.dataclass(frozen=True)
+class MapEvaluation:
+    """confusions: of each image, int64 (n, k, k), true class by predicted class. samples: of a few
+    images, by index, for a sheet. boundary: see `metrics.scores`; None where not asked for.
+    """
+
+    confusions: np.ndarray
+    samples: dict[int, visualize.SheetRow]
+    averaged_over: metrics.Averaged
+    boundary: np.ndarray | None = None
+
+    @property
+    def confusion(self) -> np.ndarray:
+        """Of all images: int64 (k, k)."""
+        return self.confusions.sum(axis=0)
+
+    @property
+    def sheet_rows(self) -> list[visualize.SheetRow]:
+        """The samples in the order of the split."""
+        return [self.samples[index] for index in sorted(self.samples)]
+
+    @property
+    def scores(self) -> metrics.Scores:
+        return metrics.scores(self.confusion, self.averaged_over, self.boundary)
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """How a split was scored.
+
+    by_map: of each label map, the one that a run is judged by first. names: of the images.
+    canvases: heights and widths that whole images were put on; empty_share: how much of these was
+    empty.
+    """
+
+    by_map: Mapping[str, MapEvaluation]
+    names: tuple[str, ...]
+    canvases: tuple[Size, ...]
+    empty_share: float
+    convention: Convention
+    inference: Inference
+
+    @property
+    def scores(self) -> metrics.Scores:
+        """Of the first label map."""
+        return next(iter(self.by_map.values())).scores
+
+
+@dataclasses.dataclass(frozen=True)
+class Scored:
+    """Some images of a split, labelled.
+
+    images: their indices. confusions: by label map, int (n, k, k). records: of those that this host
+    has read, by index. labels: gives theirs by label map, uint8 (h, w) or larger, in that order.
+    """
+
+    images: tuple[int, ...]
+    confusions: Mapping[str, np.ndarray]
+    records: Mapping[int, dict[str, Any]]
+    labels: Callable[[], Mapping[str, Any]]
+
+
+def evaluator(
+    network: Network,
+    dataset: Dataset,
+    split: str,
+    settings: EvalConfig,
+    convention: Convention = conventions.NATIVE,
+    inference: Inference = WHOLE,
+    *,
+    boundary: bool = False,
+) -> Callable[[Any], Evaluation]:
+    """Builds the function that scores (params, batch_stats) on a split.
+
+    Whole images are scored in batches, and it compiles once for each canvas that they are put on,
+    when first called; by another `inference` they are labelled one by one. With `boundary` it
+    scores the contours as well, which takes the host a while.
+
+    Raises UserError where the split is empty, the convention takes none of its images or does not
+    go with the inference, or the batch does not divide over the devices.
+    """
+    native = dataset.split(split)
+    if not len(native):
+        raise UserError(f"split {split} of {dataset.name} has no images")
+    records = ScoredSplit(native, dataset.statistics(split).sizes, convention)
+    if not len(records):
+        raise UserError(
+            f"--convention={convention.name} takes none of the {len(native)} images of {split}: "
+            f"{convention.says}"
+        )
+    make = _in_batches if inference == WHOLE else _one_by_one
+    score, canvases, empty = make(network, dataset.num_classes, records, settings, inference)
+    sampled = set(np.linspace(0, len(records) - 1, SHEET_ROWS).round().astype(int).tolist())
+
+    def evaluate(variables: Any) -> Evaluation:
+        by_name = {
+            name: MapEvaluation(
+                np.zeros((len(records), count, count), np.int64),
+                {},
+                convention.averaged_over,
+                np.zeros((2, count), np.int64) if boundary else None,
+            )
+            for name, count in dataset.num_classes.items()
+        }
+        names = [f"{split}[{index}]" for index in range(len(records))]  # of other hosts' images
+        with progress_bar(f"scoring {split}", len(records)) as bar:
+            for scored in score(variables):
+                for index, record in scored.records.items():
+                    names[index] = record["name"]
+                wanted = scored.records.keys() if boundary else scored.records.keys() & sampled
+                labels = scored.labels() if wanted else {}
+                for name, tally in by_name.items():
+                    tally.confusions[list(scored.images)] = scored.confusions[name]
+                    for (index, record), label in zip(
+                        scored.records.items(), labels.get(name, ()), strict=False
+                    ):
+                        row = _row(record, name, network, label)
+                        if index in sampled:
+                            tally.samples[index] = row
+                        if tally.boundary is not None:
+                            tally.boundary[...] += boundary_counts(
+                                row[1], row[2], dataset.num_classes[name]
+                            )
+                bar.advance(len(scored.images))
+        return Evaluation(by_name, tuple(names), canvases, empty, convention, inference)
+
+    return evaluate
+
+
+_Scorer = tuple[Callable[[Any], Iterator[Scored]], tuple[Size, ...], float]
+"""The function that labels and counts, the canvases it uses, and how much of them is empty."""
+
+
+def _in_batches(
+    network: Network,
+    num_classes: Mapping[str, int],
+    records: ScoredSplit,
+    settings: EvalConfig,
+    inference: Inference,
+) -> _Scorer:
+    # A batch of at most one image a device more than there are images.
+    devices = jax.device_count()
+    batch_size = min(settings.batch_size, -(-len(records) // devices) * devices)
+    parallel.check_divides(batch_size, "config.eval.batch_size")
+    buckets = fill_buckets(
+        records.sizes,
+        most=settings.canvases,
+        batch_size=batch_size,
+        label_sizes=records.label_sizes if records.convention.brings_back else None,
+    )
+    step = parallel.on_all_devices(
+        make_eval_step(network, num_classes), donate_state=False, split_results=(False, True)
+    )
+
+    def score(variables: Any) -> Iterator[Scored]:
+        share = batch_size // jax.process_count()
+        for batch in evaluation_batches(records, buckets, batch_size=share):
+            counted, predictions = step(variables, batch.canvases)
+            yield Scored(
+                batch.images,
+                {name: np.asarray(n)[: len(batch.images)] for name, n in counted.items()},
+                batch.records,
+                functools.partial(_fetched, predictions),
+            )
+
+    canvases = tuple(bucket.canvas_px for bucket in buckets)
+    return score, canvases, empty_share(records.sizes, buckets)
+
+
+def _fetched(predictions: Mapping[str, jax.Array]) -> dict[str, np.ndarray]:
+    return {name: parallel.own_share(labels, ndim=3) for name, labels in predictions.items()}
+
+
+def _one_by_one(
+    network: Network,
+    num_classes: Mapping[str, int],
+    records: ScoredSplit,
+    settings: EvalConfig,
+    inference: Inference,
+) -> _Scorer:
+    if records.convention.brings_back:
+        raise UserError(
+            f"--convention={records.convention.name} resizes images and brings their logits back: "
+            "it does not go with --windows, --scales and --flip"
+        )
+    if jax.process_count() > 1:
+        raise UserError("--windows, --scales and --flip label on one host: start it on one alone")
+    labeller = Labeller(network, inference)
+
+    def score(variables: Any) -> Iterator[Scored]:
+        for index in range(len(records)):
+            record = records[index]
+            labels = labeller.labels(variables, record["image"])
+            truth = by_map(record["label"], network.label_maps)
+            confusions = {
+                name: metrics.count_confusion(truth[name], label, num_classes[name])[None]
+                for name, label in labels.items()
+            }
+            by_image = {name: label[None] for name, label in labels.items()}
+            yield Scored((index,), confusions, {index: record}, by_image.copy)
+
+    return score, (), 0.0
+
+
+def _row(
+    record: dict[str, Any], label_map: str, network: Network, predicted: np.ndarray
+) -> visualize.SheetRow:
+    truth = by_map(record["label"], network.label_maps)[label_map]
+    height, width = truth.shape
+    image = record["image"][..., :3]
+    if image.shape[:2] != truth.shape:
+        image = conventions.resize_smooth(image, (height, width))
+    return image, truth, predicted[:height, :width], record["name"]
