@@ -35,6 +35,11 @@ LISTS = "ImageSets/Segmentation"
 IMAGES = "JPEGImages"
 MASKS = "SegmentationClass"
 SBD_MASKS = "SegmentationClassAug"
+IMAGES_OF = {
+    "voc": {"train": 1464, "val": 1449},
+    "voc/trainaug": {"train": 10582, "val": 1449},
+}
+"""How many images the whole sets have."""
 
 Read = Callable[[str], bytes]  # the contents of a file, by its path under VOC2012
 
