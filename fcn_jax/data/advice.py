@@ -10,7 +10,6 @@ from fcn_jax.data.survey import LARGE, Survey
 
 STRIDE_PX = 32  # of the coarsest features of most backbones
 MOST_CROP_PX = 512
-FILLING_PERCENT = 10  # of the images may be smaller than the crop
 IMBALANCE = 10  # largest share over smallest from which weights are worth a try
 LARGE_PERCENT = 95  # of the images lie whole on the canvas that is suggested
 
@@ -36,25 +35,23 @@ def advise(survey: Survey, config: Config) -> list[Advice]:
 def crop_px(sizes: np.ndarray) -> tuple[int, int]:
     """Height and width of a training crop for images of those sizes, int (n, 2).
 
-    Nine of ten images fill it on each axis; sides are multiples of `STRIDE_PX`, of at most
-    `MOST_CROP_PX`.
+    The median image, to the nearest multiple of `STRIDE_PX`, and at most `MOST_CROP_PX`.
     """
-    filled = np.percentile(sizes, FILLING_PERCENT, axis=0, method="lower")
-    height, width = np.clip(filled // STRIDE_PX * STRIDE_PX, STRIDE_PX, MOST_CROP_PX)
+    cells = np.floor(np.median(sizes, axis=0) / STRIDE_PX + 0.5)
+    height, width = np.clip(cells * STRIDE_PX, STRIDE_PX, MOST_CROP_PX)
     return int(height), int(width)
 
 
 def _crop(sizes: np.ndarray, config: Config) -> Advice:
     crop = crop_px(sizes)
     setting = f"--config.augment.crop_px={crop[0]},{crop[1]}"
-    (least_high, least_wide), (most_high, most_wide) = sizes.min(axis=0), sizes.max(axis=0)
+    height, width = np.median(sizes, axis=0).astype(int)
     why = (
-        f"height,width: training images are {least_wide} to {most_wide} wide and {least_high} to "
-        f"{most_high} high, and nine of ten fill it; a multiple of {STRIDE_PX}, the coarsest "
-        f"stride, and at most {MOST_CROP_PX}, for memory"
+        f"height,width: of the median training image ({width} × {height}) to the nearest "
+        f"{STRIDE_PX}, the coarsest stride, and at most {MOST_CROP_PX}; less if memory runs short"
     )
     if crop == tuple(config.augment.crop_px):
-        return Advice("", f"{setting} stays as it is: {why}")
+        return Advice("", f"{setting} stays as it is; {why}")
     return Advice(setting, why)
 
 
@@ -105,7 +102,7 @@ def _class_weights(survey: Survey) -> list[Advice]:
             advice.append(
                 Advice(
                     f"--config.loss.class_weights={numbers}",
-                    "instead, median-frequency weights, by a class's share of the images that have it",
+                    "or median-frequency weights, by a class's share of the images that have it",
                 )
             )
     return list(dict.fromkeys(advice))

@@ -19,7 +19,8 @@ LEAST_SIGHTINGS = 10  # of lines or pixels; fewer happen in masks drawn by hand
 RAMPS = 0.12  # of the contours; VOC's masks: at most 0.011
 LONE_PIXELS = 0.08  # for each contour crossed; VOC's masks: at most 0.045, without void 0.074
 EXTREMES = 0.13  # of the lone pixels; above it, JPEG
-FEW_RAMPS = 0.3  # below it, JPEG
+BUMPS = 0.24  # of ramps and bumps; above it, JPEG
+BUMP_HEIGHT = 3  # of what JPEG adds or takes in an even place
 OFTEN = 0.05  # of the ramps; a value found there less often is chance
 
 
@@ -34,6 +35,7 @@ class _Ramps(NamedTuple):
     ramps: int  # contours crossed by way of values in between
     contours: int  # all that were crossed
     values: np.ndarray  # how often each value lay in between, (256,)
+    bumps: int  # short runs of a value near the one on either side
 
 
 def find_smear(values: np.ndarray) -> Smear | None:
@@ -53,7 +55,8 @@ def find_smear(values: np.ndarray) -> Smear | None:
         return None
     in_between = across.values + down.values
     between = np.flatnonzero(in_between > OFTEN * in_between.sum())
-    jpeg = extreme > EXTREMES * lone or ramps < FEW_RAMPS * contours
+    bumps = across.bumps + down.bumps
+    jpeg = (strewn and extreme > EXTREMES * lone) or bumps > BUMPS * (ramps + bumps)
     return Smear("jpeg" if jpeg else "interpolated", tuple(between.tolist()))
 
 
@@ -73,9 +76,15 @@ def _ramps(values: np.ndarray) -> _Ramps:
     first = ramp.copy()  # of the runs of one ramp
     first[1:] &= ~ramp[:-1]
     at_once = (rising[:-1] != 0) & ~ramp[1:] & ~ramp[:-1]
+    step = np.diff(value)
+    bump = (rising[1:] * rising[:-1] < 0) & (length[1:] <= THIN_PX) & (value[1:] != VOID_LABEL)
+    bump[:-1] &= (step[:-1] == -step[1:]) & (np.abs(step[:-1]) <= BUMP_HEIGHT)
     count = int(first.sum())
     return _Ramps(
-        count, count + int(at_once.sum()), np.bincount(value[ramp], minlength=VOID_LABEL + 1)
+        ramps=count,
+        contours=count + int(at_once.sum()),
+        values=np.bincount(value[ramp], minlength=VOID_LABEL + 1),
+        bumps=int(bump.sum()),
     )
 
 

@@ -239,7 +239,9 @@ def _digest(pixels: np.ndarray) -> bytes:
 
 def _reason(error: UserError, name: str) -> str:
     """An error of a file that is named beside it, and whose remedy follows."""
-    return str(error).removeprefix(f"{name}: ").partition(";")[0]
+    told = str(error)
+    reason = told.removeprefix(f"{name}: ") if told.startswith(name) else told.partition(": ")[2]
+    return reason.partition(";")[0]
 
 
 def _times(size: tuple[int, ...]) -> str:
