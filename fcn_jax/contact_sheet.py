@@ -13,6 +13,7 @@ PICTURE_PX = 220
 GAP_PX = 10
 FONT_PX = 13
 LINE_PX = 19
+UNNAMED_SHOWN = 4  # values outside the classes
 COLUMNS = 2
 INK, FAULT_INK = (34, 34, 34), (190, 30, 30)
 PAPER, NOTHING = (255, 255, 255), (228, 228, 228)
@@ -107,8 +108,11 @@ def _legend(entry: Entry) -> list[list[tuple[str, tuple[int, ...]]]]:
     font = ImageFont.load_default(FONT_PX)
     lines: list[list[tuple[str, tuple[int, ...]]]] = [[]]
     left = 0
-    for label in np.unique(entry.mask)[:40].tolist():
-        name = names.get(label, f"class {label}")
+    values = np.unique(entry.mask).tolist()
+    unnamed = [label for label in values if label not in names]
+    for label in [label for label in values if label in names] + unnamed[:UNNAMED_SHOWN]:
+        more = len(unnamed) > UNNAMED_SHOWN and label == unnamed[UNNAMED_SHOWN - 1]
+        name = names.get(label, f"{label}, …" if more else str(label))
         width = _legend_px(name, font)
         if left + width > 3 * PICTURE_PX + 2 * GAP_PX and lines[-1]:
             lines.append([])

@@ -215,9 +215,24 @@ def test_a_class_that_a_split_lacks(mine):
     assert found["class_absent"].severity == "remark"
 
 
+def test_stray_values_do_not_count_as_a_class(mine):
+    """JPEG makes a 6, the moon's label, of star and void; nobody drew a moon."""
+    (mine / "classes.txt").write_text("\n".join([*shapes.CLASSES, "moon"]))
+    edit_mask(mine, as_jpeg)
+    with Image.open(mine / FIRST) as mask:
+        assert 6 in np.asarray(mask)
+    assert faults(mine) == {"mask_was_jpeg": (FIRST,), "class_untrained": ("moon",)}
+
+
 def test_void_masks(mine):
     edit_mask(mine, lambda label: np.full_like(label, 255))
-    assert faults(mine) == {"mask_void": (FIRST,)}
+    edit_mask(mine, lambda label: np.where(label == 0, 255, label), "masks/train_001.png")
+    found = examine(mine)
+    assert {kind: finding.files[0][:19] for kind, finding in found.items()} == {
+        "mask_void": FIRST,
+        "mostly_void": "masks/train_001.png",
+    }
+    assert found["mostly_void"].severity == "remark"
 
 
 def test_masks_in_colour_without_a_palette(mine):
@@ -228,6 +243,40 @@ def test_masks_in_colour_without_a_palette(mine):
     assert "0 0 0; " in found["mask_colours"][0]
     assert found["mask_colours"][0].endswith("all of VOC's)")
     assert faults(mine, mask_palette="voc") == {}
+
+
+def test_indexed_masks_whose_palettes_disagree(mine):
+    def index(path: Path, palette: np.ndarray) -> None:
+        with Image.open(path) as mask:
+            mask.load()
+        mask.putpalette(palette.tobytes())
+        mask.save(path)
+
+    for path in (mine / "masks").iterdir():
+        index(path, voc_palette())
+    assert examine(mine) == {}
+    index(mine / "masks" / "val_005.png", voc_palette()[::-1])
+    found = examine(mine)
+    assert {kind: finding.files for kind, finding in found.items()} == {
+        "palettes_differ": ("masks/val_005.png (0 is 224 224 192, not 0 0 0)",)
+    }
+
+
+def test_images_that_look_amiss(mine):
+    sizes = {name: shapes.draw(name)[1].shape for name in ("train_000", "train_001")}
+    Image.new("RGB", sizes["train_000"][::-1], (9, 9, 9)).save(mine / "images" / "train_000.png")
+    deep = np.random.default_rng(0).integers(0, 65536, sizes["train_001"], np.uint16)
+    Image.fromarray(deep).save(mine / "images" / "train_001.png")
+    for folder in ("images", "masks"):
+        with Image.open(mine / folder / "train_002.png") as image:
+            image.crop((0, 0, 90, 20)).save(mine / folder / "train_002.png")
+    found = examine(mine)
+    assert {kind: finding.files for kind, finding in found.items()} == {
+        "image_flat": ("images/train_000.png",),
+        "image_16_bits": ("images/train_001.png",),
+        "image_small": ("train_002 (90 × 20)",),
+    }
+    assert {finding.severity for finding in found.values()} == {"remark"}
 
 
 def test_a_colour_that_the_palette_lacks(mine, tmp_path):

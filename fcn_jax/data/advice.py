@@ -50,9 +50,8 @@ def _crop(sizes: np.ndarray, config: Config) -> Advice:
         f"height,width: of the median training image ({width} × {height}) to the nearest "
         f"{STRIDE_PX}, the coarsest stride, and at most {MOST_CROP_PX}; less if memory runs short"
     )
-    if crop == tuple(config.augment.crop_px):
-        return Advice("", f"{setting} stays as it is; {why}")
-    return Advice(setting, why)
+    as_is = "as it is now; " if crop == tuple(config.augment.crop_px) else ""
+    return Advice(setting, as_is + why)
 
 
 def _canvas(sizes: np.ndarray) -> list[Advice]:

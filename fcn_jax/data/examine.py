@@ -34,14 +34,16 @@ MOST_COLOURS = 8  # of a mask that are named
 class SeenMask:
     """What is kept of a mask.
 
-    counts: pixels of each value, int64 (256,). digest: of the values. smear: see `contours`; of a
-    mask whose labels are classes all the same, which only the whole set can tell.
+    counts: pixels of each value, int64 (256,). digest: of the values. smear: see `contours`; here
+    of a mask whose labels are classes all the same, so that only the whole set can tell. colours:
+    of an indexed file, R G B by value, as far as the values occur.
     """
 
     name: str
     counts: np.ndarray
     digest: bytes
     smear: Smear | None
+    colours: Mapping[int, tuple[int, ...]] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,8 +51,8 @@ class Seen:
     """What is kept of an image; little, whatever its size.
 
     size: height and width, or None of an image that cannot be read. mode: Pillow's. digest: of the
-    decoded pixels. masks: by label map, where readable and of the image's size. channels: by
-    folder, how many and whether all are alike.
+    decoded pixels. masks: by label map, where they are readable, not spoilt and of the image's
+    size. channels: by folder, how many and whether all are alike.
     """
 
     name: str
@@ -120,8 +122,9 @@ def examine_record(split: Split, index: int, label_maps: tuple[str, ...]) -> See
     name, image = record["name"], record["image"]
     notes = [Note("image_flat", name)] if image.min() == image.max() else []
     masks = {
-        label_map: _labelled(label, name, VOID_LABEL, notes)
+        label_map: mask
         for label_map, label in by_map(record["label"], label_maps).items()
+        if (mask := _labelled(label, name, VOID_LABEL, notes))
     }
     return Seen(name, image.shape[:2], "RGB", _digest(image), masks, notes=tuple(notes))
 
@@ -147,18 +150,20 @@ def _examine_mask(
     except UserError as error:
         notes += _why_no_labels(opened, part.name, palette, error)
         return None, size
-    return _labelled(label, part.name, num_classes, notes), size
+    mask = _labelled(label, part.name, num_classes, notes)
+    if mask is not None and opened.mode == "P" and palette is None:
+        mask = dataclasses.replace(mask, colours=_palette_of(opened, mask.counts))
+    return mask, size
 
 
-def _labelled(label: np.ndarray, name: str, num_classes: int, notes: list[Note]) -> SeenMask:
+def _labelled(label: np.ndarray, name: str, num_classes: int, notes: list[Note]) -> SeenMask | None:
     counts, smear = _counts(label), find_smear(label)
     stray = np.flatnonzero(counts[num_classes:VOID_LABEL]) + num_classes
     if num_classes and stray.size:
         if smear is not None:
             notes.append(smear_note(name, smear))
-            smear = None
-        else:
-            notes.append(Note("label_outside", name, _some(stray)))
+            return None
+        notes.append(Note("label_outside", name, _some(stray)))
     if counts[VOID_LABEL] == label.size:
         notes.append(Note("mask_void", name))
     elif counts[VOID_LABEL] > label.size / 2:
@@ -214,6 +219,12 @@ def _orientation(opened: Image.Image) -> int:
         return opened.getexif().get(ExifTags.Base.Orientation, UPRIGHT)
     except Exception:  # damaged notes raise many things, and say nothing of the pixels
         return UPRIGHT
+
+
+def _palette_of(opened: Image.Image, counts: np.ndarray) -> dict[int, tuple[int, ...]]:
+    colours = np.reshape(opened.getpalette() or [], (-1, 3)).tolist()
+    used = np.flatnonzero(counts[:VOID_LABEL]).tolist()
+    return {label: tuple(colours[label]) for label in used if label < len(colours)}
 
 
 def _commonest(colours: np.ndarray) -> str:

@@ -166,6 +166,12 @@ REMARKS = {
         "a class that lies only in thin lines between two others",
         "right where it is meant as a border; else the masks were resized with interpolation",
     ),
+    "palettes_differ": (
+        "indexed masks in which a class has another colour than in the first",
+        "see in the picture that they show the same classes; some programs number the colours of "
+        "each file anew, and then the indices mean nothing: map the colours, saved as RGB, with "
+        "config.data.mask_palette",
+    ),
     "mostly_void": (
         "masks that are void for more than half",
         "right where most of the image is not to count",

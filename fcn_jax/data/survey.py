@@ -6,7 +6,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from fcn_jax.data.examine import Seen, smear_note
+from fcn_jax.data.contours import Smear
+from fcn_jax.data.examine import Seen, SeenMask, smear_note
 from fcn_jax.data.findings import KINDS, Note
 from fcn_jax.data.labels import VOID_LABEL
 
@@ -70,7 +71,10 @@ class Survey:
         self._channels: dict[str, dict[tuple[int, bool], list[str]]] = defaultdict(
             lambda: defaultdict(list)
         )
-        self._smears: dict[str, list] = {name: [] for name in label_maps}
+        # Masks with a smear that may yet be drawn so; counted apart until that is settled.
+        self._smears: dict[str, list[tuple[int, str, Smear]]] = {name: [] for name in label_maps}
+        self._held_back = {name: {split: MapTally() for split in splits} for name in label_maps}
+        self._colours: dict[str, dict[int, tuple[int, ...]]] = {name: {} for name in label_maps}
 
     def add(self, index: int, split: str, seen: Seen) -> None:
         """Takes in the image of that index, by which the picture finds it again."""
@@ -87,9 +91,14 @@ class Survey:
         for folder, kind in seen.channels.items():
             self._channels[folder][kind].append(seen.name)
         for name, mask in seen.masks.items():
-            self.tallies[name][split].add(mask.counts)
-            if mask.smear is not None:
+            if mask.smear is None:
+                self.tallies[name][split].add(mask.counts)
+            else:
+                self._held_back[name][split].add(mask.counts)
                 self._smears[name].append((index, mask.name, mask.smear))
+            self._compare_colours(name, mask)
+            if seen.size is None:
+                continue
             area = max(int(mask.counts.sum()), 1)
             for label in np.flatnonzero(mask.counts[:VOID_LABEL]).tolist():
                 share = mask.counts[label] / area
@@ -112,6 +121,14 @@ class Survey:
         marked = self.faulty[kind]
         if KINDS[kind].severity == "fault" and len(marked) < FAULTY_KEPT and index not in marked:
             marked.append(index)
+
+    def _compare_colours(self, label_map: str, mask: SeenMask) -> None:
+        for label, colour in mask.colours.items():
+            first = self._colours[label_map].setdefault(label, colour)
+            if colour != first:
+                shown = f"{label} is {_words(colour)}, not {_words(first)}"
+                self._notes.append(Note("palettes_differ", mask.name, shown))
+                return
 
     def _of_twins(self) -> list[Note]:
         notes = []
@@ -168,6 +185,8 @@ class Survey:
             # A border class, drawn so, cannot be told from interpolation between its neighbours.
             (value,) = between
             shown = names[value] if value < len(names) else f"class {value}"
+            for split, tally in self._held_back[label_map].items():
+                self.tallies[label_map][split] += tally
             return [Note("thin_class", shown, f"in {len(smears)} masks, {smears[0][1]} first")]
         for index, _, smear in smears:
             self._mark(smear_note("", smear).kind, index)
@@ -196,3 +215,7 @@ class Survey:
             if absent:
                 notes.append(Note("class_absent", split + of_map, ", ".join(absent)))
         return notes
+
+
+def _words(colour: tuple[int, ...]) -> str:
+    return " ".join(map(str, colour))
