@@ -51,8 +51,9 @@ def main(arguments: list[str]) -> None:
         raise UserError(f"unexpected argument {arguments[0]!r} (see --help)")
     options = flags.FLAGS
     config = options.config
-    name = Path(config.data.root).name if config.data.name == "folder" else config.data.name
-    output = Path(options.output or f"doctor_{name.replace('/', '_')}.png")
+    own = config.data.name == "folder"
+    name = Path(config.data.root).resolve().name if own else config.data.name.replace("/", "_")
+    output = Path(options.output or f"doctor_{name}.png")
     findings = diagnose(config, output)
     faults = sum(finding.severity == "fault" for finding in findings)
     if faults:

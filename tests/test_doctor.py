@@ -14,8 +14,11 @@ from test_voc import REAL, write_archive, write_sbd, write_voc
 from fcn_jax import doctor
 from fcn_jax.config import Config, default_config
 from fcn_jax.data import shapes
+from fcn_jax.data.datasets import open_dataset
+from fcn_jax.data.examine import examine_record
 from fcn_jax.data.findings import FAULTS, Finding
 from fcn_jax.data.labels import voc_palette
+from fcn_jax.data.splits import Split
 from fcn_jax.data.subject import open_subject
 from fcn_jax.errors import UserError
 
@@ -82,8 +85,9 @@ def resized(pixels: np.ndarray, method: Image.Resampling) -> np.ndarray:
     return np.asarray(large.resize(image.size, method))
 
 
-def test_a_clean_set_has_no_fault(mine):
+def test_a_clean_set_has_no_fault(mine, tmp_path):
     assert examine(mine) == {}
+    assert open_dataset(settings(mine, prepared_dir=str(tmp_path)).data).splits == ("train", "val")
     for name in ("train.txt", "val.txt"):
         (mine / name).unlink()
     assert faults(mine, validation_fraction=0.4) == {}  # split by the hash of the names
@@ -305,6 +309,14 @@ def test_lists_that_do_not_serve(mine):
     }
 
 
+def test_lists_that_are_no_text(mine):
+    for name in ("classes.txt", "val.txt"):
+        (mine / name).write_text("a\nb\n", encoding="utf-16")
+    found = faults(mine)
+    assert set(found) == {"classes", "list_unreadable", "split_empty"}
+    assert found["list_unreadable"] == (f"{mine}/val.txt: not text in UTF-8; save it as that",)
+
+
 def test_a_split_that_the_settings_name_and_no_list_makes(mine):
     (mine / "val.txt").unlink()
     assert faults(mine) == {"split_missing": ("val (there are train)",)}
@@ -441,6 +453,14 @@ def test_prepared_records_are_looked_at_where_there_are_no_files(tmp_path, monke
     np.testing.assert_array_equal(survey.tallies[""]["val"].pixels, pixels)
     images = [sum((label == index).any() for label in labels) for index in range(6)]
     np.testing.assert_array_equal(survey.tallies[""]["val"].images[:6], images)
+
+
+def test_records_that_cannot_be_used():
+    records = [{"image": np.zeros((4, 5, 3), np.uint8), "label": np.full((4, 5), 3), "name": "a"}]
+    split = Split("train", {"label": 3}, records)
+    (note,) = examine_record(split, 0, ("",)).notes
+    assert note[:2] == ("record_unusable", "train[0]")
+    assert note.detail.startswith("a: label 3 is outside 0 to 2")
 
 
 def test_voc_from_its_archive(tmp_path):

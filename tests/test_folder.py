@@ -189,6 +189,13 @@ def test_list_entries_that_do_not_serve(tmp_path):
     refuses(root, r"val\.txt: lists no image")
 
 
+@pytest.mark.parametrize("name", ["classes.txt", "val.txt"])
+def test_lists_that_are_no_utf_8(tmp_path, name):
+    root = write_set(tmp_path / "set")
+    (root / name).write_text("a\nb\n", encoding="utf-16")
+    refuses(root, rf"{name}: not text in UTF-8")
+
+
 def test_foreground_saved_as_255(tmp_path):
     root = write_set(tmp_path / "set", classes="ground\ncell\n")
     for stem in "abcde":

@@ -118,7 +118,8 @@ def examine_record(split: Split, index: int, label_maps: tuple[str, ...]) -> See
     try:
         record = split[index]
     except UserError as error:
-        return Seen(f"{split.name}[{index}]", notes=(Note("record_unusable", str(error)),))
+        name = f"{split.name}[{index}]"
+        return Seen(name, notes=(Note("record_unusable", name, str(error)),))
     name, image = record["name"], record["image"]
     notes = [Note("image_flat", name)] if image.min() == image.max() else []
     masks = {

@@ -63,6 +63,7 @@ FAULTS = {
         "names with several files",
         "keep one of them; the endings do not tell them apart",
     ),
+    "list_unreadable": ("lists that cannot be read", "as it says"),
     "listed_missing": (
         "list entries without an image",
         "mend the list: a name of a file in images/ on each line, with or without its ending",

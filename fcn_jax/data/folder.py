@@ -147,12 +147,11 @@ def read_classes(path: Path) -> list[str]:
     """The names in a classes.txt.
 
     Raises:
-      UserError: no such file, fewer than two names, more than 255, or one name twice.
+      UserError: no such file, no text, fewer than two names, more than 255, or one name twice.
     """
     if not path.is_file():
         raise UserError(f"{path}: missing; write one class name per line, class 0 first")
-    names = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
-    names = [name for name in names if name]
+    names = _lines(path)
     if not 2 <= len(names) <= VOID_LABEL:
         raise UserError(
             f"{path}: {len(names)} class names; 2 to {VOID_LABEL} are needed (background counts)"
@@ -220,9 +219,20 @@ def _read_lists(root: Path, images: dict[str, Path]) -> dict[str, list[str]]:
 
 
 def read_list(path: Path, images: Mapping[str, Path]) -> list[str]:
-    """The stems in a list of images, whether or not they are among those there are."""
-    lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
-    return [_as_stem(line, images) for line in lines if line]
+    """The stems in a list of images, whether or not they are among those there are.
+
+    Raises:
+      UserError: it is no text.
+    """
+    return [_as_stem(line, images) for line in _lines(path)]
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:  # Windows' terminal writes UTF-16
+        raise UserError(f"{path}: not text in UTF-8; save it as that") from None
+    return [line.strip() for line in text.splitlines() if line.strip()]
 
 
 def _as_stem(entry: str, images: Mapping[str, Path]) -> str:

@@ -136,7 +136,11 @@ def _lists(root: Path, images: Mapping[str, Path], notes: list[Note]) -> dict[st
         path = root / f"{split}.txt"
         if not path.is_file():
             continue
-        stems = folder.read_list(path, images)
+        try:
+            stems = folder.read_list(path, images)
+        except UserError as error:
+            notes.append(Note("list_unreadable", str(error)))
+            stems = []
         counts = Counter(stems)
         notes += [Note("listed_missing", path.name, s) for s in counts if s not in images]
         notes += [Note("listed_twice", path.name, s) for s, count in counts.items() if count > 1]
