@@ -15,9 +15,11 @@ from fcn_jax import doctor
 from fcn_jax.config import Config, default_config
 from fcn_jax.data import shapes
 from fcn_jax.data.datasets import open_dataset
-from fcn_jax.data.examine import examine_record
+from fcn_jax.data.examine import examine_pair, examine_record
 from fcn_jax.data.findings import FAULTS, Finding
 from fcn_jax.data.labels import voc_palette
+from fcn_jax.data.raw import Pair
+from fcn_jax.data.records import Part
 from fcn_jax.data.splits import Split
 from fcn_jax.data.subject import open_subject
 from fcn_jax.errors import UserError
@@ -138,6 +140,23 @@ def test_files_that_are_no_images(mine):
     found = faults(mine)
     assert found["image_unreadable"][0].startswith("images/train_001.png (not an image")
     assert found["mask_unreadable"][0].startswith(f"{FIRST} (not an image")
+
+
+@pytest.mark.filterwarnings("ignore")  # Pillow's, of damaged notes
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "TIFF", "GIF"])
+def test_whatever_is_damaged_is_a_finding(kind):
+    """Random bytes of a file are changed, and it is cut: something is said, nothing raised."""
+    rng = np.random.default_rng(0)
+    file = io.BytesIO()
+    Image.fromarray(shapes.draw("train_000")[1]).save(file, kind)
+    unreadable = 0
+    for _ in range(60):
+        damaged = np.frombuffer(file.getvalue(), np.uint8).copy()
+        damaged[rng.integers(0, 300, 6)] = rng.integers(0, 256, 6)
+        part = Part(damaged[: rng.integers(1, len(damaged))].tobytes, "file")
+        seen = examine_pair(Pair("a", "train", part, {"": part}, {"depth": part}), {"": 6})
+        unreadable += {note.kind for note in seen.notes} >= {"image_unreadable", "mask_unreadable"}
+    assert unreadable > 30
 
 
 def test_a_mask_saved_as_jpeg(mine):

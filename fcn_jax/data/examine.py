@@ -168,7 +168,7 @@ def _labelled(label: np.ndarray, name: str, num_classes: int, notes: list[Note])
     if counts[VOID_LABEL] == label.size:
         notes.append(Note("mask_void", name))
     elif counts[VOID_LABEL] > label.size / 2:
-        notes.append(Note("mostly_void", name, f"{counts[VOID_LABEL] / label.size:.0%}"))
+        notes.append(Note("mostly_void", name, f"{100 * counts[VOID_LABEL] / label.size:.0f} %"))
     return SeenMask(name, counts, _digest(label), smear)
 
 

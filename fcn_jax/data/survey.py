@@ -198,8 +198,8 @@ class Survey:
         whole = sum(self.tallies[label_map].values(), MapTally()).pixels
         if set(np.flatnonzero(whole).tolist()) == {0, VOID_LABEL} and len(names) > 1:
             place = f"label map {label_map}" if label_map else "all masks"
-            share = whole[VOID_LABEL] / whole.sum()
-            return [Note("foreground_255", place, f"{share:.1%} of the pixels are 255")]
+            share = 100 * whole[VOID_LABEL] / whole.sum()
+            return [Note("foreground_255", place, f"{share:.2g} % of the pixels are 255")]
         notes = []
         trained = self.training(label_map).pixels[: len(names)]
         for label in np.flatnonzero(trained == 0) if trained.any() else ():
