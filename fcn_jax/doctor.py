@@ -4,11 +4,11 @@
     python -m fcn_jax.doctor --config.data.name=folder --config.data.root=DIR
 
 Reads every image and mask as training would: sizes, labels and their share for each class, files
-that miss, cannot be read or do not fit together, masks that JPEG or resizing has spoilt, images
-that lie in two splits, classes without a pixel. Says how to mend each fault, which class weights
-and crop suit the set, and draws the faulty images and one of each class to FILE (a PNG;
-doctor_NAME.png if not given). Own folders and VOC are looked at as they lie, other sets by their
-prepared records. Nothing is changed.
+that are missing, cannot be read or do not fit together, masks that JPEG or resizing has spoilt,
+images that lie in two splits (pixel for pixel), classes without a pixel. Says how to mend each
+fault, which class weights and crop suit the set, and draws the faulty images and one of each class
+to FILE (a PNG; doctor_NAME.png if not given). Own folders and VOC are looked at as they lie, other
+sets by their prepared records. Nothing is changed.
 
 Exit status: 0 where there is no fault, 1 where there are any; remarks are no faults.
 """

@@ -328,6 +328,15 @@ def test_lists_that_do_not_serve(mine):
     }
 
 
+def test_images_that_no_list_names(mine):
+    (mine / "train.txt").write_text("\n".join(TRAIN[1:]))
+    (mine / FIRST).unlink()
+    found = examine(mine)
+    assert {kind: (finding.severity, finding.files) for kind, finding in found.items()} == {
+        "image_unlisted": ("remark", ("images/train_000.png",))
+    }
+
+
 def test_lists_that_are_no_text(mine):
     for name in ("classes.txt", "val.txt"):
         (mine / name).write_text("a\nb\n", encoding="utf-16")

@@ -194,6 +194,10 @@ REMARKS = {
         "files that are not taken for images",
         "if they belong there, save them as JPEG or PNG in images/ itself, not in folders below it",
     ),
+    "image_unlisted": (
+        "images that no list names",
+        "they are left out; add them to train.txt, val.txt or test.txt if they should not be",
+    ),
     "image_large": (
         "images much larger than the rest",
         "every image is laid on a canvas that holds the largest; shrink them, with their masks, or "

@@ -82,19 +82,7 @@ def list_folder(data: DataConfig) -> RawSet:
         name: _by_stem(root, name, "extra_channels", notes) for name in data.channel_folders()
     }
     splits = _lists(root, images, notes)
-    listed = {stem for stems in splits.values() for stem in stems} if splits else images.keys()
-    for name, files in masks.items():
-        # With lists, a mask that no list names may be of an image that is left out.
-        if not splits:
-            lonely = sorted(files.keys() - images.keys())
-            notes += [Note("mask_without_image", f"{name}/{files[s].name}") for s in lonely]
-        bare = sorted(listed - files.keys())
-        notes += [Note("image_without_mask", _shown(images[s]), _in(name, masks)) for s in bare]
-    for name, files in channels.items():
-        bare = sorted(listed - files.keys())
-        notes += [Note("channels_missing", _shown(images[s]), f"in {name}/") for s in bare]
-    if not splits:
-        splits = folder.split_by_hash(images, data.validation_fraction)
+    notes += _unmatched(images, masks, channels, splits)
     label_maps = {}
     for name, label_map in zip(masks, data.label_map_names(), strict=True):
         try:
@@ -103,19 +91,40 @@ def list_folder(data: DataConfig) -> RawSet:
             notes.append(Note("classes", str(error)))
             label_maps[label_map] = ()
     by_map = dict(zip(label_maps, masks.values(), strict=True))
+    splits = splits or folder.split_by_hash(images, data.validation_fraction)
     pairs = [
-        Pair(
-            stem,
-            split,
-            _part(images[stem]),
-            {name: _part(files[stem]) for name, files in by_map.items() if stem in files},
-            {name: _part(files[stem]) for name, files in channels.items() if stem in files},
-        )
+        Pair(stem, split, _part(images[stem]), _parts(by_map, stem), _parts(channels, stem))
         for split, stems in splits.items()
         for stem in stems
     ]
     palette = read_palette(data.mask_palette) if data.mask_palette else None
     return RawSet(label_maps, tuple(splits), pairs, palette, tuple(notes))
+
+
+def _unmatched(
+    images: Mapping[str, Path],
+    masks: Mapping[str, Mapping[str, Path]],
+    channels: Mapping[str, Mapping[str, Path]],
+    splits: Mapping[str, list[str]],
+) -> list[Note]:
+    """Images that lack a mask or channels, and masks without an image.
+
+    Where there are lists, what none names is left out, and its mask is not missed.
+    """
+    listed = {stem for stems in splits.values() for stem in stems} if splits else set(images)
+    notes = [
+        Note("image_unlisted", _shown(images[stem])) for stem in sorted(images.keys() - listed)
+    ]
+    for name, files in masks.items():
+        lonely = sorted(files.keys() - images.keys()) if not splits else []
+        notes += [Note("mask_without_image", _shown(files[stem])) for stem in lonely]
+        which = f"in {name}/" if len(masks) > 1 else ""
+        bare = sorted(listed - files.keys())
+        notes += [Note("image_without_mask", _shown(images[stem]), which) for stem in bare]
+    for name, files in channels.items():
+        bare = sorted(listed - files.keys())
+        notes += [Note("channels_missing", _shown(images[stem]), f"in {name}/") for stem in bare]
+    return notes
 
 
 def _by_stem(root: Path, name: str, setting: str, notes: list[Note]) -> dict[str, Path]:
@@ -158,17 +167,16 @@ def _ignored(images: Path) -> list[str]:
     ]
 
 
-def _in(name: str, masks: Mapping[str, Any]) -> str:
-    """Which mask is missing, where there are several."""
-    return f"in {name}/" if len(masks) > 1 else ""
-
-
 def _shown(path: Path) -> str:
     return f"{path.parent.name}/{path.name}"
 
 
 def _part(path: Path) -> Part:
     return Part(functools.partial(read_bytes, path), _shown(path))
+
+
+def _parts(folders: Mapping[str, Mapping[str, Path]], stem: str) -> dict[str, Part]:
+    return {name: _part(files[stem]) for name, files in folders.items() if stem in files}
 
 
 def _list_voc(data: DataConfig, place: Path, read: voc.Read) -> RawSet:
