@@ -221,7 +221,10 @@ def test_one_image_twice_in_a_split(mine):
     shutil.copy(mine / "images" / "train_002.png", mine / "images" / "train_003.png")
     shutil.copy(mine / "masks" / "train_002.png", mine / "masks" / "train_003.png")
     assert set(examine(mine)) == {"same_image"}
-    edit_mask(mine, lambda label: label[::-1], "masks/train_003.png")
+    (mine / "masks" / "train_003.png").write_bytes(b"")
+    assert set(faults(mine)) == {"mask_unreadable"}
+    with Image.open(mine / "masks" / "train_002.png") as mask:
+        mask.transpose(Image.Transpose.FLIP_TOP_BOTTOM).save(mine / "masks" / "train_003.png")
     assert faults(mine) == {"same_image_masks": ("train train_002 = train train_003",)}
 
 

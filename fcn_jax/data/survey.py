@@ -86,7 +86,8 @@ class Survey:
             self.sizes[split].append(seen.size)
             self._named_sizes.append((seen.name, seen.size))
             self.modes[seen.mode] += 1
-            digests = tuple(mask.digest for mask in seen.masks.values())
+            masks = (seen.masks.get(name) for name in self.label_maps)
+            digests = tuple(mask.digest if mask else b"" for mask in masks)
             self._twins[seen.digest].append((split, seen.name, digests))
         for folder, kind in seen.channels.items():
             self._channels[folder][kind].append(seen.name)
@@ -139,7 +140,8 @@ class Survey:
             shown += f" = … ({len(twins)} in all)" if len(twins) > 4 else ""
             across = len({split for split, _, _ in twins}) > 1
             notes.append(Note("same_image_split" if across else "same_image", shown))
-            if len({masks for _, _, masks in twins if masks}) > 1:
+            by_map = zip(*(digests for _, _, digests in twins), strict=True)
+            if any(len({*digests} - {b""}) > 1 for digests in by_map):
                 notes.append(Note("same_image_masks", shown))
         return notes
 
