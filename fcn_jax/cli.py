@@ -2,6 +2,7 @@
 
 import difflib
 import os
+import re
 import runpy
 import sys
 from collections.abc import Callable, Sequence
@@ -21,7 +22,10 @@ def run(main: Callable[[list[str]], None], module: Any, *, with_config: bool = F
     `module`: the command's own module, whose docstring and flags make up `--help`.
     `with_config`: adds the flag `--config`, a file with `get_config()`, or else the embedded
     default, and one flag for every setting.
+
+    Flags may be written with hyphens, --data-root for --data_root.
     """
+    sys.argv[1:] = with_underscores(sys.argv[1:])  # in place: ml_collections reads it as well
     name = module.__spec__.name.removesuffix(".__main__")
     program = f"python -m {name}"
     command = name.rpartition(".")[2]
@@ -56,6 +60,26 @@ def run(main: Callable[[list[str]], None], module: Any, *, with_config: bool = F
         os._exit(1)  # past the exit handlers, which would fail in the same way and say so at length
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def with_underscores(arguments: Sequence[str]) -> list[str]:
+    """The arguments with hyphens in the names of flags turned to underscores.
+
+    Only in names that are then known, and in those of settings: values, arguments like `--a-b.jpg`
+    and whatever follows `--` stay as they are, and so does a misspelt flag, to be told of.
+    """
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    return [_with_underscores(argument) for argument in arguments[:end]] + list(arguments[end:])
+
+
+def _with_underscores(argument: str) -> str:
+    flag = re.match("--?([a-z][^=]*)", argument)
+    if not flag:
+        return argument
+    name = flag[1].replace("-", "_")
+    if name.startswith("config.") or {name, name.removeprefix("no")} & set(flags.FLAGS):
+        return argument[: flag.start(1)] + name + argument[flag.end() :]
+    return argument
 
 
 def _define_config() -> None:

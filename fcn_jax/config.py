@@ -188,6 +188,7 @@ class TrainConfig:
 @dataclasses.dataclass
 class EvalConfig:
     batch_size: int = setting(8, "images a step, over all devices")
+    canvases: int = setting(4, "most shapes that images are put on, each of which is compiled")
 
 
 @dataclasses.dataclass

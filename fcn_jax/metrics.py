@@ -1,4 +1,4 @@
-"""The four scores of Long et al. (2015), from one confusion matrix over a whole split.
+"""The scores of Long et al. (2015) and others, from one confusion matrix over a whole split.
 
 `confusion_matrix` counts on the device, one batch at a time. The caller adds the counts up in int64
 on the host; `scores` then turns the sum into numbers, once. Nothing is averaged over images,
@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,10 @@ from rich.text import Text
 from fcn_jax.data.labels import VOID_LABEL
 
 ABSENT = "–"
+
+Averaged = Literal["truth", "union", "all"]
+"""Which classes have an IU and count in the means: those that the truth holds; those that it holds
+or that were predicted; all, so that the means are nan where a class is in neither."""
 
 
 @partial(jax.jit, static_argnames="num_classes")
@@ -70,19 +74,45 @@ def confusion_matrix(label: jax.Array, prediction: jax.Array, num_classes: int) 
 
 @dataclass(frozen=True)
 class Scores:
-    """Scores as fractions in 0..1; nan where there is no pixel to score."""
+    """Scores as fractions in 0..1; nan where there is no pixel to score.
+
+    What is per class is float64 (k,). IU, Dice, recall and boundary IU of a class are nan where the
+    truth holds no pixel of it, also where it was predicted, unless `averaged_over` says otherwise
+    of IU and Dice; precision is nan where it was never
+    predicted, and so 0 for a class that was predicted and that the truth lacks. Means are over the
+    classes that have a number.
+    """
 
     pixel_accuracy: float
     mean_accuracy: float
+    """The mean recall, by the paper's name."""
     mean_iu: float
     frequency_weighted_iu: float
+    mean_dice: float
     per_class_iu: np.ndarray
-    """float64 (k,); nan where the truth holds no pixel of the class."""
-    per_class_accuracy: np.ndarray
-    """float64 (k,); nan where the truth holds no pixel of the class."""
+    per_class_dice: np.ndarray
+    """2 n_ii / (t_i + Σ_j n_ji), which is F1 and 2 IU / (1 + IU)."""
+    per_class_precision: np.ndarray
+    """n_ii / Σ_j n_ji: how much of what was predicted as the class is of it."""
+    per_class_recall: np.ndarray
+    """n_ii / t_i: how much of the class was found; the paper calls it the class's accuracy."""
+    pixel_shares: np.ndarray
+    """t_i / Σ_i t_i: each class's share of the pixels of the truth."""
+    per_class_boundary_iu: np.ndarray | None = None
+    """None where it was not asked for; see `fcn_jax/boundary.py`."""
+
+    @property
+    def mean_boundary_iu(self) -> float | None:
+        if self.per_class_boundary_iu is None:
+            return None
+        return mean_of_present(self.per_class_boundary_iu)
 
 
-def scores(confusion: np.ndarray) -> Scores:
+def scores(
+    confusion: np.ndarray,
+    averaged_over: Averaged = "truth",
+    boundary: np.ndarray | None = None,
+) -> Scores:
     """Score a split by its confusion matrix (Long et al. 2015, section 5).
 
     With n_ij the pixels of class i predicted as class j and t_i = Σ_j n_ij,
@@ -90,92 +120,142 @@ def scores(confusion: np.ndarray) -> Scores:
     - pixel accuracy is Σ_i n_ii / Σ_i t_i,
     - mean accuracy is the mean of n_ii / t_i,
     - mean IU is the mean of IU_i = n_ii / (t_i + Σ_j n_ji − n_ii),
-    - frequency-weighted IU is Σ_i t_i IU_i / Σ_i t_i.
+    - frequency-weighted IU is Σ_i t_i IU_i / Σ_i t_i,
 
-    Both means are over the classes that the truth holds (t_i > 0). Pixels wrongly predicted as an
-    absent class still count against the class that they belong to.
+    and beside the paper's four the mean of Dice_i = 2 n_ii / (t_i + Σ_j n_ji).
+
+    The means are over the classes that the truth holds (t_i > 0). Pixels wrongly predicted as an
+    absent class still count against the class that they belong to. Other projects take them over
+    others: see `fcn_jax/conventions.py`.
 
     Args:
       confusion: int64 (k, k), rows true and columns predicted, summed over the whole split.
+      averaged_over: see `Averaged`.
+      boundary: int64 (2, k), the sum of `boundary_counts` over the whole split, for boundary IU.
 
     Returns:
       The scores. All of them are nan for a matrix of zeros.
     """
-    hits = np.diag(confusion).astype(np.float64)
     truth = confusion.sum(axis=1, dtype=np.int64)
     predicted = confusion.sum(axis=0, dtype=np.int64)
+    return scores_of_counts(np.diag(confusion), truth, predicted, averaged_over, boundary)
+
+
+def scores_of_counts(
+    hits: np.ndarray,
+    truth: np.ndarray,
+    predicted: np.ndarray,
+    averaged_over: Averaged = "truth",
+    boundary: np.ndarray | None = None,
+) -> Scores:
+    """The same from what the scores need of a confusion matrix.
+
+    Args:
+      hits: int64 (k,), pixels of each class that were found: the diagonal.
+      truth: int64 (k,), pixels of each class: the sums of rows.
+      predicted: int64 (k,), pixels predicted as each class: the sums of columns.
+      averaged_over, boundary: as in `scores`.
+    """
     present = truth > 0
-    accuracy = np.full(len(hits), np.nan)
-    iu = np.full(len(hits), np.nan)
-    accuracy[present] = hits[present] / truth[present]
-    iu[present] = hits[present] / (truth + predicted - hits)[present]
-    if not present.any():
-        return Scores(math.nan, math.nan, math.nan, math.nan, iu, accuracy)
+    scored = present if averaged_over == "truth" else truth + predicted > 0
+    mean = np.mean if averaged_over == "all" else mean_of_present
+    pixels = truth.sum()
+    iu = _ratio(hits, truth + predicted - hits, where=scored)
+    recall = _ratio(hits, truth, where=present)
+    dice = _ratio(2 * hits, truth + predicted, where=scored)
+    shares = truth / pixels if pixels else np.full(len(truth), np.nan)
     return Scores(
-        pixel_accuracy=float(hits.sum() / truth.sum()),
-        mean_accuracy=float(accuracy[present].mean()),
-        mean_iu=float(iu[present].mean()),
-        frequency_weighted_iu=float((truth[present] * iu[present]).sum() / truth.sum()),
+        pixel_accuracy=float(hits.sum() / pixels) if pixels else math.nan,
+        mean_accuracy=float(mean(recall)),
+        mean_iu=float(mean(iu)),
+        frequency_weighted_iu=float((shares * iu)[present].sum()) if pixels else math.nan,
+        mean_dice=float(mean(dice)),
         per_class_iu=iu,
-        per_class_accuracy=accuracy,
+        per_class_dice=dice,
+        per_class_precision=_ratio(hits, predicted, where=predicted > 0),
+        per_class_recall=recall,
+        pixel_shares=shares,
+        per_class_boundary_iu=(
+            None
+            if boundary is None
+            else _ratio(boundary[0], boundary[1], where=present & (boundary[1] > 0))
+        ),
     )
 
 
-def scores_table(scores: Scores, class_names: Sequence[str], pixel_shares: np.ndarray) -> Table:
-    """Lay the scores out in percent for `rich.print`: a line for each class, then the four.
+def mean_of_present(per_class: np.ndarray) -> float:
+    """The mean over the classes that have a number; nan where none has."""
+    present = per_class[~np.isnan(per_class)]
+    return float(present.mean()) if len(present) else math.nan
+
+
+def scores_table(scores: Scores, class_names: Sequence[str]) -> Table:
+    """Lay the scores out in percent for `rich.print`: a line for each class, then the overall ones.
 
     Args:
       scores: of k classes.
       class_names: k names.
-      pixel_shares: (k,) in 0..1, each class's share of the pixels of the truth.
 
     Raises:
-      ValueError: `class_names` or `pixel_shares` does not have k entries.
+      ValueError: `class_names` does not have k entries.
     """
     _check_length("class_names", class_names, scores)
-    _check_length("pixel_shares", pixel_shares, scores)
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    boundary = scores.per_class_boundary_iu
+    columns = {
+        "IU": scores.per_class_iu,
+        "Dice": scores.per_class_dice,
+        "precision": scores.per_class_precision,
+        "recall\n(accuracy)": scores.per_class_recall,
+        **({} if boundary is None else {"boundary\nIU": boundary}),
+        "pixels": np.where(np.isnan(scores.per_class_iu), np.nan, scores.pixel_shares),
+    }
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        collapse_padding=True,  # else VOC's seven columns take more than 80 characters
+        caption="all in %",
+        caption_justify="left",
+    )
     table.add_column("class", overflow="fold")
-    table.add_column("IU %", justify="right", no_wrap=True)
-    table.add_column("accuracy %", justify="right", no_wrap=True)
-    table.add_column("pixels %", justify="right", no_wrap=True)
-    for name, iu, accuracy, share in zip(
-        class_names, scores.per_class_iu, scores.per_class_accuracy, pixel_shares, strict=True
-    ):
-        absent = math.isnan(iu)
-        table.add_row(
-            Text(name),
-            _percent(iu),
-            _percent(accuracy),
-            ABSENT if absent else _percent(share),
-            style="dim" if absent else None,
-        )
+    for name in columns:
+        table.add_column(name, justify="right", no_wrap=True)
+    for i, name in enumerate(class_names):
+        absent = math.isnan(scores.per_class_iu[i])
+        cells = [_percent(values[i]) for values in columns.values()]
+        table.add_row(Text(name), *cells, style="dim" if absent else None)
     table.add_section()
     table.add_row("mean IU", _percent(scores.mean_iu), style="bold")
     table.add_row("frequency-weighted IU", _percent(scores.frequency_weighted_iu))
-    table.add_row("mean accuracy", "", _percent(scores.mean_accuracy))
-    table.add_row("pixel accuracy", "", _percent(scores.pixel_accuracy))
+    table.add_row("mean Dice", "", _percent(scores.mean_dice))
+    table.add_row("mean accuracy", "", "", "", _percent(scores.mean_accuracy))
+    table.add_row("pixel accuracy", "", "", "", _percent(scores.pixel_accuracy))
+    if scores.mean_boundary_iu is not None:
+        table.add_row("mean boundary IU", *[""] * 4, _percent(scores.mean_boundary_iu))
     return table
 
 
 def to_json(scores: Scores, class_names: Sequence[str], images: int) -> dict[str, Any]:
     """Scores as a dictionary that is valid JSON: fractions, None where there is nothing to score.
 
+    The keys are the names of the fields of `Scores`; what is per class is a dictionary by name.
+    Boundary IU is there where it was asked for.
+
     Raises:
       ValueError: `class_names` does not have one name for each class.
     """
     _check_length("class_names", class_names, scores)
-    return {
-        "pixel_accuracy": _number_or_none(scores.pixel_accuracy),
-        "mean_accuracy": _number_or_none(scores.mean_accuracy),
-        "mean_iu": _number_or_none(scores.mean_iu),
-        "frequency_weighted_iu": _number_or_none(scores.frequency_weighted_iu),
-        "per_class_iu": {
-            name: _number_or_none(iu)
-            for name, iu in zip(class_names, scores.per_class_iu, strict=True)
-        },
-        "images": images,
-    }
+    overall = ["pixel_accuracy", "mean_accuracy", "mean_iu", "frequency_weighted_iu", "mean_dice"]
+    by_class = ["iu", "dice", "precision", "recall"]
+    if scores.per_class_boundary_iu is not None:
+        overall.append("mean_boundary_iu")
+        by_class.append("boundary_iu")
+    document: dict[str, Any] = {name: number_or_none(getattr(scores, name)) for name in overall}
+    for name in [*(f"per_class_{score}" for score in by_class), "pixel_shares"]:
+        document[name] = {
+            class_name: number_or_none(value)
+            for class_name, value in zip(class_names, getattr(scores, name), strict=True)
+        }
+    return {**document, "images": images}
 
 
 def _check_length(name: str, values: Sequence[str] | np.ndarray, scores: Scores) -> None:
@@ -186,9 +266,14 @@ def _check_length(name: str, values: Sequence[str] | np.ndarray, scores: Scores)
         )
 
 
+def _ratio(part: np.ndarray, whole: np.ndarray, *, where: np.ndarray) -> np.ndarray:
+    return np.divide(part, whole, out=np.full(len(part), np.nan), where=where)
+
+
 def _percent(fraction: float) -> str:
     return ABSENT if math.isnan(fraction) else f"{100 * fraction:.1f}"
 
 
-def _number_or_none(number: float) -> float | None:
+def number_or_none(number: float) -> float | None:
+    """A number as JSON holds it: None for nan."""
     return None if math.isnan(number) else float(number)

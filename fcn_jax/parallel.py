@@ -1,8 +1,8 @@
 """Runs one device's step on all devices: `pmap` on one host, a mesh across hosts.
 
-A step is a function (state, batch) -> (state, result) or batch -> result of one device's share of
-the batch, that sums over the axis `DATA_AXIS` whatever concerns the whole batch. The state is the
-same everywhere. Both ways give the same numbers.
+A step is a function (state, batch) -> results of one device's share of the batch, that sums over
+the axis `DATA_AXIS` whatever concerns the whole batch. The state is the same everywhere. Both ways
+give the same numbers.
 """
 
 from collections.abc import Callable
@@ -31,12 +31,18 @@ def check_divides(batch_size: int, setting: str, parts: int = 1) -> None:
 
 
 def on_all_devices(
-    step: Callable[[Any, Any], Any], *, donate_state: bool, use_mesh: bool | None = None
+    step: Callable[[Any, Any], Any],
+    *,
+    donate_state: bool,
+    split_results: Any = False,
+    use_mesh: bool | None = None,
 ) -> Callable[[Any, Any], Any]:
     """Compiles `step` to take the state, and this host's share of the batch as numpy arrays.
 
     Args:
-        step: (state, one device's share of the batch) -> results, equal on all devices.
+        step: (state, one device's share of the batch) -> results.
+        split_results: whether each result is one for each image of the share (see `own_share`), or
+            equal on all devices; a prefix of the results' tree.
         donate_state: whether the state's memory is given to the results.
         use_mesh: `jit(shard_map)` over all hosts' devices instead of `pmap` over this host's;
             None: where there are several hosts, whose batches then make up one.
@@ -54,7 +60,13 @@ def on_all_devices(
         sharding = NamedSharding(mesh, P(DATA_AXIS))
         compiled = jax.jit(
             jax.shard_map(
-                step, mesh=mesh, in_specs=(P(), P(DATA_AXIS)), out_specs=P(), check_vma=False
+                step,
+                mesh=mesh,
+                in_specs=(P(), P(DATA_AXIS)),
+                out_specs=jax.tree.map(
+                    lambda is_split: P(DATA_AXIS) if is_split else P(), split_results
+                ),
+                check_vma=False,
             ),
             donate_argnums=donated,
         )
@@ -69,7 +81,11 @@ def on_all_devices(
 
     devices = jax.local_device_count()
     mapped = jax.pmap(
-        step, axis_name=DATA_AXIS, in_axes=(None, 0), out_axes=None, donate_argnums=donated
+        step,
+        axis_name=DATA_AXIS,
+        in_axes=(None, 0),
+        out_axes=jax.tree.map(lambda is_split: 0 if is_split else None, split_results),
+        donate_argnums=donated,
     )
 
     def run_on_host(state, batch):
@@ -79,3 +95,15 @@ def on_all_devices(
         return mapped(placed(state), jax.tree.map(deal, batch))
 
     return run_on_host
+
+
+def own_share(result: jax.Array, ndim: int) -> np.ndarray:
+    """What a step gave for each of this host's images, in their order, on the host.
+
+    Args:
+        result: one that `split_results` marks; (b, …), to which pmap adds an axis of devices.
+        ndim: axes of (b, …).
+    """
+    shards = sorted(result.addressable_shards, key=lambda shard: shard.index[0].start or 0)
+    together = np.concatenate([np.asarray(shard.data) for shard in shards])
+    return together.reshape(-1, *result.shape[result.ndim - ndim + 1 :])

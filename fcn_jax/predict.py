@@ -8,6 +8,17 @@ also OUT/overlay/x.png, the classes drawn over the picture, with a legend. A net
 label maps writes each to a folder of its own, OUT/MAP. Of a network that was trained with further
 channels, say of a folder depth, those of DIR/images/x.jpg are read from DIR/depth/x.png.
 
+Each image is seen whole and once; to average over several sizes and mirror images, or over windows
+as in other people's code (see `inference.py`):
+
+    --scales=0.5,0.75,1,1.25,1.5,1.75 --flip
+    --windows=average|gaussian [--window_px=320,480] [--overlap=0.25]
+
+    python -m fcn_jax.predict --workdir=DIR --output=OUT --voc_submission=VOCdevkit
+
+labels the test images of PASCAL VOC 2012 and packs OUT/results.tgz for its evaluation server; try
+it with --split=val. See `submission.py`.
+
 From Python:
 
     from fcn_jax.predict import load_run
@@ -15,7 +26,11 @@ From Python:
     label_map = run(image)           # uint8 (h, w, 3) -> uint8 (h, w)
 
 The image has further channels behind its RGB where the network was trained with such, and of
-several label maps `run` gives each by name.
+several label maps `run` gives each by name. In other ways, and with the probability of each class:
+
+    from fcn_jax.inference import Inference
+    label_map = run(image, Inference(scales=(0.5, 1, 1.5), flip=True))
+    probabilities = run.probabilities(image)  # float32 (h, w, k)
 """
 
 import glob
@@ -27,21 +42,43 @@ import numpy as np
 from absl import flags
 from PIL import Image
 
-from fcn_jax import cli, visualize
+from fcn_jax import cli, submission, visualize
 from fcn_jax.data.channels import beside, join_channels, read_channels
 from fcn_jax.data.labels import read_image
 from fcn_jax.errors import UserError
+from fcn_jax.inference import (
+    WHOLE,
+    Inference,
+    define_inference_flags,
+    inference_from_flags,
+)
 from fcn_jax.progress import progress_bar, say
 from fcn_jax.runs import Run, load_run
 
 
 def main(arguments: list[str]) -> None:
     options = flags.FLAGS
-    if not options.workdir or not options.output or not arguments:
+    if not options.workdir or not options.output or not (arguments or options.voc_submission):
         raise UserError("--workdir=DIR, --output=OUT and at least one PATH are needed (see --help)")
+    inference = inference_from_flags()
+    if options.voc_submission:
+        if arguments or options.overlay:
+            raise UserError("--voc_submission labels VOC's own list: give no PATH and no --overlay")
+        run = load_run(options.workdir, options.checkpoint)
+        submission.submit(
+            run,
+            Path(options.voc_submission),
+            Path(options.output),
+            split=options.split,
+            competition=options.competition,
+            label=lambda image: run.label(image, inference)[""],
+            method=inference.says,
+        )
+        return
     paths = find_images(arguments)
     output = Path(options.output)
     run = load_run(options.workdir, options.checkpoint)
+    inference.check_fits(run.network)
     targets = _targets(paths, output)
     if len(run.label_maps) > 1:
         _check_beside(paths, output)
@@ -49,7 +86,7 @@ def main(arguments: list[str]) -> None:
     with progress_bar("labelling", len(paths)) as bar:
         for path, target in targets.items():
             try:
-                label_image(run, path, target, overlay=options.overlay)
+                label_image(run, path, target, overlay=options.overlay, inference=inference)
             except UserError as error:
                 failures.append(str(error))
             bar.advance()
@@ -60,7 +97,9 @@ def main(arguments: list[str]) -> None:
         raise UserError(f"{len(failures)} of {len(paths)} images failed:\n  {listed}")
 
 
-def label_image(run: Run, path: Path, target: Path, *, overlay: bool) -> None:
+def label_image(
+    run: Run, path: Path, target: Path, *, overlay: bool, inference: Inference = WHOLE
+) -> None:
     """Writes the label map of one image to `target`, and where wanted its overlay.
 
     Of several label maps, each goes to a folder of its name beside `target`.
@@ -69,7 +108,7 @@ def label_image(run: Run, path: Path, target: Path, *, overlay: bool) -> None:
         UserError: the image or its further channels cannot be read, or a target not written.
     """
     image = read_channelled(run, path)
-    for name, label in run.label(image).items():
+    for name, label in run.label(image, inference).items():
         place = target.parent / name / target.name
         try:
             place.parent.mkdir(parents=True, exist_ok=True)
@@ -159,4 +198,13 @@ if __name__ == "__main__":
     flags.DEFINE_string("output", None, "folder to write to")
     flags.DEFINE_bool("overlay", False, "also draw the classes over the picture")
     flags.DEFINE_string("checkpoint", "latest", "latest, best (by mean IU), or a step")
+    define_inference_flags()
+    flags.DEFINE_string("voc_submission", None, "a VOCdevkit: pack its test images' label maps")
+    flags.DEFINE_string("split", "test", "with --voc_submission: the list to label")
+    flags.DEFINE_enum(
+        "competition",
+        "comp6",
+        submission.COMPETITIONS,
+        "with --voc_submission: comp5 for a network that has seen VOC's own data alone",
+    )
     cli.run(main, sys.modules[__name__])

@@ -8,7 +8,6 @@ DIR/evaluation          SPLIT.json, SPLIT_confusion.png, SPLIT_sheet.png
 """
 
 import dataclasses
-import functools
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,9 +22,11 @@ from fcn_jax import pretrained
 from fcn_jax.checkpoint import Checkpoints
 from fcn_jax.config import Config, from_dict, settings
 from fcn_jax.errors import UserError
+from fcn_jax.inference import WHOLE, Inference
+from fcn_jax.labeller import Labeller
 from fcn_jax.models.build import build, preprocessing_name
 from fcn_jax.pretrained import saved
-from fcn_jax.step import Network, predict
+from fcn_jax.step import Network
 
 FREE_TO_CHANGE = (
     "data.prepared_dir",
@@ -34,6 +35,7 @@ FREE_TO_CHANGE = (
     "train.checkpoint_every_steps",
     "train.keep_checkpoints",
     "eval.batch_size",
+    "eval.canvases",
 )
 """Settings that a resumed run may change: they do not touch its numbers."""
 
@@ -69,7 +71,7 @@ class Run:
         self.variables = variables
         self.step = step
         self.metrics = metrics or {}
-        self._predict = jax.jit(functools.partial(predict, network))
+        self._labellers: dict[Inference, Labeller] = {}
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -84,7 +86,9 @@ class Run:
         source = f"fcn_jax on {self.config.data.name}, step {self.step}"
         return saved.About(source, config, self.label_maps, self.channels, self.step, self.metrics)
 
-    def __call__(self, image: np.ndarray) -> np.ndarray | dict[str, np.ndarray]:
+    def __call__(
+        self, image: np.ndarray, inference: Inference = WHOLE
+    ) -> np.ndarray | dict[str, np.ndarray]:
         """Labels one image: uint8 (h, w, c) of any size to class indices, uint8 (h, w).
 
         With several label maps it gives each of them by name. The channels are RGB and then those
@@ -95,30 +99,42 @@ class Run:
 
         Raises:
             ValueError: an image of another type or number of channels.
+            UserError: an `inference` that the network does not go with.
         """
-        labels = self.label(image)
-        return labels[""] if tuple(labels) == ("",) else labels
+        return _only(self.label(image, inference))
 
-    def label(self, image: np.ndarray) -> dict[str, np.ndarray]:
+    def label(self, image: np.ndarray, inference: Inference = WHOLE) -> dict[str, np.ndarray]:
         """The same by label map, also where there is but one, whose name is ""."""
+        self._check_image(image)
+        return self._labeller(inference).labels(self.variables, image)
+
+    def probabilities(
+        self, image: np.ndarray, inference: Inference = WHOLE
+    ) -> np.ndarray | dict[str, np.ndarray]:
+        """As when called, but of each class: float32 (h, w, k), with the sum 1 (see `Labeller`)."""
+        self._check_image(image)
+        return _only(self._labeller(inference).probabilities(self.variables, image))
+
+    def _labeller(self, inference: Inference) -> Labeller:
+        if inference not in self._labellers:
+            self._labellers[inference] = Labeller(self.network, inference)
+        return self._labellers[inference]
+
+    def _check_image(self, image: np.ndarray) -> None:
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != self.channels:
             beside = ", RGB" if self.channels == 3 else f": {self._channel_names()}"
             raise ValueError(
                 f"`image` (={image.dtype} of shape {image.shape}) must be uint8 "
                 f"(h, w, {self.channels}){beside}"
             )
-        height, width, channels = image.shape
-        canvas = np.zeros((1, -(-height // 64) * 64, -(-width // 64) * 64, channels), np.uint8)
-        canvas[0, :height, :width] = image
-        size = np.asarray([[height, width]], np.int32)
-        labels = self._predict(self.variables, canvas, size)
-        return {
-            name: np.asarray(label[0, :height, :width]).astype(np.uint8)
-            for name, label in labels.items()
-        }
 
     def _channel_names(self) -> str:
         return " and ".join(["RGB", *self.config.data.channel_folders()])
+
+
+def _only(by_name: dict[str, np.ndarray]) -> np.ndarray | dict[str, np.ndarray]:
+    """Of a single label map, which has no name, it alone."""
+    return by_name[""] if tuple(by_name) == ("",) else by_name
 
 
 def load_run(workdir: str | Path, checkpoint: str = "latest") -> Run:

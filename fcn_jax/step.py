@@ -8,6 +8,7 @@ label maps that holds for each of them.
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import jax
@@ -22,6 +23,8 @@ from fcn_jax.data.labels import by_map
 from fcn_jax.losses import cross_entropy
 from fcn_jax.metrics import confusion_matrix
 from fcn_jax.models.fcn import DATA_AXIS, FCN, suffix
+from fcn_jax.models.layers import FeatureMap
+from fcn_jax.models.upsampling import Interpolate
 
 
 @jax.tree_util.register_dataclass
@@ -191,30 +194,58 @@ def total_weight(label: jax.Array, class_weights: jax.Array | None) -> jax.Array
 
 def make_eval_step(
     network: Network, num_classes: Mapping[str, int]
-) -> Callable[[Any, Any], dict[str, jax.Array]]:
-    """Builds the step that scores a batch of canvases at their native size.
+) -> Callable[[Any, Any], tuple[dict[str, jax.Array], dict[str, jax.Array]]]:
+    """Builds the step that scores a batch of canvases.
 
-    It takes (params, batch_stats) and a batch as above, and returns the confusion matrix of the
-    whole batch by label map, int32 (k, k). Each image is seen as if alone on its canvas.
+    It takes (params, batch_stats) and a batch as above, and returns by label map
+
+    - the confusion matrix of each image of the whole batch, int32 (b, k, k), the same everywhere,
+    - the classes of each pixel of this device's share, uint8 (b, H, W).
+
+    Each image is seen as if alone on its canvas. In a batch with `label_size`, int32 (b, 2), the
+    logits are interpolated from the size of the image to that of its label.
     """
 
     def eval_step(variables, batch):
-        predictions = predict(network, variables, batch["image"], batch["size"])
+        like = None
+        if "label_size" in batch:
+            like = FeatureMap(
+                batch["label"].reshape(*batch["label"].shape[:3], -1), batch["label_size"]
+            )
+        predictions = predict(network, variables, batch["image"], batch["size"], like=like)
         labels = by_map(batch["label"], network.label_maps)
         confusions = {
-            name: confusion_matrix(labels[name], prediction, num_classes[name])
+            name: jax.vmap(partial(confusion_matrix, num_classes=num_classes[name]))(
+                labels[name][:, None], prediction[:, None]
+            )
             for name, prediction in predictions.items()
         }
-        return lax.psum(confusions, DATA_AXIS)
+        confusions = jax.tree.map(
+            lambda share: lax.all_gather(share, DATA_AXIS, tiled=True), confusions
+        )
+        return confusions, {name: labels.astype(jnp.uint8) for name, labels in predictions.items()}
 
     return eval_step
 
 
 def predict(
-    network: Network, variables, image: jax.Array, size: jax.Array | None
+    network: Network,
+    variables,
+    image: jax.Array,
+    size: jax.Array | None,
+    *,
+    like: FeatureMap | None = None,
 ) -> dict[str, jax.Array]:
-    """The class of each pixel by label map: int32 (b, h, w); outside `size` it means nothing."""
+    """The class of each pixel by label map: int32 (b, h, w); outside `size` it means nothing.
+
+    like: of the size that the logits are interpolated to before, where that is another.
+    """
     values, _ = network(variables, image, valid=size)
-    return {
-        name: jnp.argmax(values[f"logits{suffix(name)}"], axis=-1) for name in network.label_maps
-    }
+    logits = {name: values[f"logits{suffix(name)}"] for name in network.label_maps}
+    if like is not None:
+        resize = Interpolate()
+        logits = {
+            name: resize(FeatureMap(of_map, size), like=like).values
+            for name, of_map in logits.items()
+        }
+    return {name: jnp.argmax(of_map, axis=-1) for name, of_map in logits.items()}

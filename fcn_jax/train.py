@@ -30,7 +30,8 @@ from fcn_jax import cli, optim, parallel, pretrained, runs, visualize
 from fcn_jax.checkpoint import Checkpoints
 from fcn_jax.config import Config
 from fcn_jax.data.balance import enet_weights
-from fcn_jax.data.datasets import Dataset, Statistics, default_canvas, open_dataset
+from fcn_jax.data.canvases import one_canvas
+from fcn_jax.data.datasets import Dataset, Statistics, open_dataset
 from fcn_jax.data.pipeline import training_batches
 from fcn_jax.errors import UserError
 from fcn_jax.evaluate import Evaluation, evaluator, report
@@ -87,7 +88,7 @@ def train(config: Config, workdir: Path) -> Evaluation:
         make_train_step(network, optimizer, config, class_weights(config, dataset, statistics)),
         donate_state=True,
     )
-    evaluate = evaluator(network, dataset, config.data.eval_split, config.eval.batch_size)
+    evaluate = evaluator(network, dataset, config.data.eval_split, config.eval)
     batches = training_batches(
         records,
         canvas_px=_canvas(config, statistics),
@@ -280,7 +281,7 @@ def class_weights(
 
 
 def _canvas(config: Config, statistics: Statistics) -> tuple[int, int]:
-    return config.data.canvas_px if all(config.data.canvas_px) else default_canvas(statistics)
+    return config.data.canvas_px if all(config.data.canvas_px) else one_canvas(statistics.sizes)
 
 
 def _headline(config, dataset, network, total_steps, start_step, workdir) -> str:

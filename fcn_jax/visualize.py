@@ -127,16 +127,19 @@ def error_map(label: np.ndarray, prediction: np.ndarray) -> np.ndarray:
     return np.array([CORRECT_COLOUR, WRONG_COLOUR, VOID_COLOUR], np.uint8)[verdict]
 
 
+SheetRow = tuple[np.ndarray, np.ndarray, np.ndarray, str]
+"""Of a sheet: image uint8 (h, w, 3), label and prediction uint8 (h, w), and the caption."""
+
+
 def sheet(
-    rows: Iterable[tuple[np.ndarray, np.ndarray, np.ndarray, str]],
+    rows: Iterable[SheetRow],
     class_names: Sequence[str],
     palette: np.ndarray | None = None,
 ) -> Image.Image:
     """Set images beside truth, prediction and errors, a row for each image.
 
     Args:
-      rows: `(image, label, prediction, name)`: uint8 (h, w, 3), uint8 (h, w), uint8 (h, w) and the
-        caption. Sizes may differ from row to row; all are drawn at one width.
+      rows: of images whose sizes may differ; all are drawn at one width.
       class_names: k names, for the legend.
       palette: uint8 (256, 3), RGB; VOC's if None.
 

@@ -59,6 +59,13 @@ def torchfcn() -> ModuleType:
     return _importorskip("torchfcn.models")
 
 
+@pytest.fixture(scope="session")
+def monai() -> ModuleType:
+    """MONAI, of which PyTorch alone is needed for windows; it tells what else it misses."""
+    pytest.importorskip("torch", reason="PyTorch is not installed")
+    return _importorskip("monai.inferers")
+
+
 def _importorskip(name: str) -> ModuleType:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of theirs
@@ -68,7 +75,7 @@ def _importorskip(name: str) -> ModuleType:
 _KEPT: list[Any] = []
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def randomised() -> Callable[[Callable[[], M]], M]:
     """Builds a network whose weights are all random: also those that begin at zero or one."""
 

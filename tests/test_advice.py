@@ -69,6 +69,6 @@ def test_no_weights_where_classes_are_even():
 def test_a_canvas_is_suggested_where_one_image_is_huge():
     sizes = [(100, 100)] * 30 + [(1000, 2000)]
     *_, canvas = advise(survey_of([[1, 1]] * 31, sizes), default_config())
-    # 100 up to a multiple of 32 is 128; 1000 · 2000 / 128² = 122.1.
+    # Up to multiples of 32 these are 128² and 1024 × 2016, 126 times as much.
     assert canvas.setting == "--config.data.canvas_px=128,128"
-    assert "2000 × 1000, 122.1 times as large" in canvas.why
+    assert "2016 × 1024, 126.0 times as large" in canvas.why

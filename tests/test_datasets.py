@@ -13,7 +13,7 @@ from PIL import Image
 
 from fcn_jax.config import DataConfig
 from fcn_jax.data import datasets, shapes, versions
-from fcn_jax.data.datasets import Dataset, Statistics, default_canvas, open_dataset
+from fcn_jax.data.datasets import Dataset, open_dataset
 from fcn_jax.data.records import SegmentationBuilder
 from fcn_jax.errors import UserError
 
@@ -214,13 +214,6 @@ def test_statistics_by_hand(tmp_path, monkeypatch):
     again = dataset.statistics("train+val")
     np.testing.assert_array_equal(again.sizes, statistics.sizes)
     np.testing.assert_array_equal(again.label_counts[""], counts)
-
-
-def test_default_canvas_holds_every_image():
-    sizes = np.array([[64, 65], [33, 1]], np.int32)
-    statistics = Statistics(sizes, {"": np.zeros(256, np.int64)})
-    assert default_canvas(statistics) == (64, 96)
-    assert default_canvas(statistics, multiple=1) == (64, 65)
 
 
 def write_foreign(data_dir: Path, **label_options) -> None:

@@ -120,11 +120,16 @@ def train(
     for path, leaf in leaves:
         results[jax.tree_util.keystr(path)] = np.asarray(leaf).ravel().tolist()
     evaluate = parallel.on_all_devices(
-        make_eval_step(net, label_maps), donate_state=False, use_mesh=use_mesh
+        make_eval_step(net, label_maps),
+        donate_state=False,
+        split_results=(False, True),
+        use_mesh=use_mesh,
     )
-    confusions = evaluate((state.params, state.batch_stats), batch(label_maps))
+    confusions, predictions = evaluate((state.params, state.batch_stats), batch(label_maps))
     for name, confusion in confusions.items():
         results[f"confusion{suffix(name)}"] = np.asarray(confusion).ravel().tolist()
+        share = parallel.own_share(predictions[name], ndim=3)
+        results[f"prediction{suffix(name)}"] = share.ravel().tolist()
     return results
 
 

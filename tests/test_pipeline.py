@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
+from fcn_jax.data.canvases import Bucket
 from fcn_jax.data.pipeline import evaluation_batches, training_batches
 
 
@@ -87,11 +88,12 @@ def test_channels_and_label_maps_lie_on_the_canvas_like_the_rest(side):
 
 def test_the_last_scored_batch_is_filled_with_void_in_every_map():
     records = WithDepthAndParts(3)
-    *_, (batch, held) = evaluation_batches(records, canvas_px=(8, 8), batch_size=2)
-    assert len(held) == 1
-    assert batch["image"].shape == (2, 8, 8, 4)
-    assert (batch["label"][1] == 255).all()
-    assert (batch["label"][0, :5, :5] == [2, 200]).all()
+    *_, last = evaluation_batches(records, [Bucket((8, 8), (0, 1, 2))], batch_size=2)
+    assert last.images == (2,)
+    assert list(last.records) == [2]
+    assert last.canvases["image"].shape == (2, 8, 8, 4)
+    assert (last.canvases["label"][1] == 255).all()
+    assert (last.canvases["label"][0, :5, :5] == [2, 200]).all()
 
 
 @pytest.mark.parametrize("workers", [0, 1])

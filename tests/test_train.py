@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 from fcn_jax.data import shapes
+from fcn_jax.data.canvases import Bucket
 from fcn_jax.data.labels import read_mask, voc_palette
 from fcn_jax.data.pipeline import evaluation_batches
 from fcn_jax.errors import UserError
@@ -79,10 +80,16 @@ def test_every_image_is_scored_once_and_the_last_batch_is_filled_with_void():
             label = np.full((side, 3), index, np.uint8)
             return {"image": np.zeros((side, 3, 3), np.uint8), "label": label, "name": str(index)}
 
-    batches = list(evaluation_batches(Records(), canvas_px=(8, 4), batch_size=2))
-    assert [[r["name"] for r in held] for _, held in batches] == [["0", "1"], ["2", "3"], ["4"]]
-    assert [batch["label"].shape for batch, _ in batches] == [(2, 8, 4)] * 3
-    last = batches[-1][0]
+    buckets = [Bucket((6, 3), (0, 2)), Bucket((8, 4), (1, 3, 4))]
+    batches = list(evaluation_batches(Records(), buckets, batch_size=2))
+    assert [batch.images for batch in batches] == [(0, 2), (1, 3), (4,)]
+    assert [[r["name"] for r in batch.records.values()] for batch in batches] == [
+        ["0", "2"],
+        ["1", "3"],
+        ["4"],
+    ]
+    assert [b.canvases["label"].shape for b in batches] == [(2, 6, 3), (2, 8, 4), (2, 8, 4)]
+    last = batches[-1].canvases
     assert last["size"].tolist() == [[8, 3], [8, 4]]
     assert (last["label"][0, :, :3] == 4).all()
     assert (last["label"][0, :, 3] == 255).all()

@@ -6,6 +6,7 @@ import numpy as np
 
 from fcn_jax.config import Config
 from fcn_jax.data.balance import enet_weights, median_frequency_weights
+from fcn_jax.data.canvases import one_canvas
 from fcn_jax.data.survey import LARGE, Survey
 
 STRIDE_PX = 32  # of the coarsest features of most backbones
@@ -55,18 +56,17 @@ def _crop(sizes: np.ndarray, config: Config) -> Advice:
 
 
 def _canvas(sizes: np.ndarray) -> list[Advice]:
-    areas = sizes.prod(axis=1)
-    most = sizes.max(axis=0)
+    whole = one_canvas(sizes)
     fits = np.percentile(sizes, LARGE_PERCENT, axis=0, method="higher")
-    height, width = (-(-fits // STRIDE_PX) * STRIDE_PX).astype(int)
-    if most.prod() <= LARGE * np.median(areas) or height * width >= most.prod():
+    height, width = one_canvas(fits[None])
+    times = whole[0] * whole[1] / (height * width)
+    if times == 1 or sizes.prod(axis=1).max() <= LARGE * np.median(sizes.prod(axis=1)):
         return []
     return [
         Advice(
             f"--config.data.canvas_px={height},{width}",
-            f"height,width: a canvas for every image would be {most[1]} × {most[0]}, "
-            f"{most.prod() / (height * width):.1f} times as large; {LARGE_PERCENT} of 100 images "
-            "fit on this one whole",
+            f"height,width: the canvas that holds every training image is {whole[1]} × {whole[0]}, "
+            f"{times:.1f} times as large; {LARGE_PERCENT} of 100 images fit on this one whole",
         )
     ]
 

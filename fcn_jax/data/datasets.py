@@ -169,12 +169,6 @@ def _check_plain(data: DataConfig) -> None:
         )
 
 
-def default_canvas(statistics: Statistics, multiple: int = 32) -> tuple[int, int]:
-    """Height and width that hold every image, rounded up to a multiple."""
-    height, width = (-(-int(side) // multiple) * multiple for side in statistics.sizes.max(axis=0))
-    return height, width
-
-
 def _open_own(data: DataConfig) -> Any:
     top = prepared_dir(data)
     match data.name:

@@ -200,8 +200,8 @@ REMARKS = {
     ),
     "image_large": (
         "images much larger than the rest",
-        "every image is laid on a canvas that holds the largest; shrink them, with their masks, or "
-        "set config.data.canvas_px, of which larger images then give a random part",
+        "in training every image lies on a canvas that holds the largest; shrink them, with their "
+        "masks, or set config.data.canvas_px, on which larger images then show a random part",
     ),
     "image_small": (
         "images with a side below 32 pixels",

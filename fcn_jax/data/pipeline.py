@@ -5,7 +5,8 @@ uint8 (H, W), or (H, W, m) of several label maps, with 255 outside the image, `s
 true height and width.
 """
 
-from collections.abc import Iterator
+import dataclasses
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import grain
@@ -13,6 +14,7 @@ import jax
 import numpy as np
 from absl import flags
 
+from fcn_jax.data.canvases import Bucket, Size
 from fcn_jax.data.labels import VOID_LABEL
 
 Batch = dict[str, np.ndarray]
@@ -53,34 +55,65 @@ def training_batches(
     return iter(canvases)
 
 
-def evaluation_batches(
-    records: Any, *, canvas_px: tuple[int, int], batch_size: int
-) -> Iterator[tuple[Batch, list[dict[str, Any]]]]:
-    """Every image once, in order: batches of canvases, and the records that they hold.
+@dataclasses.dataclass(frozen=True)
+class EvaluationBatch:
+    """canvases: this host's share. images: the index of each image of the whole batch, in order.
 
-    The last batches are filled up with void canvases, so that every host yields equally many.
-    `canvas_px` must hold the largest image.
+    records: of this host's images, by index.
     """
-    hosts = jax.process_count()
-    mine = range(jax.process_index(), len(records), hosts)
-    batches = -(-len(records) // (hosts * batch_size))
-    to_canvas = _ToCanvas(canvas_px)
-    like = to_canvas(records[0])  # a host may have no record of its own
-    void = {
-        "image": np.zeros_like(like["image"]),
-        "label": np.full_like(like["label"], VOID_LABEL),
-        "size": np.asarray(canvas_px, np.int32),
-    }
+
+    canvases: Batch
+    images: tuple[int, ...]
+    records: dict[int, dict[str, Any]]
+
+
+def evaluation_batches(
+    records: Any, buckets: Sequence[Bucket], *, batch_size: int
+) -> Iterator[EvaluationBatch]:
+    """Every image of the buckets once, a bucket after the other.
+
+    The last batch of each is filled up with void canvases, which have no place in `images`; so
+    every host yields equally many.
+
+    Args:
+        records: a random-access source of records (`splits.Split`).
+        buckets: see `data/canvases.py`.
+        batch_size: canvases of this host's batches; the hosts' shares together make up a batch.
+
+    Where buckets have canvases of their own for labels, batches have `label_size` beside `size`.
+    """
+    whole = batch_size * jax.process_count()
+    first = batch_size * jax.process_index()
+    batches = [
+        (bucket, bucket.images[start : start + whole])
+        for bucket in buckets
+        for start in range(0, len(bucket.images), whole)
+    ]
+    mine = [images[first : first + batch_size] for _, images in batches]
     reader = iter(
-        grain.MapDataset.source(records)[jax.process_index() :: hosts].to_iter_dataset(
-            grain.ReadOptions(num_threads=2, prefetch_buffer_size=2 * batch_size)
-        )
+        grain.MapDataset.source(
+            _Picked(records, [index for images in mine for index in images])
+        ).to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=2 * batch_size))
     )
-    for start in range(0, batches * batch_size, batch_size):
-        held = [next(reader) for _ in mine[start : start + batch_size]]
-        canvases = [to_canvas(record) for record in held]
-        canvases += [void] * (batch_size - len(canvases))
-        yield {key: np.stack([c[key] for c in canvases]) for key in void}, held
+    like = records[0]  # a host may have no record of its own in a batch
+    for (bucket, images), own in zip(batches, mine, strict=True):
+        held = {index: next(reader) for index in own}
+        to_canvas = _ToCanvas(bucket.canvas_px, bucket.label_canvas_px)
+        canvases = [to_canvas(record) for record in held.values()]
+        canvases += [to_canvas.empty(like)] * (batch_size - len(canvases))
+        stacked = {key: np.stack([canvas[key] for canvas in canvases]) for key in canvases[0]}
+        yield EvaluationBatch(stacked, images, held)
+
+
+class _Picked:
+    def __init__(self, records: Any, indices: Sequence[int]):
+        self.records, self.indices = records, indices
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, place: int) -> dict[str, Any]:
+        return self.records[self.indices[place]]
 
 
 class _RandomWindow(grain.transforms.RandomMap):
@@ -102,16 +135,30 @@ class _RandomWindow(grain.transforms.RandomMap):
 
 
 class _ToCanvas(grain.transforms.Map):
-    def __init__(self, canvas_px: tuple[int, int]):
+    def __init__(self, canvas_px: Size, label_canvas_px: Size | None = None):
         self.canvas_px = canvas_px
+        self.label_canvas_px = label_canvas_px
 
     def map(self, record: dict[str, Any]) -> dict[str, np.ndarray]:
         return self(record)
 
     def __call__(self, record: dict[str, Any]) -> dict[str, np.ndarray]:
-        height, width, *label_maps = record["label"].shape
-        image = np.zeros((*self.canvas_px, record["image"].shape[-1]), np.uint8)
-        label = np.full((*self.canvas_px, *label_maps), VOID_LABEL, np.uint8)
-        image[:height, :width] = record["image"]
-        label[:height, :width] = record["label"]
-        return {"image": image, "label": label, "size": np.asarray([height, width], np.int32)}
+        canvas = self.empty(record)
+        for key, size in (("image", "size"), ("label", "label_size")):
+            height, width = record[key].shape[:2]
+            canvas[key][:height, :width] = record[key]
+            if size in canvas:
+                canvas[size][...] = height, width
+        return canvas
+
+    def empty(self, like: dict[str, Any]) -> dict[str, np.ndarray]:
+        """A canvas that counts for nothing, of the channels and label maps of a record."""
+        label_px = self.label_canvas_px or self.canvas_px
+        canvas = {
+            "image": np.zeros((*self.canvas_px, like["image"].shape[-1]), np.uint8),
+            "label": np.full((*label_px, *like["label"].shape[2:]), VOID_LABEL, np.uint8),
+            "size": np.asarray(self.canvas_px, np.int32),
+        }
+        if self.label_canvas_px:
+            canvas["label_size"] = np.asarray(label_px, np.int32)
+        return canvas

@@ -236,13 +236,22 @@ def interpolation_weights(
     Returns:
         float32 (b, output_size, size), each row with the sum 1.
     """
+    lower, upper, share = (
+        part[..., None] for part in interpolation_places(sizes, output_sizes, output_size)
+    )
+    position = jnp.arange(size)
+    return jnp.where(position == lower, 1 - share, 0) + jnp.where(position == upper, share, 0)
+
+
+def interpolation_places(
+    sizes: jax.Array, output_sizes: jax.Array, output_size: int
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Which two positions each output lies between, on one axis, and the share of the second.
+
+    Arguments as above. All float32 (b, output_size), the positions whole numbers.
+    """
     ratio = (sizes / output_sizes).astype(jnp.float32)[:, None]
     place = jnp.maximum((jnp.arange(output_size) + 0.5) * ratio - 0.5, 0)
     last = sizes[:, None] - 1
     lower = jnp.minimum(jnp.floor(place), last)
-    upper = jnp.minimum(lower + 1, last)
-    share = (place - lower)[..., None]
-    position = jnp.arange(size)
-    return jnp.where(position == lower[..., None], 1 - share, 0) + jnp.where(
-        position == upper[..., None], share, 0
-    )
+    return lower, jnp.minimum(lower + 1, last), place - lower

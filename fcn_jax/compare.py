@@ -1,0 +1,197 @@
+"""Compares two runs scored on the same images, and tells whether the images can tell them apart.
+
+    python -m fcn_jax.evaluate --workdir=A
+    python -m fcn_jax.evaluate --workdir=B
+    python -m fcn_jax.compare A B [--split=val]
+
+A and B are folders of runs, of exported ones, or FILE.safetensors: whatever evaluate has scored. It
+has written DIR/evaluation/SPLIT.json and SPLIT_images.npz; those are read, and no image is labelled
+again. SPLIT is the beginning of their names, such as val, or val_geometry for a label map.
+
+Prints the scores of both, their difference, and its 95 % interval, had other images been drawn
+(paired bootstrap: `fcn_jax/bootstrap.py`); then the images whose own mean IU, over the classes that
+each of them shows, moved most. Writes to A/evaluation/against_B, or to --output=FOLDER,
+
+    SPLIT.json   all these numbers, and those of every image
+    SPLIT.png    IU of each class with its intervals
+
+The interval does not hold what another seed of the same training would change.
+"""
+
+import json
+import math
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from absl import flags
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from fcn_jax import bootstrap, cli
+from fcn_jax.bootstrap import Interval
+from fcn_jax.comparison import (
+    Comparison,
+    Moved,
+    compare,
+    comparison_to_json,
+    images_that_moved_most,
+    read_scored,
+    verdict,
+)
+from fcn_jax.errors import UserError
+from fcn_jax.metrics import ABSENT
+from fcn_jax.pretrained import saved
+from fcn_jax.progress import say
+
+IMAGES_SHOWN = 5
+"""Of those that gained most, and of those that lost most."""
+
+A_COLOUR, B_COLOUR = "#4477aa", "#cc6633"
+
+
+def main(arguments: list[str]) -> None:
+    if len(arguments) != 2:
+        raise UserError("two runs are needed: A and B (see --help)")
+    split = flags.FLAGS.split
+    a, b = (read_scored(Path(workdir), split) for workdir in arguments)
+    comparison = compare(a, b)
+    report(comparison, split)
+    given = flags.FLAGS.output
+    folder = Path(given) if given else a.folder / f"against_{b.name}"
+    document = json.dumps({"split": split, **comparison_to_json(comparison)}, indent=2) + "\n"
+    saved.write_whole(folder / f"{split}.json", lambda part: part.write_text(document))
+    saved.write_whole(folder / f"{split}.png", lambda part: plot(comparison, part))
+    say(f"numbers and picture: {folder}/{split}.json, .png")
+
+
+def report(comparison: Comparison, split: str) -> None:
+    """Prints the tables and the verdict."""
+    a, b = comparison.a, comparison.b
+    images = len(a.counts.names)
+    say(f"A: {a.workdir}, step {a.numbers['step']}")
+    say(f"B: {b.workdir}, step {b.numbers['step']}")
+    Console().print(_scores_table(comparison, f"{split}, {images} images"))
+    for letter, scored, intervals in (
+        ("A", a, comparison.intervals_a),
+        ("B", b, comparison.intervals_b),
+    ):
+        mean_iu = scored.scores.mean_iu
+        say(f"{letter}: {bootstrap.in_words('mean IU', mean_iu, intervals.mean_iu, images)}")
+    seldom = bootstrap.seldom_shown(a.counts, a.class_names)
+    if seldom:
+        say(seldom)
+    say(verdict(comparison))
+    gained, lost = images_that_moved_most(comparison, IMAGES_SHOWN)
+    for title, rows in (("most gained in B", gained), ("most lost in B", lost)):
+        if rows:
+            Console().print(_images_table(title, rows))
+
+
+def plot(comparison: Comparison, path: Path) -> None:
+    """Plots each class's IU by A and by B with the interval of each, as a PNG.
+
+    Names of classes that the truth lacks are put in brackets.
+    """
+    # As in `visualize.plot_confusion`: no display, no global state, imported where it is needed.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    a, b = comparison.a, comparison.b
+    labels = ("A", "B") if a.name == b.name else (f"A, {a.name}", f"B, {b.name}")
+    rows = np.arange(len(a.class_names))
+    figure = Figure(figsize=(7.5, 1.7 + 0.3 * len(rows)), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    for label, scored, intervals, colour, shift in (
+        (labels[0], a, comparison.intervals_a, A_COLOUR, -0.15),
+        (labels[1], b, comparison.intervals_b, B_COLOUR, 0.15),
+    ):
+        low, high = 100 * np.array(intervals.per_class_iu).T
+        axes.hlines(rows + shift, low, high, color=colour, linewidth=2, alpha=0.45)
+        mean = _percent(scored.scores.mean_iu)
+        axes.plot(
+            100 * scored.scores.per_class_iu,
+            rows + shift,
+            "o",
+            color=colour,
+            markersize=5,
+            label=_plain(f"{label}: mean IU {mean} %"),
+        )
+    absent = np.isnan(a.scores.per_class_iu)
+    ticks = [_plain(f"({name})" if absent[i] else name) for i, name in enumerate(a.class_names)]
+    axes.set_yticks(rows, ticks)
+    axes.set_ylim(len(rows) - 0.5, -0.5)  # the first class on top
+    axes.set_xlim(-2, 102)
+    axes.set_xlabel(f"IU in %, with its 95 % interval over {len(a.counts.names)} images")
+    axes.grid(axis="x", color="0.9")
+    axes.set_axisbelow(True)
+    axes.tick_params(axis="y", length=0)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    figure.legend(loc="outside upper left", frameon=False)
+    figure.savefig(path, dpi=150, format="png")
+
+
+def _scores_table(comparison: Comparison, title: str) -> Table:
+    a, b = comparison.a.scores, comparison.b.scores
+    of_difference = comparison.intervals_of_difference
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, caption="all in %", caption_justify="left")
+    table.add_column(Text(title), overflow="fold")
+    for name in ("A", "B", "B − A", "95 % interval"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for i, name in enumerate(comparison.a.class_names):
+        cells = _cells(a.per_class_iu[i], b.per_class_iu[i], of_difference.per_class_iu[i])
+        table.add_row(Text(name), *cells, style="dim" if math.isnan(a.per_class_iu[i]) else None)
+    table.add_section()
+    table.add_row("mean IU", *_cells(a.mean_iu, b.mean_iu, of_difference.mean_iu), style="bold")
+    table.add_row(
+        "frequency-weighted IU", *_cells(a.frequency_weighted_iu, b.frequency_weighted_iu)
+    )
+    table.add_row("mean Dice", *_cells(a.mean_dice, b.mean_dice))
+    table.add_row("mean accuracy", *_cells(a.mean_accuracy, b.mean_accuracy))
+    table.add_row(
+        "pixel accuracy",
+        *_cells(a.pixel_accuracy, b.pixel_accuracy, of_difference.pixel_accuracy),
+    )
+    # Not from the counts, which do not hold it.
+    boundary_a, boundary_b = (
+        run.numbers.get("mean_boundary_iu") for run in (comparison.a, comparison.b)
+    )
+    if boundary_a is not None and boundary_b is not None:
+        table.add_row("mean boundary IU", *_cells(boundary_a, boundary_b))
+    return table
+
+
+def _images_table(title: str, rows: Sequence[Moved]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column(title, overflow="fold")
+    for name in ("A", "B", "B − A"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for name, a, b in rows:
+        table.add_row(Text(name), *_cells(a, b)[:3])
+    return table
+
+
+def _cells(a: float, b: float, interval: Interval = bootstrap.NO_INTERVAL) -> list[str]:
+    shown = "" if math.isnan(b - a) else f"{100 * (b - a):+.1f}"
+    low, high = interval
+    between = "" if math.isnan(low) else f"{100 * low:+.1f} to {100 * high:+.1f}"
+    return [_percent(a), _percent(b), shown, between]
+
+
+def _percent(fraction: float) -> str:
+    return ABSENT if math.isnan(fraction) else f"{100 * fraction:.1f}"
+
+
+def _plain(text: str) -> str:
+    """Without the dollar's meaning to Matplotlib."""
+    return text.replace("$", r"\$")
+
+
+if __name__ == "__main__":
+    flags.DEFINE_string("split", "val", "the scores to compare: DIR/evaluation/SPLIT.json")
+    flags.DEFINE_string("output", None, "folder to write to (default: A/evaluation/against_B)")
+    cli.run(main, sys.modules[__name__])

@@ -1,0 +1,246 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from own_folder import command
+from PIL import Image
+
+from fcn_jax.comparison import (
+    Comparison,
+    Moved,
+    compare,
+    comparison_to_json,
+    images_that_moved_most,
+    read_scored,
+    verdict,
+)
+from fcn_jax.errors import UserError
+from fcn_jax.image_counts import ImageCounts
+from fcn_jax.metrics import scores, to_json
+
+CLASSES = ("sky", "road", "boat")
+
+
+def write_scored(
+    workdir: Path,
+    confusions: np.ndarray,
+    *,
+    names: list[str] | None = None,
+    classes: tuple[str, ...] = CLASSES,
+    stem: str = "val",
+    boundary: np.ndarray | None = None,
+) -> Path:
+    """What evaluate writes of a run, as far as a comparison reads it."""
+    names = names or [f"image {i}" for i in range(len(confusions))]
+    folder = workdir / "evaluation"
+    ImageCounts.of(names, confusions).save(folder / f"{stem}_images.npz")
+    result = scores(confusions.sum(axis=0), boundary=boundary)
+    numbers = {**to_json(result, classes, len(names)), "step": 12}
+    (folder / f"{stem}.json").write_text(json.dumps(numbers))
+    return workdir
+
+
+def confusions_of(share_right: float, images: int = 40, seed: int = 0) -> np.ndarray:
+    """Of sky and road about that share is found; the rest is taken for the other. No boats."""
+    random = np.random.default_rng(seed)
+    truth = random.integers(200, 1000, (images, 2))  # the same whatever the share
+    hits = np.rint(truth * random.normal(share_right, 0.05, (images, 2)).clip(0, 1)).astype(int)
+    confusions = np.zeros((images, 3, 3), int)
+    confusions[:, [0, 1], [0, 1]] = hits
+    confusions[:, [0, 1], [1, 0]] = truth - hits
+    return confusions
+
+
+def compared(a: Path, b: Path, stem: str = "val") -> Comparison:
+    return compare(read_scored(a, stem), read_scored(b, stem))
+
+
+def test_a_clear_difference_is_told_as_one(tmp_path):
+    a = write_scored(tmp_path / "a", confusions_of(0.6))
+    b = write_scored(tmp_path / "b", confusions_of(0.7))
+    comparison = compared(a, b)
+    found = comparison.b.scores.mean_iu - comparison.a.scores.mean_iu
+    low, high = comparison.intervals_of_difference.mean_iu
+    assert 0 < low < found < high
+    assert verdict(comparison) == (
+        f"B's mean IU is {100 * found:.1f} points above A's; 95 % interval of the difference "
+        f"+{100 * low:.1f} to +{100 * high:.1f}, without 0: more than which 40 images were drawn "
+        "explains. What another seed in training would change is not in it."
+    )
+    assert "points below A's" in verdict(compared(b, a))
+    # Paired, the interval is narrower than what the two by themselves would give.
+    of_each = [comparison.intervals_a.mean_iu, comparison.intervals_b.mean_iu]
+    assert of_each[0].low < of_each[0].high < of_each[1].low < of_each[1].high
+
+
+def test_a_difference_that_other_images_might_turn_round_is_told_as_such(tmp_path):
+    one, other = confusions_of(0.6), confusions_of(0.6)
+    other[0], other[1] = confusions_of(0.3)[0], confusions_of(1)[1]
+    comparison = compared(write_scored(tmp_path / "a", one), write_scored(tmp_path / "b", other))
+    low, high = comparison.intervals_of_difference.mean_iu
+    assert low < 0 < high
+    assert "with 0 in it: it may be due to which 40 images were drawn" in verdict(comparison)
+
+
+def test_a_run_beside_itself_and_runs_of_one_image_or_none_scored(tmp_path):
+    a = write_scored(tmp_path / "a", confusions_of(0.6))
+    assert verdict(compared(a, a)) == (
+        "A and B have the same mean IU, whichever of the images are drawn."
+    )
+    a = write_scored(tmp_path / "a1", confusions_of(0.6)[:1])
+    b = write_scored(tmp_path / "b1", confusions_of(0.8)[:1])
+    assert verdict(compared(a, b)).endswith("on one image, which tells nothing of others.")
+    a = write_scored(tmp_path / "void", np.zeros((2, 3, 3), int))
+    assert verdict(compared(a, a)) == "No pixel is scored: there is nothing to compare."
+
+
+def test_images_that_moved_most_by_their_own_mean_iu(tmp_path):
+    # Of one class each, so that the mean IU of an image is its share of hits; the last is void.
+    def images(*hits: int) -> np.ndarray:
+        confusions = np.zeros((5, 3, 3), int)
+        confusions[:4, 1, 1] = hits
+        confusions[:4, 1, 0] = 100 - np.array(hits)
+        return confusions
+
+    names = ["w", "x", "y", "z", "void"]
+    a = write_scored(tmp_path / "a", images(50, 50, 50, 50), names=names)
+    b = write_scored(tmp_path / "b", images(60, 20, 90, 50), names=names)
+    comparison = compared(a, b)
+    gained, lost = images_that_moved_most(comparison, 5)
+    assert gained == [Moved("y", 0.5, 0.9), Moved("w", 0.5, 0.6)]
+    assert lost == [Moved("x", 0.5, 0.2)]
+    assert images_that_moved_most(comparison, 1)[0] == [Moved("y", 0.5, 0.9)]
+    listed = comparison_to_json(comparison)["mean_iu_by_image"]
+    assert [entry["image"] for entry in listed] == ["x", "z", "w", "y", "void"]
+    assert listed[-1] == {"image": "void", "a": None, "b": None}
+
+
+def test_what_the_command_prints_and_writes(tmp_path):
+    boundary = np.array([[1, 2, 0], [4, 4, 0]])
+    names = [f"[{i}]" for i in range(40)]
+    a = write_scored(tmp_path / "a", confusions_of(0.6), names=names, boundary=boundary)
+    b = write_scored(tmp_path / "b $1$", confusions_of(0.7), names=names, boundary=2 * boundary)
+    result = command("compare", a, f"{b}/")
+    assert result.returncode == 0, result.stderr
+    lines = result.stdout.splitlines()
+    assert lines[0] == f"A: {a}, step 12"
+    assert lines[1] == f"B: {b}, step 12"
+    rows = [line.split() for line in lines]
+    comparison = compared(a, b)
+    iu_a, iu_b = comparison.a.scores.per_class_iu, comparison.b.scores.per_class_iu
+    low, high = comparison.intervals_of_difference.per_class_iu[0]
+    assert [
+        "sky",
+        f"{100 * iu_a[0]:.1f}",
+        f"{100 * iu_b[0]:.1f}",
+        f"+{100 * (iu_b[0] - iu_a[0]):.1f}",
+        f"+{100 * low:.1f}",
+        "to",
+        f"+{100 * high:.1f}",
+    ] in rows
+    assert ["boat", "–", "–"] in rows
+    assert ["mean", "boundary", "IU", "37.5", "37.5", "+0.0"] in rows
+    assert verdict(comparison) in lines
+    gained, _ = images_that_moved_most(comparison, 5)
+    assert {row[0] for row in rows if row} >= {moved.image for moved in gained}
+    folder = a / "evaluation" / "against_b $1$"
+    assert lines[-1] == f"numbers and picture: {folder}/val.json, .png"
+    assert sorted(path.name for path in folder.iterdir()) == ["val.json", "val.png"]
+    written = json.loads((folder / "val.json").read_text())
+    assert written["split"] == "val"
+    assert written["images_by_class"] == {"sky": 40, "road": 40, "boat": 0}
+    assert written["a"]["per_class_iu"]["boat"] is None
+    assert written["a"]["intervals"]["mean_iu"] == list(comparison.intervals_a.mean_iu)
+    difference = written["b_minus_a"]
+    assert difference["per_class_iu"]["sky"] == pytest.approx(iu_b[0] - iu_a[0])
+    assert difference["intervals"]["per_class_iu"] == {
+        "sky": [low, high],
+        "road": list(comparison.intervals_of_difference.per_class_iu[1]),
+        "boat": None,
+    }
+    with Image.open(folder / "val.png") as picture:
+        colours = {colour for _, colour in picture.convert("RGB").getcolors(2**24)}
+    assert {(0x44, 0x77, 0xAA), (0xCC, 0x66, 0x33)} <= colours  # both runs are drawn
+
+
+def test_the_command_reads_label_maps_and_files_and_writes_where_it_is_told(tmp_path):
+    # Of a converted file, evaluate writes to the folder of its name.
+    (tmp_path / "net.v2.safetensors").touch()
+    write_scored(tmp_path / "net.v2", confusions_of(0.5), stem="val_geometry")
+    b = write_scored(tmp_path / "b", confusions_of(0.6), stem="val_geometry")
+    output = tmp_path / "new" / "folder"
+    arguments = ("--split=val_geometry", f"--output={output}")
+    result = command("compare", tmp_path / "net.v2.safetensors", b, *arguments)
+    assert result.returncode == 0, result.stderr
+    assert sorted(path.name for path in output.iterdir()) == [
+        "val_geometry.json",
+        "val_geometry.png",
+    ]
+
+
+def test_the_command_tells_mistakes_in_one_line(tmp_path):
+    a = write_scored(tmp_path / "a", confusions_of(0.5))
+    result = command("compare", a)
+    assert result.returncode == 1
+    assert result.stderr == "compare: two runs are needed: A and B (see --help)\n"
+    (tmp_path / "file").touch()
+    result = command("compare", a, a, f"--output={tmp_path / 'file' / 'x'}")
+    assert result.returncode == 1
+    assert result.stderr.startswith(f"compare: cannot write {tmp_path}/file/x/val.json")
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_runs_not_evaluated_are_told_how_to_be(tmp_path):
+    with pytest.raises(UserError, match=r"^there is no .*/none$"):
+        read_scored(tmp_path / "none", "val")
+    (tmp_path / "new").mkdir()
+    with pytest.raises(UserError) as error:
+        read_scored(tmp_path / "new", "val")
+    evaluate = f"python -m fcn_jax.evaluate --workdir={tmp_path}"
+    assert str(error.value) == f"{tmp_path}/new has no scores of val: {evaluate}/new --split=val"
+    a = write_scored(tmp_path / "a", confusions_of(0.5))
+    write_scored(a, confusions_of(0.5), stem="train")
+    with pytest.raises(UserError, match=r"--split=test; scored there: train, val$"):
+        read_scored(a, "test")
+    (a / "evaluation" / "val_images.npz").unlink()
+    with pytest.raises(UserError, match=r"val.json but not val_images.npz, .* --workdir=\S*/a "):
+        read_scored(a, "val")
+
+
+def test_files_that_do_not_belong_together_are_refused(tmp_path):
+    a = write_scored(tmp_path / "a", confusions_of(0.5))
+    other = ImageCounts.of([f"{i}" for i in range(40)], confusions_of(0.6))
+    other.save(a / "evaluation" / "val_images.npz")
+    with pytest.raises(
+        UserError, match=r"val.json and val_images.npz are of different evaluations"
+    ):
+        read_scored(a, "val")
+    for text in ("", "[]", "{}", '{"per_class_iu": {"sky": "x"}, "images": 1, "step": 1}'):
+        (a / "evaluation" / "val.json").write_text(text)
+        with pytest.raises(UserError, match=r"val.json cannot be read .*fcn_jax.evaluate"):
+            read_scored(a, "val")
+
+
+def test_runs_of_different_images_classes_or_masks_are_refused(tmp_path):
+    confusions = confusions_of(0.5, images=3)
+    a = write_scored(tmp_path / "a", confusions, names=["x", "y", "z"])
+    fewer = write_scored(tmp_path / "fewer", confusions[:2], names=["x", "y"])
+    with pytest.raises(UserError, match=r"different images: 3 and 2, only z in .*/a$"):
+        compared(a, fewer)
+    turned = write_scored(tmp_path / "turned", confusions, names=["y", "x", "z"])
+    with pytest.raises(UserError, match="3 and 3, in another order"):
+        compared(a, turned)
+    renamed = write_scored(
+        tmp_path / "renamed", confusions, names=["x", "y", "z"], classes=("sky", "road", "ship")
+    )
+    with pytest.raises(UserError, match="different classes: sky, road, boat; sky, road, ship"):
+        compared(a, renamed)
+    masks = confusions.copy()
+    masks[1, 0, 0] += 1
+    drawn_again = write_scored(tmp_path / "masks", masks, names=["x", "y", "z"])
+    with pytest.raises(UserError, match="different masks: 1 of 3 differ, such as y;"):
+        compared(a, drawn_again)
+    nothing = write_scored(tmp_path / "none", np.zeros((0, 3, 3), int))
+    with pytest.raises(UserError, match="scored on no images"):
+        compared(nothing, nothing)

@@ -1,0 +1,157 @@
+"""Six images of six sizes on one canvas give what each gives alone: every backbone, every head."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from fcn_jax.data import shapes
+from fcn_jax.data.labels import read_image
+from fcn_jax.models.backbones import Backbone
+from fcn_jax.models.backbones.alexnet import CAFFE_VARIANT, AlexNet
+from fcn_jax.models.backbones.efficientnet import EfficientNetLite0
+from fcn_jax.models.backbones.googlenet import GoogLeNet
+from fcn_jax.models.backbones.lenet import LeNet
+from fcn_jax.models.backbones.mobilenet import MobileNetV3Large
+from fcn_jax.models.backbones.resnet import ResNet
+from fcn_jax.models.backbones.small import SmallNet
+from fcn_jax.models.backbones.squeezenet import SqueezeNet
+from fcn_jax.models.backbones.vgg import VGG16
+from fcn_jax.models.fcn import FCN
+from fcn_jax.models.layers import BatchNorm, FeatureMap
+
+SIZES = [(97, 131), (120, 80), (64, 64), (33, 140), (101, 67), (75, 128)]
+CANVAS = (128, 160)
+VOC = Path(__file__).parents[2] / "shared/data/VOCdevkit/VOC2012"
+
+BACKBONES: dict[str, Callable[[], Backbone]] = {
+    "small": lambda: SmallNet(rngs=nnx.Rngs(0)),
+    "lenet": lambda: LeNet(rngs=nnx.Rngs(0)),
+    "squeezenet": lambda: SqueezeNet(rngs=nnx.Rngs(0)),
+    "alexnet": lambda: AlexNet(fc_features=16, rngs=nnx.Rngs(0)),
+    "alexnet_caffe paper": lambda: AlexNet(
+        variant=CAFFE_VARIANT, padding="paper", fc_features=16, rngs=nnx.Rngs(0)
+    ),
+    "vgg16": lambda: VGG16(fc_features=16, rngs=nnx.Rngs(0)),
+    "vgg16 paper": lambda: VGG16(padding="paper", fc_features=16, rngs=nnx.Rngs(0)),
+    "googlenet": lambda: GoogLeNet(rngs=nnx.Rngs(0)),
+    "resnet18": lambda: ResNet(18, rngs=nnx.Rngs(0)),
+    "resnet50 stride 8": lambda: ResNet(50, output_stride=8, rngs=nnx.Rngs(0)),
+    "mobilenet_v3_large": lambda: MobileNetV3Large(rngs=nnx.Rngs(0)),
+    "efficientnet_lite0": lambda: EfficientNetLite0(rngs=nnx.Rngs(0)),
+}
+
+HEADS: dict[str, dict[str, Any]] = {
+    "32s fixed": {"skips": 0, "upsampling": "fixed"},
+    "16s half pixel": {"skips": 1, "half_pixel": True},
+    "8s learned": {"skips": 2},
+    "32s context": {"skips": 0, "context_features": 8},
+    "torchvision's": {"skips": 0, "hidden": True, "upsampling": "interpolate"},
+}
+
+
+class Given:
+    """Stands for a trunk that has run already."""
+
+    def __init__(self, backbone: Backbone):
+        self.preprocessing = backbone.preprocessing
+        self.channels, self.grids = backbone.channels, backbone.grids
+        self.features: dict[int, FeatureMap] = {}
+
+    def __call__(self, image: FeatureMap, **_: Any) -> dict[int, FeatureMap]:
+        return self.features
+
+
+class EveryHead(nnx.Module):
+    """One trunk under each of the heads, traced and compiled once for all of them."""
+
+    def __init__(self, backbone: Backbone):
+        self.backbone = backbone
+        self.given = Given(backbone)
+        most = len(backbone.channels) - 1
+        self.networks = nnx.List(
+            FCN(self.given, 5, **{**head, "skips": min(head["skips"], most)}, rngs=nnx.Rngs(0))
+            for head in HEADS.values()
+        )
+
+    def __call__(
+        self, image: jax.Array, valid: jax.Array | None = None, *, train: bool = False
+    ) -> dict[str, jax.Array]:
+        pixels = FeatureMap(self.backbone.preprocessing(image, jnp.float32), valid)
+        self.given.features = self.backbone(pixels, train=train)
+        return {
+            name: network(image, train=train, valid=valid)
+            for name, network in zip(HEADS, self.networks, strict=True)
+        }
+
+
+def six_images() -> list[np.ndarray]:
+    """Photos where they are at hand, else drawn pictures; a piece of each."""
+    photos = sorted((VOC / "JPEGImages").glob("*.jpg"))[:6]
+    pictures = [read_image(path) for path in photos] or [
+        shapes.draw(f"val_{index:03}")[0] for index in range(6)
+    ]
+    tiled = [np.tile(picture, (3, 3, 1)) for picture in pictures]
+    return [picture[:height, :width] for picture, (height, width) in zip(tiled, SIZES, strict=True)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", BACKBONES)
+def test_six_images_on_one_canvas_give_what_each_gives_alone(name: str, randomised: Any) -> None:
+    model = randomised(lambda: EveryHead(BACKBONES[name]()))
+    channels = model.backbone.preprocessing.channels
+    images = [picture[..., :channels] for picture in six_images()]
+    canvases = np.full((6, *CANVAS, channels), 77, np.uint8)
+    for canvas, picture in zip(canvases, images, strict=True):
+        canvas[: picture.shape[0], : picture.shape[1]] = picture
+    sizes = jnp.asarray(SIZES, jnp.int32)
+    _normalise(model, canvases, sizes)
+    graph, state = nnx.split(model)
+    run = jax.jit(lambda state, *arguments: nnx.merge(graph, state)(*arguments))
+    together = run(state, canvases, sizes)
+    worst = 0.0
+    for index, (picture, (height, width)) in enumerate(zip(images, SIZES, strict=True)):
+        alone = run(state, picture[None])
+        for head, logits in alone.items():
+            expected = np.asarray(logits[0])
+            ours = np.asarray(together[head][index, :height, :width])
+            reach = np.ptp(expected)
+            assert reach > 0
+            difference = float(np.abs(ours - expected).max() / reach)
+            worst = max(worst, difference)
+            assert difference < 1e-4, head
+            _assert_same_classes(ours, expected)
+    print(f"{name}: logits differ by at most {worst:.1e} of their range")
+
+
+def _normalise(model: EveryHead, canvases: np.ndarray, sizes: jax.Array) -> None:
+    """Gives batch normalisation the statistics of these images, as training would.
+
+    With random ones the features of a deep network grow and cancel until rounding shows.
+    """
+    norms = [m for _, m in nnx.iter_graph(model) if isinstance(m, BatchNorm)]
+    if not norms:
+        return
+    for norm in norms:
+        norm.momentum = 0.0
+    graph, state = nnx.split(model)
+
+    def statistics(state: Any) -> Any:
+        model = nnx.merge(graph, state)
+        model(canvases, sizes, train=True)
+        return nnx.state(model)
+
+    nnx.update(model, jax.jit(statistics)(state))
+
+
+def _assert_same_classes(ours: np.ndarray, expected: np.ndarray) -> None:
+    """But where the two best scores are as close as rounding: a tie."""
+    differ = ours.argmax(-1) != expected.argmax(-1)
+    second, best = np.moveaxis(np.sort(expected[differ], axis=-1)[..., -2:], -1, 0)
+    assert (best - second <= 1e-5 * np.ptp(expected)).all()
+    assert differ.mean() < 1e-3
