@@ -29,6 +29,7 @@ from flax import nnx
 from fcn_jax import cli, optim, parallel, pretrained, runs, visualize
 from fcn_jax.checkpoint import Checkpoints
 from fcn_jax.config import Config
+from fcn_jax.data.balance import enet_weights
 from fcn_jax.data.canvases import one_canvas
 from fcn_jax.data.datasets import Dataset, Statistics, open_dataset
 from fcn_jax.data.pipeline import training_batches
@@ -251,8 +252,7 @@ def class_weights(
 ) -> dict[str, jax.Array] | None:
     """The weights that `config.loss.class_weights` asks for: float32 (k,) by label map, or None.
 
-    'balanced' is 1 / ln(1.02 + p) of a class with share p of the training pixels (Paszke et al.
-    2016, ENet, section 5.2): between 1.4 and 50.
+    'balanced' is `enet_weights` of the training pixels.
     """
     wanted = config.loss.class_weights
     if not wanted:
@@ -260,9 +260,8 @@ def class_weights(
     if wanted == "balanced":
         balanced = {}
         for name, count in dataset.num_classes.items():
-            counts = statistics.label_counts[name][:count]
-            shares = counts / max(counts.sum(), 1)
-            balanced[name] = jnp.asarray(1 / np.log(1.02 + shares), jnp.float32)
+            weights = enet_weights(statistics.label_counts[name][:count])
+            balanced[name] = jnp.asarray(weights, jnp.float32)
         return balanced
     if len(dataset.label_maps) > 1:
         raise UserError(
@@ -270,16 +269,16 @@ def class_weights(
             f"label maps ({', '.join(dataset.label_maps)})"
         )
     try:
-        weights = [float(weight) for weight in wanted.split(",")]
+        given = [float(weight) for weight in wanted.split(",")]
     except ValueError:
-        weights = []
+        given = []
     (name, num_classes), *_ = dataset.num_classes.items()
-    if len(weights) != num_classes or min(weights) < 0:
+    if len(given) != num_classes or min(given) < 0:
         raise UserError(
             f"config.loss.class_weights (={wanted!r}) must be 'balanced' or "
             f"{num_classes} numbers of at least 0, one for each class"
         )
-    return {name: jnp.asarray(weights, jnp.float32)}
+    return {name: jnp.asarray(given, jnp.float32)}
 
 
 def _canvas(config: Config, statistics: Statistics) -> tuple[int, int]:

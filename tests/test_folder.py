@@ -61,13 +61,13 @@ def test_images_masks_and_classes_are_read(tmp_path):
 
 def test_the_split_is_stable_as_the_set_grows(tmp_path):
     stems = [f"image{index}" for index in range(50)]
-    small = folder._split_by_hash(stems[:25], 0.2)
-    large = folder._split_by_hash(stems, 0.2)
+    small = folder.split_by_hash(stems[:25], 0.2)
+    large = folder.split_by_hash(stems, 0.2)
     assert (len(small["val"]), len(large["val"])) == (5, 10)
-    assert small == folder._split_by_hash(reversed(stems[:25]), 0.2)
+    assert small == folder.split_by_hash(reversed(stems[:25]), 0.2)
     moved = set(small["val"]) & set(large["train"])
     assert len(moved) <= 2
-    assert folder._split_by_hash(stems, 0.0) == {"train": sorted(stems)}
+    assert folder.split_by_hash(stems, 0.0) == {"train": sorted(stems)}
 
 
 def test_lists_make_the_splits(tmp_path):
@@ -187,6 +187,13 @@ def test_list_entries_that_do_not_serve(tmp_path):
     refuses(root, r"val\.txt: listed twice: a")
     (root / "val.txt").write_text("\n")
     refuses(root, r"val\.txt: lists no image")
+
+
+@pytest.mark.parametrize("name", ["classes.txt", "val.txt"])
+def test_lists_that_are_no_utf_8(tmp_path, name):
+    root = write_set(tmp_path / "set")
+    (root / name).write_text("a\nb\n", encoding="utf-16")
+    refuses(root, rf"{name}: not text in UTF-8")
 
 
 def test_foreground_saved_as_255(tmp_path):

@@ -16,7 +16,7 @@ to the folder.
 import functools
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +93,7 @@ class Folder(SegmentationBuilder, skip_registration=True):  # type: ignore[call-
         for name, files in (self._masks | self._channels).items():
             _check_pairs(self._root, images, name, files, listed)
         if not splits:
-            splits = _split_by_hash(images, self._validation_fraction)
+            splits = split_by_hash(images, self._validation_fraction)
         return {
             split: [self._source(stem, images[stem]) for stem in stems]
             for split, stems in splits.items()
@@ -147,12 +147,11 @@ def read_classes(path: Path) -> list[str]:
     """The names in a classes.txt.
 
     Raises:
-      UserError: no such file, fewer than two names, more than 255, or one name twice.
+      UserError: no such file, no text, fewer than two names, more than 255, or one name twice.
     """
     if not path.is_file():
         raise UserError(f"{path}: missing; write one class name per line, class 0 first")
-    names = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
-    names = [name for name in names if name]
+    names = _lines(path)
     if not 2 <= len(names) <= VOID_LABEL:
         raise UserError(
             f"{path}: {len(names)} class names; 2 to {VOID_LABEL} are needed (background counts)"
@@ -162,7 +161,14 @@ def read_classes(path: Path) -> list[str]:
     return names
 
 
-def _files_by_stem(root: Path, name: str, setting: str = "") -> dict[str, Path]:
+def image_files(root: Path, name: str, setting: str = "") -> list[Path]:
+    """The image files in a sub-folder, sorted; hidden ones are left out.
+
+    setting: of `config.data`, that named the folder.
+
+    Raises:
+      UserError: no such folder, or none in it.
+    """
     folder = root / name
     if not folder.is_dir():
         if name not in ("images", "masks"):
@@ -181,9 +187,15 @@ def _files_by_stem(root: Path, name: str, setting: str = "") -> dict[str, Path]:
     ]
     if not files:
         raise UserError(f"{folder}: no image files in it (folders within are not searched)")
+    return files
+
+
+def _files_by_stem(root: Path, name: str, setting: str = "") -> dict[str, Path]:
+    files = image_files(root, name, setting)
     if twice := _repeated(path.stem for path in files):
         raise UserError(
-            f"{folder}: one file for each name, but {_some(twice)} is there with several extensions"
+            f"{root / name}: one file for each name, but {_some(twice)} is there with several "
+            "extensions"
         )
     return {path.stem: path for path in files}
 
@@ -195,8 +207,7 @@ def _read_lists(root: Path, images: dict[str, Path]) -> dict[str, list[str]]:
         path = root / f"{split}.txt"
         if not path.is_file():
             continue
-        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
-        stems = [_as_stem(line, images) for line in lines if line]
+        stems = read_list(path, images)
         if not stems:
             raise UserError(f"{path}: lists no image")
         if unknown := [stem for stem in stems if stem not in images]:
@@ -207,7 +218,24 @@ def _read_lists(root: Path, images: dict[str, Path]) -> dict[str, list[str]]:
     return splits
 
 
-def _as_stem(entry: str, images: dict[str, Path]) -> str:
+def read_list(path: Path, images: Mapping[str, Path]) -> list[str]:
+    """The stems in a list of images, whether or not they are among those there are.
+
+    Raises:
+      UserError: it is no text.
+    """
+    return [_as_stem(line, images) for line in _lines(path)]
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:  # Windows' terminal writes UTF-16
+        raise UserError(f"{path}: not text in UTF-8; save it as that") from None
+    return [line.strip() for line in text.splitlines() if line.strip()]
+
+
+def _as_stem(entry: str, images: Mapping[str, Path]) -> str:
     """A list may name the file with its extension too."""
     path = Path(entry)
     named_with_extension = path.stem in images and images[path.stem].name == path.name
@@ -239,7 +267,8 @@ def _check_pairs(
         )
 
 
-def _split_by_hash(stems: Iterable[str], validation_fraction: float) -> dict[str, list[str]]:
+def split_by_hash(stems: Iterable[str], validation_fraction: float) -> dict[str, list[str]]:
+    """The stems of each split where there are no lists. Raises UserError for a single image."""
     stems = sorted(stems)
     if not validation_fraction:
         return {"train": stems}

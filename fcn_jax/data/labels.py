@@ -76,7 +76,11 @@ def read_image(path: str | Path) -> np.ndarray:
 
 def decode_image(data: bytes, name: str) -> np.ndarray:
     """`read_image` for bytes in memory; `name` stands for them in errors."""
-    image = open_image(data, name)
+    return image_pixels(open_image(data, name), name)
+
+
+def image_pixels(image: Image.Image, name: str) -> np.ndarray:
+    """`read_image` for an opened file."""
     if image.mode.startswith("I"):
         values = np.asarray(image)
         if values.min() < 0 or values.max() > 65535:
@@ -110,7 +114,13 @@ def read_mask(path: str | Path, palette: np.ndarray | None = None) -> np.ndarray
 
 def decode_mask(data: bytes, name: str, palette: np.ndarray | None = None) -> np.ndarray:
     """`read_mask` for bytes in memory; `name` stands for them in errors."""
-    image = open_image(data, name)
+    return mask_labels(open_image(data, name), data, name, palette)
+
+
+def mask_labels(
+    image: Image.Image, data: bytes, name: str, palette: np.ndarray | None = None
+) -> np.ndarray:
+    """`read_mask` for an opened file, of those bytes."""
     if image.format in ("JPEG", "MPO"):
         raise UserError(f"{name}: JPEG changes pixel values, so it cannot hold a mask; save as PNG")
     if image.mode == "L":

@@ -32,8 +32,14 @@ URL = f"http://host.robots.ox.ac.uk/pascal/VOC/voc2012/{ARCHIVE}"
 ARCHIVE_BYTES = 1_999_639_040
 SBD_ARCHIVE = "benchmark.tgz"
 LISTS = "ImageSets/Segmentation"
+IMAGES = "JPEGImages"
 MASKS = "SegmentationClass"
 SBD_MASKS = "SegmentationClassAug"
+IMAGES_OF = {
+    "voc": {"train": 1464, "val": 1449},
+    "voc/trainaug": {"train": 10582, "val": 1449},
+}
+"""How many images the whole sets have."""
 
 Read = Callable[[str], bytes]  # the contents of a file, by its path under VOC2012
 
@@ -58,20 +64,18 @@ class Voc(SegmentationBuilder, skip_registration=True):  # type: ignore[call-arg
         super().__init__(label_maps={"": VOC_CLASSES}, **options)
 
     def _sources(self, dl_manager: Any) -> dict[str, list[Source]]:
-        folder = find_folder(self._root) if self._root else None
-        read: Read
-        if folder:
-            place, read = folder, functools.partial(_read_file, folder)
+        if self._root:
+            place, read = self.open_files.enter_context(open_raw(self._root))
         else:
-            place = self._root / ARCHIVE if self._root else _download(dl_manager)
+            place = _download(dl_manager)
             read = self.open_files.enter_context(_open_archive(place))
-        train, val = (_read_list(read, place, split) for split in ("train", "val"))
+        train, val = (read_list(read, place, split) for split in ("train", "val"))
         splits = {
             "train": [_source(name, read, place) for name in train],
             "val": [_source(name, read, place) for name in val],
         }
         if self.builder_config.name == "trainaug":
-            masks = _sbd_masks(self._root, folder)
+            masks = sbd_masks(self._root)
             splits["train"] += [
                 _source(name, read, place, mask)
                 for name, mask in sorted(masks.items())
@@ -97,6 +101,17 @@ def find_folder(root: Path) -> Path | None:
     )
 
 
+@contextlib.contextmanager
+def open_raw(root: Path) -> Iterator[tuple[Path, Read]]:
+    """Where the raw files lie, and what reads them; by one thread at a time. Raises UserError."""
+    folder = find_folder(root)
+    if folder:
+        yield folder, functools.partial(_read_file, folder)
+    else:
+        with _open_archive(root / ARCHIVE) as read:
+            yield root / ARCHIVE, read
+
+
 def raw_files(root: Path) -> list[Path]:
     """The files by which a change of the raw data is noticed: the lists and the archives."""
     folder = find_folder(root)
@@ -113,14 +128,13 @@ def _source(name: str, read: Read, place: Path, mask: Callable[[], Any] | None =
 
     return Source(
         name=name,
-        image=Part(
-            functools.partial(read, f"JPEGImages/{name}.jpg"), f"{place}/JPEGImages/{name}.jpg"
-        ),
+        image=Part(functools.partial(read, f"{IMAGES}/{name}.jpg"), f"{place}/{IMAGES}/{name}.jpg"),
         labels=[Part(mask or own_mask, f"SBD's mask {name}" if mask else mask_name)],
     )
 
 
-def _read_list(read: Read, place: Path, split: str) -> list[str]:
+def read_list(read: Read, place: Path, split: str) -> list[str]:
+    """The names in a split's list. Raises UserError where it is missing or empty."""
     names = read(f"{LISTS}/{split}.txt").decode().split()
     if not names:
         raise UserError(f"{place}/{LISTS}/{split}.txt: lists no image")
@@ -202,8 +216,13 @@ def _sbd_places(root: Path | None, folder: Path | None) -> list[Path]:
     return places
 
 
-def _sbd_masks(root: Path | None, folder: Path | None) -> dict[str, Callable[[], np.ndarray]]:
-    """SBD's masks by the name of their image, each read when called."""
+def sbd_masks(root: Path | None) -> dict[str, Callable[[], np.ndarray]]:
+    """SBD's masks by the name of their image, each read when called; beside VOC in `root`.
+
+    Raises:
+      UserError: there are none.
+    """
+    folder = find_folder(root) if root else None
     place = next((place for place in _sbd_places(root, folder) if place.exists()), None)
     if place is None:
         raise UserError(
