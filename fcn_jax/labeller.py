@@ -1,17 +1,19 @@
 """Labels images with a network, in the way that an `Inference` says.
 
-Images lie on canvases whose sides are multiples of 64, with how much of each is image (`valid` of
-`FCN`): that changes nothing in the logits and lets images of similar size share one compilation.
+Images lie on canvases, with how much of each is image (`valid` of `FCN`): that changes nothing in
+the logits and lets images of similar size share one compilation.
 """
 
 import functools
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fcn_jax.data.canvases import Size
 from fcn_jax.inference import WHOLE, Inference
 from fcn_jax.models.fcn import suffix
 from fcn_jax.models.upsampling import interpolation_places
@@ -27,13 +29,19 @@ class Labeller:
 
     It compiles for each size of canvas once, and for windows once in all.
 
+    canvases: those to put images on, each on the smallest that holds it; where none does, on one
+    whose sides are multiples of 64.
+
     Raises:
         UserError: the network and the way do not go together.
     """
 
-    def __init__(self, network: Network, inference: Inference = WHOLE):
+    def __init__(
+        self, network: Network, inference: Inference = WHOLE, canvases: Sequence[Size] = ()
+    ):
         inference.check_fits(network)
         self.inference = inference
+        self._canvases = sorted(canvases, key=lambda canvas: (canvas[0] * canvas[1], canvas))
         self._label_maps = network.label_maps
         self._predict = jax.jit(functools.partial(predict, network))
         self._logits = jax.jit(functools.partial(_logits, network))
@@ -44,7 +52,7 @@ class Labeller:
         variables: (params, batch_stats). image: uint8 (h, w, c) of any size.
         """
         if self.inference == WHOLE:
-            canvas, size = _on_canvas(image)
+            canvas, size = self._on_canvas(image)
             by_name = {
                 name: label[0] for name, label in self._predict(variables, canvas, size).items()
             }
@@ -71,13 +79,24 @@ class Labeller:
 
     def _scores(self, variables: Any, image: np.ndarray) -> dict[str, jax.Array]:
         """On the image's canvas, (H, W, k): logits of a single view, or the mean probabilities."""
-        canvas, size = _on_canvas(image)
+        canvas, size = self._on_canvas(image)
         sums: dict[str, jax.Array] = {}
         for scale in self.inference.scales:
             for name, logits in self._logits_at(scale, variables, canvas, size).items():
                 scores = logits[0] if self.inference.views == 1 else _summed_softmax(logits)
                 sums[name] = sums[name] + scores if name in sums else scores
         return {name: total / self.inference.views for name, total in sums.items()}
+
+    def _on_canvas(self, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The image at the top left of a canvas, (1, H, W, c), and its size, int32 (1, 2)."""
+        height, width, channels = image.shape
+        holding = (
+            canvas for canvas in self._canvases if height <= canvas[0] and width <= canvas[1]
+        )
+        canvas_px = next(holding, (_canvas_side(height), _canvas_side(width)))
+        canvas = np.zeros((1, *canvas_px, channels), image.dtype)
+        canvas[0, :height, :width] = image
+        return canvas, np.asarray([[height, width]], np.int32)
 
     def _logits_at(
         self, scale: float, variables: Any, canvas: np.ndarray, size: np.ndarray
@@ -141,14 +160,6 @@ class Labeller:
                     sums[name][place] += weights * window_logits[:rows, :columns]
         outside = weight_sum == 0
         return {name: total / (weight_sum + outside) for name, total in sums.items()}
-
-
-def _on_canvas(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The image at the top left of a canvas, (1, H, W, c), and its size, int32 (1, 2)."""
-    height, width, channels = image.shape
-    canvas = np.zeros((1, _canvas_side(height), _canvas_side(width), channels), image.dtype)
-    canvas[0, :height, :width] = image
-    return canvas, np.asarray([[height, width]], np.int32)
 
 
 def _canvas_side(side: int) -> int:

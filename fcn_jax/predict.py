@@ -44,7 +44,7 @@ from PIL import Image
 
 from fcn_jax import cli, submission, visualize
 from fcn_jax.data.channels import beside, join_channels, read_channels
-from fcn_jax.data.labels import read_image
+from fcn_jax.data.labels import header_size, read_image
 from fcn_jax.errors import UserError
 from fcn_jax.inference import (
     WHOLE,
@@ -60,10 +60,10 @@ def main(arguments: list[str]) -> None:
     options = flags.FLAGS
     if not options.workdir or not options.output or not (arguments or options.voc_submission):
         raise UserError("--workdir=DIR, --output=OUT and at least one PATH are needed (see --help)")
+    if options.voc_submission and (arguments or options.overlay):
+        raise UserError("--voc_submission labels VOC's own list: give no PATH and no --overlay")
     inference = inference_from_flags()
     if options.voc_submission:
-        if arguments or options.overlay:
-            raise UserError("--voc_submission labels VOC's own list: give no PATH and no --overlay")
         run = load_run(options.workdir, options.checkpoint)
         submission.submit(
             run,
@@ -82,6 +82,9 @@ def main(arguments: list[str]) -> None:
     targets = _targets(paths, output)
     if len(run.label_maps) > 1:
         _check_beside(paths, output)
+    sizes = [size for path in paths if (size := header_size(path))]
+    if sizes:
+        run.prepare_for(np.array(sizes))
     failures = []
     with progress_bar("labelling", len(paths)) as bar:
         for path, target in targets.items():

@@ -21,6 +21,7 @@ from flax import nnx
 from fcn_jax import pretrained
 from fcn_jax.checkpoint import Checkpoints
 from fcn_jax.config import Config, from_dict, settings
+from fcn_jax.data.canvases import Size, choose_canvases
 from fcn_jax.errors import UserError
 from fcn_jax.inference import WHOLE, Inference
 from fcn_jax.labeller import Labeller
@@ -71,6 +72,7 @@ class Run:
         self.variables = variables
         self.step = step
         self.metrics = metrics or {}
+        self._canvases: list[Size] = []
         self._labellers: dict[Inference, Labeller] = {}
 
     @property
@@ -95,13 +97,21 @@ class Run:
         that the run was trained with beside it.
 
         The image is run on a canvas whose sides are multiples of 64, which changes nothing in the
-        result and lets images of similar size share one compilation.
+        result and lets images of similar size share one compilation; see also `prepare_for`.
 
         Raises:
             ValueError: an image of another type or number of channels.
             UserError: an `inference` that the network does not go with.
         """
         return _only(self.label(image, inference))
+
+    def prepare_for(self, sizes: np.ndarray) -> None:
+        """Chooses a few canvases for images of these sizes, int (n, 2): as many compilations.
+
+        As many as `config.eval.canvases` allows; the labels do not depend on them.
+        """
+        self._canvases = choose_canvases(sizes, most=self.config.eval.canvases)
+        self._labellers = {}
 
     def label(self, image: np.ndarray, inference: Inference = WHOLE) -> dict[str, np.ndarray]:
         """The same by label map, also where there is but one, whose name is ""."""
@@ -117,7 +127,7 @@ class Run:
 
     def _labeller(self, inference: Inference) -> Labeller:
         if inference not in self._labellers:
-            self._labellers[inference] = Labeller(self.network, inference)
+            self._labellers[inference] = Labeller(self.network, inference, self._canvases)
         return self._labellers[inference]
 
     def _check_image(self, image: np.ndarray) -> None:

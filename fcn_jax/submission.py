@@ -92,6 +92,7 @@ def submit(
     place = f"results/VOC2012/Segmentation/{competition}_{split}_cls"
     pngs = {name: output / place / f"{name}.png" for name in images}
     _check_space(output, sizes.values())
+    run.prepare_for(np.array([(height, width) for width, height in sizes.values()]))
     archive = output / "results.tgz"
     try:
         _claim(output, run, method)

@@ -231,6 +231,17 @@ def test_windows_are_compiled_once_and_images_once_a_canvas():
     assert whole.traced == [(1, 64, 64, 2), (1, 128, 64, 2)]
 
 
+def test_images_go_to_the_smallest_of_given_canvases_and_else_to_their_own():
+    whole = Summing()
+    labeller = Labeller(whole, canvases=[(96, 96), (40, 64)])
+    for size in [(37, 50), (40, 64), (41, 64), (9, 12), (96, 96), (97, 3)]:
+        image = picture(*size, 2)
+        np.testing.assert_array_equal(
+            labeller.labels(None, image)[""], Labeller(Summing()).labels(None, image)[""]
+        )
+    assert whole.traced == [(1, 40, 64, 2), (1, 96, 96, 2), (1, 128, 64, 2)]
+
+
 @pytest.mark.parametrize(
     ("scales", "flip", "windows"),
     [

@@ -6,6 +6,7 @@ Image and mask files become arrays here, and nowhere else: `read_image` and `rea
 """
 
 import io
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -72,6 +73,15 @@ def read_image(path: str | Path) -> np.ndarray:
       UserError: the file is missing, is no image, or is damaged.
     """
     return decode_image(read_bytes(path), str(path))
+
+
+def header_size(path: str | Path) -> tuple[int, int] | None:
+    """Height and width as an image's header has them; None where it cannot be read."""
+    try:
+        with warnings.catch_warnings(action="ignore"), Image.open(path) as image:
+            return image.height, image.width
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        return None  # whoever reads it tells of it
 
 
 def decode_image(data: bytes, name: str) -> np.ndarray:
