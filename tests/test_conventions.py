@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fcn_jax import conventions, metrics
+from fcn_jax import metrics
 from fcn_jax.conventions import D2L, MMSEG, NATIVE, PAPER, TORCHVISION, ScoredSplit
 
 CLASSES = 5
@@ -193,8 +193,3 @@ def test_mmsegs_scores_are_those_of_its_formulas(predictions, torch: ModuleType)
     np.testing.assert_allclose(
         (ours.pixel_accuracy, ours.mean_accuracy, ours.mean_iu), expected, rtol=1e-12
     )
-
-
-def test_every_convention_says_what_it_does():
-    assert list(conventions.BY_NAME) == ["native", "paper", "torchvision", "d2l", "mmseg"]
-    assert len({convention.says for convention in conventions.BY_NAME.values()}) == 5

@@ -305,6 +305,12 @@ def test_images_that_look_amiss(mine):
     assert {finding.severity for finding in found.values()} == {"remark"}
 
 
+def test_a_mask_of_a_kind_that_holds_no_classes(mine):
+    with Image.open(mine / FIRST) as mask:
+        mask.convert("LA").save(mine / FIRST)
+    assert faults(mine) == {"mask_mode": (f"{FIRST} (LA)",)}
+
+
 def test_a_colour_that_the_palette_lacks(mine, tmp_path):
     edit_masks(mine, lambda label: voc_palette()[label])
     palette = np.delete(voc_palette(), 3, axis=0)
