@@ -87,7 +87,7 @@ def examine_pair(
         orientation = _orientation(opened)
         if png_bits(data) == 16 or mode.startswith("I"):
             notes.append(Note("image_16_bits", pair.image.name))
-        if pixels.min() == pixels.max():
+        if _is_flat(pixels):
             notes.append(Note("image_flat", pair.image.name))
     seen_masks = {}
     fits = True
@@ -121,7 +121,7 @@ def examine_record(split: Split, index: int, label_maps: tuple[str, ...]) -> See
         name = f"{split.name}[{index}]"
         return Seen(name, notes=(Note("record_unusable", name, str(error)),))
     name, image = record["name"], record["image"]
-    notes = [Note("image_flat", name)] if image.min() == image.max() else []
+    notes = [Note("image_flat", name)] if _is_flat(image) else []
     masks = {
         label_map: mask
         for label_map, label in by_map(record["label"], label_maps).items()
@@ -241,6 +241,11 @@ def _commonest(colours: np.ndarray) -> str:
 
 def _counts(label: np.ndarray) -> np.ndarray:
     return np.bincount(label.reshape(-1), minlength=VOID_LABEL + 1)
+
+
+def _is_flat(image: np.ndarray) -> bool:
+    """Whether the RGB of an image, (h, w, c), is one colour throughout."""
+    return bool((image[..., :3] == image[0, 0, :3]).all())
 
 
 def _digest(pixels: np.ndarray) -> bytes:

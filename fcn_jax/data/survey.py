@@ -88,7 +88,11 @@ class Survey:
             self.modes[seen.mode] += 1
             masks = (seen.masks.get(name) for name in self.label_maps)
             digests = tuple(mask.digest if mask else b"" for mask in masks)
-            self._twins[seen.digest].append((split, seen.name, digests))
+            # Of two blank images, say of a volume's black slices, neither tells of the other: such
+            # a one is only its own twin, where two lists name it.
+            blank = any(note.kind == "image_flat" for note in seen.notes)
+            alike = seen.name.encode() if blank else seen.digest
+            self._twins[alike].append((split, seen.name, digests))
         for folder, kind in seen.channels.items():
             self._channels[folder][kind].append(seen.name)
         for name, mask in seen.masks.items():
