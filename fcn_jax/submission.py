@@ -26,12 +26,13 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from fcn_jax import visualize
 from fcn_jax.config import Config
+from fcn_jax.data.canvases import Size
 from fcn_jax.data.labels import (
     VOC_CLASSES,
+    header_size,
     open_image,
     png_bits,
     read_bytes,
@@ -55,8 +56,6 @@ PNG_END = b"IEND\xaeB`\x82"
 
 # Of 187,500 pixels label maps take 1 to 6 kB, and as much again in the archive: here twice that.
 PIXELS_PER_BYTE = 8
-
-Size = tuple[int, int]  # width, height
 
 
 def submit(
@@ -88,11 +87,11 @@ def submit(
     _check_network(run, competition)
     folder = _voc_folder(root)
     images = _listed_images(folder, split)
-    sizes = {name: _size(path) for name, path in images.items()}
+    sizes = _sizes(images)
     place = f"results/VOC2012/Segmentation/{competition}_{split}_cls"
     pngs = {name: output / place / f"{name}.png" for name in images}
     _check_space(output, sizes.values())
-    run.prepare_for(np.array([(height, width) for width, height in sizes.values()]))
+    run.prepare_for(np.array(list(sizes.values())))
     archive = output / "results.tgz"
     try:
         _claim(output, run, method)
@@ -162,8 +161,8 @@ def _flaw(png: Path, size: Size) -> str:
         return str(error)
     if image.mode != "P" or png_bits(data) != 8 or not data.endswith(PNG_END):
         return f"{png}: not a whole indexed PNG of 8 bits"
-    if image.size != size:
-        return f"{png}: {_by(image.size)} pixels, but its image has {_by(size)}"
+    if (image.height, image.width) != size:
+        return f"{png}: {_by((image.height, image.width))} pixels, but its image has {_by(size)}"
     highest = int(np.asarray(image).max())
     if highest >= len(VOC_CLASSES):
         return f"{png}: class {highest}, but VOC's go to {len(VOC_CLASSES) - 1}"
@@ -218,7 +217,7 @@ def _check_network(run: Run, competition: str) -> None:
 
 def _outside_data(config: Config) -> str:
     """What tells that a run has seen more than VOC's own images and masks; "" if nothing does."""
-    if config.data.name not in ("voc", "voc/segmentation"):
+    if config.data.name != "voc":
         return f"config.data.name is {config.data.name}"
     for start in filter(None, config.init.split(",")):
         if not (Path(start) / "run.json").exists():  # weights made elsewhere
@@ -262,16 +261,19 @@ def _listed_images(folder: Path, split: str) -> dict[str, Path]:
     return images
 
 
-def _size(path: Path) -> Size:
-    try:
-        with Image.open(path) as image:
-            return image.size
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror or 'not an image'})") from error
+def _sizes(images: Mapping[str, Path]) -> dict[str, Size]:
+    """Height and width of each image, by its header."""
+    sizes = {}
+    for name, path in images.items():
+        size = header_size(path)
+        if size is None:
+            raise UserError(f"{path}: no image, damaged, or far too large: get it anew")
+        sizes[name] = size
+    return sizes
 
 
 def _check_space(output: Path, sizes: Iterable[Size]) -> None:
-    needed = sum(width * height for width, height in sizes) // PIXELS_PER_BYTE
+    needed = sum(height * width for height, width in sizes) // PIXELS_PER_BYTE
     exists = next(folder for folder in (output, *output.absolute().parents) if folder.exists())
     free = shutil.disk_usage(exists).free
     if free < needed:
@@ -330,4 +332,4 @@ def _some(words: list[str]) -> str:
 
 
 def _by(size: Size) -> str:
-    return f"{size[0]}×{size[1]}"
+    return f"{size[1]}×{size[0]}"

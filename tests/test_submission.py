@@ -106,6 +106,13 @@ def read_png(data: bytes) -> tuple[np.ndarray, bytes]:
     return rows[:, 1:], chunks[1][1]
 
 
+def header_of_png(width: int, height: int) -> bytes:
+    """The beginning of a PNG in 8 bits of grey, by the PNG specification."""
+    content = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    chunk = struct.pack(">I", 13) + content + struct.pack(">I", zlib.crc32(content))
+    return b"\x89PNG\r\n\x1a\n" + chunk
+
+
 def members(archive: Path) -> dict[str, bytes]:
     """The files of the archive, in their order."""
     with tarfile.open(archive) as tar:
@@ -284,7 +291,10 @@ def test_what_is_missing_is_told_before_anything_is_written(make_run, voc, tmp_p
         send(run, voc, output)
     shutil.move(tmp_path / "d.jpg", voc / "JPEGImages")
     (voc / "JPEGImages/e.jpg").write_text("no image")
-    with pytest.raises(UserError, match=r"e\.jpg: cannot be read \(not an image\)"):
+    with pytest.raises(UserError, match=r"e\.jpg: no image, damaged, or far too large"):
+        send(run, voc, output)
+    (voc / "JPEGImages/e.jpg").write_bytes(header_of_png(60_000, 60_000))
+    with pytest.raises(UserError, match=r"e\.jpg: no image, damaged, or far too large"):
         send(run, voc, output)
     test = voc / "ImageSets/Segmentation/test.txt"
     test.write_text("\n")
