@@ -62,6 +62,9 @@ def main(arguments: list[str]) -> None:
         raise UserError("--workdir=DIR, --output=OUT and at least one PATH are needed (see --help)")
     if options.voc_submission and (arguments or options.overlay):
         raise UserError("--voc_submission labels VOC's own list: give no PATH and no --overlay")
+    given = [name for name in ("split", "competition") if options[name].present]
+    if given and not options.voc_submission:
+        raise UserError(f"--{given[0]} is of VOC's submission: add --voc_submission=VOCdevkit")
     inference = inference_from_flags()
     if options.voc_submission:
         run = load_run(options.workdir, options.checkpoint)

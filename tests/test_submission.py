@@ -388,3 +388,14 @@ def test_the_images_are_the_lists_own(monkeypatch):
     given.overlay = True
     with pytest.raises(UserError, match="give no PATH and no --overlay"):
         predict.main([])
+
+
+@pytest.mark.parametrize("option", ["--split=val", "--competition=comp5"])
+def test_what_is_of_a_submission_alone_is_not_ignored(monkeypatch, option):
+    own = flags.FlagValues()
+    for name in ("workdir", "output", "voc_submission", "split", "competition"):
+        flags.DEFINE_string(name, None, "", flag_values=own)
+    own(["predict", "--workdir=run", "--output=out", option])
+    monkeypatch.setattr(flags, "FLAGS", own)
+    with pytest.raises(UserError, match=rf"^{option.partition('=')[0]} is of VOC's submission"):
+        predict.main(["photo.jpg"])
