@@ -1,6 +1,6 @@
 """A picture of some images with their masks: image, classes, and the one laid over the other."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -13,7 +13,7 @@ PICTURE_PX = 220
 GAP_PX = 10
 FONT_PX = 13
 LINE_PX = 19
-UNNAMED_SHOWN = 4  # values outside the classes
+DETAIL = 4  # times as many pixels a side are kept until it is drawn: thin lines stay
 COLUMNS = 2
 INK, FAULT_INK = (34, 34, 34), (190, 30, 30)
 PAPER, NOTHING = (255, 255, 255), (228, 228, 228)
@@ -33,8 +33,11 @@ class Entry(NamedTuple):
     is_faulty: bool
 
 
-def draw(entries: Iterable[Entry]) -> Image.Image:
-    """Sets the entries in columns, in their order, each below where the column is shortest."""
+def draw(entries: Iterable[Entry]) -> Image.Image | None:
+    """Sets the entries in columns, in their order, each below where the column is shortest.
+
+    None where there are none. Each is let go of once it is drawn: they are never all held.
+    """
     columns: list[list[Image.Image]] = [[] for _ in range(COLUMNS)]
     heights = [0] * COLUMNS
     for entry in entries:
@@ -42,8 +45,10 @@ def draw(entries: Iterable[Entry]) -> Image.Image:
         shortest = heights.index(min(heights))
         columns[shortest].append(band)
         heights[shortest] += band.height
+    if not any(heights):
+        return None
     width = 3 * PICTURE_PX + 4 * GAP_PX
-    page = Image.new("RGB", (COLUMNS * width, max(max(heights), 1)), PAPER)
+    page = Image.new("RGB", (COLUMNS * width, max(heights)), PAPER)
     for column, bands in enumerate(columns):
         top = 0
         for band in bands:
@@ -55,10 +60,11 @@ def draw(entries: Iterable[Entry]) -> Image.Image:
 def _band(entry: Entry) -> Image.Image:
     pictures = _pictures(entry)
     sizes = [_size(picture) for picture in pictures]
-    legend = _legend(entry)
-    text_px = (1 + len(legend)) * LINE_PX
-    height = max(height for _, height in sizes) + text_px + 2 * GAP_PX
-    band = Image.new("RGB", (3 * PICTURE_PX + 4 * GAP_PX, height), PAPER)
+    width = 3 * PICTURE_PX + 4 * GAP_PX
+    legend = _legend(entry, width)
+    below = GAP_PX + max(height for _, height in sizes)
+    height = below + LINE_PX + (legend.height if legend else GAP_PX)
+    band = Image.new("RGB", (width, height), PAPER)
     pen, font = ImageDraw.Draw(band), ImageFont.load_default(FONT_PX)
     for place, (picture, size) in enumerate(zip(pictures, sizes, strict=True)):
         left = GAP_PX + place * (PICTURE_PX + GAP_PX)
@@ -68,28 +74,39 @@ def _band(entry: Entry) -> Image.Image:
             # Box averaging keeps thin lines when it shrinks, and labels sharp when it enlarges.
             shrunk = Image.fromarray(picture).resize(size, Image.Resampling.BOX)
             band.paste(shrunk, (left, GAP_PX))
-    top = height - GAP_PX - text_px
     ink = FAULT_INK if entry.is_faulty else INK
-    pen.text((GAP_PX, top + LINE_PX // 2), entry.name, ink, font, anchor="lm")
-    for line in legend:
-        top += LINE_PX
-        left = GAP_PX
-        for name, colour in line:
-            pen.rectangle((left, top + 4, left + 11, top + 15), colour, INK)
-            pen.text((left + 16, top + LINE_PX // 2), name, INK, font, anchor="lm")
-            left += _legend_px(name, font)
+    pen.text((GAP_PX, below + LINE_PX // 2 + 2), entry.name, ink, font, anchor="lm")
+    if legend:
+        band.paste(legend, (0, below + LINE_PX))
     return band
 
 
 def _pictures(entry: Entry) -> list[np.ndarray | None]:
-    image, mask = entry.image, entry.mask
+    """Image, mask, and the one laid over the other; somewhat larger than they are to be drawn."""
+    image = None if entry.image is None else _reduced(entry.image)
+    mask = entry.mask
     if mask is None or mask.ndim == 3:
-        return [image, mask, None]
+        return [image, None if mask is None else _reduced(mask), None]
+    fits = entry.image is not None and entry.image.shape[:2] == mask.shape
+    mask = mask[:: _factor(mask), :: _factor(mask)]
     laid_over = None
-    if image is not None and image.shape[:2] == mask.shape:
-        height, width = mask.shape
-        laid_over = visualize.overlay(image, mask, entry.class_names)[:height, :width]
-    return [image, voc_palette()[mask], laid_over]
+    if image is not None and fits:
+        laid_over = visualize.tint(image, mask, entry.class_names)
+    return [image, _palette()[mask], laid_over]
+
+
+def _reduced(picture: np.ndarray) -> np.ndarray:
+    return np.asarray(Image.fromarray(picture).reduce(_factor(picture)))
+
+
+def _factor(picture: np.ndarray) -> int:
+    return max(1, picture.shape[1] // (DETAIL * PICTURE_PX))
+
+
+def _palette() -> np.ndarray:
+    palette = voc_palette()
+    palette[VOID_LABEL] = visualize.VOID_COLOUR
+    return palette
 
 
 def _size(picture: np.ndarray | None) -> tuple[int, int]:
@@ -100,27 +117,9 @@ def _size(picture: np.ndarray | None) -> tuple[int, int]:
     return PICTURE_PX, min(max(1, round(height * PICTURE_PX / width)), 2 * PICTURE_PX)
 
 
-def _legend(entry: Entry) -> list[list[tuple[str, tuple[int, ...]]]]:
-    """Names and colours of the mask's values, in lines."""
+def _legend(entry: Entry, width: int) -> Image.Image | None:
+    """Names and colours of the mask's values."""
     if entry.mask is None or entry.mask.ndim == 3:
-        return []
-    names: Mapping[int, str] = {**dict(enumerate(entry.class_names)), VOID_LABEL: "void"}
-    font = ImageFont.load_default(FONT_PX)
-    lines: list[list[tuple[str, tuple[int, ...]]]] = [[]]
-    left = 0
-    values = np.unique(entry.mask).tolist()
-    unnamed = [label for label in values if label not in names]
-    for label in [label for label in values if label in names] + unnamed[:UNNAMED_SHOWN]:
-        more = len(unnamed) > UNNAMED_SHOWN and label == unnamed[UNNAMED_SHOWN - 1]
-        name = names.get(label, f"{label}, …" if more else str(label))
-        width = _legend_px(name, font)
-        if left + width > 3 * PICTURE_PX + 2 * GAP_PX and lines[-1]:
-            lines.append([])
-            left = 0
-        lines[-1].append((name, tuple(voc_palette()[label].tolist())))
-        left += width
-    return lines
-
-
-def _legend_px(name: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> int:
-    return 16 + int(font.getlength(name)) + 12
+        return None
+    entries = visualize.legend_entries(np.unique(entry.mask), entry.class_names, _palette())
+    return visualize.Legend(entries, FONT_PX).draw(width)

@@ -75,9 +75,9 @@ def diagnose(config: Config, output: Path) -> list[Finding]:
         for severity, sign in (("fault", "✗"), ("remark", "·")):
             _print_findings(console, sign, [f for f in findings if f.severity == severity])
         _print_advice(console, advise(survey, config))
-        entries = list(_entries(subject, survey))
-        if entries:
-            _save(contact_sheet.draw(entries), output)
+        picture = contact_sheet.draw(_entries(subject, survey))
+        if picture is not None:
+            _save(picture, output)
             say(f"picture: {output}")
     if not any(finding.severity == "fault" for finding in findings):
         say("no faults")
@@ -133,7 +133,7 @@ def _entries(subject: Subject, survey: Survey) -> Iterator[contact_sheet.Entry]:
         for label, (share, index) in sorted(survey.samples[label_map].items()):
             if label < len(class_names):
                 name, image, mask = subject.show(index, label_map)
-                caption = f"{name}: {100 * share:.2g} % {class_names[label]}"
+                caption = f"{name}: {100 * share:.3g} % {class_names[label]}"
                 yield contact_sheet.Entry(caption, image, mask, class_names, is_faulty=False)
 
 

@@ -20,6 +20,8 @@ Colour = tuple[int, int, int]
 CORRECT_COLOUR: Colour = (236, 236, 232)
 WRONG_COLOUR: Colour = (214, 39, 40)
 VOID_COLOUR: Colour = (158, 158, 158)
+UNNAMED_SHOWN = 4
+"""Values outside the classes that a legend tells of."""
 
 _INK: Colour = (34, 34, 34)
 _FAINT_INK: Colour = (110, 110, 110)
@@ -64,10 +66,7 @@ def overlay(
     palette: np.ndarray | None = None,
     opacity: float = 0.55,
 ) -> np.ndarray:
-    """Lay the classes over the picture, outline them, and name those present beneath it.
-
-    Class 0 is left clear (and its swatch empty) if its name is 'background'; void is hatched in
-    grey.
+    """Lay the classes over the picture as `tint` does, and name those present beneath it.
 
     Args:
       image: uint8 (h, w, 3), RGB.
@@ -83,24 +82,61 @@ def overlay(
     Raises:
       ValueError: the arrays are not of the shapes and types above.
     """
-    _check_label("label", label)
-    _check_image(image, label)
-    palette = _palette_or_voc(palette)
+    picture = tint(image, label, class_names, palette, opacity)
     height, width = label.shape
-    long_side = max(height, width)
-    clear = 0 if class_names and class_names[0] == "background" else None
-    picture = _tint(image, label, clear, palette, opacity, long_side)
-
+    palette = _palette_or_voc(palette).copy()
+    clear = _clear_label(class_names)
     if clear is not None:
-        palette = palette.copy()
         palette[clear] = _PAPER
-    entries = _legend_entries(np.unique(label), class_names, palette)
-    legend = _Legend(entries, font_px=max(11, round(long_side / 55)))
+    entries = legend_entries(np.unique(label), class_names, palette)
+    legend = Legend(entries, font_px=max(11, round(max(height, width) / 55)))
     strip = legend.draw(max(width, legend.narrowest_px))
     canvas = np.full((height + strip.height, strip.width, 3), _PAPER, np.uint8)
     canvas[:height, :width] = picture
     canvas[height:] = np.asarray(strip)
     return canvas
+
+
+def tint(
+    image: np.ndarray,
+    label: np.ndarray,
+    class_names: Sequence[str],
+    palette: np.ndarray | None = None,
+    opacity: float = 0.55,
+) -> np.ndarray:
+    """Lay the classes over the picture and outline them.
+
+    Class 0 is left clear (in `overlay`, its swatch is empty) if its name is 'background'; void is
+    hatched in grey.
+
+    Args:
+      image, label, class_names, palette, opacity: as of `overlay`.
+
+    Returns:
+      uint8 (h, w, 3).
+
+    Raises:
+      ValueError: the arrays are not of the shapes and types above.
+    """
+    _check_label("label", label)
+    _check_image(image, label)
+    palette = _palette_or_voc(palette)
+    long_side = max(label.shape)
+    clear = _clear_label(class_names)
+    picture = image.copy()
+    void = label == VOID_LABEL
+    coloured = ~void if clear is None else ~void & (label != clear)
+    blend = (1 - opacity) * image[coloured] + opacity * palette[label[coloured]]
+    picture[coloured] = np.rint(blend)
+    # Inner outlines: they leave the clear class's own pixels as they were.
+    outline = coloured & _near_other_label(label, max(1, round(long_side / 600)))
+    picture[outline] = np.rint(0.35 * palette[label[outline]] + 0.65 * 255)
+
+    stripe_px = max(2, round(long_side / 250))
+    stripe = _hatch(label.shape, stripe_px)
+    for where, grey in zip((void & stripe, void & ~stripe), _HATCH_GREYS, strict=True):
+        picture[where] = np.rint(0.35 * picture[where] + 0.65 * grey)
+    return picture
 
 
 def error_map(label: np.ndarray, prediction: np.ndarray) -> np.ndarray:
@@ -162,13 +198,13 @@ def sheet(
         caption = f"pixel accuracy {_pixel_accuracy(label, prediction)}"
         bands.append(_row_band([image, palette[label], palette[prediction], wrong], name, caption))
 
-    entries = _legend_entries(np.array(sorted(present - {VOID_LABEL})), class_names, palette)
+    entries = legend_entries(np.array(sorted(present - {VOID_LABEL})), class_names, palette)
     entries += [
-        _Entry("correct", CORRECT_COLOUR),
-        _Entry("wrong", WRONG_COLOUR),
-        _Entry("void", VOID_COLOUR),
+        LegendEntry("correct", CORRECT_COLOUR),
+        LegendEntry("wrong", WRONG_COLOUR),
+        LegendEntry("void", VOID_COLOUR),
     ]
-    bands.append(_Legend(entries, _SHEET_FONT_PX).draw(bands[0].width))
+    bands.append(Legend(entries, _SHEET_FONT_PX).draw(bands[0].width))
     page = Image.new("RGB", (bands[0].width, sum(band.height for band in bands)), _PAPER)
     top = 0
     for band in bands:
@@ -243,28 +279,8 @@ def _name_ticks(axes: "Axes", class_names: Sequence[str], absent: np.ndarray) ->
     axes.tick_params(which="minor", length=0)
 
 
-def _tint(
-    image: np.ndarray,
-    label: np.ndarray,
-    clear: int | None,
-    palette: np.ndarray,
-    opacity: float,
-    long_side: int,
-) -> np.ndarray:
-    picture = image.copy()
-    void = label == VOID_LABEL
-    coloured = ~void if clear is None else ~void & (label != clear)
-    blend = (1 - opacity) * image[coloured] + opacity * palette[label[coloured]]
-    picture[coloured] = np.rint(blend)
-    # Inner outlines: they leave the clear class's own pixels as they were.
-    outline = coloured & _near_other_label(label, max(1, round(long_side / 600)))
-    picture[outline] = np.rint(0.35 * palette[label[outline]] + 0.65 * 255)
-
-    stripe_px = max(2, round(long_side / 250))
-    stripe = _hatch(label.shape, stripe_px)
-    for where, grey in zip((void & stripe, void & ~stripe), _HATCH_GREYS, strict=True):
-        picture[where] = np.rint(0.35 * picture[where] + 0.65 * grey)
-    return picture
+def _clear_label(class_names: Sequence[str]) -> int | None:
+    return 0 if class_names and class_names[0] == "background" else None
 
 
 def _near_other_label(label: np.ndarray, reach_px: int) -> np.ndarray:
@@ -286,30 +302,43 @@ def _hatch(shape: tuple[int, ...], stripe_px: int) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class _Entry:
+class LegendEntry:
+    """What a swatch is of."""
+
     name: str
     colour: Colour
     hatched: bool = False
 
 
-def _legend_entries(
+def legend_entries(
     present: np.ndarray, class_names: Sequence[str], palette: np.ndarray
-) -> list[_Entry]:
+) -> list[LegendEntry]:
+    """What is to be told of the values that occur.
+
+    Args:
+      present: the values, each once, in order.
+      class_names: k names; of values beyond them the first few are told, as 'class 7'.
+      palette: uint8 (256, 3), RGB.
+    """
+    unnamed = [label for label in present.tolist() if len(class_names) <= label != VOID_LABEL]
+    names = dict(enumerate(class_names))
+    names |= {label: f"class {label}" for label in unnamed[:UNNAMED_SHOWN]}
+    if len(unnamed) > UNNAMED_SHOWN:
+        names[unnamed[UNNAMED_SHOWN - 1]] += ", …"
     entries = []
     for label in present.tolist():
         if label == VOID_LABEL:
-            entries.append(_Entry("void", VOID_COLOUR, hatched=True))
-            continue
-        name = class_names[label] if label < len(class_names) else f"class {label}"
-        red, green, blue = palette[label].tolist()
-        entries.append(_Entry(name, (red, green, blue)))
+            entries.append(LegendEntry("void", VOID_COLOUR, hatched=True))
+        elif label in names:
+            red, green, blue = palette[label].tolist()
+            entries.append(LegendEntry(names[label], (red, green, blue)))
     return entries
 
 
-class _Legend:
-    """Swatches with names, set in lines like words."""
+class Legend:
+    """Swatches with names, set in lines like words; `draw` gives an RGB picture of that width."""
 
-    def __init__(self, entries: list[_Entry], font_px: int):
+    def __init__(self, entries: list[LegendEntry], font_px: int):
         self.font = ImageFont.load_default(font_px)
         self.swatch_px = font_px
         self.gap_px = max(4, round(0.5 * font_px))
@@ -342,7 +371,7 @@ class _Legend:
             draw.text(text_at, entry.name, _INK, self.font, anchor="lm")
         return strip
 
-    def _draw_swatch(self, strip: Image.Image, entry: _Entry, x: int, y: int) -> None:
+    def _draw_swatch(self, strip: Image.Image, entry: LegendEntry, x: int, y: int) -> None:
         side = self.swatch_px
         tile = np.full((side, side, 3), entry.colour, np.uint8)
         if entry.hatched:

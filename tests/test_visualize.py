@@ -11,6 +11,7 @@ from fcn_jax.visualize import (
     VOID_COLOUR,
     WRONG_COLOUR,
     error_map,
+    legend_entries,
     overlay,
     plot_confusion,
     save_label_map,
@@ -169,3 +170,11 @@ def test_plot_confusion_draws_absent_classes_and_large_matrices(tmp_path):
 def test_import_does_not_load_matplotlib():
     code = "import sys, fcn_jax.visualize; sys.exit('matplotlib' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_a_legend_tells_of_few_values_outside_the_classes():
+    entries = legend_entries(np.array([0, 2, 3, 4, 5, 6, 255]), ["a", "b"], voc_palette())
+    names = [entry.name for entry in entries]
+    assert names == ["a", "class 2", "class 3", "class 4", "class 5, …", "void"]
+    names = [entry.name for entry in legend_entries(np.arange(2, 6), ["a", "b"], voc_palette())]
+    assert names == ["class 2", "class 3", "class 4", "class 5"]

@@ -205,7 +205,7 @@ class Survey:
         if set(np.flatnonzero(whole).tolist()) == {0, VOID_LABEL} and len(names) > 1:
             place = f"label map {label_map}" if label_map else "all masks"
             share = 100 * whole[VOID_LABEL] / whole.sum()
-            return [Note("foreground_255", place, f"{share:.2g} % of the pixels are 255")]
+            return [Note("foreground_255", place, f"{share:.3g} % of the pixels are 255")]
         notes = []
         trained = self.training(label_map).pixels[: len(names)]
         for label in np.flatnonzero(trained == 0) if trained.any() else ():
