@@ -43,8 +43,8 @@ from fcn_jax.comparison import (
     verdict,
 )
 from fcn_jax.errors import UserError
+from fcn_jax.files import write_whole
 from fcn_jax.metrics import ABSENT
-from fcn_jax.pretrained import saved
 from fcn_jax.progress import say
 
 IMAGES_SHOWN = 5
@@ -63,8 +63,8 @@ def main(arguments: list[str]) -> None:
     given = flags.FLAGS.output
     folder = Path(given) if given else a.folder / f"against_{b.name}"
     document = json.dumps({"split": split, **comparison_to_json(comparison)}, indent=2) + "\n"
-    saved.write_whole(folder / f"{split}.json", lambda part: part.write_text(document))
-    saved.write_whole(folder / f"{split}.png", lambda part: plot(comparison, part))
+    write_whole(folder / f"{split}.json", lambda part: part.write_text(document))
+    write_whole(folder / f"{split}.png", lambda part: plot(comparison, part))
     say(f"numbers and picture: {folder}/{split}.json, .png")
 
 

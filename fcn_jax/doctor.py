@@ -23,7 +23,6 @@ from pathlib import Path
 
 import numpy as np
 from absl import flags
-from PIL import Image
 from rich import box
 from rich.console import Console
 from rich.padding import Padding
@@ -39,6 +38,7 @@ from fcn_jax.data.labels import VOID_LABEL
 from fcn_jax.data.subject import Subject, open_subject
 from fcn_jax.data.survey import Survey
 from fcn_jax.errors import UserError
+from fcn_jax.files import write_whole
 from fcn_jax.progress import progress_bar, say
 
 FILES_SHOWN = 5
@@ -77,7 +77,7 @@ def diagnose(config: Config, output: Path) -> list[Finding]:
         _print_advice(console, advise(survey, config))
         picture = contact_sheet.draw(_entries(subject, survey))
         if picture is not None:
-            _save(picture, output)
+            write_whole(output, lambda part: picture.save(part, "PNG"))
             say(f"picture: {output}")
     if not any(finding.severity == "fault" for finding in findings):
         say("no faults")
@@ -144,14 +144,6 @@ def _faulty(survey: Survey) -> dict[int, list[str]]:
         for index in indices:
             kinds.setdefault(index, []).append(kind)
     return kinds
-
-
-def _save(picture: Image.Image, output: Path) -> None:
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        picture.save(output, "PNG")
-    except OSError as error:
-        raise UserError(f"{output}: cannot be written ({error.strerror or error})") from error
 
 
 def _print_summary(console: Console, survey: Survey) -> None:

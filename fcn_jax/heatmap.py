@@ -32,6 +32,7 @@ from fcn_jax import cli
 from fcn_jax.config import ModelConfig
 from fcn_jax.data.labels import read_bytes, read_image
 from fcn_jax.errors import UserError
+from fcn_jax.files import write_whole
 from fcn_jax.models.backbones import Backbone
 from fcn_jax.models.build import build
 from fcn_jax.models.convolutionalize import (
@@ -129,10 +130,10 @@ def draw(photo: np.ndarray, maps: dict[str, np.ndarray], path: Path) -> None:
         axes.set_title(title)
     bar = figure.colorbar(shown, ax=panels, shrink=0.8, pad=0.01)
     bar.set_label("probability")
+    kind = path.suffix[1:] or "png"
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=150)
-    except (OSError, ValueError) as error:
+        write_whole(path, lambda part: figure.savefig(part, dpi=150, format=kind))
+    except ValueError as error:
         raise UserError(f"cannot write {path} ({error})") from error
 
 

@@ -14,8 +14,8 @@ from typing import Self
 import numpy as np
 
 from fcn_jax.errors import UserError
+from fcn_jax.files import write_whole
 from fcn_jax.metrics import Scores, mean_of_present, scores_of_counts
-from fcn_jax.pretrained.saved import write_whole
 
 
 @dataclass(frozen=True)

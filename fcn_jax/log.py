@@ -1,7 +1,6 @@
 """The numbers of a run as it goes: JSON lines and TensorBoard curves."""
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
@@ -10,6 +9,7 @@ import jax
 import numpy as np
 
 from fcn_jax.errors import UserError
+from fcn_jax.files import write_whole
 
 
 class RunLog:
@@ -27,9 +27,7 @@ class RunLog:
         path = workdir / "log.jsonl"
         try:
             kept = _lines_up_to(path, start_step)
-            unfinished = path.with_suffix(".tmp")
-            unfinished.write_text("".join(kept))
-            os.replace(unfinished, path)
+            write_whole(path, lambda part: part.write_text("".join(kept)))
             self._lines = path.open("a")
         except OSError as error:
             raise UserError(f"cannot write {path}: {error.strerror}") from error

@@ -33,6 +33,7 @@ several label maps `run` gives each by name. In other ways, and with the probabi
     probabilities = run.probabilities(image)  # float32 (h, w, k)
 """
 
+import functools
 import glob
 import sys
 from collections.abc import Iterable
@@ -46,6 +47,7 @@ from fcn_jax import cli, submission, visualize
 from fcn_jax.data.channels import beside, join_channels, read_channels
 from fcn_jax.data.labels import header_size, read_image
 from fcn_jax.errors import UserError
+from fcn_jax.files import write_whole
 from fcn_jax.inference import (
     WHOLE,
     Inference,
@@ -115,16 +117,12 @@ def label_image(
     """
     image = read_channelled(run, path)
     for name, label in run.label(image, inference).items():
-        place = target.parent / name / target.name
-        try:
-            place.parent.mkdir(parents=True, exist_ok=True)
-            visualize.save_label_map(place, label)
-            if overlay:
-                picture = visualize.overlay(image[..., :3], label, run.label_maps[name])
-                (place.parent / "overlay").mkdir(exist_ok=True)
-                Image.fromarray(picture).save(place.parent / "overlay" / place.name)
-        except OSError as error:
-            raise UserError(f"cannot write {place} ({error.strerror or error})") from error
+        folder = target.parent / name
+        visualize.save_label_map(folder / target.name, label)
+        if overlay:
+            drawn = visualize.overlay(image[..., :3], label, run.label_maps[name])
+            save = functools.partial(Image.fromarray(drawn).save, format="PNG")
+            write_whole(folder / "overlay" / target.name, save)
 
 
 def read_channelled(run: Run, path: Path) -> np.ndarray:

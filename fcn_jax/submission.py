@@ -41,8 +41,8 @@ from fcn_jax.data.labels import (
 )
 from fcn_jax.data.voc import LISTS, MASKS, find_folder
 from fcn_jax.errors import UserError
+from fcn_jax.files import UNFINISHED, write_whole
 from fcn_jax.pretrained.load import flat
-from fcn_jax.pretrained.saved import write_whole
 from fcn_jax.progress import progress_bar, say
 from fcn_jax.runs import Run, read_settings
 
@@ -98,12 +98,11 @@ def submit(
         (output / place).mkdir(parents=True, exist_ok=True)
         _check_strays(output / place, split, {png.name for png in pngs.values()})
         archive.unlink(missing_ok=True)  # of an earlier start, perhaps of another list
-        _label(images, pngs, sizes, label)
     except OSError as error:
         raise UserError(
-            f"cannot write to {error.filename or output / place} ({error.strerror or error}); what "
-            "was labelled stays: mend this and start the same command again"
+            f"cannot write to {error.filename or output / place} ({error.strerror or error})"
         ) from error
+    _label(images, pngs, sizes, label)
     _check_all(pngs, sizes)
     write_whole(archive, lambda part: _pack(part, output, place))
     say(f"{archive}: {len(images)} label maps, {archive.stat().st_size / 1e6:.1f} MB, of {place}")
@@ -129,13 +128,22 @@ def _label(
             except UserError as error:
                 failures.append(str(error))
             else:
-                visualize.save_label_map(pngs[name], label(image))
+                _save(pngs[name], label(image))
             bar.advance()
     if failures:
         raise UserError(
             f"{len(failures)} of {len(images)} images cannot be read, and nothing was packed: "
             f"{_some(failures)}; get them anew and start the same command again"
         )
+
+
+def _save(png: Path, label: np.ndarray) -> None:
+    try:
+        visualize.save_label_map(png, label)
+    except UserError as error:
+        raise UserError(
+            f"{error}; what was labelled stays: mend this and start the same command again"
+        ) from error
 
 
 def _check_all(pngs: Mapping[str, Path], sizes: Mapping[str, Size]) -> None:
@@ -316,7 +324,7 @@ def _fingerprint(run: Run) -> str:
 
 
 def _check_strays(folder: Path, split: str, expected: set[str]) -> None:
-    for unfinished in folder.glob(".*.partial"):  # of a start that was killed
+    for unfinished in folder.glob(f".*{UNFINISHED}"):  # of a start that was killed
         unfinished.unlink()
     strays = sorted(entry.name for entry in folder.iterdir() if entry.name not in expected)
     if strays:

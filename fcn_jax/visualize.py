@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from fcn_jax.data.labels import VOID_LABEL, voc_palette
+from fcn_jax.files import write_whole
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -40,23 +41,18 @@ def save_label_map(
     The file appears under its name only when it is complete.
 
     Args:
-      path: the PNG to write; its folder must exist.
+      path: the PNG to write.
       label: uint8 (h, w).
       palette: uint8 (256, 3), RGB; VOC's if None.
 
     Raises:
+      UserError: the file cannot be written.
       ValueError: `label` or `palette` is not of the shape and type above.
     """
     _check_label("label", label)
     picture = Image.fromarray(label)
     picture.putpalette(_palette_or_voc(palette).tobytes())
-    target = Path(path)
-    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
-    try:
-        picture.save(partial, format="PNG")
-        os.replace(partial, target)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_whole(Path(path), lambda part: picture.save(part, format="PNG"))
 
 
 def overlay(

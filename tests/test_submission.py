@@ -183,7 +183,7 @@ def test_an_interrupted_start_is_gone_on_with(make_run, voc, tmp_path):
         send(make_run(), voc, output, until_interrupted)
     assert [png.name for png in (output / PLACE).iterdir()] == ["e.png"]
     assert not (output / "results.tgz").exists()
-    (output / PLACE / ".d.png.17.partial").write_bytes(b"of a start that was killed")
+    (output / PLACE / ".d.png.17.unfinished").write_bytes(b"of a start that was killed")
     labelled = []
 
     def counted(image: np.ndarray) -> np.ndarray:
@@ -357,11 +357,12 @@ def test_a_disk_without_room_is_told_of(make_run, voc, tmp_path, monkeypatch):
         patched.setattr(submission.shutil, "disk_usage", lambda _: nearly_full._replace(free=618))
         send(make_run(), voc, tmp_path / "out")
 
-    def no_room(*_: object) -> None:
+    def no_room(*_: object, **options: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(visualize, "save_label_map", no_room)
-    with pytest.raises(UserError, match=r"^cannot write to .*comp6_test_cls \(No space left"):
+    monkeypatch.setattr(Image.Image, "save", no_room)
+    message = r"^cannot write .*/e\.png \(No space left on device\); what was labelled stays"
+    with pytest.raises(UserError, match=message):
         send(make_run(), voc, tmp_path / "full")
 
 

@@ -15,7 +15,6 @@ import contextlib
 import dataclasses
 import difflib
 import json
-import os
 import urllib.parse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -29,6 +28,7 @@ from fcn_jax.data.labels import by_map, label_feature
 from fcn_jax.data.splits import Split
 from fcn_jax.data.versions import Version, locked, prepared_dir, quiet, version_of
 from fcn_jax.errors import UserError
+from fcn_jax.files import write_whole
 from fcn_jax.progress import progress_bar
 
 OWN_NAMES = ("shapes", "voc", "voc/trainaug", "folder")
@@ -112,10 +112,10 @@ class Dataset:
                 {name: np.array(n, np.int64) for name, n in kept["label_counts"].items()},
             )
         statistics = _measure(split, tuple(self.label_maps))
-        with contextlib.suppress(PermissionError):  # another's records: count again next time
-            counts = {name: n.tolist() for name, n in statistics.label_counts.items()}
-            kept = {"sizes": statistics.sizes.tolist(), "label_counts": counts}
-            _write_whole(path, json.dumps(kept))
+        counts = {name: n.tolist() for name, n in statistics.label_counts.items()}
+        document = json.dumps({"sizes": statistics.sizes.tolist(), "label_counts": counts})
+        with contextlib.suppress(UserError):  # another's records: count again next time
+            write_whole(path, lambda part: part.write_text(document))
         return statistics
 
 
@@ -275,13 +275,6 @@ def _measure(split: Split, label_maps: Sequence[str]) -> Statistics:
                 counts[name] += np.bincount(values.reshape(-1), minlength=256)
             bar.advance()
     return Statistics(sizes, counts)
-
-
-def _write_whole(path: Path, text: str) -> None:
-    """Never leaves half a file, whoever writes at the same time."""
-    part = path.with_name(f"{path.name}.{os.getpid()}")
-    part.write_text(text)
-    part.replace(path)
 
 
 def _first_line(error: Exception) -> str:

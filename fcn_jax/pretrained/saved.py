@@ -3,18 +3,18 @@
 The same two hold converted weights of other projects and exported runs of this one.
 """
 
-import contextlib
 import dataclasses
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from fcn_jax.errors import UserError
+from fcn_jax.files import write_whole
 
 FORMAT = "fcn_jax"
 
@@ -65,26 +65,6 @@ def save(path: Path, tensors: Mapping[str, np.ndarray], about: About) -> None:
     metadata = {"format": FORMAT, FORMAT: text}
     write_whole(path, lambda part: save_file(contiguous, part, metadata=metadata))
     write_whole(path.with_suffix(".json"), lambda part: part.write_text(text, encoding="utf-8"))
-
-
-def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Has a file written beside its name and renamed when whole.
-
-    Raises:
-        UserError: it cannot be written; what stood there before still stands.
-    """
-    part = path.with_name(f"{path.name}.unfinished")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write(part)
-        part.chmod(0o644)  # safetensors writes for its owner alone; this is to be passed on
-        part.replace(path)
-    # A full disk, in the words of safetensors and of PyTorch.
-    except (OSError, SafetensorError, RuntimeError) as error:
-        with contextlib.suppress(OSError):
-            part.unlink(missing_ok=True)
-        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
-        raise UserError(f"cannot write {path} ({reason})") from error
 
 
 def read_about(path: Path) -> About | None:
