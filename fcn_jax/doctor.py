@@ -37,7 +37,7 @@ from fcn_jax.data.findings import KINDS, Finding, Note, gather
 from fcn_jax.data.labels import VOID_LABEL
 from fcn_jax.data.subject import Subject, open_subject
 from fcn_jax.data.survey import Survey
-from fcn_jax.errors import UserError
+from fcn_jax.errors import UserError, listed, width_by_height
 from fcn_jax.files import write_whole
 from fcn_jax.progress import progress_bar, say
 
@@ -152,14 +152,14 @@ def _print_summary(console: Console, survey: Survey) -> None:
     sizes = np.array([size for of_split in survey.sizes.values() for size in of_split])
     if len(sizes):
         (low, narrow), (high, wide) = sizes.min(axis=0), sizes.max(axis=0)
-        height, width = np.median(sizes, axis=0).astype(int)
+        median = np.median(sizes, axis=0).astype(int)
         different = len(np.unique(sizes, axis=0))
         if different == 1:
-            console.print(f"width × height: all {wide} × {high}")
+            console.print(f"width × height: all {width_by_height(sizes[0])}")
         else:
             console.print(
-                f"width × height: {narrow} to {wide} × {low} to {high}, median {width} × {height}, "
-                f"{different:,} different"
+                f"width × height: {narrow} to {wide} × {low} to {high}, median "
+                f"{width_by_height(median)}, {different:,} different"
             )
     modes = ", ".join(f"{mode} {count:,}" for mode, count in survey.modes.most_common())
     console.print(f"modes: {modes or 'none'}")
@@ -199,9 +199,7 @@ def _print_findings(console: Console, sign: str, findings: list[Finding]) -> Non
         count = len(finding.files)
         style = "bold red" if finding.severity == "fault" else "bold"
         console.print(Text(f"{sign} {finding.title} ({count:,})", style))
-        shown = ", ".join(finding.files[:FILES_SHOWN])
-        more = f", … ({count:,} in all)" if count > FILES_SHOWN else ""
-        console.print(Padding.indent(Text(shown + more), 4))
+        console.print(Padding.indent(Text(listed(finding.files, FILES_SHOWN)), 4))
         console.print(Padding.indent(Text(f"→ {finding.remedy}", "dim"), 4))
 
 

@@ -40,13 +40,14 @@ from fcn_jax.data.labels import (
     voc_palette,
 )
 from fcn_jax.data.voc import LISTS, MASKS, find_folder
-from fcn_jax.errors import UserError
+from fcn_jax.errors import UserError, listed, width_by_height
 from fcn_jax.files import UNFINISHED, write_whole
 from fcn_jax.pretrained.load import flat
 from fcn_jax.progress import progress_bar, say
 from fcn_jax.runs import Run, read_settings
 
 COMPETITIONS = ("comp5", "comp6")
+SHOWN = 3  # names in a message
 
 SERVER = "http://host.robots.ox.ac.uk:8080"
 TEST_IMAGES = 1_456
@@ -133,7 +134,7 @@ def _label(
     if failures:
         raise UserError(
             f"{len(failures)} of {len(images)} images cannot be read, and nothing was packed: "
-            f"{_some(failures)}; get them anew and start the same command again"
+            f"{listed(failures, SHOWN)}; get them anew and start the same command again"
         )
 
 
@@ -156,7 +157,7 @@ def _check_all(pngs: Mapping[str, Path], sizes: Mapping[str, Size]) -> None:
     if flaws:
         raise UserError(
             f"{len(flaws)} of {len(pngs)} label maps are not what the server takes, and nothing "
-            f"was packed: {_some(flaws)}"
+            f"was packed: {listed(flaws, SHOWN)}"
         )
 
 
@@ -169,8 +170,10 @@ def _flaw(png: Path, size: Size) -> str:
         return str(error)
     if image.mode != "P" or png_bits(data) != 8 or not data.endswith(PNG_END):
         return f"{png}: not a whole indexed PNG of 8 bits"
-    if (image.height, image.width) != size:
-        return f"{png}: {_by((image.height, image.width))} pixels, but its image has {_by(size)}"
+    of_png = image.height, image.width
+    if of_png != size:
+        sizes = f"{width_by_height(of_png)} pixels, but its image has {width_by_height(size)}"
+        return f"{png}: {sizes}"
     highest = int(np.asarray(image).max())
     if highest >= len(VOC_CLASSES):
         return f"{png}: class {highest}, but VOC's go to {len(VOC_CLASSES) - 1}"
@@ -213,7 +216,7 @@ def _check_network(run: Run, competition: str) -> None:
         unlike = [f"{index} is {ours}" for index, (ours, voc) in enumerate(pairs) if ours != voc]
         raise UserError(
             f"the network has {len(run.class_names)} classes{', of which ' if unlike else ''}"
-            f"{_some(unlike)}; it must have VOC's {len(VOC_CLASSES)}, in VOC's order"
+            f"{listed(unlike, SHOWN)}; it must have VOC's {len(VOC_CLASSES)}, in VOC's order"
         )
     outside = _outside_data(run.config)
     if competition == "comp5" and outside:
@@ -264,7 +267,8 @@ def _listed_images(folder: Path, split: str) -> dict[str, Path]:
     if missing:
         raise UserError(
             f"{len(missing)} of the {len(images)} images of {path} are missing in "
-            f"{folder / 'JPEGImages'} ({_some(missing)}): those of test are in {TEST_ARCHIVE}"
+            f"{folder / 'JPEGImages'} ({listed(missing, SHOWN)}): those of test are in "
+            f"{TEST_ARCHIVE}"
         )
     return images
 
@@ -330,14 +334,5 @@ def _check_strays(folder: Path, split: str, expected: set[str]) -> None:
     if strays:
         raise UserError(
             f"{folder} holds {len(strays)} files of which {split}.txt says nothing "
-            f"({_some(strays)}): remove them, or give another --output"
+            f"({listed(strays, SHOWN)}): remove them, or give another --output"
         )
-
-
-def _some(words: list[str]) -> str:
-    """The first three."""
-    return ", ".join(words[:3]) + (", …" if len(words) > 3 else "")
-
-
-def _by(size: Size) -> str:
-    return f"{size[1]}×{size[0]}"

@@ -333,7 +333,7 @@ def test_label_maps_that_the_server_would_refuse_are_not_packed(make_run, voc, t
 
     for label, flaw in (
         (with_void, r"e\.png: class 255, but VOC's go to 20"),
-        (lambda image: known_label(image)[:, 1:].copy(), r"e\.png: 32×65 pixels, .* has 33×65"),
+        (lambda image: known_label(image)[:, 1:].copy(), r"e\.png: 32 × 65 pixels, .* has 33 × 65"),
     ):
         with pytest.raises(UserError, match=rf"2 of 2 label maps are not .*{flaw}"):
             send(make_run(), voc, tmp_path, label)

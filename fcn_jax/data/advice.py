@@ -8,6 +8,7 @@ from fcn_jax.config import Config
 from fcn_jax.data.balance import enet_weights, median_frequency_weights
 from fcn_jax.data.canvases import one_canvas
 from fcn_jax.data.survey import LARGE, Survey
+from fcn_jax.errors import width_by_height
 
 STRIDE_PX = 32  # of the coarsest features of most backbones
 MOST_CROP_PX = 512
@@ -46,10 +47,10 @@ def crop_px(sizes: np.ndarray) -> tuple[int, int]:
 def _crop(sizes: np.ndarray, config: Config) -> Advice:
     crop = crop_px(sizes)
     setting = f"--config.augment.crop_px={crop[0]},{crop[1]}"
-    height, width = np.median(sizes, axis=0).astype(int)
+    median = width_by_height(np.median(sizes, axis=0).astype(int))
     why = (
-        f"height,width: of the median training image ({width} × {height}) to the nearest "
-        f"{STRIDE_PX}, the coarsest stride, and at most {MOST_CROP_PX}; less if memory runs short"
+        f"height,width: of the median training image ({median}) to the nearest {STRIDE_PX}, the "
+        f"coarsest stride, and at most {MOST_CROP_PX}; less if memory runs short"
     )
     as_is = "as it is now; " if crop == tuple(config.augment.crop_px) else ""
     return Advice(setting, as_is + why)
@@ -65,8 +66,9 @@ def _canvas(sizes: np.ndarray) -> list[Advice]:
     return [
         Advice(
             f"--config.data.canvas_px={height},{width}",
-            f"height,width: the canvas that holds every training image is {whole[1]} × {whole[0]}, "
-            f"{times:.1f} times as large; {LARGE_PERCENT} of 100 images fit on this one whole",
+            f"height,width: the canvas that holds every training image is "
+            f"{width_by_height(whole)}, {times:.1f} times as large; {LARGE_PERCENT} of 100 images "
+            "fit on this one whole",
         )
     ]
 

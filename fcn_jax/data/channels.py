@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from fcn_jax.data.labels import open_image, png_bits, read_bytes
-from fcn_jax.errors import UserError
+from fcn_jax.errors import UserError, width_by_height
 
 
 def read_channels(path: str | Path) -> np.ndarray:
@@ -55,8 +55,8 @@ def join_channels(
     for channels, name in further:
         if channels.shape[:2] != image.shape[:2]:
             raise UserError(
-                f"{name}: is {channels.shape[1]} × {channels.shape[0]}, but its image "
-                f"{image_name} is {image.shape[1]} × {image.shape[0]}; bring it to that size"
+                f"{name}: is {width_by_height(channels.shape)}, but its image {image_name} is "
+                f"{width_by_height(image.shape)}; bring it to that size"
             )
         joined.append(channels)
     return np.concatenate(joined, axis=-1) if len(joined) > 1 else image

@@ -11,9 +11,11 @@ from fcn_jax.data.channels import decode_channels
 from fcn_jax.data.contours import Smear, find_smear
 from fcn_jax.data.findings import Note
 from fcn_jax.data.labels import (
+    LABELS_SHOWN,
     VOC_CLASSES,
     VOID_LABEL,
     by_map,
+    colour_words,
     image_pixels,
     mask_labels,
     open_image,
@@ -23,7 +25,7 @@ from fcn_jax.data.labels import (
 from fcn_jax.data.raw import Pair
 from fcn_jax.data.records import Part
 from fcn_jax.data.splits import Split
-from fcn_jax.errors import UserError
+from fcn_jax.errors import UserError, listed, width_by_height
 
 UPRIGHT = 1  # EXIF's value of an image that is not to be turned
 QUARTER_TURNS = range(5, 9)  # those by which height and width change places
@@ -96,7 +98,7 @@ def examine_pair(
         if size is not None and mask_size is not None and mask_size != size:
             fits = False
             turned = orientation in QUARTER_TURNS and mask_size == size[::-1]
-            sizes = f"{_times(mask_size)}, its image {_times(size)}"
+            sizes = f"{width_by_height(mask_size)}, its image {width_by_height(size)}"
             notes.append(Note("mask_turned" if turned else "mask_size", part.name, sizes))
         elif mask is not None:
             seen_masks[name] = mask
@@ -164,7 +166,7 @@ def _labelled(label: np.ndarray, name: str, num_classes: int, notes: list[Note])
         if smear is not None:
             notes.append(smear_note(name, smear))
             return None
-        notes.append(Note("label_outside", name, _some(stray)))
+        notes.append(Note("label_outside", name, listed(stray.tolist(), LABELS_SHOWN)))
     if counts[VOID_LABEL] == label.size:
         notes.append(Note("mask_void", name))
     elif counts[VOID_LABEL] > label.size / 2:
@@ -208,7 +210,7 @@ def _examine_channels(
             notes.append(Note("channels_unreadable", part.name, _reason(error, part.name)))
             continue
         if size is not None and channels.shape[:2] != size:
-            sizes = f"{_times(channels.shape[:2])}, its image {_times(size)}"
+            sizes = f"{width_by_height(channels.shape[:2])}, its image {width_by_height(size)}"
             notes.append(Note("channels_size", part.name, sizes))
         alike = bool((channels == channels[..., :1]).all())
         seen[name] = channels.shape[-1], alike
@@ -232,7 +234,7 @@ def _commonest(colours: np.ndarray) -> str:
     """The colours of a mask, (h, w, 3), the most frequent first."""
     found, counts = np.unique(colours.reshape(-1, 3), axis=0, return_counts=True)
     first = found[np.argsort(-counts, kind="stable")][:MOST_COLOURS]
-    shown = "; ".join(" ".join(map(str, colour)) for colour in first.tolist())
+    shown = "; ".join(colour_words(colour) for colour in first)
     if len(found) > MOST_COLOURS:
         return f"{shown}; … {len(found)} colours"
     of_voc = {tuple(colour) for colour in voc_palette()[[*range(len(VOC_CLASSES)), VOID_LABEL]]}
@@ -259,11 +261,3 @@ def _reason(error: UserError, name: str) -> str:
     told = str(error)
     reason = told.removeprefix(f"{name}: ") if told.startswith(name) else told.partition(": ")[2]
     return reason.partition(";")[0]
-
-
-def _times(size: tuple[int, ...]) -> str:
-    return f"{size[1]} × {size[0]}"
-
-
-def _some(values: np.ndarray) -> str:
-    return ", ".join(map(str, values[:8].tolist())) + (", …" if len(values) > 8 else "")

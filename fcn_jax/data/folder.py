@@ -25,9 +25,10 @@ import numpy as np
 from fcn_jax.data.channels import read_channels
 from fcn_jax.data.labels import VOID_LABEL, read_bytes, read_mask, read_palette
 from fcn_jax.data.records import Part, SegmentationBuilder, Source
-from fcn_jax.errors import UserError
+from fcn_jax.errors import UserError, listed
 
 SPLITS = ("train", "val", "test")
+SHOWN = 5  # names in a message
 EXTENSIONS = frozenset(
     [
         ".bmp",
@@ -89,9 +90,9 @@ class Folder(SegmentationBuilder, skip_registration=True):  # type: ignore[call-
         del dl_manager  # nothing to download
         images = _files_by_stem(self._root, "images")
         splits = _read_lists(self._root, images)
-        listed = {stem for stems in splits.values() for stem in stems} if splits else None
+        in_lists = {stem for stems in splits.values() for stem in stems} if splits else None
         for name, files in (self._masks | self._channels).items():
-            _check_pairs(self._root, images, name, files, listed)
+            _check_pairs(self._root, images, name, files, in_lists)
         if not splits:
             splits = split_by_hash(images, self._validation_fraction)
         return {
@@ -157,7 +158,8 @@ def read_classes(path: Path) -> list[str]:
             f"{path}: {len(names)} class names; 2 to {VOID_LABEL} are needed (background counts)"
         )
     if twice := _repeated(names):
-        raise UserError(f"{path}: class names must differ, but {_some(twice)} is there twice")
+        named = listed(twice, SHOWN)
+        raise UserError(f"{path}: class names must differ, but {named} is there twice")
     return names
 
 
@@ -194,8 +196,8 @@ def _files_by_stem(root: Path, name: str, setting: str = "") -> dict[str, Path]:
     files = image_files(root, name, setting)
     if twice := _repeated(path.stem for path in files):
         raise UserError(
-            f"{root / name}: one file for each name, but {_some(twice)} is there with several "
-            "extensions"
+            f"{root / name}: one file for each name, but {listed(twice, SHOWN)} is there with "
+            "several extensions"
         )
     return {path.stem: path for path in files}
 
@@ -211,9 +213,9 @@ def _read_lists(root: Path, images: dict[str, Path]) -> dict[str, list[str]]:
         if not stems:
             raise UserError(f"{path}: lists no image")
         if unknown := [stem for stem in stems if stem not in images]:
-            raise UserError(f"{path}: no such file in {root / 'images'}: {_some(unknown)}")
+            raise UserError(f"{path}: no such file in {root / 'images'}: {listed(unknown, SHOWN)}")
         if twice := _repeated(stems):
-            raise UserError(f"{path}: listed twice: {_some(twice)}")
+            raise UserError(f"{path}: listed twice: {listed(twice, SHOWN)}")
         splits[split] = stems
     return splits
 
@@ -247,23 +249,23 @@ def _check_pairs(
     images: dict[str, Path],
     name: str,
     files: dict[str, Path],
-    listed: set[str] | None,
+    in_lists: set[str] | None,
 ) -> None:
     """Every image needs its mask, and every mask its image; with lists, those that are listed.
 
     So it is with the other folders: `files` are those of the folder `name`.
     """
-    missing = sorted((images.keys() if listed is None else listed) - files.keys())
+    missing = sorted((images.keys() if in_lists is None else in_lists) - files.keys())
     if missing:
         raise UserError(
             f"{root}: {len(missing)} of the images have no file of the same stem in {name}/: "
-            f"{_some(missing)}"
+            f"{listed(missing, SHOWN)}"
         )
-    without_image = sorted(files.keys() - images.keys()) if listed is None else []
+    without_image = sorted(files.keys() - images.keys()) if in_lists is None else []
     if without_image:
         raise UserError(
             f"{root}: {len(without_image)} of the files in {name}/ have no file of the same stem "
-            f"in images/: {_some(without_image)}"
+            f"in images/: {listed(without_image, SHOWN)}"
         )
 
 
@@ -285,7 +287,3 @@ def split_by_hash(stems: Iterable[str], validation_fraction: float) -> dict[str,
 
 def _repeated(names: Iterable[str]) -> list[str]:
     return [name for name, count in Counter(names).items() if count > 1]
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:5]) + (f", … ({len(names)} in all)" if len(names) > 5 else "")

@@ -14,12 +14,15 @@ from typing import Any, TypeVar
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from fcn_jax.errors import UserError
+from fcn_jax.errors import UserError, listed
 
 Array = TypeVar("Array", bound=Any)
 
 VOID_LABEL = 255
 """Pixels that are neither trained on nor scored (VOC's object borders, a canvas's outside)."""
+
+LABELS_SHOWN = 8
+"""Of labels that are no classes, in a message."""
 
 VOC_CLASSES = (
     "background",
@@ -194,7 +197,7 @@ def read_palette(spec: str) -> np.ndarray:
         if colour in line_of_colour:
             raise UserError(
                 f"{spec}: lines {line_of_colour[colour]} and {number} are the same colour, "
-                f"{_words(colour)}"
+                f"{colour_words(colour)}"
             )
         line_of_colour[colour] = number
     return np.array(list(line_of_colour), np.uint8)
@@ -204,12 +207,11 @@ def check_labels(label: np.ndarray, num_classes: int, name: str) -> None:
     """Refuse a label map, uint8 (h, w), with values other than 0 to num_classes − 1 and void.
 
     Raises:
-      UserError: names the map by `name`, and the values (the first 8).
+      UserError: names the map by `name`, and the values (the first few).
     """
     stray = label[(label >= num_classes) & (label != VOID_LABEL)]
     if stray.size:
-        values = np.unique(stray)
-        shown = ", ".join(str(value) for value in values[:8]) + (", …" if len(values) > 8 else "")
+        shown = listed(np.unique(stray).tolist(), LABELS_SHOWN)
         raise UserError(
             f"{name}: label {shown} is outside 0 to {num_classes - 1} ({num_classes} classes, "
             f"{VOID_LABEL} is void); fix the mask or the list of classes"
@@ -278,7 +280,7 @@ def _look_up_colours(rgb: np.ndarray, palette: np.ndarray, name: str) -> np.ndar
     stray = codes[label] != wanted
     if stray.any():
         colours = np.unique(rgb[stray], axis=0)
-        shown = "; ".join(_words(colour) for colour in colours[:4])
+        shown = "; ".join(colour_words(colour) for colour in colours[:4])
         raise UserError(
             f"{name}: colour {shown}{'; …' if len(colours) > 4 else ''} (R G B) "
             "is not in the palette; fix the mask or --config.data.mask_palette"
@@ -291,5 +293,6 @@ def _colour_codes(rgb: np.ndarray) -> np.ndarray:
     return red << 16 | green << 8 | blue
 
 
-def _words(colour: tuple[int, ...] | np.ndarray) -> str:
+def colour_words(colour: tuple[int, ...] | np.ndarray) -> str:
+    """A colour as palettes are written: '128 0 0'."""
     return " ".join(str(int(value)) for value in colour)

@@ -14,7 +14,7 @@ import tensorflow_datasets as tfds
 
 from fcn_jax.data.channels import channel_feature, decode_channels, join_channels
 from fcn_jax.data.labels import check_labels, decode_image, encode_png, label_feature
-from fcn_jax.errors import UserError
+from fcn_jax.errors import UserError, width_by_height
 from fcn_jax.progress import progress_bar
 
 RECORDS_PER_SHARD = 256  # TFDS holds one shard in memory while it writes
@@ -118,14 +118,13 @@ class SegmentationBuilder(tfds.core.ShardBasedBuilder, skip_registration=True): 
         image = source.image.read()
         decoded = decode_image(image, source.image.name)
         record = {"image": _kept(image, decoded), "name": source.name}
-        height, width, _ = decoded.shape
         for (name, class_names), part in zip(self._label_maps.items(), source.labels, strict=True):
             label = part.read()
             check_labels(label, len(class_names), part.name)
-            if label.shape != (height, width):
+            if label.shape != decoded.shape[:2]:
                 raise UserError(
-                    f"{part.name}: the mask is {label.shape[1]} × {label.shape[0]}, "
-                    f"but its image {source.image.name} is {width} × {height}"
+                    f"{part.name}: the mask is {width_by_height(label.shape)}, but its image "
+                    f"{source.image.name} is {width_by_height(decoded.shape)}"
                 )
             record[label_feature(name)] = encode_png(label)
         for (name, count), part in zip(

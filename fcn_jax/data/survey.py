@@ -9,7 +9,8 @@ import numpy as np
 from fcn_jax.data.contours import Smear
 from fcn_jax.data.examine import Seen, SeenMask, smear_note
 from fcn_jax.data.findings import KINDS, Note
-from fcn_jax.data.labels import VOID_LABEL
+from fcn_jax.data.labels import VOID_LABEL, colour_words
+from fcn_jax.errors import width_by_height
 
 RARE = 0.001  # of the pixels to train on
 LARGE = 4  # times the area of the median image
@@ -131,7 +132,7 @@ class Survey:
         for label, colour in mask.colours.items():
             first = self._colours[label_map].setdefault(label, colour)
             if colour != first:
-                shown = f"{label} is {_words(colour)}, not {_words(first)}"
+                shown = f"{label} is {colour_words(colour)}, not {colour_words(first)}"
                 self._notes.append(Note("palettes_differ", mask.name, shown))
                 return
 
@@ -154,11 +155,11 @@ class Survey:
             return []
         median = float(np.median([height * width for _, (height, width) in self._named_sizes]))
         notes = []
-        for name, (height, width) in self._named_sizes:
-            if height * width > LARGE * median:
-                notes.append(Note("image_large", name, f"{width} × {height}"))
-            if min(height, width) < SMALL_PX:
-                notes.append(Note("image_small", name, f"{width} × {height}"))
+        for name, size in self._named_sizes:
+            if size[0] * size[1] > LARGE * median:
+                notes.append(Note("image_large", name, width_by_height(size)))
+            if min(size) < SMALL_PX:
+                notes.append(Note("image_small", name, width_by_height(size)))
         return notes
 
     def _of_channels(self) -> list[Note]:
@@ -221,7 +222,3 @@ class Survey:
             if absent:
                 notes.append(Note("class_absent", split + of_map, ", ".join(absent)))
         return notes
-
-
-def _words(colour: tuple[int, ...]) -> str:
-    return " ".join(map(str, colour))
