@@ -143,7 +143,8 @@ def test_one_stem_twice(tmp_path):
 def test_mask_of_another_size(tmp_path):
     root = write_set(tmp_path / "set")
     write_mask(root, "c", side=9)
-    refuses(root, r"masks/c\.png: the mask is 5 × 9, but its image .*images/c\.png is 5 × 4")
+    told = r"masks/c\.png: the mask is 5 × 9, but its image .*images/c\.png is 5 × 4"
+    refuses(root, told + r" \(`python -m fcn_jax\.doctor` tells all at once\)$")
 
 
 def test_label_that_is_no_class(tmp_path):

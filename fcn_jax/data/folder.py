@@ -100,6 +100,12 @@ class Folder(SegmentationBuilder, skip_registration=True):  # type: ignore[call-
             for split, stems in splits.items()
         }
 
+    def _record(self, source: Source) -> dict[str, Any]:
+        try:
+            return super()._record(source)
+        except UserError as error:  # of the first; there may be more
+            raise UserError(f"{error} (`python -m fcn_jax.doctor` tells all at once)") from error
+
     def _source(self, stem: str, image: Path) -> Source:
         return Source(
             name=stem,
