@@ -4,7 +4,7 @@ DIR/run.json            settings, channels of the images, class names
 DIR/checkpoints/STEP    see `checkpoint.py`
 DIR/log.jsonl           a line of numbers every few steps
 DIR/tensorboard         the same as curves, with pictures of predictions
-DIR/evaluation          SPLIT.json, SPLIT_confusion.png, SPLIT_sheet.png
+DIR/evaluation          SPLIT.json, SPLIT_images.npz, SPLIT_confusion.png, SPLIT_sheet.png
 """
 
 import dataclasses
@@ -234,6 +234,12 @@ def read_settings(workdir: Path) -> RunSettings:
         ) from None
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} cannot be read: {error}") from error
+
+
+def evaluation_folder(workdir: Path) -> Path:
+    """Where evaluate writes about a run's folder, or about a converted file."""
+    of_file = workdir.suffix == saved.SUFFIX and not workdir.is_dir()
+    return (workdir.with_suffix("") if of_file else workdir) / "evaluation"
 
 
 def is_begun(workdir: Path) -> bool:

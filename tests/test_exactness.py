@@ -38,7 +38,6 @@ BACKBONES: dict[str, Callable[[], Backbone]] = {
         variant=CAFFE_VARIANT, padding="paper", fc_features=16, rngs=nnx.Rngs(0)
     ),
     "vgg16": lambda: VGG16(fc_features=16, rngs=nnx.Rngs(0)),
-    "vgg16 paper": lambda: VGG16(padding="paper", fc_features=16, rngs=nnx.Rngs(0)),
     "googlenet": lambda: GoogLeNet(rngs=nnx.Rngs(0)),
     "resnet18": lambda: ResNet(18, rngs=nnx.Rngs(0)),
     "resnet50 stride 8": lambda: ResNet(50, output_stride=8, rngs=nnx.Rngs(0)),
