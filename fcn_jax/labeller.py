@@ -179,7 +179,9 @@ def _resized(
     values = values.astype(jnp.float32)
     # Looked up, not a product with `interpolation_weights`: on a CPU, 40 times as fast.
     for axis, side in enumerate(canvas_px):
-        lower, upper, share = interpolation_places(size[:, axis], new_size[:, axis], side)
+        lower, upper, share = interpolation_places(
+            size[:, axis], new_size[:, axis], jnp.arange(side)[None]
+        )
         share = share.reshape(-1, *[1] * (2 - axis))
         before, after = (
             jnp.take(values, place[0].astype(jnp.int32), axis=1 + axis, mode="clip")

@@ -23,7 +23,7 @@ from fcn_jax.data.labels import by_map
 from fcn_jax.losses import cross_entropy
 from fcn_jax.metrics import confusion_matrix
 from fcn_jax.models.fcn import DATA_AXIS, FCN, suffix
-from fcn_jax.models.layers import FeatureMap
+from fcn_jax.models.layers import FeatureMap, Part
 from fcn_jax.models.upsampling import Interpolate
 
 
@@ -235,12 +235,14 @@ def predict(
     size: jax.Array | None,
     *,
     like: FeatureMap | None = None,
+    part: Part | None = None,
 ) -> dict[str, jax.Array]:
     """The class of each pixel by label map: int32 (b, h, w); outside `size` it means nothing.
 
-    like: of the size that the logits are interpolated to before, where that is another.
+    like: of the size that the logits are interpolated to before, where that is another. part: see
+    `FCN`.
     """
-    values, _ = network(variables, image, valid=size)
+    values, _ = network(variables, image, valid=size, part=part)
     logits = {name: values[f"logits{suffix(name)}"] for name in network.label_maps}
     if like is not None:
         resize = Interpolate()

@@ -7,13 +7,17 @@ Images of different sizes share one array, the *canvas*, each at its top left. A
 carries how much of each canvas is image (`valid`), and every layer that looks at neighbours first
 replaces what lies outside by what it would see beyond the border of the image alone: zero, or −∞
 for pooling. So the features of an image do not depend on the canvas that it lies on.
+
+It also carries, from layer to layer, which pixels its positions depend on (`field`); of a canvas
+cut out of a larger image, where it lies there (`part`), for the few layers whose result depends on
+that.
 """
 
 import dataclasses
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Self
+from typing import NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +25,17 @@ import numpy as np
 from flax import nnx
 from jax import lax
 
-from fcn_jax.models.geometry import Padding, both_sides, window_count
+from fcn_jax.models.geometry import Padding, ReceptiveField, Window, both_sides
+
+
+class Part(NamedTuple):
+    """Where canvases lie in larger images. start, whole: int32 (b, len(spatial)), in positions.
+
+    In pixels, start is a multiple of the receptive field's alignment.
+    """
+
+    start: jax.Array
+    whole: jax.Array
 
 
 @jax.tree_util.register_dataclass
@@ -30,10 +44,15 @@ class FeatureMap:
     """Features, and how much of each canvas is image.
 
     values: (b, *spatial, c). valid: int32 (b, len(spatial)), or None where all of it is image.
+    part: of canvases cut out of larger images. field: of the positions, known without values.
     """
 
     values: jax.Array
     valid: jax.Array | None = None
+    part: Part | None = None
+    field: ReceptiveField = dataclasses.field(
+        default=ReceptiveField(), metadata={"static": True}, kw_only=True
+    )
 
     @property
     def spatial(self) -> tuple[int, ...]:
@@ -63,16 +82,20 @@ class FeatureMap:
             return self.values
         return jnp.where(mask, self.values, jnp.asarray(outside, self.values.dtype))
 
-    def windowed(self, values: jax.Array, counts: Sequence[Callable[[Any], Any]]) -> Self:
-        """A feature map of new values after a layer that makes counts[axis](n) positions of n.
-
-        The counts take the sizes of all images at once: int32 (b,).
-        """
-        valid = self.valid
+    def windowed(self, values: jax.Array, windows: Sequence[Window]) -> Self:
+        """A feature map of new values, made by a layer with such a window on each axis."""
+        valid, part = self.valid, self.part
         if valid is not None:
-            sizes = [count(valid[:, axis]) for axis, count in enumerate(counts)]
-            valid = jnp.maximum(jnp.stack(sizes, axis=1), 0)
-        return dataclasses.replace(self, values=values, valid=valid)
+            valid = jnp.maximum(_counts(valid, windows), 0)
+        if part is not None:
+            strides = jnp.asarray([window.stride for window in windows], jnp.int32)
+            part = Part(part.start // strides, _counts(part.whole, windows))
+        field = self.field.through(windows)
+        return dataclasses.replace(self, values=values, valid=valid, part=part, field=field)
+
+
+def _counts(sizes: jax.Array, windows: Sequence[Window]) -> jax.Array:
+    return jnp.stack([window.count(sizes[:, axis]) for axis, window in enumerate(windows)], axis=1)
 
 
 def relu(x: FeatureMap) -> FeatureMap:
@@ -84,11 +107,19 @@ def scaled(x: FeatureMap, factor: float) -> FeatureMap:
 
 
 def add(x: FeatureMap, y: FeatureMap) -> FeatureMap:
-    return dataclasses.replace(x, values=x.values + y.values)
+    return _joined(x, y, x.values + y.values)
+
+
+def multiply(x: FeatureMap, y: FeatureMap) -> FeatureMap:
+    return _joined(x, y, x.values * y.values)
 
 
 def concatenate(x: FeatureMap, y: FeatureMap) -> FeatureMap:
-    return dataclasses.replace(x, values=jnp.concatenate([x.values, y.values], axis=-1))
+    return _joined(x, y, jnp.concatenate([x.values, y.values], axis=-1))
+
+
+def _joined(x: FeatureMap, y: FeatureMap, values: jax.Array) -> FeatureMap:
+    return dataclasses.replace(x, values=values, field=x.field.joined(y.field))
 
 
 def dropout(x: FeatureMap, rate: float, keys: jax.Array | None) -> FeatureMap:
@@ -160,16 +191,11 @@ class Conv(nnx.Module):
             )
         if self.bias is not None:
             values = values + self.bias[...].astype(values.dtype)
-        counts = [
-            functools.partial(
-                window_count,
-                window=self.dilation * (k - 1) + 1,
-                stride=self.stride,
-                padding=pad,
-            )
+        windows = [
+            Window(self.dilation * (k - 1) + 1, self.stride, pad)
             for k, pad in zip(size, pads, strict=True)
         ]
-        return x.windowed(values, counts)
+        return x.windowed(values, windows)
 
     def _padding(self, kernel_size: int) -> tuple[int, int]:
         if self.padding is None:
@@ -237,13 +263,11 @@ def max_pool(
 
     (b, *n, c) to (b, *window_count(n), c). `ceil`: windows may hang over the far border.
     """
-    count = functools.partial(
-        window_count, window=window, stride=stride, padding=padding, ceil=ceil
-    )
+    each = Window(window, stride, padding, ceil)
     values = x.filled(-jnp.inf)
     for axis, size in enumerate(x.spatial, start=1):
-        values = _max_along(values, axis, count(size), window, stride, padding)
-    pooled = x.windowed(values, [count] * len(x.spatial))
+        values = _max_along(values, axis, each.count(size), window, stride, padding)
+    pooled = x.windowed(values, [each] * len(x.spatial))
     # Windows outside the image saw only −∞, of which a kernel's gradient would make nan: 0·∞.
     return dataclasses.replace(pooled, values=pooled.filled())
 
@@ -275,18 +299,20 @@ def average_pool(x: FeatureMap, window: Sequence[int]) -> FeatureMap:
         (1,) * (len(window) + 2),
         "VALID",
     )
-    counts = [functools.partial(window_count, window=size) for size in window]
-    return x.windowed((total / math.prod(window)).astype(x.values.dtype), counts)
+    windows = [Window(size) for size in window]
+    return x.windowed((total / math.prod(window)).astype(x.values.dtype), windows)
 
 
-def spatial_mean(x: FeatureMap) -> jax.Array:
-    """Mean over the positions of each image: float32 (b, c)."""
+def spatial_mean(x: FeatureMap) -> FeatureMap:
+    """Mean over the positions of each image, a map of a single one: float32 (b, 1, …, 1, c)."""
     axes = tuple(range(1, x.values.ndim - 1))
-    total = x.filled().astype(jnp.float32).sum(axes)
-    if x.valid is None:
-        return total / math.prod(x.spatial)
-    count = jnp.prod(x.valid.astype(jnp.float32), axis=1, keepdims=True)
-    return total / jnp.maximum(count, 1)  # a place in a batch may be empty
+    total = x.filled().astype(jnp.float32).sum(axes, keepdims=True)
+    count = jnp.asarray(math.prod(x.spatial), jnp.float32)
+    if x.valid is not None:
+        count = jnp.prod(x.valid.astype(jnp.float32), axis=1)
+        count = jnp.maximum(count, 1)  # a place in a batch may be empty
+        count = count.reshape(-1, *[1] * (x.values.ndim - 1))
+    return FeatureMap(total / count, field=x.field.unbounded())
 
 
 class BatchNorm(nnx.Module):

@@ -19,6 +19,7 @@ from fcn_jax.models.layers import (
     FeatureMap,
     NormalisedConv,
     add,
+    multiply,
     relu,
     spatial_mean,
 )
@@ -67,9 +68,8 @@ class SqueezeExcitation(nnx.Module):
         self.excite = Conv(squeezed, features, (1, 1), rngs=rngs)
 
     def __call__(self, x: FeatureMap) -> FeatureMap:
-        mean = FeatureMap(spatial_mean(x).astype(x.values.dtype)[:, None, None, :])
-        weights = jax.nn.hard_sigmoid(self.excite(relu(self.squeeze(mean))).values)
-        return x.map(lambda values: values * weights)
+        mean = spatial_mean(x).map(lambda values: values.astype(x.values.dtype))
+        return multiply(x, self.excite(relu(self.squeeze(mean))).map(jax.nn.hard_sigmoid))
 
 
 class InvertedResidual(nnx.Module):
