@@ -14,6 +14,15 @@ as in other people's code (see `inference.py`):
     --scales=0.5,0.75,1,1.25,1.5,1.75 --flip
     --windows=average|gaussian [--window_px=320,480] [--overlap=0.25]
 
+    python -m fcn_jax.predict --workdir=DIR --output=OUT --tile=1024 scene.tif
+
+labels an image of any size in tiles, in memory that does not grow with it: the label map is that of
+the whole image, since each tile is run with all around it that its pixels' scores depend on. TIFFs
+are read and written by window (pip install rasterio): OUT/scene.tif is tiled, compressed, in VOC's
+colours, with the scene's georeference, and 255 where the scene holds no data. The same command goes
+on where it was interrupted. A smaller --halo is faster, and approximate. --overlay shows the whole
+at no more than 2000 pixels a side.
+
     python -m fcn_jax.predict --workdir=DIR --output=OUT --voc_submission=VOCdevkit
 
 labels the test images of PASCAL VOC 2012 and packs OUT/results.tgz for its evaluation server; try
@@ -33,18 +42,32 @@ several label maps `run` gives each by name. In other ways, and with the probabi
     probabilities = run.probabilities(image)  # float32 (h, w, k)
 """
 
+import contextlib
+import functools
 import glob
+import math
+import shutil
+import signal
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+import jax
 import numpy as np
 from absl import flags
 from PIL import Image
 
 from fcn_jax import cli, submission, visualize
 from fcn_jax.data.channels import beside, join_channels, read_channels
-from fcn_jax.data.labels import header_size, read_image
+from fcn_jax.data.labels import VOID_LABEL, header_size, read_image
+from fcn_jax.data.scenes import (
+    Picture,
+    Scene,
+    is_tiff,
+    open_tiff,
+    reduced_label,
+    reduced_size,
+)
 from fcn_jax.errors import UserError
 from fcn_jax.inference import (
     WHOLE,
@@ -54,6 +77,11 @@ from fcn_jax.inference import (
 )
 from fcn_jax.progress import progress_bar, say
 from fcn_jax.runs import Run, load_run
+from fcn_jax.tiles import Tile, Tiling, label_tiles, receptive_field, tiling
+from fcn_jax.unfinished import UnfinishedTiles
+
+LONGEST_OVERLAY_PX = 2000
+"""Of an image that is labelled in tiles."""
 
 
 def main(arguments: list[str]) -> None:
@@ -77,19 +105,35 @@ def main(arguments: list[str]) -> None:
         return
     paths = find_images(arguments)
     output = Path(options.output)
+    if options.halo is not None and options.tile is None:
+        raise UserError(f"--halo (={options.halo}) goes with --tile, such as --tile=1024")
+    if options.tile is not None and inference != WHOLE:
+        raise UserError(
+            "--tile gives the whole image's labels: without --windows, --scales, --flip"
+        )
     run = load_run(options.workdir, options.checkpoint)
     inference.check_fits(run.network)
-    targets = _targets(paths, output)
+    targets = _targets(paths, output, tiled=options.tile is not None)
     if len(run.label_maps) > 1:
         _check_beside(paths, output)
-    sizes = [size for path in paths if (size := header_size(path))]
-    if sizes:
-        run.prepare_for(np.array(sizes))
+    cut = None
+    if options.tile is None:
+        sizes = [size for path in paths if (size := header_size(path))]
+        if sizes:
+            run.prepare_for(np.array(sizes))
+    else:
+        field = receptive_field(run.network, run.variables)
+        cut = tiling(field, options.tile, options.halo)
+        say(f"labelling in {cut}")
+        signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     failures = []
     with progress_bar("labelling", len(paths)) as bar:
         for path, target in targets.items():
             try:
-                label_image(run, path, target, overlay=options.overlay, inference=inference)
+                if cut is None:
+                    label_image(run, path, target, overlay=options.overlay, inference=inference)
+                else:
+                    label_in_tiles(run, path, target, cut, overlay=options.overlay)
             except UserError as error:
                 failures.append(str(error))
             bar.advance()
@@ -116,12 +160,101 @@ def label_image(
         try:
             place.parent.mkdir(parents=True, exist_ok=True)
             visualize.save_label_map(place, label)
-            if overlay:
-                picture = visualize.overlay(image[..., :3], label, run.label_maps[name])
-                (place.parent / "overlay").mkdir(exist_ok=True)
-                Image.fromarray(picture).save(place.parent / "overlay" / place.name)
         except OSError as error:
             raise UserError(f"cannot write {place} ({error.strerror or error})") from error
+        if overlay:
+            _save_overlay(place, image[..., :3], label, run.label_maps[name])
+
+
+def label_in_tiles(run: Run, path: Path, target: Path, cut: Tiling, *, overlay: bool) -> None:
+    """The same as `label_image`, in tiles; of a TIFF to a TIFF. Goes on where it was interrupted.
+
+    Raises:
+        UserError: as there, or too little room on the disk or in the device's memory.
+    """
+    with _open_scene(run, path) as scene:
+        tiles = cut.tiles(scene.size)
+        image = path.stat()
+        made_with = {
+            "image": str(path.resolve()),
+            "bytes": image.st_size,
+            "changed": image.st_mtime_ns,
+            "weights": run.digest,
+            "step": run.step,
+            "tile": cut.tile,
+            "halo": [cut.before, cut.after],
+        }
+        spans = [(tile.rows, tile.columns) for tile in tiles]
+        with UnfinishedTiles(target, made_with, spans, tuple(run.label_maps)) as done:
+            pixels = math.prod(scene.size) * len(run.label_maps)
+            _check_room(done.bytes_left + pixels, target.parent)
+            with progress_bar(path.name, len(tiles), "tiles", initial=done.count) as bar:
+                try:
+                    for labels in _labels_of(run, scene, cut, tiles[done.count :]):
+                        done.append(labels)
+                        bar.advance()
+                except (KeyboardInterrupt, SystemExit):
+                    say(f"{done.count} of {len(tiles)} tiles are kept: the same command goes on")
+                    raise
+            for name, class_names in run.label_maps.items():
+                place = target.parent / name / target.name
+                pieces = functools.partial(done.pieces, name)
+                scene.write(place, cut.tile, pieces)
+                if overlay:
+                    size, _ = reduced_size(scene.size, LONGEST_OVERLAY_PX)
+                    label = reduced_label(scene.size, pieces, LONGEST_OVERLAY_PX)
+                    _save_overlay(place, scene.reduced(size), label, class_names)
+            done.remove()
+
+
+@contextlib.contextmanager
+def _open_scene(run: Run, path: Path) -> Iterator[Scene]:
+    if is_tiff(path):
+        with open_tiff(path, run.channels) as scene:
+            yield scene
+    else:
+        yield Picture(read_channelled(run, path))
+
+
+def _labels_of(
+    run: Run, scene: Scene, cut: Tiling, tiles: list[Tile]
+) -> Iterator[dict[str, np.ndarray]]:
+    """The label maps of each tile by name, void where the scene holds nothing."""
+    labelled = label_tiles(run.network, run.variables, cut, scene.size, tiles, scene.read)
+    try:
+        for tile, labels in zip(tiles, labelled, strict=True):
+            nothing = scene.no_data(tile.rows, tile.columns)
+            if nothing is not None:
+                labels = {name: np.where(nothing, VOID_LABEL, x) for name, x in labels.items()}
+            yield labels
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise UserError(
+            f"{cut} do not fit in the device's memory: give a smaller --tile"
+        ) from error
+
+
+def _check_room(wanted_bytes: int, folder: Path) -> None:
+    free = shutil.disk_usage(folder).free
+    if free < wanted_bytes:
+        raise UserError(
+            f"{folder} has {free / 1e6:.0f} MB free, and up to {wanted_bytes / 1e6:.0f} MB are "
+            "wanted, half of them for as long as it takes: free some, or give another --output"
+        )
+
+
+def _save_overlay(
+    place: Path, image: np.ndarray, label: np.ndarray, class_names: tuple[str, ...]
+) -> None:
+    """Writes overlay/x.png beside x.png or x.tif."""
+    picture = visualize.overlay(image, label, class_names)
+    folder = place.parent / "overlay"
+    try:
+        folder.mkdir(exist_ok=True)
+        Image.fromarray(picture).save(folder / f"{place.stem}.png")
+    except OSError as error:
+        raise UserError(f"cannot write to {folder} ({error.strerror or error})") from error
 
 
 def read_channelled(run: Run, path: Path) -> np.ndarray:
@@ -169,20 +302,23 @@ def find_images(patterns: Iterable[str]) -> list[Path]:
     return list(found)
 
 
-def _targets(paths: list[Path], output: Path) -> dict[Path, Path]:
+def _targets(paths: list[Path], output: Path, *, tiled: bool = False) -> dict[Path, Path]:
     """Where each image's label map goes. Two images must not share one, nor it replace an image."""
-    targets = {path: output / f"{path.stem}.png" for path in paths}
-    claimed: dict[Path, Path] = {}
+    targets = {
+        path: output / f"{path.stem}{'.tif' if tiled and is_tiff(path) else '.png'}"
+        for path in paths
+    }
+    claimed: dict[str, Path] = {}
     inputs = {path.resolve() for path in paths}
     for path, target in targets.items():
-        if target in claimed:
+        if target.stem in claimed:
             raise UserError(
-                f"{claimed[target]} and {path} would both be written to {target}: label them into "
-                "two folders"
+                f"{claimed[target.stem]} and {path} would both be written to {target}: label them "
+                "into two folders"
             )
         if target.resolve() in inputs:
             raise UserError(f"{target} is an image itself: give another --output")
-        claimed[target] = path
+        claimed[target.stem] = path
     return targets
 
 
@@ -200,6 +336,10 @@ if __name__ == "__main__":
     flags.DEFINE_string("workdir", None, "folder of the run")
     flags.DEFINE_string("output", None, "folder to write to")
     flags.DEFINE_bool("overlay", False, "also draw the classes over the picture")
+    flags.DEFINE_integer("tile", None, "label in tiles of so many pixels a side")
+    flags.DEFINE_integer(
+        "halo", None, "pixels seen beyond a tile, where less than exact shall do", lower_bound=0
+    )
     flags.DEFINE_string("checkpoint", "latest", "latest, best (by mean IU), or a step")
     define_inference_flags()
     flags.DEFINE_string("voc_submission", None, "a VOCdevkit: pack its test images' label maps")

@@ -9,6 +9,7 @@ DIR/evaluation          SPLIT.json, SPLIT_images.npz, SPLIT_confusion.png, SPLIT
 
 import dataclasses
 import json
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -137,6 +138,14 @@ class Run:
                 f"`image` (={image.dtype} of shape {image.shape}) must be uint8 "
                 f"(h, w, {self.channels}){beside}"
             )
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """A number that tells these weights from others."""
+        checksum = 0
+        for leaf in jax.tree.leaves(self.variables):
+            checksum = zlib.crc32(np.asarray(leaf).tobytes(), checksum)
+        return f"{checksum:08x}"
 
     def _channel_names(self) -> str:
         return " and ".join(["RGB", *self.config.data.channel_folders()])
