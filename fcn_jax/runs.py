@@ -8,8 +8,9 @@ DIR/evaluation          SPLIT.json, SPLIT_images.npz, SPLIT_confusion.png, SPLIT
 """
 
 import dataclasses
+import functools
+import hashlib
 import json
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -141,11 +142,12 @@ class Run:
 
     @functools.cached_property
     def digest(self) -> str:
-        """A number that tells these weights from others."""
-        checksum = 0
-        for leaf in jax.tree.leaves(self.variables):
-            checksum = zlib.crc32(np.asarray(leaf).tobytes(), checksum)
-        return f"{checksum:08x}"
+        """Tells these weights, and what is computed with them, from others: 64 letters."""
+        digest = hashlib.sha256(json.dumps(self.about.config["model"], sort_keys=True).encode())
+        for name, tensor in sorted(pretrained.flat(self.variables).items()):
+            digest.update(name.encode())
+            digest.update(np.ascontiguousarray(tensor).tobytes())
+        return digest.hexdigest()
 
     def _channel_names(self) -> str:
         return " and ".join(["RGB", *self.config.data.channel_folders()])

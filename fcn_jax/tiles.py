@@ -165,7 +165,7 @@ def label_tiles(
 def _labels(
     network: Network, variables: Any, image: jax.Array, valid: jax.Array, part: Part
 ) -> dict[str, jax.Array]:
-    labels = predict(network, variables, image, valid, part)
+    labels = predict(network, variables, image, valid, part=part)
     return {name: label.astype(jnp.uint8) for name, label in labels.items()}
 
 

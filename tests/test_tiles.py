@@ -17,7 +17,7 @@ import pytest
 from flax import nnx
 from PIL import Image
 
-from fcn_jax import predict, tiles
+from fcn_jax import label_files, predict, tiles
 from fcn_jax.config import ModelConfig, default_config
 from fcn_jax.data.labels import VOID_LABEL, read_mask
 from fcn_jax.errors import UserError
@@ -322,7 +322,7 @@ def test_other_images_are_labelled_in_tiles_as_well(run_folder: Path, tmp_path: 
     image = picture(300, 200)
     Image.fromarray(image).save(tmp_path / "a.png")
     cut = tiling(receptive_field(run.network, run.variables), 64)
-    predict.label_in_tiles(run, tmp_path / "a.png", tmp_path / "out/a.png", cut, overlay=False)
+    label_files.label_in_tiles(run, tmp_path / "a.png", tmp_path / "out/a.png", cut, overlay=False)
     for name, label in run.label(image).items():
         np.testing.assert_array_equal(read_mask(tmp_path / "out" / name / "a.png"), label)
 
@@ -336,7 +336,7 @@ def test_a_scenes_missing_pixels_are_void(run_folder: Path, tmp_path: Path) -> N
     with rasterio.open(tmp_path / "a.tif", "r+") as file:
         file.nodata = 0
     cut = tiling(receptive_field(run.network, run.variables), 64)
-    predict.label_in_tiles(run, tmp_path / "a.tif", tmp_path / "out/a.tif", cut, overlay=True)
+    label_files.label_in_tiles(run, tmp_path / "a.tif", tmp_path / "out/a.tif", cut, overlay=True)
     for name, label in run.label(image).items():
         label[:70, :20] = VOID_LABEL
         np.testing.assert_array_equal(read_mask(tmp_path / "out" / name / "a.tif"), label)
@@ -349,10 +349,12 @@ def test_too_full_a_disk_is_told_before_anything_is_done(
     write_scene(tmp_path / "a.tif", picture(1000, 1000))
     cut = tiling(receptive_field(run.network, run.variables), 64)
     free = type("Usage", (), {"free": 3_900_000})
-    monkeypatch.setattr(predict.shutil, "disk_usage", lambda _: free)
+    monkeypatch.setattr(label_files.shutil, "disk_usage", lambda _: free)
     # Two label maps, twice: of the tiles and of the files that are made of them.
     with pytest.raises(UserError, match="out has 4 MB free, and up to 4 MB are wanted"):
-        predict.label_in_tiles(run, tmp_path / "a.tif", tmp_path / "out/a.tif", cut, overlay=False)
+        label_files.label_in_tiles(
+            run, tmp_path / "a.tif", tmp_path / "out/a.tif", cut, overlay=False
+        )
 
 
 def test_too_small_a_memory_is_told_with_the_remedy(
@@ -366,7 +368,9 @@ def test_too_small_a_memory_is_told_with_the_remedy(
     cut = Tiling(64, 10, 10, 32, is_exact=True)
     run = load_run(run_folder)
     with pytest.raises(UserError, match=r"tiles of 64 pixels .* device's memory: .*smaller"):
-        predict.label_in_tiles(run, tmp_path / "a.png", tmp_path / "out/a.png", cut, overlay=False)
+        label_files.label_in_tiles(
+            run, tmp_path / "a.png", tmp_path / "out/a.png", cut, overlay=False
+        )
 
 
 def test_a_scene_is_not_written_over(run_folder: Path, tmp_path: Path) -> None:
