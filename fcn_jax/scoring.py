@@ -12,7 +12,7 @@ from fcn_jax import conventions, metrics, parallel, visualize
 from fcn_jax.boundary import boundary_counts
 from fcn_jax.config import EvalConfig
 from fcn_jax.conventions import Convention, ScoredSplit
-from fcn_jax.data.canvases import Size, choose_canvases, empty_share, fill_buckets
+from fcn_jax.data.canvases import Size, empty_share, fill_buckets
 from fcn_jax.data.datasets import Dataset
 from fcn_jax.data.labels import by_map
 from fcn_jax.data.pipeline import evaluation_batches
@@ -118,8 +118,11 @@ def evaluator(
         raise UserError(
             "--boundary, --windows, --scales and --flip score on one host: start it on one alone"
         )
-    make = _in_batches if inference == WHOLE else _one_by_one
-    score, canvases, empty = make(network, dataset.num_classes, records, settings, inference)
+    if inference == WHOLE:
+        scorer = _in_batches(network, dataset.num_classes, records, settings)
+    else:
+        scorer = _one_by_one(network, dataset.num_classes, records, settings, inference)
+    score, canvases, empty = scorer
     sampled = set(np.linspace(0, len(records) - 1, SHEET_ROWS).round().astype(int).tolist())
 
     def evaluate(variables: Any) -> Evaluation:
@@ -196,7 +199,6 @@ def _in_batches(
     num_classes: Mapping[str, int],
     records: ScoredSplit,
     settings: EvalConfig,
-    inference: Inference,
 ) -> _Scorer:
     # A batch of at most one image a device more than there are images.
     devices = jax.device_count()
@@ -243,7 +245,8 @@ def _one_by_one(
             f"--convention={records.convention.name} resizes images and brings their logits back: "
             "it does not go with --windows, --scales and --flip"
         )
-    canvases = tuple(choose_canvases(records.sizes, most=settings.canvases))
+    buckets = fill_buckets(records.sizes, most=settings.canvases)
+    canvases = tuple(bucket.canvas_px for bucket in buckets)
     labeller = Labeller(network, inference, canvases)
 
     def score(variables: Any) -> Iterator[ScoredImages]:
@@ -258,11 +261,7 @@ def _one_by_one(
             of_batch = {name: label[None] for name, label in labels.items()}
             yield ScoredImages((index,), confusions, {index: record}, partial(dict, of_batch))
 
-    return (
-        score,
-        canvases,
-        empty_share(records.sizes, fill_buckets(records.sizes, most=settings.canvases)),
-    )
+    return score, canvases, empty_share(records.sizes, buckets)
 
 
 def _row(
