@@ -23,7 +23,7 @@ from fcn_jax.data.labels import by_map
 from fcn_jax.losses import cross_entropy
 from fcn_jax.metrics import confusion_matrix
 from fcn_jax.models.fcn import DATA_AXIS, FCN, suffix
-from fcn_jax.models.layers import Part
+from fcn_jax.models.feature_map import Part
 from fcn_jax.models.upsampling import resized
 
 

@@ -19,8 +19,8 @@ import numpy as np
 
 from fcn_jax.errors import UserError
 from fcn_jax.models.fcn import suffix
+from fcn_jax.models.feature_map import Part
 from fcn_jax.models.geometry import ReceptiveField
-from fcn_jax.models.layers import Part
 from fcn_jax.step import Network, predict
 
 SMALLEST_TILE_PX = 64

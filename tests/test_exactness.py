@@ -23,7 +23,8 @@ from fcn_jax.models.backbones.small import SmallNet
 from fcn_jax.models.backbones.squeezenet import SqueezeNet
 from fcn_jax.models.backbones.vgg import VGG16
 from fcn_jax.models.fcn import FCN
-from fcn_jax.models.layers import BatchNorm, FeatureMap
+from fcn_jax.models.feature_map import FeatureMap
+from fcn_jax.models.layers import BatchNorm
 
 SIZES = [(97, 131), (120, 80), (64, 64), (33, 140), (101, 67), (75, 128)]
 CANVAS = (128, 160)

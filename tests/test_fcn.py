@@ -18,8 +18,9 @@ from fcn_jax.models.backbones.squeezenet import SqueezeNet
 from fcn_jax.models.backbones.vgg import VGG16
 from fcn_jax.models.build import build
 from fcn_jax.models.fcn import FCN
+from fcn_jax.models.feature_map import FeatureMap
 from fcn_jax.models.geometry import Grid, Window, upsampling_geometry
-from fcn_jax.models.layers import BatchNorm, Conv, FeatureMap, max_pool, relu
+from fcn_jax.models.layers import BatchNorm, Conv, max_pool, relu
 from fcn_jax.models.upsampling import BilinearUpsample, ConvTranspose
 from fcn_jax.step import Network
 

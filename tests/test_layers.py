@@ -8,16 +8,13 @@ import pytest
 from flax import nnx
 
 from fcn_jax.models import upsampling
+from fcn_jax.models.feature_map import FeatureMap, add, concatenate, multiply
 from fcn_jax.models.layers import (
     BatchNorm,
     Conv,
-    FeatureMap,
-    add,
     average_pool,
-    concatenate,
     dropout,
     max_pool,
-    multiply,
     relu,
     spatial_mean,
 )

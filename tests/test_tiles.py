@@ -31,8 +31,8 @@ from fcn_jax.models.backbones.squeezenet import SqueezeNet
 from fcn_jax.models.backbones.vgg import VGG16
 from fcn_jax.models.build import build
 from fcn_jax.models.fcn import FCN
+from fcn_jax.models.feature_map import Part
 from fcn_jax.models.geometry import ReceptiveField
-from fcn_jax.models.layers import Part
 from fcn_jax.runs import Run, RunSettings, load_run
 from fcn_jax.step import Network
 from fcn_jax.tiles import Tiling, label_tiles, receptive_field, tiling

@@ -13,8 +13,9 @@ from flax import nnx
 
 from fcn_jax.errors import UserError
 from fcn_jax.models.backbones import Backbone
+from fcn_jax.models.feature_map import FeatureMap, Part, scaled
 from fcn_jax.models.heads import SkipHead
-from fcn_jax.models.layers import Conv, FeatureMap, Part, max_pool, relu, scaled
+from fcn_jax.models.layers import Conv, max_pool, relu
 
 DATA_AXIS = "data"
 """Name of the axis that the batch is spread over: the devices."""

@@ -12,7 +12,7 @@ import numpy as np
 from flax import nnx
 from jax import lax
 
-from fcn_jax.models.layers import FeatureMap
+from fcn_jax.models.feature_map import FeatureMap
 
 EXACT = lax.Precision.HIGHEST
 """Of float32 products, which GPUs and TPUs round otherwise: scores are small, and these cheap."""

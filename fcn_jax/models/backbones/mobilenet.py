@@ -12,17 +12,9 @@ import jax
 from flax import nnx
 
 from fcn_jax.models.backbones.preprocess import TORCHVISION, Preprocessing
+from fcn_jax.models.feature_map import FeatureMap, add, multiply
 from fcn_jax.models.geometry import Grid
-from fcn_jax.models.layers import (
-    BatchNorm,
-    Conv,
-    FeatureMap,
-    NormalisedConv,
-    add,
-    multiply,
-    relu,
-    spatial_mean,
-)
+from fcn_jax.models.layers import BatchNorm, Conv, NormalisedConv, relu, spatial_mean
 
 Activation = Callable[[jax.Array], jax.Array]
 
