@@ -2,7 +2,7 @@
 
 Every shape is a compilation, and what a canvas holds beside its image is computed in vain. A split
 gets a few canvases, chosen from the sizes of its images, and every image the smallest that holds
-it. The network's answer does not depend on the canvas (see `models/feature_map.py`), only its speed.
+it. The network's answer does not depend on the canvas, only its speed (`models/feature_map.py`).
 """
 
 import dataclasses
