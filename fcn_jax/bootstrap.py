@@ -24,7 +24,10 @@ RESAMPLES = 1000
 LEVEL = 0.95
 
 SELDOM = 5
-"""A class on fewer images than this is missing from e⁻⁴ = 2 % or more of the resamples."""
+"""A class on four images is missing from nearly e⁻⁴ = 1.8 % of the resamples, on fewer of more."""
+
+MOST_NAMED = 8
+"""Classes that are named in a line."""
 
 _WEIGHTS_AT_ONCE = 2**21
 """float64s, 16 MiB, however many images there are."""
@@ -185,11 +188,13 @@ def seldom_shown(counts: ImageCounts, class_names: Sequence[str]) -> str | None:
         for name, images in zip(class_names, counts.images_by_class, strict=True)
         if 0 < images < SELDOM
     ]
-    if not seldom:
+    if not seldom or len(counts.names) == 1:
         return None
+    listed = ", ".join(seldom[:MOST_NAMED])
+    more = f" and {len(seldom) - MOST_NAMED} more" if len(seldom) > MOST_NAMED else ""
     return (
-        f"on fewer than {SELDOM} images: {', '.join(seldom)}; resamples may lack them and take the "
-        "mean IU over the others, which widens its interval"
+        f"on fewer than {SELDOM} images: {listed}{more}; resamples may lack them and take the mean "
+        "IU over the others, which widens its interval"
     )
 
 

@@ -12,16 +12,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fcn_jax import bootstrap
+from fcn_jax import bootstrap, conventions
 from fcn_jax.bootstrap import Intervals
 from fcn_jax.errors import UserError
 from fcn_jax.image_counts import ImageCounts
 from fcn_jax.metrics import Scores, number_or_none, to_json
-from fcn_jax.pretrained import saved
+from fcn_jax.runs import evaluation_folder
 
 
 @dataclasses.dataclass(frozen=True)
-class Scored:
+class EvaluatedRun:
     """A run as evaluate has scored it.
 
     workdir: as given. numbers: of SPLIT.json. counts: of SPLIT_images.npz.
@@ -52,8 +52,8 @@ class Scored:
 class Comparison:
     """Two runs on the same images, with the intervals of each and of b − a."""
 
-    a: Scored
-    b: Scored
+    a: EvaluatedRun
+    b: EvaluatedRun
     intervals_a: Intervals
     intervals_b: Intervals
     intervals_of_difference: Intervals
@@ -67,13 +67,7 @@ class Moved(NamedTuple):
     b: float
 
 
-def evaluation_folder(workdir: Path) -> Path:
-    """Where evaluate writes about a run's folder, or about a converted file."""
-    of_file = workdir.suffix == saved.SUFFIX and not workdir.is_dir()
-    return (workdir.with_suffix("") if of_file else workdir) / "evaluation"
-
-
-def read_scored(workdir: Path, split: str) -> Scored:
+def read_scored(workdir: Path, split: str) -> EvaluatedRun:
     """What evaluate has written of a run.
 
     split: the beginning of the names of the files.
@@ -104,19 +98,24 @@ def read_scored(workdir: Path, split: str) -> Scored:
             f"{folder} holds {split}.json but not {counts_path.name}, the counts of each image: "
             f"{evaluate} writes both"
         )
+    convention = conventions.BY_NAME[numbers.get("convention", conventions.NATIVE.name)]
+    if convention.averaged_over != "truth":
+        raise UserError(
+            f"{path} was scored by --convention={convention.name}, whose means are over other "
+            f"classes than those of the intervals: compare native scores, {evaluate}"
+        )
     counts = ImageCounts.load(counts_path)
-    # nan beside nan is equal; where either alone is nan, a class is absent by another convention.
     iu = counts.total.per_class_iu
     if (
         images != len(counts.names)
         or len(per_class_iu) != len(iu)
-        or (np.abs(per_class_iu - iu) > 1e-9).any()
+        or not np.allclose(per_class_iu, iu, rtol=0, atol=1e-9, equal_nan=True)
     ):
         raise UserError(f"{path} and {counts_path.name} are of different evaluations: {evaluate}")
-    return Scored(workdir, numbers, counts)
+    return EvaluatedRun(workdir, numbers, counts)
 
 
-def compare(a: Scored, b: Scored) -> Comparison:
+def compare(a: EvaluatedRun, b: EvaluatedRun) -> Comparison:
     """Resamples the images of both.
 
     Raises:
@@ -129,8 +128,9 @@ def compare(a: Scored, b: Scored) -> Comparison:
         )
     names_a, names_b = a.counts.names, b.counts.names
     if names_a != names_b:
-        only = [f"{name} in {a.workdir}" for name in names_a if name not in set(names_b)]
-        only += [f"{name} in {b.workdir}" for name in names_b if name not in set(names_a)]
+        in_a, in_b = set(names_a), set(names_b)
+        only = [f"{name} in {a.workdir}" for name in names_a if name not in in_b]
+        only += [f"{name} in {b.workdir}" for name in names_b if name not in in_a]
         raise UserError(
             f"{a.workdir} and {b.workdir} were scored on different images: {len(names_a)} and "
             f"{len(names_b)}, {f'only {only[0]}' if only else 'in another order'}"
@@ -184,7 +184,7 @@ def comparison_to_json(comparison: Comparison) -> dict[str, Any]:
     images = len(a.counts.names)
     own_a, own_b = a.counts.mean_iu_by_image, b.counts.mean_iu_by_image
 
-    def described(scored: Scored, intervals: Intervals) -> dict[str, Any]:
+    def described(scored: EvaluatedRun, intervals: Intervals) -> dict[str, Any]:
         return {
             "run": str(scored.workdir),
             "step": scored.numbers["step"],

@@ -213,7 +213,7 @@ class Config:
                 )
         _positive(self.train, "train", "batch_size", "accumulation_steps", "log_every_steps")
         _positive(self.train, "train", "keep_checkpoints")
-        _positive(self.eval, "eval", "batch_size")
+        _positive(self.eval, "eval", "batch_size", "canvases")
         _positive(self.optim, "optim", "learning_rate")
         if (self.train.epochs > 0) == (self.train.steps > 0):
             raise UserError(

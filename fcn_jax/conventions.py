@@ -85,6 +85,10 @@ class ScoredSplit:
     def __len__(self) -> int:
         return len(self._indices)
 
+    def name(self, place: int) -> str:
+        """Of a record, without decoding it."""
+        return self._records.record_name(self._indices[place])
+
     def __getitem__(self, place: int) -> dict[str, Any]:
         index = self._indices[place]
         return self.convention.prepare(self._records[index], index)

@@ -2,6 +2,7 @@
 
     python -m fcn_jax.evaluate --workdir=DIR [--split=NAME] [--checkpoint=latest|best|STEP]
                                [--convention=native|paper|torchvision|d2l|mmseg] [--boundary]
+                               [--scales=0.75,1,1.25] [--flip] [--windows=average|gaussian]
 
 DIR is the folder of a run, or of an exported one, or FILE.safetensors, a whole network that
 `fcn_jax.pretrained` has converted; the latter two are told where the images are:
@@ -15,26 +16,30 @@ Prints the paper's four metrics and a table of classes. Writes to DIR/evaluation
     SPLIT_confusion.png   which class was taken for which
     SPLIT_sheet.png       image | truth | prediction | error of a few images
 
-and with several label maps SPLIT_MAP.json and so on for each. By a convention other than native,
-SPLIT_mmseg.json and so on: `fcn_jax/conventions.py` says what each does.
+and with several label maps SPLIT_MAP.json and so on for each. By a convention other than native
+it is SPLIT_mmseg.json and so on (`fcn_jax/conventions.py` says what each does), of windows, other
+sizes and mirror images SPLIT_scales_0.75_1_1.25_flip.json and so on (`fcn_jax/inference.py`).
 """
 
 import json
+import math
 import sys
+from functools import partial
 from pathlib import Path
 
+import jax
+import numpy as np
 from absl import flags
 from rich.console import Console
 
 from fcn_jax import bootstrap, cli, conventions, metrics, visualize
-from fcn_jax.comparison import evaluation_folder
 from fcn_jax.data.datasets import Dataset, open_dataset
 from fcn_jax.errors import UserError
-from fcn_jax.image_counts import ImageCounts
 from fcn_jax.inference import WHOLE, define_inference_flags, inference_from_flags
 from fcn_jax.models.fcn import suffix
+from fcn_jax.pretrained import saved
 from fcn_jax.progress import say
-from fcn_jax.runs import load_run
+from fcn_jax.runs import evaluation_folder, load_run
 from fcn_jax.scoring import Evaluation, evaluator
 
 
@@ -93,6 +98,8 @@ def main(arguments: list[str]) -> None:
 
 def report(evaluation: Evaluation, workdir: Path, split: str, dataset: Dataset, step: int) -> None:
     """Prints the tables and writes the numbers and pictures to `workdir`/evaluation."""
+    if jax.process_index():  # all hosts have the same scores; one writes them
+        return
     folder = evaluation_folder(workdir)
     canvases = ", ".join(f"{height}×{width}" for height, width in evaluation.canvases)
     how = (
@@ -104,16 +111,19 @@ def report(evaluation: Evaluation, workdir: Path, split: str, dataset: Dataset, 
     say(f"convention {evaluation.convention.name}: {evaluation.convention.says}")
     for name, scored in evaluation.by_map.items():
         scores, names = scored.scores, dataset.label_maps[name]
-        counts = ImageCounts.of(evaluation.names, scored.confusions)
         if name:
             say(f"label map {name}")
         Console().print(metrics.scores_table(scores, names))
-        intervals = bootstrap.intervals(counts)
-        by_truth = scored.averaged_over == "truth"  # which is what the intervals are of
-        if by_truth:
-            say(bootstrap.in_words("mean IU", scores.mean_iu, intervals.mean_iu, len(counts.names)))
-            if rare := bootstrap.seldom_shown(counts, names):
+        intervals = None
+        if scored.averaged_over == "truth":  # which is what the intervals are of
+            intervals = bootstrap.intervals(scored.counts)
+            images = len(evaluation.names)
+            say(bootstrap.in_words("mean IU", scores.mean_iu, intervals.mean_iu, images))
+            if rare := bootstrap.seldom_shown(scored.counts, names):
                 say(rare)
+        elif math.isnan(scores.mean_iu):
+            absent = np.array(names)[np.isnan(scores.per_class_iu)]
+            say(f"no mean over all classes: in neither truth nor prediction is {', '.join(absent)}")
         stem = f"{split}{suffix(name)}"
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -122,15 +132,20 @@ def report(evaluation: Evaluation, workdir: Path, split: str, dataset: Dataset, 
                 "step": step,
                 "convention": evaluation.convention.name,
                 "inference": evaluation.inference.says,
-                "intervals": intervals.to_json(names) if by_truth else None,
+                "intervals": intervals and intervals.to_json(names),
             }
-            (folder / f"{stem}.json").write_text(json.dumps(numbers, indent=2) + "\n")
-            counts.save(folder / f"{stem}_images.npz")
+            scored.counts.save(folder / f"{stem}_images.npz")
+            text = json.dumps(numbers, indent=2) + "\n"
+            saved.write_whole(folder / f"{stem}.json", partial(_write, text))
             visualize.plot_confusion(scored.confusion, names, folder / f"{stem}_confusion.png")
             visualize.sheet(scored.sheet_rows, names).save(folder / f"{stem}_sheet.png")
         except OSError as error:
-            raise UserError(f"cannot write to {folder}: {error.strerror}") from error
+            raise UserError(f"cannot write to {folder} ({error.strerror or error})") from error
         say(f"pictures and numbers: {folder}/{stem}_sheet.png, _confusion.png, .json")
+
+
+def _write(text: str, path: Path) -> None:
+    path.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

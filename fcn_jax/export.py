@@ -35,14 +35,16 @@ from absl import flags
 from safetensors.numpy import save_file
 
 from fcn_jax import cli
+from fcn_jax.conventions import NATIVE
 from fcn_jax.errors import UserError
+from fcn_jax.inference import WHOLE
 from fcn_jax.models.backbones.preprocess import COLOURS
 from fcn_jax.models.build import preprocessing_name
 from fcn_jax.pretrained import saved
 from fcn_jax.pretrained.load import flat
 from fcn_jax.pretrained.tables import torchvision
 from fcn_jax.progress import say
-from fcn_jax.runs import Run, load_run
+from fcn_jax.runs import Run, evaluation_folder, load_run
 
 FORMATS = ("fcn_jax", "torchvision")
 
@@ -91,11 +93,14 @@ def export(run: Run, folder: Path, metrics: dict[str, Any]) -> None:
 def read_metrics(workdir: Path, step: int) -> tuple[dict[str, Any], dict[str, int]]:
     """What evaluate has written of a step, by split; and the splits scored at another step.
 
+    Scores by another convention than native, or of windows and views, are left out: beside the
+    others they would be taken for the same thing.
+
     Raises:
         UserError: a file of scores cannot be read.
     """
     metrics, others = {}, {}
-    for path in sorted((workdir / "evaluation").glob("*.json")):
+    for path in sorted(evaluation_folder(workdir).glob("*.json")):
         try:
             scores = json.loads(path.read_text(encoding="utf-8"))
             scored_step = int(scores["step"])
@@ -103,6 +108,11 @@ def read_metrics(workdir: Path, step: int) -> tuple[dict[str, Any], dict[str, in
             raise UserError(
                 f"{path} cannot be read ({error}): run fcn_jax.evaluate again"
             ) from error
+        if (
+            scores.get("convention", NATIVE.name) != NATIVE.name
+            or scores.get("inference", WHOLE.says) != WHOLE.says
+        ):
+            continue
         if scored_step == step:
             metrics[path.stem] = scores
         else:

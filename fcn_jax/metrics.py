@@ -85,10 +85,10 @@ class Scores:
     """Scores as fractions in 0..1; nan where there is no pixel to score.
 
     What is per class is float64 (k,). IU, Dice, recall and boundary IU of a class are nan where the
-    truth holds no pixel of it, also where it was predicted, unless `averaged_over` says otherwise
-    of IU and Dice; precision is nan where it was never
-    predicted, and so 0 for a class that was predicted and that the truth lacks. Means are over the
-    classes that have a number.
+    truth holds no pixel of it, also where it was predicted (IU and Dice unless `averaged_over` says
+    otherwise); precision is nan where it was never predicted, and so 0 for a class that was
+    predicted and that the truth lacks. Means are over the classes that have a number, but over all
+    where `averaged_over` is "all".
     """
 
     pixel_accuracy: float
@@ -132,9 +132,9 @@ def scores(
 
     and beside the paper's four the mean of Dice_i = 2 n_ii / (t_i + Σ_j n_ji).
 
-    The means are over the classes that the truth holds (t_i > 0). Pixels wrongly predicted as an
-    absent class still count against the class that they belong to. Other projects take them over
-    others: see `fcn_jax/conventions.py`.
+    By default the means are over the classes that the truth holds (t_i > 0). Pixels wrongly
+    predicted as an absent class still count against the class that they belong to. Other projects
+    take them over others: see `fcn_jax/conventions.py`.
 
     Args:
       confusion: int64 (k, k), rows true and columns predicted, summed over the whole split.

@@ -14,6 +14,15 @@ as in other people's code (see `inference.py`):
     --scales=0.5,0.75,1,1.25,1.5,1.75 --flip
     --windows=average|gaussian [--window_px=320,480] [--overlap=0.25]
 
+    python -m fcn_jax.predict --workdir=DIR --output=OUT --tile=1024 scene.tif
+
+labels an image of any size in tiles, in memory that does not grow with it: the label map is that of
+the whole image, since each tile is run with all around it that its pixels' scores depend on. TIFFs
+are read and written by window (pip install rasterio): OUT/scene.tif is tiled, compressed, in VOC's
+colours, with the scene's georeference, and 255 where the scene holds no data. The same command goes
+on where it was interrupted. A smaller --halo is faster, and approximate. --overlay shows the whole
+at no more than 2000 pixels a side.
+
     python -m fcn_jax.predict --workdir=DIR --output=OUT --voc_submission=VOCdevkit
 
 labels the test images of PASCAL VOC 2012 and packs OUT/results.tgz for its evaluation server; try
@@ -33,8 +42,8 @@ several label maps `run` gives each by name. In other ways, and with the probabi
     probabilities = run.probabilities(image)  # float32 (h, w, k)
 """
 
-import functools
 import glob
+import signal
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -43,19 +52,15 @@ import numpy as np
 from absl import flags
 from PIL import Image
 
-from fcn_jax import cli, submission, visualize
-from fcn_jax.data.channels import beside, join_channels, read_channels
-from fcn_jax.data.labels import header_size, read_image
+from fcn_jax import cli, submission
+from fcn_jax.data.labels import header_size
+from fcn_jax.data.scenes import is_tiff
 from fcn_jax.errors import UserError
-from fcn_jax.files import write_whole
-from fcn_jax.inference import (
-    WHOLE,
-    Inference,
-    define_inference_flags,
-    inference_from_flags,
-)
+from fcn_jax.inference import WHOLE, define_inference_flags, inference_from_flags
+from fcn_jax.label_files import label_image, label_in_tiles
 from fcn_jax.progress import progress_bar, say
-from fcn_jax.runs import Run, load_run
+from fcn_jax.runs import load_run
+from fcn_jax.tiles import receptive_field, tiling
 
 
 def main(arguments: list[str]) -> None:
@@ -82,19 +87,35 @@ def main(arguments: list[str]) -> None:
         return
     paths = find_images(arguments)
     output = Path(options.output)
+    if options.halo is not None and options.tile is None:
+        raise UserError(f"--halo (={options.halo}) goes with --tile, such as --tile=1024")
+    if options.tile is not None and inference != WHOLE:
+        raise UserError(
+            "--tile gives the whole image's labels: without --windows, --scales, --flip"
+        )
     run = load_run(options.workdir, options.checkpoint)
     inference.check_fits(run.network)
-    targets = _targets(paths, output)
+    targets = _targets(paths, output, tiled=options.tile is not None)
     if len(run.label_maps) > 1:
         _check_beside(paths, output)
-    sizes = [size for path in paths if (size := header_size(path))]
-    if sizes:
-        run.prepare_for(np.array(sizes))
+    cut = None
+    if options.tile is None:
+        sizes = [size for path in paths if (size := header_size(path))]
+        if sizes:
+            run.prepare_for(np.array(sizes))
+    else:
+        field = receptive_field(run.network, run.variables)
+        cut = tiling(field, options.tile, options.halo)
+        say(f"labelling in {cut}")
+        signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     failures = []
     with progress_bar("labelling", len(paths)) as bar:
         for path, target in targets.items():
             try:
-                label_image(run, path, target, overlay=options.overlay, inference=inference)
+                if cut is None:
+                    label_image(run, path, target, overlay=options.overlay, inference=inference)
+                else:
+                    label_in_tiles(run, path, target, cut, overlay=options.overlay)
             except UserError as error:
                 failures.append(str(error))
             bar.advance()
@@ -103,43 +124,6 @@ def main(arguments: list[str]) -> None:
     if failures:
         listed = "\n  ".join(failures)
         raise UserError(f"{len(failures)} of {len(paths)} images failed:\n  {listed}")
-
-
-def label_image(
-    run: Run, path: Path, target: Path, *, overlay: bool, inference: Inference = WHOLE
-) -> None:
-    """Writes the label map of one image to `target`, and where wanted its overlay.
-
-    Of several label maps, each goes to a folder of its name beside `target`.
-
-    Raises:
-        UserError: the image or its further channels cannot be read, or a target not written.
-    """
-    image = read_channelled(run, path)
-    for name, label in run.label(image, inference).items():
-        folder = target.parent / name
-        visualize.save_label_map(folder / target.name, label)
-        if overlay:
-            drawn = visualize.overlay(image[..., :3], label, run.label_maps[name])
-            save = functools.partial(Image.fromarray(drawn).save, format="PNG")
-            write_whole(folder / "overlay" / target.name, save)
-
-
-def read_channelled(run: Run, path: Path) -> np.ndarray:
-    """The image in a file as the run wants it: uint8 (h, w, c).
-
-    Raises:
-        UserError: it or its further channels cannot be read, or are not as many as in training.
-    """
-    files = beside(path, run.config.data.channel_folders())
-    further = [(read_channels(file), str(file)) for file in files]
-    image = join_channels(read_image(path), str(path), further)
-    if image.shape[-1] != run.channels:
-        raise UserError(
-            f"{path} has {image.shape[-1]} channels with {', '.join(map(str, files))}, but the "
-            f"network was trained on {run.channels}"
-        )
-    return image
 
 
 def find_images(patterns: Iterable[str]) -> list[Path]:
@@ -170,20 +154,23 @@ def find_images(patterns: Iterable[str]) -> list[Path]:
     return list(found)
 
 
-def _targets(paths: list[Path], output: Path) -> dict[Path, Path]:
+def _targets(paths: list[Path], output: Path, *, tiled: bool = False) -> dict[Path, Path]:
     """Where each image's label map goes. Two images must not share one, nor it replace an image."""
-    targets = {path: output / f"{path.stem}.png" for path in paths}
-    claimed: dict[Path, Path] = {}
+    targets = {
+        path: output / f"{path.stem}{'.tif' if tiled and is_tiff(path) else '.png'}"
+        for path in paths
+    }
+    claimed: dict[str, Path] = {}
     inputs = {path.resolve() for path in paths}
     for path, target in targets.items():
-        if target in claimed:
+        if target.stem in claimed:
             raise UserError(
-                f"{claimed[target]} and {path} would both be written to {target}: label them into "
-                "two folders"
+                f"{claimed[target.stem]} and {path} would both be written to {target}: label them "
+                "into two folders"
             )
         if target.resolve() in inputs:
             raise UserError(f"{target} is an image itself: give another --output")
-        claimed[target] = path
+        claimed[target.stem] = path
     return targets
 
 
@@ -201,6 +188,10 @@ if __name__ == "__main__":
     flags.DEFINE_string("workdir", None, "folder of the run")
     flags.DEFINE_string("output", None, "folder to write to")
     flags.DEFINE_bool("overlay", False, "also draw the classes over the picture")
+    flags.DEFINE_integer("tile", None, "label in tiles of so many pixels a side")
+    flags.DEFINE_integer(
+        "halo", None, "pixels seen beyond a tile, where less than exact shall do", lower_bound=0
+    )
     flags.DEFINE_string("checkpoint", "latest", "latest, best (by mean IU), or a step")
     define_inference_flags()
     flags.DEFINE_string("voc_submission", None, "a VOCdevkit: pack its test images' label maps")

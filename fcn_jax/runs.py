@@ -4,10 +4,12 @@ DIR/run.json            settings, channels of the images, class names
 DIR/checkpoints/STEP    see `checkpoint.py`
 DIR/log.jsonl           a line of numbers every few steps
 DIR/tensorboard         the same as curves, with pictures of predictions
-DIR/evaluation          SPLIT.json, SPLIT_confusion.png, SPLIT_sheet.png
+DIR/evaluation          SPLIT.json, SPLIT_images.npz, SPLIT_confusion.png, SPLIT_sheet.png
 """
 
 import dataclasses
+import functools
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -138,6 +140,15 @@ class Run:
                 f"(h, w, {self.channels}){beside}"
             )
 
+    @functools.cached_property
+    def digest(self) -> str:
+        """Tells these weights, and what is computed with them, from others: 64 letters."""
+        digest = hashlib.sha256(json.dumps(self.about.config["model"], sort_keys=True).encode())
+        for name, tensor in sorted(pretrained.flat(self.variables).items()):
+            digest.update(name.encode())
+            digest.update(np.ascontiguousarray(tensor).tobytes())
+        return digest.hexdigest()
+
     def _channel_names(self) -> str:
         return " and ".join(["RGB", *self.config.data.channel_folders()])
 
@@ -234,6 +245,12 @@ def read_settings(workdir: Path) -> RunSettings:
         ) from None
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} cannot be read: {error}") from error
+
+
+def evaluation_folder(workdir: Path) -> Path:
+    """Where evaluate writes about a run's folder, or about a converted file."""
+    of_file = workdir.suffix == saved.SUFFIX and not workdir.is_dir()
+    return (workdir.with_suffix("") if of_file else workdir) / "evaluation"
 
 
 def is_begun(workdir: Path) -> bool:

@@ -1,9 +1,9 @@
 """Scores a network on a split of a data set: what `fcn_jax.evaluate` and training call."""
 
 import dataclasses
-import functools
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any, Self
 
 import jax
 import numpy as np
@@ -17,6 +17,7 @@ from fcn_jax.data.datasets import Dataset
 from fcn_jax.data.labels import by_map
 from fcn_jax.data.pipeline import evaluation_batches
 from fcn_jax.errors import UserError
+from fcn_jax.image_counts import ImageCounts
 from fcn_jax.inference import WHOLE, Inference
 from fcn_jax.labeller import Labeller
 from fcn_jax.progress import progress_bar
@@ -27,19 +28,16 @@ SHEET_ROWS = 6
 
 @dataclasses.dataclass(frozen=True)
 class MapEvaluation:
-    """confusions: of each image, int64 (n, k, k), true class by predicted class. samples: of a few
-    images, by index, for a sheet. boundary: see `metrics.scores`; None where not asked for.
+    """confusion: of all images, int64 (k, k), true class by predicted class. counts: of each image.
+    samples: of a few images, by index, for a sheet. boundary: see `metrics.scores`; None where not
+    asked for.
     """
 
-    confusions: np.ndarray
+    confusion: np.ndarray
+    counts: ImageCounts
     samples: dict[int, visualize.SheetRow]
     averaged_over: metrics.Averaged
     boundary: np.ndarray | None = None
-
-    @property
-    def confusion(self) -> np.ndarray:
-        """Of all images: int64 (k, k)."""
-        return self.confusions.sum(axis=0)
 
     @property
     def sheet_rows(self) -> list[visualize.SheetRow]:
@@ -74,7 +72,7 @@ class Evaluation:
 
 
 @dataclasses.dataclass(frozen=True)
-class Scored:
+class ScoredImages:
     """Some images of a split, labelled.
 
     images: their indices. confusions: by label map, int (n, k, k). records: of those that this host
@@ -115,29 +113,33 @@ def evaluator(
             f"--convention={convention.name} takes none of the {len(native)} images of {split}: "
             f"{convention.says}"
         )
-    make = _in_batches if inference == WHOLE else _one_by_one
-    score, canvases, empty = make(network, dataset.num_classes, records, settings, inference)
+    several_hosts = jax.process_count() > 1
+    if several_hosts and (boundary or inference != WHOLE):
+        raise UserError(
+            "--boundary, --windows, --scales and --flip score on one host: start it on one alone"
+        )
+    if inference == WHOLE:
+        scorer = _in_batches(network, dataset.num_classes, records, settings)
+    else:
+        scorer = _one_by_one(network, dataset.num_classes, records, settings, inference)
+    score, canvases, empty = scorer
     sampled = set(np.linspace(0, len(records) - 1, SHEET_ROWS).round().astype(int).tolist())
 
     def evaluate(variables: Any) -> Evaluation:
-        by_name = {
-            name: MapEvaluation(
-                np.zeros((len(records), count, count), np.int64),
-                {},
-                convention.averaged_over,
-                np.zeros((2, count), np.int64) if boundary else None,
-            )
+        tallies = {
+            name: _Tally.of(len(records), count, boundary)
             for name, count in dataset.num_classes.items()
         }
-        names = [f"{split}[{index}]" for index in range(len(records))]  # of other hosts' images
+        # Of several hosts each has read its own images alone.
+        names = [records.name(index) if several_hosts else "" for index in range(len(records))]
         with progress_bar(f"scoring {split}", len(records)) as bar:
             for scored in score(variables):
                 for index, record in scored.records.items():
                     names[index] = record["name"]
                 wanted = scored.records.keys() if boundary else scored.records.keys() & sampled
                 labels = scored.labels() if wanted else {}
-                for name, tally in by_name.items():
-                    tally.confusions[list(scored.images)] = scored.confusions[name]
+                for name, tally in tallies.items():
+                    tally.count(scored.images, scored.confusions[name])
                     for (index, record), label in zip(
                         scored.records.items(), labels.get(name, ()), strict=False
                     ):
@@ -145,16 +147,50 @@ def evaluator(
                         if index in sampled:
                             tally.samples[index] = row
                         if tally.boundary is not None:
-                            tally.boundary[...] += boundary_counts(
-                                row[1], row[2], dataset.num_classes[name]
-                            )
+                            tally.boundary += boundary_counts(row[1], row[2], len(tally.confusion))
                 bar.advance(len(scored.images))
-        return Evaluation(by_name, tuple(names), canvases, empty, convention, inference)
+        by_map = {
+            name: tally.evaluation(names, convention.averaged_over)
+            for name, tally in tallies.items()
+        }
+        return Evaluation(by_map, tuple(names), canvases, empty, convention, inference)
 
     return evaluate
 
 
-_Scorer = tuple[Callable[[Any], Iterator[Scored]], tuple[Size, ...], float]
+@dataclasses.dataclass
+class _Tally:
+    """What is counted of a label map: per image three numbers a class, and k² in all."""
+
+    confusion: np.ndarray
+    hits: np.ndarray
+    truth: np.ndarray
+    predicted: np.ndarray
+    samples: dict[int, visualize.SheetRow]
+    boundary: np.ndarray | None
+
+    @classmethod
+    def of(cls, images: int, num_classes: int, boundary: bool) -> Self:
+        k = num_classes
+        hits, truth, predicted = np.zeros((3, images, k), np.int64)
+        zones = np.zeros((2, k), np.int64) if boundary else None
+        return cls(np.zeros((k, k), np.int64), hits, truth, predicted, {}, zones)
+
+    def count(self, images: Sequence[int], confusions: np.ndarray) -> None:
+        """confusions: of these images, int (n, k, k)."""
+        places = list(images)
+        confusions = confusions.astype(np.int64)
+        self.confusion += confusions.sum(axis=0)
+        self.hits[places] = np.diagonal(confusions, axis1=1, axis2=2)
+        self.truth[places] = confusions.sum(axis=2)
+        self.predicted[places] = confusions.sum(axis=1)
+
+    def evaluation(self, names: Sequence[str], averaged_over: metrics.Averaged) -> MapEvaluation:
+        counts = ImageCounts(tuple(names), self.hits, self.truth, self.predicted)
+        return MapEvaluation(self.confusion, counts, self.samples, averaged_over, self.boundary)
+
+
+_Scorer = tuple[Callable[[Any], Iterator[ScoredImages]], tuple[Size, ...], float]
 """The function that labels and counts, the canvases it uses, and how much of them is empty."""
 
 
@@ -163,7 +199,6 @@ def _in_batches(
     num_classes: Mapping[str, int],
     records: ScoredSplit,
     settings: EvalConfig,
-    inference: Inference,
 ) -> _Scorer:
     # A batch of at most one image a device more than there are images.
     devices = jax.device_count()
@@ -179,15 +214,15 @@ def _in_batches(
         make_eval_step(network, num_classes), donate_state=False, split_results=(False, True)
     )
 
-    def score(variables: Any) -> Iterator[Scored]:
+    def score(variables: Any) -> Iterator[ScoredImages]:
         share = batch_size // jax.process_count()
         for batch in evaluation_batches(records, buckets, batch_size=share):
             counted, predictions = step(variables, batch.canvases)
-            yield Scored(
+            yield ScoredImages(
                 batch.images,
                 {name: np.asarray(n)[: len(batch.images)] for name, n in counted.items()},
                 batch.records,
-                functools.partial(_fetched, predictions),
+                partial(_fetched, predictions),
             )
 
     canvases = tuple(bucket.canvas_px for bucket in buckets)
@@ -210,11 +245,11 @@ def _one_by_one(
             f"--convention={records.convention.name} resizes images and brings their logits back: "
             "it does not go with --windows, --scales and --flip"
         )
-    if jax.process_count() > 1:
-        raise UserError("--windows, --scales and --flip label on one host: start it on one alone")
-    labeller = Labeller(network, inference)
+    buckets = fill_buckets(records.sizes, most=settings.canvases)
+    canvases = tuple(bucket.canvas_px for bucket in buckets)
+    labeller = Labeller(network, inference, canvases)
 
-    def score(variables: Any) -> Iterator[Scored]:
+    def score(variables: Any) -> Iterator[ScoredImages]:
         for index in range(len(records)):
             record = records[index]
             labels = labeller.labels(variables, record["image"])
@@ -223,10 +258,10 @@ def _one_by_one(
                 name: metrics.count_confusion(truth[name], label, num_classes[name])[None]
                 for name, label in labels.items()
             }
-            by_image = {name: label[None] for name, label in labels.items()}
-            yield Scored((index,), confusions, {index: record}, by_image.copy)
+            of_batch = {name: label[None] for name, label in labels.items()}
+            yield ScoredImages((index,), confusions, {index: record}, partial(dict, of_batch))
 
-    return score, (), 0.0
+    return score, canvases, empty_share(records.sizes, buckets)
 
 
 def _row(

@@ -23,8 +23,8 @@ from fcn_jax.data.labels import by_map
 from fcn_jax.losses import cross_entropy
 from fcn_jax.metrics import confusion_matrix
 from fcn_jax.models.fcn import DATA_AXIS, FCN, suffix
-from fcn_jax.models.layers import FeatureMap
-from fcn_jax.models.upsampling import Interpolate
+from fcn_jax.models.feature_map import Part
+from fcn_jax.models.upsampling import resized
 
 
 @jax.tree_util.register_dataclass
@@ -209,9 +209,7 @@ def make_eval_step(
     def eval_step(variables, batch):
         like = None
         if "label_size" in batch:
-            like = FeatureMap(
-                batch["label"].reshape(*batch["label"].shape[:3], -1), batch["label_size"]
-            )
+            like = batch["label_size"], batch["label"].shape[1:3]
         predictions = predict(network, variables, batch["image"], batch["size"], like=like)
         labels = by_map(batch["label"], network.label_maps)
         confusions = {
@@ -234,18 +232,20 @@ def predict(
     image: jax.Array,
     size: jax.Array | None,
     *,
-    like: FeatureMap | None = None,
+    like: tuple[jax.Array, tuple[int, int]] | None = None,
+    part: Part | None = None,
 ) -> dict[str, jax.Array]:
     """The class of each pixel by label map: int32 (b, h, w); outside `size` it means nothing.
 
-    like: of the size that the logits are interpolated to before, where that is another.
+    like: where the logits are brought to other sizes before, these, int32 (b, 2), and the canvas
+    that they lie on then. part: see `FCN`.
     """
-    values, _ = network(variables, image, valid=size)
+    values, _ = network(variables, image, valid=size, part=part)
     logits = {name: values[f"logits{suffix(name)}"] for name in network.label_maps}
     if like is not None:
-        resize = Interpolate()
+        new_size, canvas_px = like
+        assert size is not None
         logits = {
-            name: resize(FeatureMap(of_map, size), like=like).values
-            for name, of_map in logits.items()
+            name: resized(of_map, size, new_size, canvas_px) for name, of_map in logits.items()
         }
     return {name: jnp.argmax(of_map, axis=-1) for name, of_map in logits.items()}

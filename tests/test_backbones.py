@@ -25,7 +25,8 @@ from fcn_jax.models.backbones.small import SmallNet
 from fcn_jax.models.backbones.squeezenet import SqueezeNet
 from fcn_jax.models.backbones.vgg import VGG16
 from fcn_jax.models.build import build
-from fcn_jax.models.layers import Conv, FeatureMap
+from fcn_jax.models.feature_map import FeatureMap
+from fcn_jax.models.layers import Conv
 from fcn_jax.pretrained.source import Source
 from fcn_jax.pretrained.tables import timm as timm_tables
 from fcn_jax.pretrained.tables import torchvision as torchvision_tables

@@ -75,16 +75,16 @@ def test_more_canvases_waste_less_and_nearly_the_least():
     assert area[3] < area[2] < area[1]
 
 
-def test_what_fills_no_batch_goes_to_a_larger_canvas_if_that_is_cheaper():
+def test_what_fills_no_batch_goes_where_a_larger_canvas_has_room():
     sizes = np.array([[64, 64]] * 5 + [[96, 96]] * 3)
     alone = fill_buckets(sizes, most=2)
     assert [bucket.images for bucket in alone] == [(0, 1, 2, 3, 4), (5, 6, 7)]
     # The fifth small image would take a batch of four; beside the three large ones it takes none.
     together = fill_buckets(sizes, most=2, batch_size=4)
     assert [bucket.images for bucket in together] == [(0, 1, 2, 3), (4, 5, 6, 7)]
-    # Three small images on large canvases would cost 3·96² instead of 4·64² pixels.
-    sizes = np.array([[64, 64]] * 7 + [[96, 96]] * 4)
-    assert [len(b.images) for b in fill_buckets(sizes, most=2, batch_size=4)] == [7, 4]
+    # Beside four large ones there is no room: one more would be a whole batch of large canvases.
+    sizes = np.array([[64, 64]] * 5 + [[96, 96]] * 4)
+    assert [len(b.images) for b in fill_buckets(sizes, most=2, batch_size=4)] == [5, 4]
 
 
 def test_thousands_of_sizes_are_grouped():

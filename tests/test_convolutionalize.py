@@ -16,8 +16,9 @@ from fcn_jax import heatmap
 from fcn_jax.models.backbones.lenet import LeNet
 from fcn_jax.models.backbones.preprocess import Preprocessing
 from fcn_jax.models.convolutionalize import Average, Classifier, FullyConnected, convolutionalize
+from fcn_jax.models.feature_map import FeatureMap
 from fcn_jax.models.geometry import PIXELS, Grid
-from fcn_jax.models.layers import Conv, FeatureMap, max_pool
+from fcn_jax.models.layers import Conv, max_pool
 
 score = nnx.jit(Classifier.__call__)
 

@@ -61,6 +61,7 @@ def test_records_are_what_was_drawn(tmp_path):
     assert dataset.splits == ("train", "val")
     split = dataset.split("train")
     assert [record["name"] for record in split] == [f"train_{i:03}" for i in range(6)]
+    assert [split.record_name(i) for i in range(6)] == [f"train_{i:03}" for i in range(6)]
     image, label = shapes.draw("train_004")
     np.testing.assert_array_equal(split[4]["image"], image)
     np.testing.assert_array_equal(split[4]["label"], label)

@@ -22,6 +22,7 @@ from fcn_jax.config import EvalConfig, ModelConfig
 from fcn_jax.data import shapes
 from fcn_jax.data.datasets import Statistics
 from fcn_jax.errors import UserError
+from fcn_jax.image_counts import ImageCounts
 from fcn_jax.inference import WHOLE, Inference
 from fcn_jax.models.build import build
 from fcn_jax.scoring import Evaluation, evaluator
@@ -85,6 +86,17 @@ def network() -> Network:
     return random_network()
 
 
+def assert_counts(evaluation: Evaluation, confusions: np.ndarray) -> None:
+    """Of each image, and of all."""
+    scored = evaluation.by_map[""]
+    np.testing.assert_array_equal(scored.confusion, confusions.sum(axis=0))
+    names = tuple(f"val_{index}" for index in range(len(SIZES)))
+    expected = ImageCounts.of(names, confusions)
+    assert scored.counts.names == evaluation.names == names
+    for name in ("hits", "truth", "predicted"):
+        np.testing.assert_array_equal(getattr(scored.counts, name), getattr(expected, name))
+
+
 @pytest.fixture(scope="module")
 def one_by_one(network: Network) -> np.ndarray:
     """The confusion matrix of each image, labelled alone on no canvas, counted by NumPy."""
@@ -101,8 +113,7 @@ def one_by_one(network: Network) -> np.ndarray:
 def test_batches_and_canvases_change_no_count(network, one_by_one, batch_size, canvases):
     evaluation = evaluate(network, batch_size=batch_size, canvases=canvases)
     assert len(np.unique(one_by_one.sum(axis=(0, 1)))) > 2  # it predicts more than one class
-    np.testing.assert_array_equal(evaluation.by_map[""].confusions, one_by_one)
-    assert evaluation.names == tuple(f"val_{index}" for index in range(len(SIZES)))
+    assert_counts(evaluation, one_by_one)
     assert 1 <= len(evaluation.canvases) <= canvases
 
 
@@ -118,9 +129,10 @@ def test_four_devices_count_the_same(one_by_one):
         [sys.executable, __file__], env=environment, capture_output=True, text=True, check=False
     )
     assert run.returncode == 0, run.stderr
-    devices, confusions = json.loads(run.stdout.splitlines()[-1])
+    devices, confusion, hits = json.loads(run.stdout.splitlines()[-1])
     assert devices == 4
-    np.testing.assert_array_equal(np.array(confusions), one_by_one)
+    np.testing.assert_array_equal(confusion, one_by_one.sum(axis=0))
+    np.testing.assert_array_equal(hits, np.diagonal(one_by_one, axis1=1, axis2=2))
 
 
 def test_as_many_compilations_as_canvases_and_none_the_second_time(network, caplog):
@@ -160,7 +172,7 @@ def test_the_sheet_shows_what_was_scored(network, one_by_one):
 
 def test_mmseg_brings_the_logits_back_as_pytorch_would(network, torch: ModuleType, monkeypatch):
     monkeypatch.setattr(conventions, "MMSEG_SHORTER_SIDE_PX", 48)
-    evaluation = evaluate(network, batch_size=4, convention="mmseg")
+    scored = evaluate(network, batch_size=4, convention="mmseg").by_map[""].counts
     model = jax.jit(network.model(network.variables))
     for index, record in enumerate(Drawn().split("val")):
         resized = conventions.MMSEG.prepare(record, index)["image"]
@@ -170,17 +182,18 @@ def test_mmseg_brings_the_logits_back_as_pytorch_would(network, torch: ModuleTyp
             logits, size=record["label"].shape, mode="bilinear", align_corners=False
         )
         guess, truth = at_native.argmax(1)[0].numpy(), record["label"]
-        expected = np.zeros((CLASSES, CLASSES), np.int64)
-        np.add.at(expected, (truth[truth != 255], guess[truth != 255]), 1)
+        predicted = np.bincount(guess[truth != 255], minlength=CLASSES)
+        hits = np.bincount(truth[truth == guess], minlength=CLASSES)
         # Equal but for pixels whose two best classes are within rounding of each other.
-        assert np.abs(evaluation.by_map[""].confusions[index] - expected).sum() <= 2
+        assert np.abs(scored.predicted[index] - predicted).sum() <= 2
+        assert np.abs(scored.hits[index] - hits).sum() <= 1
 
 
 def test_images_labelled_one_by_one_are_counted_alike(network, one_by_one):
     """A window that holds every image is the image itself."""
     window = Inference(windows="average", window_px=(96, 96))
     evaluation = evaluate(network, inference=window, boundary=True)
-    np.testing.assert_array_equal(evaluation.by_map[""].confusions, one_by_one)
+    assert_counts(evaluation, one_by_one)
     in_batches = evaluate(network, batch_size=4, boundary=True)
     boundary = in_batches.by_map[""].boundary
     assert boundary is not None
@@ -206,4 +219,6 @@ def test_a_convention_that_takes_no_image_says_so(network):
 if __name__ == "__main__":
     jax.config.update("jax_default_matmul_precision", "highest")
     scored = evaluate(random_network(), batch_size=8)
-    print(json.dumps([jax.device_count(), scored.by_map[""].confusions.tolist()]))
+    of_map = scored.by_map[""]
+    numbers = [jax.device_count(), of_map.confusion.tolist(), of_map.counts.hits.tolist()]
+    print(json.dumps(numbers))

@@ -23,7 +23,8 @@ from fcn_jax.models.backbones.small import SmallNet
 from fcn_jax.models.backbones.squeezenet import SqueezeNet
 from fcn_jax.models.backbones.vgg import VGG16
 from fcn_jax.models.fcn import FCN
-from fcn_jax.models.layers import BatchNorm, FeatureMap
+from fcn_jax.models.feature_map import FeatureMap
+from fcn_jax.models.layers import BatchNorm
 
 SIZES = [(97, 131), (120, 80), (64, 64), (33, 140), (101, 67), (75, 128)]
 CANVAS = (128, 160)
@@ -38,7 +39,6 @@ BACKBONES: dict[str, Callable[[], Backbone]] = {
         variant=CAFFE_VARIANT, padding="paper", fc_features=16, rngs=nnx.Rngs(0)
     ),
     "vgg16": lambda: VGG16(fc_features=16, rngs=nnx.Rngs(0)),
-    "vgg16 paper": lambda: VGG16(padding="paper", fc_features=16, rngs=nnx.Rngs(0)),
     "googlenet": lambda: GoogLeNet(rngs=nnx.Rngs(0)),
     "resnet18": lambda: ResNet(18, rngs=nnx.Rngs(0)),
     "resnet50 stride 8": lambda: ResNet(50, output_stride=8, rngs=nnx.Rngs(0)),

@@ -18,8 +18,9 @@ from fcn_jax.models.backbones.squeezenet import SqueezeNet
 from fcn_jax.models.backbones.vgg import VGG16
 from fcn_jax.models.build import build
 from fcn_jax.models.fcn import FCN
-from fcn_jax.models.geometry import Grid, upsampling_geometry
-from fcn_jax.models.layers import BatchNorm, Conv, FeatureMap, max_pool, relu
+from fcn_jax.models.feature_map import FeatureMap
+from fcn_jax.models.geometry import Grid, Window, upsampling_geometry
+from fcn_jax.models.layers import BatchNorm, Conv, max_pool, relu
 from fcn_jax.models.upsampling import BilinearUpsample, ConvTranspose
 from fcn_jax.step import Network
 
@@ -81,7 +82,7 @@ class Coordinates(nnx.Module):
             size = [-(-n // stride) for n in image.spatial]
             rows, columns = np.mgrid[: size[0], : size[1]] * stride + self.grids[stride].offset
             values = jnp.asarray(np.stack([rows, columns], -1)[None], jnp.float32)
-            maps[stride] = image.windowed(values, [lambda n, s=stride: -(-n // s)] * 2)
+            maps[stride] = image.windowed(values, [Window(1, stride)] * 2)
         return maps
 
 

@@ -8,13 +8,11 @@ import pytest
 from flax import nnx
 
 from fcn_jax.models import upsampling
+from fcn_jax.models.feature_map import FeatureMap, add, concatenate, multiply
 from fcn_jax.models.layers import (
     BatchNorm,
     Conv,
-    FeatureMap,
-    add,
     average_pool,
-    concatenate,
     dropout,
     max_pool,
     relu,
@@ -321,7 +319,9 @@ def test_average_pool_and_spatial_mean_are_pytorchs(torch: ModuleType) -> None:
     x = FeatureMap(jnp.asarray(values))
     expected = torch.nn.functional.avg_pool2d(to_torch(torch, values), (2, 3), 1)
     np.testing.assert_allclose(average_pool(x, (2, 3)).values, from_torch(expected), atol=1e-6)
-    np.testing.assert_allclose(spatial_mean(x), values.mean((1, 2)), atol=1e-6)
+    np.testing.assert_allclose(
+        spatial_mean(x).values, values.mean((1, 2), keepdims=True), atol=1e-6
+    )
 
 
 def test_conv_refuses_groups_that_do_not_divide() -> None:
@@ -487,7 +487,7 @@ def spatial_layers() -> dict[str, Any]:
         "pool 2×2, ceil": lambda x: max_pool(x, 2, 2, ceil=True),
         "pool 3×3, ceil": lambda x: max_pool(x, 3, 2, ceil=True),
         "average": lambda x: average_pool(x, (3, 2)),
-        "mean": lambda x: x.map(lambda values: values * 0 + spatial_mean(x)[:, None, None]),
+        "mean": lambda x: multiply(x, spatial_mean(x)),
         "pool 3×3 padded": lambda x: max_pool(x, 3, 2, 1),
         "batch norm": lambda x: norm(x),
         "batch norm in training": lambda x: BatchNorm(3)(x, train=True),

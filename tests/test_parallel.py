@@ -20,8 +20,9 @@ from fcn_jax.config import Config
 from fcn_jax.errors import UserError
 from fcn_jax.models.backbones.preprocess import TORCHVISION
 from fcn_jax.models.fcn import DATA_AXIS, FCN, suffix
+from fcn_jax.models.feature_map import FeatureMap
 from fcn_jax.models.geometry import Grid
-from fcn_jax.models.layers import BatchNorm, Conv, FeatureMap, dropout, max_pool, relu
+from fcn_jax.models.layers import BatchNorm, Conv, dropout, max_pool, relu
 from fcn_jax.step import Network, create_train_state, make_eval_step, make_train_step
 
 STEPS = 3

@@ -20,7 +20,7 @@ from fcn_jax.models.backbones.preprocess import BY_NAME
 from fcn_jax.models.backbones.vgg import VGG16
 from fcn_jax.models.build import build, build_backbone
 from fcn_jax.models.fcn import FCN
-from fcn_jax.models.layers import FeatureMap
+from fcn_jax.models.feature_map import FeatureMap
 from tests.peers import (
     canvases,
     check_segmentation,

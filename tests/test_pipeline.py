@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax
 import numpy as np
 import pytest
 
@@ -94,6 +95,26 @@ def test_the_last_scored_batch_is_filled_with_void_in_every_map():
     assert last.canvases["image"].shape == (2, 8, 8, 4)
     assert (last.canvases["label"][1] == 255).all()
     assert (last.canvases["label"][0, :5, :5] == [2, 200]).all()
+
+
+def test_hosts_share_every_batch_and_agree_on_its_images(monkeypatch):
+    records = Numbered(7)
+    buckets = [Bucket((12, 8), (0, 2, 4, 6, 1)), Bucket((16, 8), (3, 5))]
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    by_host = []
+    for host in (0, 1):
+        monkeypatch.setattr(jax, "process_index", lambda host=host: host)
+        by_host.append(list(evaluation_batches(records, buckets, batch_size=2)))
+    assert [batch.images for batch in by_host[0]] == [(0, 2, 4, 6), (1,), (3, 5)]
+    assert [batch.images for batch in by_host[1]] == [batch.images for batch in by_host[0]]
+    assert [list(batch.records) for batch in by_host[0]] == [[0, 2], [1], [3, 5]]
+    assert [list(batch.records) for batch in by_host[1]] == [[4, 6], [], []]
+    for first, second in zip(*by_host, strict=True):
+        labels = np.concatenate([first.canvases["label"], second.canvases["label"]])
+        for place, index in enumerate(first.images):
+            height, width = records[index]["label"].shape
+            np.testing.assert_array_equal(labels[place, :height, :width], records[index]["label"])
+        assert (labels[len(first.images) :] == 255).all()
 
 
 @pytest.mark.parametrize("workers", [0, 1])

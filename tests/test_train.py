@@ -19,6 +19,9 @@ from fcn_jax.data.canvases import Bucket
 from fcn_jax.data.labels import read_mask, voc_palette
 from fcn_jax.data.pipeline import evaluation_batches
 from fcn_jax.errors import UserError
+from fcn_jax.export import read_metrics
+from fcn_jax.image_counts import ImageCounts
+from fcn_jax.inference import Inference
 from fcn_jax.predict import load_run
 from fcn_jax.train import train
 from tests.own_folder import ROOT, command, small_config, write_folder
@@ -68,6 +71,40 @@ def test_scores_are_those_of_each_image_labelled_alone(run_folder, folder):
     assert written["pixel_accuracy"] == pytest.approx(right.sum() / confusion.sum(), abs=1e-12)
     assert written["mean_iu"] == pytest.approx(iu.mean(), abs=1e-12)
     assert set(written["per_class_iu"]) == set(shapes.CLASSES)
+
+
+def test_evaluate_scores_by_other_conventions_and_in_other_ways(run_folder):
+    by_torchvision = command(
+        "evaluate", f"--workdir={run_folder}", "--convention=torchvision", "--boundary"
+    )
+    assert by_torchvision.returncode == 0, by_torchvision.stderr
+    assert "convention torchvision: as its reference scripts" in by_torchvision.stdout
+    scores = json.loads((run_folder / "evaluation/val_torchvision.json").read_text())
+    assert (scores["convention"], scores["inference"]) == ("torchvision", "whole images")
+    assert scores["intervals"] is None
+    assert 0 <= scores["mean_boundary_iu"] <= 1
+
+    in_views = command("evaluate", f"--workdir={run_folder}", "--scales=0.5,1", "--flip")
+    assert in_views.returncode == 0, in_views.stderr
+    assert "2 images, whole images, in sizes 0.5, 1, mirrored too" in in_views.stdout
+    scores = json.loads((run_folder / "evaluation/val_scales_0.5_1_flip.json").read_text())
+    run = load_run(run_folder)
+    inference = Inference(scales=(0.5, 1), flip=True)
+    right = pixels = 0
+    for name in scored_names(run_folder, "val_scales_0.5_1_flip"):
+        image, truth = shapes.draw(name)
+        counted = truth != 255
+        right += (run(image, inference) == truth)[counted].sum()
+        pixels += counted.sum()
+    assert scores["pixel_accuracy"] == pytest.approx(right / pixels, abs=1e-12)
+    # Neither is taken for what the run is judged by.
+    assert set(read_metrics(run_folder, run.step)[0]) == {"val"}
+
+
+def scored_names(run_folder: Path, stem: str) -> tuple[str, ...]:
+    names = ImageCounts.load(run_folder / f"evaluation/{stem}_images.npz").names
+    assert len(names) == 2
+    return tuple(Path(name).stem for name in names)
 
 
 def test_every_image_is_scored_once_and_the_last_batch_is_filled_with_void():

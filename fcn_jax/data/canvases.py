@@ -2,7 +2,7 @@
 
 Every shape is a compilation, and what a canvas holds beside its image is computed in vain. A split
 gets a few canvases, chosen from the sizes of its images, and every image the smallest that holds
-it. The network's answer does not depend on the canvas (see `models/layers.py`), only its speed.
+it. The network's answer does not depend on the canvas, only its speed (`models/feature_map.py`).
 """
 
 import dataclasses
@@ -43,8 +43,7 @@ def fill_buckets(
 ) -> list[Bucket]:
     """Spreads images over at most `most` canvases; none is left empty, the smallest comes first.
 
-    What does not fill a batch goes to a larger canvas where that costs less than the places of its
-    batch that would stay empty.
+    What does not fill a batch goes to places of a larger canvas's last batch that would stay empty.
 
     Args:
         sizes: heights and widths, int (n, 2), n > 0.
@@ -66,8 +65,8 @@ def fill_buckets(
             continue
         for larger in range(place + 1, len(canvases)):
             above, beside = canvases[larger]
-            cheaper = left * above * beside < batch_size * height * width
-            if height <= above and width <= beside and held[larger] and cheaper:
+            free = -len(held[larger]) % batch_size
+            if height <= above and width <= beside and left <= free:
                 held[larger] = sorted(held[larger] + held[place][-left:])
                 del held[place][-left:]
                 break

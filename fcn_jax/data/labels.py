@@ -255,7 +255,10 @@ def open_image(data: bytes, name: str) -> Image.Image:
     except UnidentifiedImageError:
         raise UserError(f"{name}: not an image (or its beginning is damaged)") from None
     except Image.DecompressionBombError as error:
-        raise UserError(f"{name}: too large an image; cut it into tiles ({error})") from None
+        raise UserError(
+            f"{name}: too large an image; cut it into tiles, or to label it, save it as a tiled "
+            f"TIFF, which predict --tile=1024 reads by window ({error})"
+        ) from None
     except (OSError, SyntaxError, ValueError, EOFError) as error:
         raise UserError(f"{name}: the image is damaged ({error})") from error
     return image

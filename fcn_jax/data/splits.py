@@ -59,6 +59,10 @@ class Split:
         record = self._record(index)
         return self._decoded_labels(record, self._record_name(record, index))
 
+    def record_name(self, index: int) -> str:
+        """The name of a record; nothing is decoded."""
+        return self._record_name(self._record(index), index)
+
     def _record(self, index: int) -> dict[str, Any]:
         if not 0 <= index < len(self):
             raise IndexError(f"record {index} of {len(self)} in split {self.name}")

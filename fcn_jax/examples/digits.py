@@ -31,7 +31,7 @@ from fcn_jax import cli
 from fcn_jax.errors import UserError
 from fcn_jax.models.backbones.lenet import LeNet
 from fcn_jax.models.convolutionalize import Classifier, FullyConnected, convolutionalize
-from fcn_jax.models.layers import FeatureMap
+from fcn_jax.models.feature_map import FeatureMap
 from fcn_jax.progress import format_duration, progress_bar, say
 
 WINDOW_PX = 32

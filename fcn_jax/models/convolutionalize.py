@@ -30,8 +30,9 @@ import numpy as np
 from flax import nnx
 
 from fcn_jax.models.backbones import Backbone
+from fcn_jax.models.feature_map import FeatureMap
 from fcn_jax.models.geometry import Grid
-from fcn_jax.models.layers import Conv, FeatureMap, average_pool
+from fcn_jax.models.layers import Conv, average_pool
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -13,8 +13,9 @@ from flax import nnx
 
 from fcn_jax.errors import UserError
 from fcn_jax.models.backbones import Backbone
+from fcn_jax.models.feature_map import FeatureMap, Part, scaled
 from fcn_jax.models.heads import SkipHead
-from fcn_jax.models.layers import Conv, FeatureMap, max_pool, relu, scaled
+from fcn_jax.models.layers import Conv, max_pool, relu
 
 DATA_AXIS = "data"
 """Name of the axis that the batch is spread over: the devices."""
@@ -145,14 +146,17 @@ class FCN(nnx.Module):
         *,
         train: bool = False,
         valid: jax.Array | None = None,
+        part: Part | None = None,
         keys: jax.Array | None = None,
     ) -> dict[str, FeatureMap]:
         """Everything in between, by name: backbone2 …, score32 …, fused16 …, logits.
 
         With several label maps the heads' names end in theirs: score32_geometric; of an auxiliary
         head, in training, in `auxiliary`.
+
+        part: where the canvases were cut out of larger images (see `tiles.py`).
         """
-        pixels = FeatureMap(self.backbone.preprocessing(image, self.dtype), valid)
+        pixels = FeatureMap(self.backbone.preprocessing(image, self.dtype), valid, part)
         by_stage = self.backbone(pixels, train=train, keys=keys)
         named = {f"backbone{stage}": x for stage, x in by_stage.items()}
         to_score = {stage: scaled(x, self.scales[stage]) for stage, x in by_stage.items()}

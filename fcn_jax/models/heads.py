@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from fcn_jax.models.feature_map import FeatureMap, add
 from fcn_jax.models.geometry import PIXELS, Grid, upsampling_geometry
-from fcn_jax.models.layers import BatchNorm, Conv, FeatureMap, add, dropout, relu
+from fcn_jax.models.layers import BatchNorm, Conv, dropout, relu
 from fcn_jax.models.upsampling import BilinearUpsample, ConvTranspose, Interpolate
 
 

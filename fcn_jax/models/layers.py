@@ -1,19 +1,13 @@
 """The spatial layers that every network here is made of.
 
-Arrays are channels-last: (b, h, w, c), or (b, d, h, w, c) for volumes. A layer computes in the
-dtype of what it is given; parameters stay float32.
-
-Images of different sizes share one array, the *canvas*, each at its top left. A `FeatureMap`
-carries how much of each canvas is image (`valid`), and every layer that looks at neighbours first
-replaces what lies outside by what it would see beyond the border of the image alone: zero, or −∞
-for pooling. So the features of an image do not depend on the canvas that it lies on.
+A layer takes a `FeatureMap`, channels-last, and computes in the dtype of what it is given;
+parameters stay float32.
 """
 
 import dataclasses
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
@@ -21,74 +15,12 @@ import numpy as np
 from flax import nnx
 from jax import lax
 
-from fcn_jax.models.geometry import Padding, both_sides, window_count
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class FeatureMap:
-    """Features, and how much of each canvas is image.
-
-    values: (b, *spatial, c). valid: int32 (b, len(spatial)), or None where all of it is image.
-    """
-
-    values: jax.Array
-    valid: jax.Array | None = None
-
-    @property
-    def spatial(self) -> tuple[int, ...]:
-        return self.values.shape[1:-1]
-
-    def map(self, function: Callable[[jax.Array], jax.Array]) -> Self:
-        """Applies a function that treats every position alone, such as an activation."""
-        return dataclasses.replace(self, values=function(self.values))
-
-    def inside(self) -> jax.Array | None:
-        """True where the canvas is image: bool (b, *spatial, 1); None where all of it is."""
-        if self.valid is None:
-            return None
-        mask = jnp.ones((1,) * self.values.ndim, bool)
-        for axis, size in enumerate(self.spatial):
-            position = lax.broadcasted_iota(jnp.int32, (1, size), 1)
-            along_axis = position < self.valid[:, axis, None]
-            shape = [self.values.shape[0]] + [1] * (self.values.ndim - 1)
-            shape[axis + 1] = size
-            mask = mask & along_axis.reshape(shape)
-        return mask
-
-    def filled(self, outside: float = 0.0) -> jax.Array:
-        """The values with those outside the image replaced."""
-        mask = self.inside()
-        if mask is None:
-            return self.values
-        return jnp.where(mask, self.values, jnp.asarray(outside, self.values.dtype))
-
-    def windowed(self, values: jax.Array, counts: Sequence[Callable[[Any], Any]]) -> Self:
-        """A feature map of new values after a layer that makes counts[axis](n) positions of n.
-
-        The counts take the sizes of all images at once: int32 (b,).
-        """
-        valid = self.valid
-        if valid is not None:
-            sizes = [count(valid[:, axis]) for axis, count in enumerate(counts)]
-            valid = jnp.maximum(jnp.stack(sizes, axis=1), 0)
-        return dataclasses.replace(self, values=values, valid=valid)
+from fcn_jax.models.feature_map import FeatureMap
+from fcn_jax.models.geometry import Padding, Window, both_sides
 
 
 def relu(x: FeatureMap) -> FeatureMap:
     return x.map(jax.nn.relu)
-
-
-def scaled(x: FeatureMap, factor: float) -> FeatureMap:
-    return x.map(lambda values: values * factor)
-
-
-def add(x: FeatureMap, y: FeatureMap) -> FeatureMap:
-    return dataclasses.replace(x, values=x.values + y.values)
-
-
-def concatenate(x: FeatureMap, y: FeatureMap) -> FeatureMap:
-    return dataclasses.replace(x, values=jnp.concatenate([x.values, y.values], axis=-1))
 
 
 def dropout(x: FeatureMap, rate: float, keys: jax.Array | None) -> FeatureMap:
@@ -160,16 +92,11 @@ class Conv(nnx.Module):
             )
         if self.bias is not None:
             values = values + self.bias[...].astype(values.dtype)
-        counts = [
-            functools.partial(
-                window_count,
-                window=self.dilation * (k - 1) + 1,
-                stride=self.stride,
-                padding=pad,
-            )
+        windows = [
+            Window(self.dilation * (k - 1) + 1, self.stride, pad)
             for k, pad in zip(size, pads, strict=True)
         ]
-        return x.windowed(values, counts)
+        return x.windowed(values, windows)
 
     def _padding(self, kernel_size: int) -> tuple[int, int]:
         if self.padding is None:
@@ -237,13 +164,11 @@ def max_pool(
 
     (b, *n, c) to (b, *window_count(n), c). `ceil`: windows may hang over the far border.
     """
-    count = functools.partial(
-        window_count, window=window, stride=stride, padding=padding, ceil=ceil
-    )
+    each = Window(window, stride, padding, ceil)
     values = x.filled(-jnp.inf)
     for axis, size in enumerate(x.spatial, start=1):
-        values = _max_along(values, axis, count(size), window, stride, padding)
-    pooled = x.windowed(values, [count] * len(x.spatial))
+        values = _max_along(values, axis, each.count(size), window, stride, padding)
+    pooled = x.windowed(values, [each] * len(x.spatial))
     # Windows outside the image saw only −∞, of which a kernel's gradient would make nan: 0·∞.
     return dataclasses.replace(pooled, values=pooled.filled())
 
@@ -275,18 +200,20 @@ def average_pool(x: FeatureMap, window: Sequence[int]) -> FeatureMap:
         (1,) * (len(window) + 2),
         "VALID",
     )
-    counts = [functools.partial(window_count, window=size) for size in window]
-    return x.windowed((total / math.prod(window)).astype(x.values.dtype), counts)
+    windows = [Window(size) for size in window]
+    return x.windowed((total / math.prod(window)).astype(x.values.dtype), windows)
 
 
-def spatial_mean(x: FeatureMap) -> jax.Array:
-    """Mean over the positions of each image: float32 (b, c)."""
+def spatial_mean(x: FeatureMap) -> FeatureMap:
+    """Mean over the positions of each image, a map of a single one: float32 (b, 1, …, 1, c)."""
     axes = tuple(range(1, x.values.ndim - 1))
-    total = x.filled().astype(jnp.float32).sum(axes)
-    if x.valid is None:
-        return total / math.prod(x.spatial)
-    count = jnp.prod(x.valid.astype(jnp.float32), axis=1, keepdims=True)
-    return total / jnp.maximum(count, 1)  # a place in a batch may be empty
+    total = x.filled().astype(jnp.float32).sum(axes, keepdims=True)
+    count = jnp.asarray(math.prod(x.spatial), jnp.float32)
+    if x.valid is not None:
+        count = jnp.prod(x.valid.astype(jnp.float32), axis=1)
+        count = jnp.maximum(count, 1)  # a place in a batch may be empty
+        count = count.reshape(-1, *[1] * (x.values.ndim - 1))
+    return FeatureMap(total / count, field=x.field.unbounded())
 
 
 class BatchNorm(nnx.Module):

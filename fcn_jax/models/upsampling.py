@@ -3,6 +3,7 @@
 Arrays are channels-last: (b, *spatial, c). Everything computes in the dtype of what it is given.
 """
 
+import dataclasses
 from collections.abc import Sequence
 
 import jax
@@ -11,7 +12,7 @@ import numpy as np
 from flax import nnx
 from jax import lax
 
-from fcn_jax.models.layers import FeatureMap
+from fcn_jax.models.feature_map import FeatureMap
 
 EXACT = lax.Precision.HIGHEST
 """Of float32 products, which GPUs and TPUs round otherwise: scores are small, and these cheap."""
@@ -174,7 +175,9 @@ class ConvTranspose(nnx.Module):
             crop=self.crop,
             output_size=like.spatial,
         )
-        return FeatureMap(values, like.valid)
+        size = max(self.kernel.shape[:-2])
+        field = x.field.scattered(like.field.stride, size, self.stride, self.crop)
+        return dataclasses.replace(like, values=values, field=field)
 
 
 class BilinearUpsample(nnx.Module):
@@ -194,7 +197,8 @@ class BilinearUpsample(nnx.Module):
             crop=self.crop,
             output_size=like.spatial,
         )
-        return FeatureMap(values, like.valid)
+        field = x.field.scattered(like.field.stride, self.filter_size, self.stride, self.crop)
+        return dataclasses.replace(like, values=values, field=field)
 
 
 class Interpolate(nnx.Module):
@@ -209,49 +213,87 @@ class Interpolate(nnx.Module):
         values = x.filled()
         for axis, (size, output_size) in enumerate(zip(x.spatial, like.spatial, strict=True)):
             sizes, output_sizes = jnp.asarray([size]), jnp.asarray([output_size])
-            if x.valid is not None and like.valid is not None:
+            start, output_start = jnp.asarray([0]), jnp.asarray([0])
+            if x.part is not None and like.part is not None:
+                sizes, output_sizes = x.part.whole[:, axis], like.part.whole[:, axis]
+                start, output_start = x.part.start[:, axis], like.part.start[:, axis]
+            elif x.valid is not None and like.valid is not None:
                 sizes, output_sizes = x.valid[:, axis], like.valid[:, axis]
-            weights = interpolation_weights(sizes, output_sizes, size, output_size)
+            position = start[:, None] + jnp.arange(size)
+            output = output_start[:, None] + jnp.arange(output_size)
+            weights = interpolation_weights(sizes, output_sizes, position, output)
             weights = jnp.broadcast_to(weights, (values.shape[0], *weights.shape[1:]))
             letters = "xyz"[: len(x.spatial)]
-            output = letters.replace(letters[axis], "o")
+            result = letters.replace(letters[axis], "o")
             values = jnp.einsum(
-                f"bo{letters[axis]},b{letters}c->b{output}c",
+                f"bo{letters[axis]},b{letters}c->b{result}c",
                 weights.astype(values.dtype),
                 values,
                 precision=EXACT,
             )
-        return FeatureMap(values, like.valid)
+        sizes_by_axis = list(zip(x.spatial, like.spatial, strict=True))
+        field = x.field.interpolated(like.field.stride, sizes_by_axis)
+        return dataclasses.replace(like, values=values, field=field)
 
 
 def interpolation_weights(
-    sizes: jax.Array, output_sizes: jax.Array, size: int, output_size: int
+    sizes: jax.Array, output_sizes: jax.Array, position: jax.Array, output: jax.Array
 ) -> jax.Array:
     """How much of each position goes to each output, on one axis of canvases.
 
     Args:
-        sizes, output_sizes: int (b,), how much of each canvas is image before and after.
-        size, output_size: of the canvases themselves.
+        sizes, output_sizes: int (b,), of the whole image before and after.
+        position, output: int (b, n) and (b, m), those on the canvases, counted in the whole image.
 
     Returns:
-        float32 (b, output_size, size), each row with the sum 1.
+        float32 (b, m, n), each row with the sum 1 if what it is made of lies on the canvas.
     """
     lower, upper, share = (
-        part[..., None] for part in interpolation_places(sizes, output_sizes, output_size)
+        part[..., None] for part in interpolation_places(sizes, output_sizes, output)
     )
-    position = jnp.arange(size)
-    return jnp.where(position == lower, 1 - share, 0) + jnp.where(position == upper, share, 0)
+    at = position[:, None, :]
+    return jnp.where(at == lower, 1 - share, 0) + jnp.where(at == upper, share, 0)
+
+
+def resized(
+    values: jax.Array, size: jax.Array, new_size: jax.Array, canvas_px: tuple[int, int]
+) -> jax.Array:
+    """Images brought to other sizes, to be looked at: float32 (b, *canvas_px, c).
+
+    As `Interpolate`, but looked up instead of a product with `interpolation_weights`: on a CPU 40
+    times as fast where there are no gradients.
+
+    Args:
+        values: (b, h, w, c).
+        size, new_size: how much of the canvases is image before and after, int (b, 2), or (1, 2) of
+            all.
+        canvas_px: height and width of the new ones.
+    """
+    values = values.astype(jnp.float32)
+    for axis, side in enumerate(canvas_px):
+        places = interpolation_places(size[:, axis], new_size[:, axis], jnp.arange(side)[None])
+        lower, upper, share = (jnp.broadcast_to(x, (len(values), side)) for x in places)
+        before, after = (_looked_up(values, place, axis) for place in (lower, upper))
+        share = share.reshape(-1, *[1] * axis, side, *[1] * (2 - axis))
+        values = before * (1 - share) + after * share
+    return values
+
+
+def _looked_up(values: jax.Array, places: jax.Array, axis: int) -> jax.Array:
+    """Of each image (b, …) its own positions (b, m) along an axis of the image."""
+    places = places.astype(jnp.int32)
+    return jax.vmap(lambda image, at: jnp.take(image, at, axis=axis, mode="clip"))(values, places)
 
 
 def interpolation_places(
-    sizes: jax.Array, output_sizes: jax.Array, output_size: int
+    sizes: jax.Array, output_sizes: jax.Array, output: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Which two positions each output lies between, on one axis, and the share of the second.
 
-    Arguments as above. All float32 (b, output_size), the positions whole numbers.
+    Arguments as above. All float32 (b, m), the positions whole numbers.
     """
     ratio = (sizes / output_sizes).astype(jnp.float32)[:, None]
-    place = jnp.maximum((jnp.arange(output_size) + 0.5) * ratio - 0.5, 0)
+    place = jnp.maximum((output + 0.5) * ratio - 0.5, 0)
     last = sizes[:, None] - 1
     lower = jnp.minimum(jnp.floor(place), last)
     return lower, jnp.minimum(lower + 1, last), place - lower

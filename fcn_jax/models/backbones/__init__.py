@@ -8,8 +8,8 @@ from typing import Protocol
 import jax
 
 from fcn_jax.models.backbones.preprocess import Preprocessing
+from fcn_jax.models.feature_map import FeatureMap
 from fcn_jax.models.geometry import Grid
-from fcn_jax.models.layers import FeatureMap
 
 
 class Backbone(Protocol):

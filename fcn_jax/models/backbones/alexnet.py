@@ -19,8 +19,9 @@ from jax import lax
 
 from fcn_jax.models.backbones.preprocess import CAFFE, TORCHVISION, Preprocessing
 from fcn_jax.models.backbones.vgg import fully_connected
+from fcn_jax.models.feature_map import FeatureMap
 from fcn_jax.models.geometry import PIXELS
-from fcn_jax.models.layers import Conv, FeatureMap, max_pool, relu
+from fcn_jax.models.layers import Conv, max_pool, relu
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,7 +11,7 @@ from flax import nnx
 
 from fcn_jax.models.backbones import Backbone
 from fcn_jax.models.backbones.preprocess import COLOURS
-from fcn_jax.models.layers import FeatureMap, concatenate, scaled
+from fcn_jax.models.feature_map import FeatureMap, concatenate, scaled
 
 
 class LateFusion(nnx.Module):

@@ -9,8 +9,9 @@ import jax
 from flax import nnx
 
 from fcn_jax.models.backbones.preprocess import Preprocessing
+from fcn_jax.models.feature_map import FeatureMap
 from fcn_jax.models.geometry import PIXELS
-from fcn_jax.models.layers import Conv, FeatureMap, max_pool, relu
+from fcn_jax.models.layers import Conv, max_pool, relu
 
 GREY = Preprocessing(mean=(127.5,), std=(127.5,))
 """One channel, to −1…1."""

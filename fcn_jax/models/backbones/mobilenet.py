@@ -12,16 +12,9 @@ import jax
 from flax import nnx
 
 from fcn_jax.models.backbones.preprocess import TORCHVISION, Preprocessing
+from fcn_jax.models.feature_map import FeatureMap, add, multiply
 from fcn_jax.models.geometry import Grid
-from fcn_jax.models.layers import (
-    BatchNorm,
-    Conv,
-    FeatureMap,
-    NormalisedConv,
-    add,
-    relu,
-    spatial_mean,
-)
+from fcn_jax.models.layers import BatchNorm, Conv, NormalisedConv, relu, spatial_mean
 
 Activation = Callable[[jax.Array], jax.Array]
 
@@ -67,9 +60,8 @@ class SqueezeExcitation(nnx.Module):
         self.excite = Conv(squeezed, features, (1, 1), rngs=rngs)
 
     def __call__(self, x: FeatureMap) -> FeatureMap:
-        mean = FeatureMap(spatial_mean(x).astype(x.values.dtype)[:, None, None, :])
-        weights = jax.nn.hard_sigmoid(self.excite(relu(self.squeeze(mean))).values)
-        return x.map(lambda values: values * weights)
+        mean = spatial_mean(x).map(lambda values: values.astype(x.values.dtype))
+        return multiply(x, self.excite(relu(self.squeeze(mean))).map(jax.nn.hard_sigmoid))
 
 
 class InvertedResidual(nnx.Module):

@@ -9,8 +9,9 @@ from flax import nnx
 
 from fcn_jax.errors import UserError
 from fcn_jax.models.backbones.preprocess import TORCHVISION, Preprocessing
+from fcn_jax.models.feature_map import FeatureMap, add
 from fcn_jax.models.geometry import Grid
-from fcn_jax.models.layers import BatchNorm, Conv, FeatureMap, add, max_pool, relu
+from fcn_jax.models.layers import BatchNorm, Conv, max_pool, relu
 
 DEPTHS = {
     18: (2, 2, 2, 2),

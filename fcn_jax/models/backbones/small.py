@@ -4,8 +4,9 @@ import jax
 from flax import nnx
 
 from fcn_jax.models.backbones.preprocess import TORCHVISION, Preprocessing
+from fcn_jax.models.feature_map import FeatureMap
 from fcn_jax.models.geometry import Grid
-from fcn_jax.models.layers import BatchNorm, Conv, FeatureMap, relu
+from fcn_jax.models.layers import BatchNorm, Conv, relu
 
 
 class Block(nnx.Module):

@@ -13,8 +13,9 @@ import jax
 from flax import nnx
 
 from fcn_jax.models.backbones.preprocess import CAFFE, Preprocessing
+from fcn_jax.models.feature_map import FeatureMap, concatenate
 from fcn_jax.models.geometry import PIXELS
-from fcn_jax.models.layers import Conv, FeatureMap, concatenate, dropout, max_pool, relu
+from fcn_jax.models.layers import Conv, dropout, max_pool, relu
 
 
 class Fire(nnx.Module):

@@ -15,8 +15,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 from fcn_jax.models.backbones.preprocess import CAFFE, Preprocessing
+from fcn_jax.models.feature_map import FeatureMap
 from fcn_jax.models.geometry import PIXELS
-from fcn_jax.models.layers import BatchNorm, Conv, FeatureMap, dropout, max_pool, relu
+from fcn_jax.models.layers import BatchNorm, Conv, dropout, max_pool, relu
 
 BLOCKS = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))
 """Features and number of convolutions before each pooling."""
