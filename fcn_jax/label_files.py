@@ -16,6 +16,7 @@ from fcn_jax.data.channels import beside, join_channels, read_channels
 from fcn_jax.data.labels import VOID_LABEL, read_image
 from fcn_jax.data.scenes import Picture, Scene, is_tiff, open_tiff, reduced_label, reduced_size
 from fcn_jax.errors import UserError
+from fcn_jax.files import write_whole
 from fcn_jax.inference import WHOLE, Inference
 from fcn_jax.progress import progress_bar, say
 from fcn_jax.runs import Run
@@ -126,13 +127,9 @@ def _save_overlay(
     place: Path, image: np.ndarray, label: np.ndarray, class_names: tuple[str, ...]
 ) -> None:
     """Writes overlay/x.png beside x.png or x.tif."""
-    picture = visualize.overlay(image, label, class_names)
-    folder = place.parent / "overlay"
-    try:
-        folder.mkdir(exist_ok=True)
-        Image.fromarray(picture).save(folder / f"{place.stem}.png")
-    except OSError as error:
-        raise UserError(f"cannot write to {folder} ({error.strerror or error})") from error
+    picture = Image.fromarray(visualize.overlay(image, label, class_names))
+    target = place.parent / "overlay" / f"{place.stem}.png"
+    write_whole(target, lambda part: picture.save(part, "PNG"))
 
 
 def read_channelled(run: Run, path: Path) -> np.ndarray:
