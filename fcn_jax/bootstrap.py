@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fcn_jax.image_counts import ImageCounts
+from fcn_jax.metrics import ratio
 
 RESAMPLES = 1000
 LEVEL = 0.95
@@ -144,10 +145,10 @@ def resample(counts: ImageCounts, resamples: int = RESAMPLES, seed: int = 0) -> 
     hits, truth, predicted = np.split(sums, 3, axis=1)
     present = truth > 0
     classes = present.sum(axis=1)
-    iu = _ratio(hits, truth + predicted - hits, where=present)
+    iu = ratio(hits, truth + predicted - hits, where=present)
     return Resampled(
-        mean_iu=_ratio(np.nansum(iu, axis=1), classes, where=classes > 0),
-        pixel_accuracy=_ratio(hits.sum(axis=1), truth.sum(axis=1), where=classes > 0),
+        mean_iu=ratio(np.nansum(iu, axis=1), classes, where=classes > 0),
+        pixel_accuracy=ratio(hits.sum(axis=1), truth.sum(axis=1), where=classes > 0),
         per_class_iu=iu,
     )
 
@@ -206,7 +207,3 @@ def _intervals(resampled: Resampled, images: int) -> Intervals:
         pixel_accuracy=percentile_interval(resampled.pixel_accuracy),
         per_class_iu=tuple(percentile_interval(column) for column in resampled.per_class_iu.T),
     )
-
-
-def _ratio(part: np.ndarray, whole: np.ndarray, *, where: np.ndarray) -> np.ndarray:
-    return np.divide(part, whole, out=np.full(part.shape, np.nan), where=where)

@@ -44,7 +44,7 @@ from fcn_jax.comparison import (
 )
 from fcn_jax.errors import UserError
 from fcn_jax.files import write_whole
-from fcn_jax.metrics import ABSENT
+from fcn_jax.metrics import percent
 from fcn_jax.progress import say
 
 IMAGES_SHOWN = 5
@@ -112,7 +112,7 @@ def plot(comparison: Comparison, path: Path) -> None:
     ):
         low, high = 100 * np.array(intervals.per_class_iu).T
         axes.hlines(rows + shift, low, high, color=colour, linewidth=2, alpha=0.45)
-        mean = _percent(scored.scores.mean_iu)
+        mean = percent(scored.scores.mean_iu)
         axes.plot(
             100 * scored.scores.per_class_iu,
             rows + shift,
@@ -179,11 +179,7 @@ def _cells(a: float, b: float, interval: Interval = bootstrap.NO_INTERVAL) -> li
     shown = "" if math.isnan(b - a) else f"{100 * (b - a):+.1f}"
     low, high = interval
     between = "" if math.isnan(low) else f"{100 * low:+.1f} to {100 * high:+.1f}"
-    return [_percent(a), _percent(b), shown, between]
-
-
-def _percent(fraction: float) -> str:
-    return ABSENT if math.isnan(fraction) else f"{100 * fraction:.1f}"
+    return [percent(a), percent(b), shown, between]
 
 
 def _plain(text: str) -> str:

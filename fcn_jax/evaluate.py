@@ -35,9 +35,9 @@ from rich.console import Console
 from fcn_jax import bootstrap, cli, conventions, metrics, visualize
 from fcn_jax.data.datasets import Dataset, open_dataset
 from fcn_jax.errors import UserError
+from fcn_jax.files import write_whole
 from fcn_jax.inference import WHOLE, define_inference_flags, inference_from_flags
 from fcn_jax.models.fcn import suffix
-from fcn_jax.pretrained import saved
 from fcn_jax.progress import say
 from fcn_jax.runs import evaluation_folder, load_run
 from fcn_jax.scoring import Evaluation, evaluator
@@ -136,7 +136,7 @@ def report(evaluation: Evaluation, workdir: Path, split: str, dataset: Dataset, 
             }
             scored.counts.save(folder / f"{stem}_images.npz")
             text = json.dumps(numbers, indent=2) + "\n"
-            saved.write_whole(folder / f"{stem}.json", partial(_write, text))
+            write_whole(folder / f"{stem}.json", partial(_write, text))
             visualize.plot_confusion(scored.confusion, names, folder / f"{stem}_confusion.png")
             visualize.sheet(scored.sheet_rows, names).save(folder / f"{stem}_sheet.png")
         except OSError as error:

@@ -37,6 +37,7 @@ from safetensors.numpy import save_file
 from fcn_jax import cli
 from fcn_jax.conventions import NATIVE
 from fcn_jax.errors import UserError
+from fcn_jax.files import write_whole
 from fcn_jax.inference import WHOLE
 from fcn_jax.models.backbones.preprocess import COLOURS
 from fcn_jax.models.build import preprocessing_name
@@ -87,7 +88,7 @@ def export(run: Run, folder: Path, metrics: dict[str, Any]) -> None:
     tensors = {name: np.asarray(value) for name, value in flat(run.variables).items()}
     saved.save(folder / saved.FILE, tensors, about)
     card = model_card(about, tensors)
-    saved.write_whole(folder / "README.md", lambda part: part.write_text(card, encoding="utf-8"))
+    write_whole(folder / "README.md", lambda part: part.write_text(card, encoding="utf-8"))
 
 
 def read_metrics(workdir: Path, step: int) -> tuple[dict[str, Any], dict[str, int]]:
@@ -206,7 +207,7 @@ def export_to_torchvision(run: Run, path: Path) -> None:
     ours = {name: np.asarray(value) for name, value in flat(run.variables).items()}
     state = torchvision.to_state_dict(torchvision.fcn_resnet(int(depth)), ours)
     if path.suffix == saved.SUFFIX:
-        saved.write_whole(path, lambda part: save_file(state, part, metadata={"format": "pt"}))
+        write_whole(path, lambda part: save_file(state, part, metadata={"format": "pt"}))
         return
     if path.suffix != ".pth":
         raise UserError(f"--output={path} must end in {saved.SUFFIX} or .pth")
@@ -216,7 +217,7 @@ def export_to_torchvision(run: Run, path: Path) -> None:
         instead = path.with_suffix(saved.SUFFIX)
         raise UserError(f"writing {path} needs PyTorch; without it, --output={instead}") from None
     tensors = {name: torch.tensor(tensor) for name, tensor in state.items()}
-    saved.write_whole(path, lambda part: torch.save(tensors, part))
+    write_whole(path, lambda part: torch.save(tensors, part))
 
 
 def _arguments(run: Run) -> str:

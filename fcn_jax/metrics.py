@@ -168,9 +168,9 @@ def scores_of_counts(
     scored = present if averaged_over == "truth" else truth + predicted > 0
     mean = np.mean if averaged_over == "all" else mean_of_present
     pixels = truth.sum()
-    iu = _ratio(hits, truth + predicted - hits, where=scored)
-    recall = _ratio(hits, truth, where=present)
-    dice = _ratio(2 * hits, truth + predicted, where=scored)
+    iu = ratio(hits, truth + predicted - hits, where=scored)
+    recall = ratio(hits, truth, where=present)
+    dice = ratio(2 * hits, truth + predicted, where=scored)
     shares = truth / pixels if pixels else np.full(len(truth), np.nan)
     return Scores(
         pixel_accuracy=float(hits.sum() / pixels) if pixels else math.nan,
@@ -180,13 +180,13 @@ def scores_of_counts(
         mean_dice=float(mean(dice)),
         per_class_iu=iu,
         per_class_dice=dice,
-        per_class_precision=_ratio(hits, predicted, where=predicted > 0),
+        per_class_precision=ratio(hits, predicted, where=predicted > 0),
         per_class_recall=recall,
         pixel_shares=shares,
         per_class_boundary_iu=(
             None
             if boundary is None
-            else _ratio(boundary[0], boundary[1], where=present & (boundary[1] > 0))
+            else ratio(boundary[0], boundary[1], where=present & (boundary[1] > 0))
         ),
     )
 
@@ -229,16 +229,16 @@ def scores_table(scores: Scores, class_names: Sequence[str]) -> Table:
         table.add_column(name, justify="right", no_wrap=True)
     for i, name in enumerate(class_names):
         absent = math.isnan(scores.per_class_iu[i])
-        cells = [_percent(values[i]) for values in columns.values()]
+        cells = [percent(values[i]) for values in columns.values()]
         table.add_row(Text(name), *cells, style="dim" if absent else None)
     table.add_section()
-    table.add_row("mean IU", _percent(scores.mean_iu), style="bold")
-    table.add_row("frequency-weighted IU", _percent(scores.frequency_weighted_iu))
-    table.add_row("mean Dice", "", _percent(scores.mean_dice))
-    table.add_row("mean accuracy", "", "", "", _percent(scores.mean_accuracy))
-    table.add_row("pixel accuracy", "", "", "", _percent(scores.pixel_accuracy))
+    table.add_row("mean IU", percent(scores.mean_iu), style="bold")
+    table.add_row("frequency-weighted IU", percent(scores.frequency_weighted_iu))
+    table.add_row("mean Dice", "", percent(scores.mean_dice))
+    table.add_row("mean accuracy", "", "", "", percent(scores.mean_accuracy))
+    table.add_row("pixel accuracy", "", "", "", percent(scores.pixel_accuracy))
     if scores.mean_boundary_iu is not None:
-        table.add_row("mean boundary IU", *[""] * 4, _percent(scores.mean_boundary_iu))
+        table.add_row("mean boundary IU", *[""] * 4, percent(scores.mean_boundary_iu))
     return table
 
 
@@ -274,11 +274,13 @@ def _check_length(name: str, values: Sequence[str] | np.ndarray, scores: Scores)
         )
 
 
-def _ratio(part: np.ndarray, whole: np.ndarray, *, where: np.ndarray) -> np.ndarray:
-    return np.divide(part, whole, out=np.full(len(part), np.nan), where=where)
+def ratio(part: np.ndarray, whole: np.ndarray, *, where: np.ndarray) -> np.ndarray:
+    """float64; nan but where told."""
+    return np.divide(part, whole, out=np.full(part.shape, np.nan), where=where)
 
 
-def _percent(fraction: float) -> str:
+def percent(fraction: float) -> str:
+    """For the terminal, with one decimal and no sign."""
     return ABSENT if math.isnan(fraction) else f"{100 * fraction:.1f}"
 
 

@@ -18,7 +18,6 @@ results/VOC2012/Segmentation/COMPETITION_SPLIT_cls/ID.png.
 
 import contextlib
 import gzip
-import hashlib
 import json
 import shutil
 import tarfile
@@ -42,7 +41,6 @@ from fcn_jax.data.labels import (
 from fcn_jax.data.voc import LISTS, MASKS, find_folder
 from fcn_jax.errors import UserError, listed, width_by_height
 from fcn_jax.files import UNFINISHED, write_whole
-from fcn_jax.pretrained.load import flat
 from fcn_jax.progress import progress_bar, say
 from fcn_jax.runs import Run, read_settings
 
@@ -298,7 +296,7 @@ def _check_space(output: Path, sizes: Iterable[Size]) -> None:
 def _claim(output: Path, run: Run, method: str) -> None:
     """Notes which network the label maps are of, or checks that those there are of the same."""
     path = output / "submission.json"
-    made_by = {"step": run.step, "method": method, "network": _fingerprint(run)}
+    made_by = {"step": run.step, "method": method, "network": run.digest}
     if any((output / "results").rglob("*.png")):
         try:
             held = json.loads(path.read_text())
@@ -316,15 +314,6 @@ def _claim(output: Path, run: Run, method: str) -> None:
             )
         return
     write_whole(path, lambda part: part.write_text(json.dumps(made_by, indent=2) + "\n"))
-
-
-def _fingerprint(run: Run) -> str:
-    """Of the weights, and of the settings that say what is computed with them."""
-    digest = hashlib.sha256(json.dumps(run.about.config["model"], sort_keys=True).encode())
-    for name, tensor in sorted(flat(run.variables).items()):
-        digest.update(name.encode())
-        digest.update(np.ascontiguousarray(tensor).tobytes())
-    return digest.hexdigest()
 
 
 def _check_strays(folder: Path, split: str, expected: set[str]) -> None:
