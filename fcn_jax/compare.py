@@ -6,7 +6,9 @@
 
 A and B are folders of runs, of exported ones, or FILE.safetensors: whatever evaluate has scored. It
 has written DIR/evaluation/SPLIT.json and SPLIT_images.npz; those are read, and no image is labelled
-again. SPLIT is the beginning of their names, such as val, or val_geometry for a label map.
+again. SPLIT is the beginning of their names, such as val, val_geometry for a label map, or
+val_scales_0.75_1_1.25_flip. Of the conventions, native and d2l alone can be compared: the means of
+the others are over classes that one of two runs may have and the other not.
 
 Prints the scores of both, their difference, and its 95 % interval, had other images been drawn
 (paired bootstrap: `fcn_jax/bootstrap.py`); then the images whose own mean IU, over the classes that
@@ -57,7 +59,10 @@ def main(arguments: list[str]) -> None:
     if len(arguments) != 2:
         raise UserError("two runs are needed: A and B (see --help)")
     split = flags.FLAGS.split
-    a, b = (read_scored(Path(workdir), split) for workdir in arguments)
+    first, second = map(Path, arguments)
+    if first.resolve() == second.resolve():
+        raise UserError(f"A and B are the same run, {first}: give two")
+    a, b = (read_scored(workdir, split) for workdir in (first, second))
     comparison = compare(a, b)
     report(comparison, split)
     given = flags.FLAGS.output

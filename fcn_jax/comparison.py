@@ -81,6 +81,14 @@ def read_scored(workdir: Path, split: str) -> EvaluatedRun:
     evaluate = f"python -m fcn_jax.evaluate --workdir={workdir}"
     if not workdir.exists() and not folder.exists():
         raise UserError(f"there is no {workdir}")
+    if workdir.is_file() and folder.parent == workdir:
+        raise UserError(f"{workdir} is a file: give the folder of a run")
+    for convention in conventions.BY_NAME.values():
+        if convention.averaged_over != "truth" and split.endswith(f"_{convention.name}"):
+            raise UserError(
+                f"--split={split} is of --convention={convention.name}, whose means are over other "
+                "classes than those of the intervals: compare native scores"
+            )
     try:
         numbers = json.loads(path.read_text(encoding="utf-8"))
         per_class_iu, images, _ = numbers["per_class_iu"], numbers["images"], int(numbers["step"])

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fcn_jax.data.canvases import Size
+from fcn_jax.errors import UserError
 from fcn_jax.inference import WHOLE, Inference
 from fcn_jax.models.fcn import suffix
 from fcn_jax.models.upsampling import resized
@@ -22,6 +23,8 @@ from fcn_jax.windows import window_starts, window_weights
 
 CANVAS_MULTIPLE_PX = 64
 WINDOWS_AT_ONCE = 4
+MOST_WINDOWS = 4096
+"""Of one image; more are a mistake, which would go on for hours."""
 
 
 _resized = jax.jit(resized, static_argnames="canvas_px")
@@ -30,7 +33,7 @@ _resized = jax.jit(resized, static_argnames="canvas_px")
 class Labeller:
     """Labels images with a network in the way of an `Inference`.
 
-    It compiles for each size of canvas once, and for windows once in all.
+    The network is compiled for each size of canvas once, and for windows once in all.
 
     canvases: those to put images on, each on the smallest that holds it; where none does, on one
     whose sides are multiples of 64.
@@ -144,6 +147,12 @@ class Labeller:
             for top in window_starts(height, window_height, self.inference.overlap)
             for left in window_starts(width, window_width, self.inference.overlap)
         ]
+        if len(places) > MOST_WINDOWS:
+            raise UserError(
+                f"window_px (={window_height},{window_width}) and overlap "
+                f"(={self.inference.overlap:g}) cut this image of {height}×{width} into "
+                f"{len(places)} windows: give larger ones, or less overlap"
+            )
         valid = np.tile(np.asarray([[rows, columns]], np.int32), (WINDOWS_AT_ONCE, 1))
         weight_sum = np.zeros((*views.shape[:3], 1), np.float32)
         sums: dict[str, np.ndarray] = {}

@@ -120,7 +120,8 @@ def main(arguments: list[str]) -> None:
                 failures.append(str(error))
             bar.advance()
     places = ", ".join(str(output / name) for name in run.label_maps)
-    say(f"{len(paths) - len(failures)} label maps in {places}")
+    done = len(paths) - len(failures)
+    say(f"{done} label map{'' if done == 1 else 's'} in {places}")
     if failures:
         listed = "\n  ".join(failures)
         raise UserError(f"{len(failures)} of {len(paths)} images failed:\n  {listed}")

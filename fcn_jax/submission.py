@@ -121,14 +121,20 @@ def _label(
     left = [name for name in images if _flaw(pngs[name], sizes[name])]
     failures = []
     with progress_bar("labelling", len(images), initial=len(images) - len(left)) as bar:
-        for name in left:
-            try:
-                image = read_image(images[name])
-            except UserError as error:
-                failures.append(str(error))
-            else:
-                _save(pngs[name], label(image))
-            bar.advance()
+        kept = len(images) - len(left)
+        try:
+            for name in left:
+                try:
+                    image = read_image(images[name])
+                except UserError as error:
+                    failures.append(str(error))
+                else:
+                    _save(pngs[name], label(image))
+                    kept += 1
+                bar.advance()
+        except KeyboardInterrupt:
+            say(f"{kept} of {len(images)} label maps are kept: the same command goes on")
+            raise
     if failures:
         raise UserError(
             f"{len(failures)} of {len(images)} images cannot be read, and nothing was packed: "

@@ -184,8 +184,11 @@ def test_the_command_tells_mistakes_in_one_line(tmp_path):
     result = command("compare", a)
     assert result.returncode == 1
     assert result.stderr == "compare: two runs are needed: A and B (see --help)\n"
+    result = command("compare", a, f"{a}/")
+    assert result.stderr == f"compare: A and B are the same run, {a}: give two\n"
+    b = write_scored(tmp_path / "b", confusions_of(0.6))
     (tmp_path / "file").touch()
-    result = command("compare", a, a, f"--output={tmp_path / 'file' / 'x'}")
+    result = command("compare", a, b, f"--output={tmp_path / 'file' / 'x'}")
     assert result.returncode == 1
     assert result.stderr.startswith(f"compare: cannot write {tmp_path}/file/x/val.json")
     assert len(result.stderr.splitlines()) == 1
@@ -199,6 +202,11 @@ def test_runs_not_evaluated_are_told_how_to_be(tmp_path):
         read_scored(tmp_path / "new", "val")
     evaluate = f"python -m fcn_jax.evaluate --workdir={tmp_path}"
     assert str(error.value) == f"{tmp_path}/new has no scores of val: {evaluate}/new --split=val"
+    with pytest.raises(UserError, match="is of --convention=mmseg, whose means are over other"):
+        read_scored(tmp_path / "new", "val_mmseg")
+    (tmp_path / "new" / "val.json").touch()
+    with pytest.raises(UserError, match=r"val\.json is a file: give the folder of a run"):
+        read_scored(tmp_path / "new" / "val.json", "val")
     a = write_scored(tmp_path / "a", confusions_of(0.5))
     write_scored(a, confusions_of(0.5), stem="train")
     with pytest.raises(UserError, match=r"--split=test; scored there: train, val$"):

@@ -231,6 +231,13 @@ def test_windows_are_compiled_once_and_images_once_a_canvas():
     assert whole.traced == [(1, 64, 64, 2), (1, 128, 64, 2)]
 
 
+def test_windows_without_end_are_refused():
+    labeller = Labeller(Summing(), Inference("gaussian", (1, 1), 0))
+    assert labeller.labels(None, picture(64, 64, 2))[""].shape == (64, 64)
+    with pytest.raises(UserError, match="cut this image of 64×65 into 4160 windows: give larger"):
+        labeller.labels(None, picture(64, 65, 2))
+
+
 def test_images_go_to_the_smallest_of_given_canvases_and_else_to_their_own():
     whole = Summing()
     labeller = Labeller(whole, canvases=[(96, 96), (40, 64)])
