@@ -114,7 +114,7 @@ def test_six_images_on_one_canvas_give_what_each_gives_alone(name: str, randomis
     graph, state = nnx.split(model)
     run = jax.jit(lambda state, *arguments: nnx.merge(graph, state)(*arguments))
     together = run(state, canvases, sizes)
-    worst = 0.0
+    worst, ties = 0.0, 0
     for index, (picture, (height, width)) in enumerate(zip(images, SIZES, strict=True)):
         alone = run(state, picture[None])
         for head, logits in alone.items():
@@ -125,8 +125,8 @@ def test_six_images_on_one_canvas_give_what_each_gives_alone(name: str, randomis
             difference = float(np.abs(ours - expected).max() / reach)
             worst = max(worst, difference)
             assert difference < 1e-4, head
-            _assert_same_classes(ours, expected)
-    print(f"{name}: logits differ by at most {worst:.1e} of their range")
+            ties += _ties(ours, expected)
+    print(f"{name}: logits differ by at most {worst:.1e} of their range, classes on {ties} pixels")
 
 
 def _normalise(model: EveryHead, canvases: np.ndarray, sizes: jax.Array) -> None:
@@ -149,9 +149,10 @@ def _normalise(model: EveryHead, canvases: np.ndarray, sizes: jax.Array) -> None
     nnx.update(model, jax.jit(statistics)(state))
 
 
-def _assert_same_classes(ours: np.ndarray, expected: np.ndarray) -> None:
-    """But where the two best scores are as close as rounding: a tie."""
+def _ties(ours: np.ndarray, expected: np.ndarray) -> int:
+    """Pixels of other classes: the two best scores are as close as rounding, or it is an error."""
     differ = ours.argmax(-1) != expected.argmax(-1)
     second, best = np.moveaxis(np.sort(expected[differ], axis=-1)[..., -2:], -1, 0)
     assert (best - second <= 1e-5 * np.ptp(expected)).all()
     assert differ.mean() < 1e-3
+    return int(differ.sum())
