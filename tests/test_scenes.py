@@ -100,6 +100,68 @@ def test_bands_that_the_network_does_not_know_are_refused(
         pass
 
 
+@pytest.mark.parametrize(
+    ("values", "profile", "note"),
+    [
+        (pixels(3, 20, 20), {}, ""),
+        (pixels(1, 20, 20), {}, "band 1 is seen as grey"),
+        (
+            pixels(4, 20, 20),
+            {"photometric": "rgb", "alpha": "yes"},
+            "band 4 is left out as alpha",
+        ),
+        (
+            pixels(3, 700, 300, dtype="uint16") % 2047 + 1,
+            {},
+            "of its 16 bits the upper 8 are seen, and the largest value in a sample is 2047 of "
+            "65535: to the network all is darker than 8 of 255; to scale it, gdal_translate "
+            "-co TILED=YES -ot Byte -scale -b 1 -b 2 -b 3 a.tif scaled.tif",
+        ),
+        (
+            pixels(3, 300, 300, dtype="uint16") | 0x8000,
+            {},
+            "of its 16 bits the upper 8 are seen, and the largest value in a sample is 65535 of "
+            "65535; to scale it, gdal_translate -co TILED=YES -ot Byte -scale -b 1 -b 2 -b 3 a.tif "
+            "scaled.tif",
+        ),
+        # What stands for no data counts for nothing.
+        (
+            np.where(pixels(1, 200, 200, dtype="uint16") % 2, np.uint16(65535), np.uint16(1023)),
+            {"nodata": 65535},
+            "band 1 is seen as grey; of its 16 bits the upper 8 are seen, and the "
+            "largest value in a sample is 1023 of 65535: to the network all is darker than 4 of "
+            "255; to scale it, gdal_translate -co TILED=YES -ot Byte -scale -b 1 a.tif scaled.tif",
+        ),
+        (
+            np.full((3, 20, 20), 7, np.uint16),
+            {"nodata": 7},
+            "of its 16 bits the upper 8 are seen; to scale it, gdal_translate -co TILED=YES "
+            "-ot Byte -scale -b 1 -b 2 -b 3 a.tif scaled.tif",
+        ),
+    ],
+    ids=[
+        "rgb",
+        "grey",
+        "alpha",
+        "11 bits",
+        "16 bits",
+        "10 bits and no data",
+        "nothing but no data",
+    ],
+)
+def test_what_is_seen_of_other_scenes_is_noted_in_one_line(
+    rasterio: ModuleType,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    values: np.ndarray,
+    profile: dict[str, Any],
+    note: str,
+) -> None:
+    path = write_tiff(tmp_path / "a.tif", values, **profile)
+    with open_tiff(path, 3):
+        assert capsys.readouterr().out == (f"note: {path}: {note}\n" if note else "")
+
+
 def test_rows_that_every_tile_reads_anew_are_noted(
     rasterio: ModuleType,
     tmp_path: Path,

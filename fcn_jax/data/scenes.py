@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image
 
 from fcn_jax import visualize
+from fcn_jax.data.bands import chosen_bands
 from fcn_jax.data.labels import VOID_LABEL, voc_palette
 from fcn_jax.errors import UserError
 from fcn_jax.progress import say
@@ -94,7 +95,8 @@ class Tiff:
         self._path = path
         self._dataset = dataset
         self.size = dataset.shape
-        self._bands = self._chosen_bands(channels)
+        with _errors_of(path):
+            self._bands = chosen_bands(path, dataset, channels)
         self._palette = self._read_palette()
         self._has_mask = any(flags != ["all_valid"] for flags in self._mask_flags())
         block_width = dataset.block_shapes[0][1]
@@ -180,29 +182,6 @@ class Tiff:
         transform = self._dataset.transform
         placed = {} if transform.is_identity else {"transform": transform}
         return placed | {"crs": self._dataset.crs, "rpcs": self._dataset.rpcs}
-
-    def _chosen_bands(self, channels: int) -> list[int]:
-        from rasterio.enums import ColorInterp as Meaning
-
-        dataset = self._dataset
-        meanings = dict(zip(dataset.indexes, dataset.colorinterp, strict=True))
-        bands = [band for band, meaning in meanings.items() if meaning != Meaning.alpha]
-        kept_as = dataset.tags(ns="IMAGE_STRUCTURE") | dataset.tags(1, ns="IMAGE_STRUCTURE")
-        types = {dataset.dtypes[band - 1] for band in bands}
-        if not types <= {"uint8", "uint16"} or kept_as.get("NBITS", "8") not in ("8", "16"):
-            bits = kept_as.get("NBITS")
-            found = f"pixels of {bits} bits" if bits else f"pixels of type {', '.join(types)}"
-        elif kept_as.get("MINISWHITE") == "YES":
-            found = "grey with white as 0"
-        elif len(bands) == channels or (len(bands) == 1 and channels == 3):
-            return bands
-        else:
-            found = f"{len(bands)} bands besides alpha, and the network was trained on {channels}"
-        choice = " ".join(f"-b {band}" for band in bands[:channels])
-        raise UserError(
-            f"{self._path}: {found}; choose and scale the bands that it shall see, as by "
-            f"gdal_translate -co TILED=YES -ot Byte -scale {choice} {self._path.name} scaled.tif"
-        )
 
     def _read_palette(self) -> np.ndarray | None:
         """The RGB that indices stand for: uint8 (256, 3)."""
