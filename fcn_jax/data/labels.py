@@ -21,6 +21,9 @@ Array = TypeVar("Array", bound=Any)
 VOID_LABEL = 255
 """Pixels that are neither trained on nor scored (VOC's object borders, a canvas's outside)."""
 
+TIFF_BEGINNINGS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+"""Of either byte order; the last two of files beyond 4 GB."""
+
 LABELS_SHOWN = 8
 """Of labels that are no classes, in a message."""
 
@@ -253,6 +256,12 @@ def open_image(data: bytes, name: str) -> Image.Image:
         image = Image.open(io.BytesIO(data))
         image.load()
     except UnidentifiedImageError:
+        if data.startswith(TIFF_BEGINNINGS):
+            raise UserError(
+                f"{name}: Pillow cannot read this kind of TIFF (colour of 16 bits, say, or many "
+                "bands; or its beginning is damaged): save it as RGB with 8 bits a channel; "
+                "predict --tile=1024 reads it by rasterio"
+            ) from None
         raise UserError(f"{name}: not an image (or its beginning is damaged)") from None
     except Image.DecompressionBombError as error:
         raise UserError(

@@ -18,12 +18,9 @@ from PIL import Image
 
 from fcn_jax import visualize
 from fcn_jax.data.bands import chosen_bands
-from fcn_jax.data.labels import VOID_LABEL, voc_palette
+from fcn_jax.data.labels import TIFF_BEGINNINGS, VOID_LABEL, voc_palette
 from fcn_jax.errors import UserError
 from fcn_jax.progress import say
-
-TIFF_BEGINNINGS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-"""Of either byte order; the last two of files beyond 4 GB."""
 
 CACHE_MB = 64
 """For blocks that GDAL keeps decoded; its own default is a share of the machine's memory."""
