@@ -20,8 +20,9 @@ labels an image of any size in tiles, in memory that does not grow with it: the 
 the whole image, since each tile is run with all around it that its pixels' scores depend on. TIFFs
 are read and written by window (pip install rasterio): OUT/scene.tif is tiled, compressed, in VOC's
 colours, with the scene's georeference, and 255 where the scene holds no data. The same command goes
-on where it was interrupted. A smaller --halo is faster, and approximate. --overlay shows the whole
-at no more than 2000 pixels a side.
+on where it was interrupted, and leaves label maps that are finished as they are, unless the image,
+the network or the settings are others. A smaller --halo is faster, and approximate. --overlay shows
+the whole at no more than 2000 pixels a side.
 
     python -m fcn_jax.predict --workdir=DIR --output=OUT --voc_submission=VOCdevkit
 
@@ -53,11 +54,10 @@ from absl import flags
 from PIL import Image
 
 from fcn_jax import cli, submission
-from fcn_jax.data.labels import header_size
-from fcn_jax.data.scenes import is_tiff
+from fcn_jax.data.labels import header_size, is_tiff
 from fcn_jax.errors import UserError
 from fcn_jax.inference import WHOLE, define_inference_flags, inference_from_flags
-from fcn_jax.label_files import label_image, label_in_tiles
+from fcn_jax.label_files import is_labelled, label_image, label_in_tiles
 from fcn_jax.progress import progress_bar, say
 from fcn_jax.runs import load_run
 from fcn_jax.tiles import receptive_field, tiling
@@ -108,9 +108,18 @@ def main(arguments: list[str]) -> None:
         cut = tiling(field, options.tile, options.halo)
         say(f"labelling in {cut}")
         signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    done = set()
+    if cut is not None:
+        overlay = options.overlay
+        done = {x for x in paths if is_labelled(run, x, targets[x], cut, overlay=overlay)}
+        if done:
+            say(f"{len(done)} of {len(paths)} are labelled already")
     failures = []
-    with progress_bar("labelling", len(paths)) as bar:
-        for path, target in targets.items():
+    with progress_bar("labelling", len(paths), initial=len(done)) as bar:
+        for path in paths:
+            if path in done:
+                continue
+            target = targets[path]
             try:
                 if cut is None:
                     label_image(run, path, target, overlay=options.overlay, inference=inference)

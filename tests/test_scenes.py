@@ -12,11 +12,13 @@ import pytest
 from PIL import Image
 
 from fcn_jax.data import scenes
-from fcn_jax.data.labels import VOID_LABEL, read_image, read_mask, voc_palette
-from fcn_jax.data.scenes import Picture, is_tiff, open_tiff, reduced_label, reduced_size
+from fcn_jax.data.labels import VOID_LABEL, is_tiff, read_image, read_mask, voc_palette
+from fcn_jax.data.made_with import read_digest
+from fcn_jax.data.scenes import Picture, open_tiff, reduced_label, reduced_size
 from fcn_jax.errors import UserError
 from tests.full_disk import files_of_at_most
 
+DIGEST = "5" * 64
 WINDOW = slice(5, 40), slice(11, 30)
 
 
@@ -208,11 +210,12 @@ def test_without_rasterio_the_remedy_is_told(
 def test_a_label_map_lies_where_the_scene_lies(rasterio: ModuleType, tmp_path: Path) -> None:
     label = pixels(70, 90) % 21
     with open_tiff(write_tiff(tmp_path / "a.tif", pixels(3, 70, 90)), 3) as scene:
-        scene.write(tmp_path / "out/a.tif", 32, partial(pieces_of, label, 32))
+        scene.write(tmp_path / "out/a.tif", 32, partial(pieces_of, label, 32), DIGEST)
     with rasterio.open(tmp_path / "a.tif") as image, rasterio.open(tmp_path / "out/a.tif") as file:
         assert file.transform == image.transform == rasterio.Affine(2, 0, 500, 0, -2, 900)
         assert file.crs == image.crs
         assert file.block_shapes == [(32, 32)]
+        assert read_digest(tmp_path / "out/a.tif") == DIGEST
         assert file.compression.value == "DEFLATE"
         assert file.nodata is None
         assert file.colormap(1)[15] == (*voc_palette()[15], 255)
@@ -234,7 +237,9 @@ def test_control_points_and_plain_pictures_stay_what_they_are(
     )
     for name in ("plain", "points"):
         with open_tiff(tmp_path / f"{name}.tif", 3) as scene:
-            scene.write(tmp_path / f"out/{name}.tif", 16, partial(pieces_of, pixels(20, 20)))
+            scene.write(
+                tmp_path / f"out/{name}.tif", 16, partial(pieces_of, pixels(20, 20)), DIGEST
+            )
     with Image.open(tmp_path / "out/plain.tif") as picture:
         assert picture.size == (20, 20)
     with rasterio.open(tmp_path / "out/points.tif") as file:
@@ -251,7 +256,7 @@ def test_where_a_scene_holds_no_data(rasterio: ModuleType, tmp_path: Path) -> No
         nothing = scene.no_data(slice(5, 10), slice(0, 50))
         assert nothing is not None
         assert nothing.tolist() == [[True] * 50] * 2 + [[False] * 50] * 3
-        scene.write(tmp_path / "out.tif", 16, partial(pieces_of, pixels(40, 50)))
+        scene.write(tmp_path / "out.tif", 16, partial(pieces_of, pixels(40, 50)), DIGEST)
     with rasterio.open(tmp_path / "out.tif") as file:
         assert file.nodata == VOID_LABEL
     with open_tiff(write_tiff(tmp_path / "b.tif", values), 3) as scene:
@@ -266,7 +271,7 @@ def test_a_full_disk_leaves_no_half_written_label_map(rasterio: ModuleType, tmp_
                 files_of_at_most(room),
                 pytest.raises(UserError, match=r"cannot write .*out/a.tif"),
             ):
-                scene.write(tmp_path / "out/a.tif", 64, partial(pieces_of, label, 64))
+                scene.write(tmp_path / "out/a.tif", 64, partial(pieces_of, label, 64), DIGEST)
     assert list((tmp_path / "out").iterdir()) == []
 
 
@@ -274,8 +279,9 @@ def test_a_picture_is_one_piece_or_many(tmp_path: Path) -> None:
     image, label = pixels(50, 70, 3), pixels(50, 70)
     scene = Picture(image)
     np.testing.assert_array_equal(scene.read(*WINDOW), image[WINDOW])
-    scene.write(tmp_path / "out/a.png", 16, partial(pieces_of, label))
+    scene.write(tmp_path / "out/a.png", 16, partial(pieces_of, label), DIGEST)
     np.testing.assert_array_equal(read_mask(tmp_path / "out/a.png"), label)
+    assert read_digest(tmp_path / "out/a.png") == DIGEST
     np.testing.assert_allclose(
         scene.reduced((25, 35)), image.reshape(25, 2, 35, 2, 3).mean((1, 3)), atol=1
     )

@@ -90,6 +90,15 @@ def header_size(path: str | Path) -> tuple[int, int] | None:
         return None  # whoever reads it tells of it
 
 
+def is_tiff(path: Path) -> bool:
+    """By its first bytes, whatever its name."""
+    try:
+        with path.open("rb") as file:
+            return file.read(4) in TIFF_BEGINNINGS
+    except OSError:  # told of where it is read
+        return False
+
+
 def decode_image(data: bytes, name: str) -> np.ndarray:
     """`read_image` for bytes in memory; `name` stands for them in errors."""
     return image_pixels(open_image(data, name), name)

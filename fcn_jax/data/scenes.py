@@ -17,8 +17,9 @@ import numpy as np
 from PIL import Image
 
 from fcn_jax import visualize
+from fcn_jax.data import made_with
 from fcn_jax.data.bands import chosen_bands
-from fcn_jax.data.labels import TIFF_BEGINNINGS, VOID_LABEL, voc_palette
+from fcn_jax.data.labels import VOID_LABEL, voc_palette
 from fcn_jax.errors import UserError
 from fcn_jax.progress import say
 
@@ -49,8 +50,11 @@ class Scene(Protocol):
         """Where the file says that it holds nothing: bool (h, w); None: nowhere."""
         ...
 
-    def write(self, place: Path, tile: int, pieces: Pieces) -> None:
-        """Writes the label map, whole or not at all. tile: side of the pieces."""
+    def write(self, place: Path, tile: int, pieces: Pieces, digest: str) -> None:
+        """Writes the label map, whole or not at all.
+
+        tile: side of the pieces. digest: of what it is made with (`made_with.py`).
+        """
         ...
 
 
@@ -73,11 +77,11 @@ class Picture:
     def no_data(self, rows: slice, columns: slice) -> None:
         return None
 
-    def write(self, place: Path, tile: int, pieces: Pieces) -> None:
+    def write(self, place: Path, tile: int, pieces: Pieces, digest: str) -> None:
         label = np.empty(self.size, np.uint8)
         for rows, columns, part in pieces():
             label[rows, columns] = part
-        visualize.save_label_map(place, label)
+        visualize.save_label_map(place, label, text=made_with.png_text(digest))
 
 
 class Tiff:
@@ -127,7 +131,7 @@ class Tiff:
         with _errors_of(self._path):
             return self._dataset.dataset_mask(window=_window(rows, columns)) == 0
 
-    def write(self, place: Path, tile: int, pieces: Pieces) -> None:
+    def write(self, place: Path, tile: int, pieces: Pieces, digest: str) -> None:
         """As a tiled, compressed TIFF in VOC's colours, with the scene's georeference.
 
         What was written is read again before it takes its name: GDAL does not tell of every error
@@ -156,7 +160,7 @@ class Tiff:
             with rasterio.open(part, "w", **profile) as written:
                 written.write_colormap(1, dict(enumerate(map(tuple, voc_palette().tolist()))))
                 place_of_pixels = self._dataset.tags().get("AREA_OR_POINT", "Area")
-                written.update_tags(AREA_OR_POINT=place_of_pixels)
+                written.update_tags(AREA_OR_POINT=place_of_pixels, **{made_with.TAG: digest})
                 for rows, columns, label in pieces():
                     written.write(label, 1, window=_window(rows, columns))
             with rasterio.open(part) as written:
@@ -203,14 +207,6 @@ class Tiff:
             values = values >> 8
         pixels = np.moveaxis(values.astype(np.uint8, copy=False), 0, -1)
         return np.repeat(pixels, 3, axis=-1) if len(values) == 1 else pixels
-
-
-def is_tiff(path: Path) -> bool:
-    try:
-        with path.open("rb") as file:
-            return file.read(4) in TIFF_BEGINNINGS
-    except OSError:  # told of where it is read
-        return False
 
 
 @contextlib.contextmanager
