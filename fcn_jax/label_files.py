@@ -70,7 +70,9 @@ def label_in_tiles(run: Run, path: Path, target: Path, cut: Tiling, *, overlay: 
                         done.append(labels)
                         bar.advance()
                 except (KeyboardInterrupt, SystemExit):
-                    say(f"{done.count} of {len(tiles)} tiles are kept: the same command goes on")
+                    if done.count:
+                        kept = "is kept" if done.count == 1 else "are kept"
+                        say(f"{done.count} of {len(tiles)} tiles {kept}: the same command goes on")
                     raise
             for name, class_names in run.label_maps.items():
                 place = target.parent / name / target.name

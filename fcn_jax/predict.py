@@ -60,7 +60,7 @@ from fcn_jax.inference import WHOLE, define_inference_flags, inference_from_flag
 from fcn_jax.label_files import is_labelled, label_image, label_in_tiles
 from fcn_jax.progress import progress_bar, say
 from fcn_jax.runs import load_run
-from fcn_jax.tiles import receptive_field, tiling
+from fcn_jax.tiles import SMALLEST_TILE_PX, receptive_field, tiling
 
 
 def main(arguments: list[str]) -> None:
@@ -106,7 +106,8 @@ def main(arguments: list[str]) -> None:
     else:
         field = receptive_field(run.network, run.variables)
         cut = tiling(field, options.tile, options.halo)
-        say(f"labelling in {cut}")
+        rounded = f"; --tile is rounded down to a multiple of {cut.multiple}"
+        say(f"labelling in {cut}{rounded if cut.tile != options.tile else ''}")
         signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     done = set()
     if cut is not None:
@@ -197,7 +198,12 @@ if __name__ == "__main__":
     flags.DEFINE_string("workdir", None, "folder of the run")
     flags.DEFINE_string("output", None, "folder to write to")
     flags.DEFINE_bool("overlay", False, "also draw the classes over the picture")
-    flags.DEFINE_integer("tile", None, "label in tiles of so many pixels a side")
+    flags.DEFINE_integer(
+        "tile",
+        None,
+        f"label in tiles of so many pixels a side, {SMALLEST_TILE_PX} or more, rounded down to a "
+        "multiple of the network's largest stride (of most: 32)",
+    )
     flags.DEFINE_integer(
         "halo", None, "pixels seen beyond a tile, where less than exact shall do", lower_bound=0
     )

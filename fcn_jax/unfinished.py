@@ -123,9 +123,12 @@ class UnfinishedTiles:
         try:
             yield
         except OSError as error:
+            kept = ""
+            if self.count:
+                kept = f"; {self.count} {'tile is' if self.count == 1 else 'tiles are'} kept"
             raise UserError(
                 f"cannot write {self._path} ({error.strerror or error}): mend this and start the "
-                f"same command again; the {self.count} tiles of before stay"
+                f"same command again{kept}"
             ) from error
 
 

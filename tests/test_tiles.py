@@ -64,6 +64,8 @@ def test_tiles_by_hand() -> None:
     ]
     # The widest is seen from 64 before to 25 beyond, rounded up; the image itself is narrower.
     assert cut.canvas((200, 97)) == (192, 128)
+    assert cut.multiple == 32
+    assert tiling(ReceptiveField(alignment=24), 100).multiple == 48
     assert str(cut) == "tiles of 96 pixels with a halo of 40 and 25 (exact)"
 
 
@@ -332,10 +334,12 @@ def test_finished_label_maps_are_left_as_they_are(run_folder: Path, tmp_path: Pa
     photos.mkdir()
     write_scene(photos / "a.tif", picture(100, 90))
     Image.fromarray(picture(90, 70)).save(photos / "b.png")
-    arguments = [f"--workdir={run_folder}", f"--output={out}", "--tile=64"]
+    arguments = [f"--workdir={run_folder}", f"--output={out}", "--tile=90"]
     first = command("predict", *arguments, photos)
     assert first.returncode == 0, first.stderr
     assert "are labelled already" not in first.stdout
+    assert "labelling in tiles of 64 pixels" in first.stdout
+    assert "; --tile is rounded down to a multiple of 32\n" in first.stdout
     files = [out / name for name in ("masks/a.tif", "heights/a.tif", "masks/b.png")]
     made = [file.stat().st_mtime_ns for file in files]
     Image.fromarray(picture(30, 20)).save(photos / "c.png")
