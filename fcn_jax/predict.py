@@ -165,21 +165,25 @@ def find_images(patterns: Iterable[str]) -> list[Path]:
 
 
 def _targets(paths: list[Path], output: Path, *, tiled: bool = False) -> dict[Path, Path]:
-    """Where each image's label map goes. Two images must not share one, nor it replace an image."""
+    """Where each image's label map goes: not to that of another, nor among the images."""
     targets = {
         path: output / f"{path.stem}{'.tif' if tiled and is_tiff(path) else '.png'}"
         for path in paths
     }
     claimed: dict[str, Path] = {}
-    inputs = {path.resolve() for path in paths}
+    folder = output.resolve()
     for path, target in targets.items():
+        # Of a link, neither where it lies nor where it points to.
+        if folder in (path.parent.resolve(), path.resolve().parent):
+            raise UserError(
+                f"--output={output} is the folder of {path}, and label maps among the images would "
+                "be taken for images the next time: give another"
+            )
         if target.stem in claimed:
             raise UserError(
                 f"{claimed[target.stem]} and {path} would both be written to {target}: label them "
                 "into two folders"
             )
-        if target.resolve() in inputs:
-            raise UserError(f"{target} is an image itself: give another --output")
         claimed[target.stem] = path
     return targets
 

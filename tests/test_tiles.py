@@ -445,8 +445,14 @@ def test_a_scene_is_not_written_over(run_folder: Path, tmp_path: Path) -> None:
     before = (tmp_path / "a.tif").read_bytes()
     Image.fromarray(picture(20, 20)).save(tmp_path / "b.png")
     Image.fromarray(picture(20, 20)).save(tmp_path / "b.jpg")
-    with pytest.raises(UserError, match=r"a\.tif is an image itself"):
-        predict._targets([tmp_path / "a.tif"], tmp_path, tiled=True)
+    (tmp_path / "links").mkdir()
+    (tmp_path / "links/c.tif").symlink_to(tmp_path / "a.tif")
+    for image, output in {"a.tif": ".", "b.jpg": "out/..", "links/c.tif": "links"}.items():
+        for tiled in (False, True):
+            with pytest.raises(UserError, match=r"--output=.* is the folder of .*: give another"):
+                predict._targets([tmp_path / image], tmp_path / output, tiled=tiled)
+    with pytest.raises(UserError, match=r"is the folder of .*links/c\.tif"):
+        predict._targets([tmp_path / "links/c.tif"], tmp_path, tiled=True)
     with pytest.raises(UserError, match=r"b\.png and .*b\.jpg would both be written"):
         predict._targets([tmp_path / "b.png", tmp_path / "b.jpg"], tmp_path / "out", tiled=True)
     assert (tmp_path / "a.tif").read_bytes() == before
