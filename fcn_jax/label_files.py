@@ -6,22 +6,25 @@ import math
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from fcn_jax import visualize
+from fcn_jax.data import made_with
 from fcn_jax.data.channels import beside, join_channels, read_channels
-from fcn_jax.data.labels import VOID_LABEL, read_image
-from fcn_jax.data.scenes import Picture, Scene, is_tiff, open_tiff, reduced_label, reduced_size
+from fcn_jax.data.labels import VOID_LABEL, is_tiff, read_image
+from fcn_jax.data.scenes import Picture, Scene, open_tiff, reduced_label, reduced_size
 from fcn_jax.errors import UserError
 from fcn_jax.files import write_whole
 from fcn_jax.inference import WHOLE, Inference
 from fcn_jax.progress import progress_bar, say
 from fcn_jax.runs import Run
 from fcn_jax.tiles import Tile, Tiling, label_tiles
-from fcn_jax.unfinished import UnfinishedTiles
+from fcn_jax.unfinished import UnfinishedTiles, part_of
 
 LONGEST_OVERLAY_PX = 2000
 """Of an image that is labelled in tiles."""
@@ -48,23 +51,17 @@ def label_image(
 def label_in_tiles(run: Run, path: Path, target: Path, cut: Tiling, *, overlay: bool) -> None:
     """The same as `label_image`, in tiles; of a TIFF to a TIFF. Goes on where it was interrupted.
 
+    The files tell what they were made with, by which `is_labelled` knows them.
+
     Raises:
         UserError: as there, or too little room on the disk or in the device's memory.
     """
     with _open_scene(run, path) as scene:
         tiles = cut.tiles(scene.size)
-        image = path.stat()
-        made_with = {
-            "image": str(path.resolve()),
-            "bytes": image.st_size,
-            "changed": image.st_mtime_ns,
-            "weights": run.digest,
-            "step": run.step,
-            "tile": cut.tile,
-            "halo": [cut.before, cut.after],
-        }
+        making = _making(run, path, cut)
+        digest = made_with.digest_of(making)
         spans = [(tile.rows, tile.columns) for tile in tiles]
-        with UnfinishedTiles(target, made_with, spans, tuple(run.label_maps)) as done:
+        with UnfinishedTiles(target, making, spans, tuple(run.label_maps)) as done:
             pixels = math.prod(scene.size) * len(run.label_maps)
             _check_room(done.bytes_left + pixels, target.parent)
             with progress_bar(path.name, len(tiles), "tiles", initial=done.count) as bar:
@@ -73,17 +70,51 @@ def label_in_tiles(run: Run, path: Path, target: Path, cut: Tiling, *, overlay: 
                         done.append(labels)
                         bar.advance()
                 except (KeyboardInterrupt, SystemExit):
-                    say(f"{done.count} of {len(tiles)} tiles are kept: the same command goes on")
+                    if done.count:
+                        kept = "is kept" if done.count == 1 else "are kept"
+                        say(f"{done.count} of {len(tiles)} tiles {kept}: the same command goes on")
                     raise
             for name, class_names in run.label_maps.items():
                 place = target.parent / name / target.name
                 pieces = functools.partial(done.pieces, name)
-                scene.write(place, cut.tile, pieces)
+                scene.write(place, cut.tile, pieces, digest)
                 if overlay:
                     size, _ = reduced_size(scene.size, LONGEST_OVERLAY_PX)
                     label = reduced_label(scene.size, pieces, LONGEST_OVERLAY_PX)
-                    _save_overlay(place, scene.reduced(size), label, class_names)
+                    _save_overlay(
+                        place, scene.reduced(size), label, class_names, made_with.png_text(digest)
+                    )
             done.remove()
+
+
+def is_labelled(run: Run, path: Path, target: Path, cut: Tiling, *, overlay: bool) -> bool:
+    """Whether all that `label_in_tiles` would write is there, and of the same making."""
+    places = [target.parent / name / target.name for name in run.label_maps]
+    files = places + [_overlay_of(place) for place in places if overlay]
+    if part_of(target).exists() or not all(file.exists() for file in files):
+        return False
+    try:
+        digest = made_with.digest_of(_making(run, path, cut))
+    except (OSError, UserError):  # told of where it is labelled
+        return False
+    return all(made_with.read_digest(file) == digest for file in files)
+
+
+def _making(run: Run, path: Path, cut: Tiling) -> dict[str, Any]:
+    """All that the label maps of an image and their overlays depend on."""
+    image = path.stat()
+    further = [] if is_tiff(path) else beside(path, run.config.data.channel_folders())
+    return {
+        "image": str(path.resolve()),
+        "bytes": image.st_size,
+        "changed": image.st_mtime_ns,
+        "channels": [[str(x.resolve()), x.stat().st_size, x.stat().st_mtime_ns] for x in further],
+        "weights": run.digest,
+        "step": run.step,
+        "classes": {name: list(names) for name, names in run.label_maps.items()},
+        "tile": cut.tile,
+        "halo": [cut.before, cut.after],
+    }
 
 
 @contextlib.contextmanager
@@ -124,12 +155,19 @@ def _check_room(wanted_bytes: int, folder: Path) -> None:
 
 
 def _save_overlay(
-    place: Path, image: np.ndarray, label: np.ndarray, class_names: tuple[str, ...]
+    place: Path,
+    image: np.ndarray,
+    label: np.ndarray,
+    class_names: tuple[str, ...],
+    text: PngInfo | None = None,
 ) -> None:
     """Writes overlay/x.png beside x.png or x.tif."""
     picture = Image.fromarray(visualize.overlay(image, label, class_names))
-    target = place.parent / "overlay" / f"{place.stem}.png"
-    write_whole(target, lambda part: picture.save(part, "PNG"))
+    write_whole(_overlay_of(place), lambda part: picture.save(part, "PNG", pnginfo=text))
+
+
+def _overlay_of(place: Path) -> Path:
+    return place.parent / "overlay" / f"{place.stem}.png"
 
 
 def read_channelled(run: Run, path: Path) -> np.ndarray:

@@ -20,8 +20,9 @@ labels an image of any size in tiles, in memory that does not grow with it: the 
 the whole image, since each tile is run with all around it that its pixels' scores depend on. TIFFs
 are read and written by window (pip install rasterio): OUT/scene.tif is tiled, compressed, in VOC's
 colours, with the scene's georeference, and 255 where the scene holds no data. The same command goes
-on where it was interrupted. A smaller --halo is faster, and approximate. --overlay shows the whole
-at no more than 2000 pixels a side.
+on where it was interrupted, and leaves label maps that are finished as they are, unless the image,
+the network or the settings are others. A smaller --halo is faster, and approximate. --overlay shows
+the whole at no more than 2000 pixels a side.
 
     python -m fcn_jax.predict --workdir=DIR --output=OUT --voc_submission=VOCdevkit
 
@@ -53,14 +54,13 @@ from absl import flags
 from PIL import Image
 
 from fcn_jax import cli, submission
-from fcn_jax.data.labels import header_size
-from fcn_jax.data.scenes import is_tiff
+from fcn_jax.data.labels import header_size, is_tiff
 from fcn_jax.errors import UserError
 from fcn_jax.inference import WHOLE, define_inference_flags, inference_from_flags
-from fcn_jax.label_files import label_image, label_in_tiles
+from fcn_jax.label_files import is_labelled, label_image, label_in_tiles
 from fcn_jax.progress import progress_bar, say
 from fcn_jax.runs import load_run
-from fcn_jax.tiles import receptive_field, tiling
+from fcn_jax.tiles import SMALLEST_TILE_PX, receptive_field, tiling
 
 
 def main(arguments: list[str]) -> None:
@@ -106,11 +106,21 @@ def main(arguments: list[str]) -> None:
     else:
         field = receptive_field(run.network, run.variables)
         cut = tiling(field, options.tile, options.halo)
-        say(f"labelling in {cut}")
+        rounded = f"; --tile is rounded down to a multiple of {cut.multiple}"
+        say(f"labelling in {cut}{rounded if cut.tile != options.tile else ''}")
         signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    done = set()
+    if cut is not None:
+        overlay = options.overlay
+        done = {x for x in paths if is_labelled(run, x, targets[x], cut, overlay=overlay)}
+        if done:
+            say(f"{len(done)} of {len(paths)} are labelled already")
     failures = []
-    with progress_bar("labelling", len(paths)) as bar:
-        for path, target in targets.items():
+    with progress_bar("labelling", len(paths), initial=len(done)) as bar:
+        for path in paths:
+            if path in done:
+                continue
+            target = targets[path]
             try:
                 if cut is None:
                     label_image(run, path, target, overlay=options.overlay, inference=inference)
@@ -156,21 +166,25 @@ def find_images(patterns: Iterable[str]) -> list[Path]:
 
 
 def _targets(paths: list[Path], output: Path, *, tiled: bool = False) -> dict[Path, Path]:
-    """Where each image's label map goes. Two images must not share one, nor it replace an image."""
+    """Where each image's label map goes: not to that of another, nor among the images."""
     targets = {
         path: output / f"{path.stem}{'.tif' if tiled and is_tiff(path) else '.png'}"
         for path in paths
     }
     claimed: dict[str, Path] = {}
-    inputs = {path.resolve() for path in paths}
+    folder = output.resolve()
     for path, target in targets.items():
+        # Of a link, neither where it lies nor where it points to.
+        if folder in (path.parent.resolve(), path.resolve().parent):
+            raise UserError(
+                f"--output={output} is the folder of {path}, and label maps among the images would "
+                "be taken for images the next time: give another"
+            )
         if target.stem in claimed:
             raise UserError(
                 f"{claimed[target.stem]} and {path} would both be written to {target}: label them "
                 "into two folders"
             )
-        if target.resolve() in inputs:
-            raise UserError(f"{target} is an image itself: give another --output")
         claimed[target.stem] = path
     return targets
 
@@ -189,7 +203,12 @@ if __name__ == "__main__":
     flags.DEFINE_string("workdir", None, "folder of the run")
     flags.DEFINE_string("output", None, "folder to write to")
     flags.DEFINE_bool("overlay", False, "also draw the classes over the picture")
-    flags.DEFINE_integer("tile", None, "label in tiles of so many pixels a side")
+    flags.DEFINE_integer(
+        "tile",
+        None,
+        f"label in tiles of so many pixels a side, {SMALLEST_TILE_PX} or more, rounded down to a "
+        "multiple of the network's largest stride (of most: 32)",
+    )
     flags.DEFINE_integer(
         "halo", None, "pixels seen beyond a tile, where less than exact shall do", lower_bound=0
     )

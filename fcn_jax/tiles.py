@@ -45,7 +45,7 @@ class Tile(NamedTuple):
 class Tiling:
     """How images are cut; all in pixels.
 
-    tile: side of what a tile labels, a multiple of the alignment. before, after: what is seen
+    tile: side of what a tile labels, one of the `multiple`. before, after: what is seen
     beyond it. is_exact: whether that is all that the network would see in the whole image.
     """
 
@@ -59,6 +59,11 @@ class Tiling:
         halo = f"{self.before} and {self.after}" if self.before != self.after else f"{self.after}"
         kind = "exact" if self.is_exact else "approximate: the network sees more"
         return f"tiles of {self.tile} pixels with a halo of {halo} ({kind})"
+
+    @property
+    def multiple(self) -> int:
+        """Of which the side of a tile is one, in pixels."""
+        return math.lcm(self.alignment, BLOCK_PX)
 
     def tiles(self, size: Sequence[int]) -> list[Tile]:
         """Those of an image of (height, width), row by row."""

@@ -39,7 +39,7 @@ class UnfinishedTiles:
         tiles: Sequence[tuple[slice, slice]],
         label_maps: Sequence[str],
     ):
-        self._path = target.with_name(f"{target.name}.part")
+        self._path = part_of(target)
         self._about = target.with_name(f"{target.name}.part.json")
         self._made_with = json.loads(json.dumps(made_with))
         self._tiles = tiles
@@ -123,10 +123,18 @@ class UnfinishedTiles:
         try:
             yield
         except OSError as error:
+            kept = ""
+            if self.count:
+                kept = f"; {self.count} {'tile is' if self.count == 1 else 'tiles are'} kept"
             raise UserError(
                 f"cannot write {self._path} ({error.strerror or error}): mend this and start the "
-                f"same command again; the {self.count} tiles of before stay"
+                f"same command again{kept}"
             ) from error
+
+
+def part_of(target: Path) -> Path:
+    """Where the tiles of an unfinished target lie."""
+    return target.with_name(f"{target.name}.part")
 
 
 def _pixels(rows: slice, columns: slice) -> int:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngInfo
 
 from fcn_jax.data.labels import VOID_LABEL, voc_palette
 from fcn_jax.files import write_whole
@@ -34,7 +35,10 @@ _SHEET_FONT_PX = 15
 
 
 def save_label_map(
-    path: str | os.PathLike[str], label: np.ndarray, palette: np.ndarray | None = None
+    path: str | os.PathLike[str],
+    label: np.ndarray,
+    palette: np.ndarray | None = None,
+    text: PngInfo | None = None,
 ) -> None:
     """Write a label map as a palette PNG: looks like colours, reads back as indices.
 
@@ -44,6 +48,7 @@ def save_label_map(
       path: the PNG to write.
       label: uint8 (h, w).
       palette: uint8 (256, 3), RGB; VOC's if None.
+      text: what the file shall hold besides.
 
     Raises:
       UserError: the file cannot be written.
@@ -52,7 +57,7 @@ def save_label_map(
     _check_label("label", label)
     picture = Image.fromarray(label)
     picture.putpalette(_palette_or_voc(palette).tobytes())
-    write_whole(Path(path), lambda part: picture.save(part, format="PNG"))
+    write_whole(Path(path), lambda part: picture.save(part, format="PNG", pnginfo=text))
 
 
 def overlay(

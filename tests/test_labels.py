@@ -101,6 +101,19 @@ def test_fractions_are_no_labels(tmp_path):
         labels.read_mask(path)
 
 
+@pytest.mark.parametrize("values", [np.zeros((3, 9, 9), np.uint16), np.zeros((5, 9, 9), np.uint8)])
+def test_tiffs_that_pillow_does_not_know_are_told_from_what_is_no_image(tmp_path, values):
+    rasterio = pytest.importorskip("rasterio", reason="rasterio is not installed")
+    count, height, width = values.shape
+    path, placed = tmp_path / "a.tif", rasterio.Affine(2, 0, 500, 0, -2, 900)
+    with rasterio.open(
+        path, "w", "GTiff", width, height, count, dtype=values.dtype, transform=placed
+    ) as file:
+        file.write(values)
+    with pytest.raises(UserError, match=r"a\.tif: Pillow cannot read .* --tile=1024 reads it"):
+        labels.read_image(path)
+
+
 @pytest.mark.parametrize("read", [labels.read_mask, labels.read_image])
 def test_damaged_files_are_named(tmp_path, read):
     random = np.random.default_rng(0).integers(0, 255, (64, 64), np.uint8)

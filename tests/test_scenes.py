@@ -12,11 +12,13 @@ import pytest
 from PIL import Image
 
 from fcn_jax.data import scenes
-from fcn_jax.data.labels import VOID_LABEL, read_image, read_mask, voc_palette
-from fcn_jax.data.scenes import Picture, is_tiff, open_tiff, reduced_label, reduced_size
+from fcn_jax.data.labels import VOID_LABEL, is_tiff, read_image, read_mask, voc_palette
+from fcn_jax.data.made_with import read_digest
+from fcn_jax.data.scenes import Picture, open_tiff, reduced_label, reduced_size
 from fcn_jax.errors import UserError
 from tests.full_disk import files_of_at_most
 
+DIGEST = "5" * 64
 WINDOW = slice(5, 40), slice(11, 30)
 
 
@@ -100,6 +102,68 @@ def test_bands_that_the_network_does_not_know_are_refused(
         pass
 
 
+@pytest.mark.parametrize(
+    ("values", "profile", "note"),
+    [
+        (pixels(3, 20, 20), {}, ""),
+        (pixels(1, 20, 20), {}, "band 1 is seen as grey"),
+        (
+            pixels(4, 20, 20),
+            {"photometric": "rgb", "alpha": "yes"},
+            "band 4 is left out as alpha",
+        ),
+        (
+            pixels(3, 700, 300, dtype="uint16") % 2047 + 1,
+            {},
+            "of its 16 bits the upper 8 are seen, and the largest value in a sample is 2047 of "
+            "65535: to the network all is darker than 8 of 255; to scale it, gdal_translate "
+            "-co TILED=YES -ot Byte -scale -b 1 -b 2 -b 3 a.tif scaled.tif",
+        ),
+        (
+            pixels(3, 300, 300, dtype="uint16") | 0x8000,
+            {},
+            "of its 16 bits the upper 8 are seen, and the largest value in a sample is 65535 of "
+            "65535; to scale it, gdal_translate -co TILED=YES -ot Byte -scale -b 1 -b 2 -b 3 a.tif "
+            "scaled.tif",
+        ),
+        # What stands for no data counts for nothing.
+        (
+            np.where(pixels(1, 200, 200, dtype="uint16") % 2, np.uint16(65535), np.uint16(1023)),
+            {"nodata": 65535},
+            "band 1 is seen as grey; of its 16 bits the upper 8 are seen, and the "
+            "largest value in a sample is 1023 of 65535: to the network all is darker than 4 of "
+            "255; to scale it, gdal_translate -co TILED=YES -ot Byte -scale -b 1 a.tif scaled.tif",
+        ),
+        (
+            np.full((3, 20, 20), 7, np.uint16),
+            {"nodata": 7},
+            "of its 16 bits the upper 8 are seen; to scale it, gdal_translate -co TILED=YES "
+            "-ot Byte -scale -b 1 -b 2 -b 3 a.tif scaled.tif",
+        ),
+    ],
+    ids=[
+        "rgb",
+        "grey",
+        "alpha",
+        "11 bits",
+        "16 bits",
+        "10 bits and no data",
+        "nothing but no data",
+    ],
+)
+def test_what_is_seen_of_other_scenes_is_noted_in_one_line(
+    rasterio: ModuleType,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    values: np.ndarray,
+    profile: dict[str, Any],
+    note: str,
+) -> None:
+    path = write_tiff(tmp_path / "a.tif", values, **profile)
+    with open_tiff(path, 3):
+        assert capsys.readouterr().out == (f"note: {path}: {note}\n" if note else "")
+
+
 def test_rows_that_every_tile_reads_anew_are_noted(
     rasterio: ModuleType,
     tmp_path: Path,
@@ -146,11 +210,12 @@ def test_without_rasterio_the_remedy_is_told(
 def test_a_label_map_lies_where_the_scene_lies(rasterio: ModuleType, tmp_path: Path) -> None:
     label = pixels(70, 90) % 21
     with open_tiff(write_tiff(tmp_path / "a.tif", pixels(3, 70, 90)), 3) as scene:
-        scene.write(tmp_path / "out/a.tif", 32, partial(pieces_of, label, 32))
+        scene.write(tmp_path / "out/a.tif", 32, partial(pieces_of, label, 32), DIGEST)
     with rasterio.open(tmp_path / "a.tif") as image, rasterio.open(tmp_path / "out/a.tif") as file:
         assert file.transform == image.transform == rasterio.Affine(2, 0, 500, 0, -2, 900)
         assert file.crs == image.crs
         assert file.block_shapes == [(32, 32)]
+        assert read_digest(tmp_path / "out/a.tif") == DIGEST
         assert file.compression.value == "DEFLATE"
         assert file.nodata is None
         assert file.colormap(1)[15] == (*voc_palette()[15], 255)
@@ -172,7 +237,9 @@ def test_control_points_and_plain_pictures_stay_what_they_are(
     )
     for name in ("plain", "points"):
         with open_tiff(tmp_path / f"{name}.tif", 3) as scene:
-            scene.write(tmp_path / f"out/{name}.tif", 16, partial(pieces_of, pixels(20, 20)))
+            scene.write(
+                tmp_path / f"out/{name}.tif", 16, partial(pieces_of, pixels(20, 20)), DIGEST
+            )
     with Image.open(tmp_path / "out/plain.tif") as picture:
         assert picture.size == (20, 20)
     with rasterio.open(tmp_path / "out/points.tif") as file:
@@ -189,7 +256,7 @@ def test_where_a_scene_holds_no_data(rasterio: ModuleType, tmp_path: Path) -> No
         nothing = scene.no_data(slice(5, 10), slice(0, 50))
         assert nothing is not None
         assert nothing.tolist() == [[True] * 50] * 2 + [[False] * 50] * 3
-        scene.write(tmp_path / "out.tif", 16, partial(pieces_of, pixels(40, 50)))
+        scene.write(tmp_path / "out.tif", 16, partial(pieces_of, pixels(40, 50)), DIGEST)
     with rasterio.open(tmp_path / "out.tif") as file:
         assert file.nodata == VOID_LABEL
     with open_tiff(write_tiff(tmp_path / "b.tif", values), 3) as scene:
@@ -204,7 +271,7 @@ def test_a_full_disk_leaves_no_half_written_label_map(rasterio: ModuleType, tmp_
                 files_of_at_most(room),
                 pytest.raises(UserError, match=r"cannot write .*out/a.tif"),
             ):
-                scene.write(tmp_path / "out/a.tif", 64, partial(pieces_of, label, 64))
+                scene.write(tmp_path / "out/a.tif", 64, partial(pieces_of, label, 64), DIGEST)
     assert list((tmp_path / "out").iterdir()) == []
 
 
@@ -212,8 +279,9 @@ def test_a_picture_is_one_piece_or_many(tmp_path: Path) -> None:
     image, label = pixels(50, 70, 3), pixels(50, 70)
     scene = Picture(image)
     np.testing.assert_array_equal(scene.read(*WINDOW), image[WINDOW])
-    scene.write(tmp_path / "out/a.png", 16, partial(pieces_of, label))
+    scene.write(tmp_path / "out/a.png", 16, partial(pieces_of, label), DIGEST)
     np.testing.assert_array_equal(read_mask(tmp_path / "out/a.png"), label)
+    assert read_digest(tmp_path / "out/a.png") == DIGEST
     np.testing.assert_allclose(
         scene.reduced((25, 35)), image.reshape(25, 2, 35, 2, 3).mean((1, 3)), atol=1
     )

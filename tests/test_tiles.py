@@ -64,6 +64,8 @@ def test_tiles_by_hand() -> None:
     ]
     # The widest is seen from 64 before to 25 beyond, rounded up; the image itself is narrower.
     assert cut.canvas((200, 97)) == (192, 128)
+    assert cut.multiple == 32
+    assert tiling(ReceptiveField(alignment=24), 100).multiple == 48
     assert str(cut) == "tiles of 96 pixels with a halo of 40 and 25 (exact)"
 
 
@@ -327,6 +329,71 @@ def test_other_images_are_labelled_in_tiles_as_well(run_folder: Path, tmp_path: 
         np.testing.assert_array_equal(read_mask(tmp_path / "out" / name / "a.png"), label)
 
 
+def test_finished_label_maps_are_left_as_they_are(run_folder: Path, tmp_path: Path) -> None:
+    photos, out = tmp_path / "photos", tmp_path / "out"
+    photos.mkdir()
+    write_scene(photos / "a.tif", picture(100, 90))
+    Image.fromarray(picture(90, 70)).save(photos / "b.png")
+    arguments = [f"--workdir={run_folder}", f"--output={out}", "--tile=90"]
+    first = command("predict", *arguments, photos)
+    assert first.returncode == 0, first.stderr
+    assert "are labelled already" not in first.stdout
+    assert "labelling in tiles of 64 pixels" in first.stdout
+    assert "; --tile is rounded down to a multiple of 32\n" in first.stdout
+    files = [out / name for name in ("masks/a.tif", "heights/a.tif", "masks/b.png")]
+    made = [file.stat().st_mtime_ns for file in files]
+    Image.fromarray(picture(30, 20)).save(photos / "c.png")
+    again = command("predict", *arguments, photos)
+    assert again.returncode == 0, again.stderr
+    assert "2 of 3 are labelled already\n" in again.stdout
+    assert [file.stat().st_mtime_ns for file in files] == made
+    run = load_run(run_folder)
+    for name, label in run.label(picture(30, 20)).items():
+        np.testing.assert_array_equal(read_mask(out / name / "c.png"), label)
+
+
+@pytest.mark.parametrize("name", ["a.tif", "a.png"])
+def test_label_maps_of_other_making_are_made_anew(
+    run_folder: Path, tmp_path: Path, name: str
+) -> None:
+    image, target = tmp_path / name, tmp_path / "out" / name
+    if name == "a.tif":
+        write_scene(image, picture(30, 20))
+    else:
+        Image.fromarray(picture(30, 20)).save(image)
+    run = load_run(run_folder)
+    cut = Tiling(64, 10, 10, 32, is_exact=False)
+
+    def is_labelled(cut: Tiling = cut, *, overlay: bool = False) -> bool:
+        return label_files.is_labelled(run, image, target, cut, overlay=overlay)
+
+    assert not is_labelled()
+    label_files.label_in_tiles(run, image, target, cut, overlay=False)
+    assert is_labelled()
+    assert not is_labelled(overlay=True)
+    assert not is_labelled(Tiling(64, 10, 11, 32, is_exact=False))
+    assert not is_labelled(Tiling(96, 10, 10, 32, is_exact=False))
+    about = image.stat()
+    os.utime(image, ns=(about.st_atime_ns, about.st_mtime_ns + 1))
+    assert not is_labelled()
+    os.utime(image, ns=(about.st_atime_ns, about.st_mtime_ns))
+    assert is_labelled()
+    # What stands there was interrupted before it was all written.
+    part = tmp_path / "out" / f"{name}.part"
+    part.touch()
+    assert not is_labelled()
+    part.unlink()
+    # A label map that was made whole, or by someone else.
+    whole = read_mask(tmp_path / "out/heights" / name)
+    Image.fromarray(whole).save(tmp_path / "out/heights" / name)
+    assert not is_labelled()
+    label_files.label_in_tiles(run, image, target, cut, overlay=True)
+    assert is_labelled()
+    assert is_labelled(overlay=True)
+    run.__dict__["digest"] = "of other weights"
+    assert not is_labelled()
+
+
 def test_a_scenes_missing_pixels_are_void(run_folder: Path, tmp_path: Path) -> None:
     rasterio = pytest.importorskip("rasterio", reason="rasterio is not installed")
     run = load_run(run_folder)
@@ -378,8 +445,14 @@ def test_a_scene_is_not_written_over(run_folder: Path, tmp_path: Path) -> None:
     before = (tmp_path / "a.tif").read_bytes()
     Image.fromarray(picture(20, 20)).save(tmp_path / "b.png")
     Image.fromarray(picture(20, 20)).save(tmp_path / "b.jpg")
-    with pytest.raises(UserError, match=r"a\.tif is an image itself"):
-        predict._targets([tmp_path / "a.tif"], tmp_path, tiled=True)
+    (tmp_path / "links").mkdir()
+    (tmp_path / "links/c.tif").symlink_to(tmp_path / "a.tif")
+    for image, output in {"a.tif": ".", "b.jpg": "out/..", "links/c.tif": "links"}.items():
+        for tiled in (False, True):
+            with pytest.raises(UserError, match=r"--output=.* is the folder of .*: give another"):
+                predict._targets([tmp_path / image], tmp_path / output, tiled=tiled)
+    with pytest.raises(UserError, match=r"is the folder of .*links/c\.tif"):
+        predict._targets([tmp_path / "links/c.tif"], tmp_path, tiled=True)
     with pytest.raises(UserError, match=r"b\.png and .*b\.jpg would both be written"):
         predict._targets([tmp_path / "b.png", tmp_path / "b.jpg"], tmp_path / "out", tiled=True)
     assert (tmp_path / "a.tif").read_bytes() == before

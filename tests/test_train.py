@@ -281,7 +281,7 @@ def test_predict_refuses_what_would_overwrite(run_folder, tmp_path):
     onto_itself = command(
         "predict", f"--workdir={run_folder}", f"--output={tmp_path}", tmp_path / "x.png"
     )
-    assert "x.png is an image itself: give another --output" in onto_itself.stderr
+    assert f"--output={tmp_path} is the folder of {tmp_path}/x.png" in onto_itself.stderr
     twice = command("predict", f"--workdir={run_folder}", f"--output={tmp_path}/out", tmp_path)
     assert "would both be written" in twice.stderr
     assert onto_itself.returncode == twice.returncode == 1

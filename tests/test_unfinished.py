@@ -84,9 +84,27 @@ def test_two_processes_do_not_write_the_same_tiles(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_keeps_the_tiles_before(tmp_path: Path) -> None:
+    with (
+        unfinished(tmp_path) as tiles,
+        files_of_at_most(30),
+        pytest.raises(UserError, match=r"same command again$"),
+    ):
+        tiles.append(labels_of(0))
     with unfinished(tmp_path) as tiles:
         tiles.append(labels_of(0))
-        with files_of_at_most(45), pytest.raises(UserError, match=r"the 1 tiles of before stay"):
+        with files_of_at_most(45), pytest.raises(UserError, match=r"again; 1 tile is kept$"):
             tiles.append(labels_of(1))
     with unfinished(tmp_path) as tiles:
         assert tiles.count == 1
+        tiles.append(labels_of(1))
+        with files_of_at_most(60), pytest.raises(UserError, match=r"again; 2 tiles are kept$"):
+            tiles.append(labels_of(2))
+
+
+def test_where_nothing_can_be_written_nothing_is_said_to_be_kept(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with (
+        pytest.raises(UserError, match=r"a\.tif\.part \(.+\): .* same command again$"),
+        unfinished(tmp_path / "file"),
+    ):
+        pass

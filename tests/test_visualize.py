@@ -49,7 +49,7 @@ def test_label_map_replaces_the_old_one_and_leaves_nothing_else(tmp_path):
 def test_failed_write_keeps_the_old_label_map_and_leaves_nothing_else(tmp_path, monkeypatch):
     save_label_map(tmp_path / "a.png", np.ones((2, 2), np.uint8))
 
-    def fail(self, path, format):
+    def fail(self, path, **options):
         path.write_bytes(b"half a")
         raise OSError("disk full")
 

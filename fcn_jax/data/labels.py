@@ -21,6 +21,9 @@ Array = TypeVar("Array", bound=Any)
 VOID_LABEL = 255
 """Pixels that are neither trained on nor scored (VOC's object borders, a canvas's outside)."""
 
+TIFF_BEGINNINGS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+"""Of either byte order; the last two of files beyond 4 GB."""
+
 LABELS_SHOWN = 8
 """Of labels that are no classes, in a message."""
 
@@ -85,6 +88,15 @@ def header_size(path: str | Path) -> tuple[int, int] | None:
             return image.height, image.width
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
         return None  # whoever reads it tells of it
+
+
+def is_tiff(path: Path) -> bool:
+    """By its first bytes, whatever its name."""
+    try:
+        with path.open("rb") as file:
+            return file.read(4) in TIFF_BEGINNINGS
+    except OSError:  # told of where it is read
+        return False
 
 
 def decode_image(data: bytes, name: str) -> np.ndarray:
@@ -253,6 +265,12 @@ def open_image(data: bytes, name: str) -> Image.Image:
         image = Image.open(io.BytesIO(data))
         image.load()
     except UnidentifiedImageError:
+        if data.startswith(TIFF_BEGINNINGS):
+            raise UserError(
+                f"{name}: Pillow cannot read this kind of TIFF (colour of 16 bits, say, or many "
+                "bands; or its beginning is damaged): save it as RGB with 8 bits a channel; "
+                "predict --tile=1024 reads it by rasterio"
+            ) from None
         raise UserError(f"{name}: not an image (or its beginning is damaged)") from None
     except Image.DecompressionBombError as error:
         raise UserError(

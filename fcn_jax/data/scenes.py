@@ -17,12 +17,11 @@ import numpy as np
 from PIL import Image
 
 from fcn_jax import visualize
+from fcn_jax.data import made_with
+from fcn_jax.data.bands import chosen_bands
 from fcn_jax.data.labels import VOID_LABEL, voc_palette
 from fcn_jax.errors import UserError
 from fcn_jax.progress import say
-
-TIFF_BEGINNINGS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-"""Of either byte order; the last two of files beyond 4 GB."""
 
 CACHE_MB = 64
 """For blocks that GDAL keeps decoded; its own default is a share of the machine's memory."""
@@ -51,8 +50,11 @@ class Scene(Protocol):
         """Where the file says that it holds nothing: bool (h, w); None: nowhere."""
         ...
 
-    def write(self, place: Path, tile: int, pieces: Pieces) -> None:
-        """Writes the label map, whole or not at all. tile: side of the pieces."""
+    def write(self, place: Path, tile: int, pieces: Pieces, digest: str) -> None:
+        """Writes the label map, whole or not at all.
+
+        tile: side of the pieces. digest: of what it is made with (`made_with.py`).
+        """
         ...
 
 
@@ -75,11 +77,11 @@ class Picture:
     def no_data(self, rows: slice, columns: slice) -> None:
         return None
 
-    def write(self, place: Path, tile: int, pieces: Pieces) -> None:
+    def write(self, place: Path, tile: int, pieces: Pieces, digest: str) -> None:
         label = np.empty(self.size, np.uint8)
         for rows, columns, part in pieces():
             label[rows, columns] = part
-        visualize.save_label_map(place, label)
+        visualize.save_label_map(place, label, text=made_with.png_text(digest))
 
 
 class Tiff:
@@ -94,7 +96,8 @@ class Tiff:
         self._path = path
         self._dataset = dataset
         self.size = dataset.shape
-        self._bands = self._chosen_bands(channels)
+        with _errors_of(path):
+            self._bands = chosen_bands(path, dataset, channels)
         self._palette = self._read_palette()
         self._has_mask = any(flags != ["all_valid"] for flags in self._mask_flags())
         block_width = dataset.block_shapes[0][1]
@@ -128,7 +131,7 @@ class Tiff:
         with _errors_of(self._path):
             return self._dataset.dataset_mask(window=_window(rows, columns)) == 0
 
-    def write(self, place: Path, tile: int, pieces: Pieces) -> None:
+    def write(self, place: Path, tile: int, pieces: Pieces, digest: str) -> None:
         """As a tiled, compressed TIFF in VOC's colours, with the scene's georeference.
 
         What was written is read again before it takes its name: GDAL does not tell of every error
@@ -157,7 +160,7 @@ class Tiff:
             with rasterio.open(part, "w", **profile) as written:
                 written.write_colormap(1, dict(enumerate(map(tuple, voc_palette().tolist()))))
                 place_of_pixels = self._dataset.tags().get("AREA_OR_POINT", "Area")
-                written.update_tags(AREA_OR_POINT=place_of_pixels)
+                written.update_tags(AREA_OR_POINT=place_of_pixels, **{made_with.TAG: digest})
                 for rows, columns, label in pieces():
                     written.write(label, 1, window=_window(rows, columns))
             with rasterio.open(part) as written:
@@ -180,29 +183,6 @@ class Tiff:
         transform = self._dataset.transform
         placed = {} if transform.is_identity else {"transform": transform}
         return placed | {"crs": self._dataset.crs, "rpcs": self._dataset.rpcs}
-
-    def _chosen_bands(self, channels: int) -> list[int]:
-        from rasterio.enums import ColorInterp as Meaning
-
-        dataset = self._dataset
-        meanings = dict(zip(dataset.indexes, dataset.colorinterp, strict=True))
-        bands = [band for band, meaning in meanings.items() if meaning != Meaning.alpha]
-        kept_as = dataset.tags(ns="IMAGE_STRUCTURE") | dataset.tags(1, ns="IMAGE_STRUCTURE")
-        types = {dataset.dtypes[band - 1] for band in bands}
-        if not types <= {"uint8", "uint16"} or kept_as.get("NBITS", "8") not in ("8", "16"):
-            bits = kept_as.get("NBITS")
-            found = f"pixels of {bits} bits" if bits else f"pixels of type {', '.join(types)}"
-        elif kept_as.get("MINISWHITE") == "YES":
-            found = "grey with white as 0"
-        elif len(bands) == channels or (len(bands) == 1 and channels == 3):
-            return bands
-        else:
-            found = f"{len(bands)} bands besides alpha, and the network was trained on {channels}"
-        choice = " ".join(f"-b {band}" for band in bands[:channels])
-        raise UserError(
-            f"{self._path}: {found}; choose and scale the bands that it shall see, as by "
-            f"gdal_translate -co TILED=YES -ot Byte -scale {choice} {self._path.name} scaled.tif"
-        )
 
     def _read_palette(self) -> np.ndarray | None:
         """The RGB that indices stand for: uint8 (256, 3)."""
@@ -227,14 +207,6 @@ class Tiff:
             values = values >> 8
         pixels = np.moveaxis(values.astype(np.uint8, copy=False), 0, -1)
         return np.repeat(pixels, 3, axis=-1) if len(values) == 1 else pixels
-
-
-def is_tiff(path: Path) -> bool:
-    try:
-        with path.open("rb") as file:
-            return file.read(4) in TIFF_BEGINNINGS
-    except OSError:  # told of where it is read
-        return False
 
 
 @contextlib.contextmanager
