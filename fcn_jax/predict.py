@@ -99,6 +99,7 @@ def main(arguments: list[str]) -> None:
     if len(run.label_maps) > 1:
         _check_beside(paths, output)
     cut = None
+    done: set[Path] = set()
     if options.tile is None:
         sizes = [size for path in paths if (size := header_size(path))]
         if sizes:
@@ -109,8 +110,6 @@ def main(arguments: list[str]) -> None:
         rounded = f"; --tile is rounded down to a multiple of {cut.multiple}"
         say(f"labelling in {cut}{rounded if cut.tile != options.tile else ''}")
         signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
-    done = set()
-    if cut is not None:
         overlay = options.overlay
         done = {x for x in paths if is_labelled(run, x, targets[x], cut, overlay=overlay)}
         if done:
@@ -130,8 +129,8 @@ def main(arguments: list[str]) -> None:
                 failures.append(str(error))
             bar.advance()
     places = ", ".join(str(output / name) for name in run.label_maps)
-    done = len(paths) - len(failures)
-    say(f"{done} label map{'' if done == 1 else 's'} in {places}")
+    written = len(paths) - len(failures)
+    say(f"{written} label map{'' if written == 1 else 's'} in {places}")
     if failures:
         listed = "\n  ".join(failures)
         raise UserError(f"{len(failures)} of {len(paths)} images failed:\n  {listed}")
