@@ -69,8 +69,10 @@ def diagnose(config: Config, output: Path) -> list[Finding]:
     """
     config.check()
     with open_subject(config.data) as subject:
-        survey, findings = examine(subject, config)
         console = Console(highlight=False)
+        where = f" in {config.data.root}" if config.data.root else ""
+        console.print(Text(f"data set: {config.data.name}{where}"), soft_wrap=True)
+        survey, findings = examine(subject, config)
         _print_summary(console, survey)
         for severity, sign in (("fault", "✗"), ("remark", "·")):
             _print_findings(console, sign, [f for f in findings if f.severity == severity])

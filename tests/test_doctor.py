@@ -564,6 +564,7 @@ def test_the_command(mine, tmp_path):
     arguments = ["--config.data.name=folder", f"--config.data.root={mine}", f"--output={sheet}"]
     clean = command("doctor", *arguments)
     assert (clean.returncode, clean.stdout.splitlines()[-1]) == (0, "no faults")
+    assert clean.stdout.splitlines()[0] == f"data set: folder in {mine}"
     assert "--config.loss.class_weights=balanced" in clean.stdout
     assert sheet.is_file()
     edit_mask(mine, as_jpeg)
