@@ -1,5 +1,6 @@
 """The doctor: a clean set passes, and each fault that is planted in it is found and named."""
 
+import functools
 import io
 import shutil
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from fcn_jax import doctor
 from fcn_jax.config import Config, default_config
 from fcn_jax.data import shapes
 from fcn_jax.data.datasets import open_dataset
-from fcn_jax.data.examine import examine_pair, examine_record
+from fcn_jax.data.examine import examine_pair, examine_record, has_void_area
 from fcn_jax.data.findings import FAULTS, Finding
 from fcn_jax.data.labels import voc_palette
 from fcn_jax.data.raw import Pair
@@ -338,6 +339,65 @@ def test_foreground_saved_as_255(mine):
     found = faults(mine)
     assert set(found) == {"foreground_255"}
     assert "of the pixels are 255" in found["foreground_255"][0]
+
+
+def binary(label: np.ndarray) -> np.ndarray:
+    """Everything drawn is 255, as programs for one class save it."""
+    return np.where(label == 0, 0, 255).astype(np.uint8)
+
+
+def test_a_set_merged_with_masks_of_0_and_255(mine):
+    """Six of 14; the 255 of each is a drawn shape."""
+    merged = [f"masks/{name}.png" for name in (*TRAIN[:4], *VAL[:2])]
+    for name in merged:
+        edit_mask(mine, binary, name)
+    found = faults(mine)
+    assert set(found) == {"foreground_255_some"}
+    label = binary(shapes.draw(TRAIN[0])[1])
+    share = f"{100 * (label == 255).mean():.3g} % are 255"
+    assert found["foreground_255_some"][0] == f"{FIRST} ({share}; 8 other masks hold classes)"
+    assert [file.partition(" ")[0] for file in found["foreground_255_some"]] == merged
+
+
+def test_one_mask_of_0_and_255_may_be_meant_so(mine):
+    edit_mask(mine, binary)
+    found = examine(mine)
+    assert found["foreground_255_maybe"].severity == "remark"
+    assert len(found["foreground_255_maybe"].files) == 1
+    assert not found.keys() & FAULTS.keys()
+
+
+def test_areas_of_void_may_be_the_custom(mine):
+    """Three masks hold no more than 0 and 255, and all others have an area of void as well."""
+
+    def left_out(label: np.ndarray) -> np.ndarray:
+        return np.where(np.arange(len(label))[:, None] < 12, 255, label).astype(np.uint8)
+
+    edit_masks(mine, left_out)
+    for name in TRAIN[:3]:
+        edit_mask(mine, lambda label: left_out(np.zeros_like(label)), f"masks/{name}.png")
+    found = examine(mine)
+    assert len(found["foreground_255_maybe"].files) == 3
+    assert not found.keys() & FAULTS.keys()
+
+
+def test_borders_of_void_around_nothing(mine):
+    """As where a class was taken out of VOC's masks, and its borders stayed."""
+    for name in TRAIN[:4]:
+        border = functools.partial(np.where, shapes.draw(name)[1] == 255, np.uint8(255))
+        edit_mask(mine, lambda _, border=border: border(np.uint8(0)), f"masks/{name}.png")
+    assert not faults(mine)
+    assert not any(kind.startswith("foreground") for kind in examine(mine))
+
+
+@pytest.mark.parametrize(("breadth", "is_area"), [(4, False), (9, True)])
+def test_a_band_is_no_area_of_void(breadth, is_area):
+    """Blocks are 5 pixels a side: a band of 4 holds none, one of 9 wherever it lies."""
+    for top in range(40, 50):
+        label = np.zeros((100, 120), np.uint8)
+        label[top : top + breadth] = 255
+        assert has_void_area(label) == is_area
+        assert has_void_area(label.T) == is_area
 
 
 def test_lists_that_do_not_serve(mine):

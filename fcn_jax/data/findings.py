@@ -123,6 +123,11 @@ FAULTS = {
         "255 is void, neither trained on nor scored: a network would learn nothing but class 0; "
         "save the foreground as 1",
     ),
+    "foreground_255_some": (
+        "masks of 0 and 255 alone, where others hold classes",
+        "255 is void, neither trained on nor scored: of these only the background would be learnt; "
+        "save what is 255 in them as its class's number",
+    ),
     "mask_void": (
         "masks that are void throughout",
         "nothing is learnt from them, nor scored; draw them or take the image out",
@@ -172,6 +177,11 @@ REMARKS = {
         "see in the picture that they show the same classes; some programs number the colours of "
         "each file anew, and then the indices mean nothing: map the colours, saved as RGB, with "
         "config.data.mask_palette",
+    ),
+    "foreground_255_maybe": (
+        "masks of 0 and 255 alone, with areas of 255",
+        "right where those areas are not to count: 255 is void; where they are the foreground, "
+        "save them as its class's number",
     ),
     "mostly_void": (
         "masks that are void for more than half",

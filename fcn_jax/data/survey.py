@@ -16,6 +16,12 @@ RARE = 0.001  # of the pixels to train on
 LARGE = 4  # times the area of the median image
 SMALL_PX = 32
 FAULTY_KEPT = 3  # images of each kind of fault, for the picture
+# Masks of 0 and 255 alone among others that hold classes: fewer, or where as large a share of the
+# others has areas of void too, may be meant so. Of VOC's 882 masks at hand none is of 0 and 255
+# alone, and a quarter has an area of void.
+LEAST_BINARY = 2
+BINARY = 0.05
+VOID_AREAS = 0.5
 
 
 @dataclasses.dataclass
@@ -75,6 +81,9 @@ class Survey:
         # Masks with a smear that may yet be drawn so; counted apart until that is settled.
         self._smears: dict[str, list[tuple[int, str, Smear]]] = {name: [] for name in label_maps}
         self._held_back = {name: {split: MapTally() for split in splits} for name in label_maps}
+        # Masks of 0 and 255 alone, and of those that hold classes, how many have areas of void.
+        self._binary: dict[str, list[tuple[int, SeenMask]]] = {name: [] for name in label_maps}
+        self._void_areas: dict[str, list[bool]] = {name: [] for name in label_maps}
         self._colours: dict[str, dict[int, tuple[int, ...]]] = {name: {} for name in label_maps}
 
     def add(self, index: int, split: str, seen: Seen) -> None:
@@ -103,6 +112,10 @@ class Survey:
                 self._held_back[name][split].add(mask.counts)
                 self._smears[name].append((index, mask.name, mask.smear))
             self._compare_colours(name, mask)
+            if mask.counts[1:VOID_LABEL].any():
+                self._void_areas[name].append(mask.void_area)
+            elif mask.counts[0] and mask.counts[VOID_LABEL]:
+                self._binary[name].append((index, mask))
             if seen.size is None:
                 continue
             area = max(int(mask.counts.sum()), 1)
@@ -199,6 +212,25 @@ class Survey:
             self._mark(smear_note("", smear).kind, index)
         return [smear_note(name, smear) for _, name, smear in smears]
 
+    def _of_binary(self, label_map: str) -> list[Note]:
+        """Masks of 0 and 255 alone, where others hold classes."""
+        binary = [(index, mask) for index, mask in self._binary[label_map] if mask.void_area]
+        void_areas = self._void_areas[label_map]
+        if not binary or not void_areas:
+            return []
+        count = len(binary) + len(void_areas)
+        customary = sum(void_areas) >= VOID_AREAS * len(void_areas)
+        sure = len(binary) >= max(LEAST_BINARY, BINARY * count) and not customary
+        kind = "foreground_255_some" if sure else "foreground_255_maybe"
+        notes: list[Note] = []
+        for index, mask in binary:
+            self._mark(kind, index)
+            share = f"{100 * mask.counts[VOID_LABEL] / mask.counts.sum():.3g} % are 255"
+            if not notes:
+                share += f"; {len(void_areas):,} other masks hold classes"
+            notes.append(Note(kind, mask.name, share))
+        return notes
+
     def _of_classes(self, label_map: str) -> list[Note]:
         names = self.label_maps[label_map]
         of_map = f" of {label_map}" if label_map else ""
@@ -206,8 +238,10 @@ class Survey:
         if set(np.flatnonzero(whole).tolist()) == {0, VOID_LABEL} and len(names) > 1:
             place = f"label map {label_map}" if label_map else "all masks"
             share = 100 * whole[VOID_LABEL] / whole.sum()
+            for index, _ in self._binary[label_map]:
+                self._mark("foreground_255", index)
             return [Note("foreground_255", place, f"{share:.3g} % of the pixels are 255")]
-        notes = []
+        notes = self._of_binary(label_map)
         trained = self.training(label_map).pixels[: len(names)]
         for label in np.flatnonzero(trained == 0) if trained.any() else ():
             if not self._is_part:
