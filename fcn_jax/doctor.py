@@ -31,6 +31,7 @@ from rich.text import Text
 
 from fcn_jax import cli, contact_sheet
 from fcn_jax.config import Config
+from fcn_jax.data import folder
 from fcn_jax.data.advice import Advice, advise
 from fcn_jax.data.examine import Seen
 from fcn_jax.data.findings import KINDS, Finding, Note, gather
@@ -93,7 +94,7 @@ def examine(subject: Subject, config: Config) -> tuple[Survey, list[Finding]]:
     notes = list(subject.notes)
     for wanted in dict.fromkeys([*train_splits, *_split_names(config.data.eval_split)]):
         if wanted not in subject.splits:
-            notes.append(Note("split_missing", wanted, f"there are {', '.join(subject.splits)}"))
+            notes.append(_missing_split(wanted, subject.splits, own=config.data.name == "folder"))
     with progress_bar("examining", len(subject.split_of)) as bar:
         for index, seen in enumerate(_examined(subject)):
             survey.add(index, subject.split_of[index], seen)
@@ -117,6 +118,13 @@ def _examined(subject: Subject) -> Iterator[Seen]:
         finally:
             for future in pending:
                 future.cancel()
+
+
+def _missing_split(wanted: str, splits: tuple[str, ...], *, own: bool) -> Note:
+    """In an own folder it is a file that is missing."""
+    name = f"{wanted}.txt" if own and wanted in folder.SPLITS else wanted
+    present = f" but {' and '.join(splits)}" if splits else ""
+    return Note("split_missing", name, f"the set has no splits{present}")
 
 
 def _split_names(expression: str) -> tuple[str, ...]:

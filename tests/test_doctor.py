@@ -255,6 +255,17 @@ def test_a_class_that_a_split_lacks(mine):
     assert found["class_absent"].severity == "remark"
 
 
+def test_a_class_whose_masks_are_all_in_fault(mine):
+    """Where others were not counted, the first remedy is theirs."""
+    (mine / "classes.txt").write_text("\n".join([*shapes.CLASSES, "moon"]))
+    alone = examine(mine)["class_untrained"].remedy
+    assert alone == FAULTS["class_untrained"][1]
+    edit_mask(mine, lambda label: label[:50])
+    assert examine(mine)["class_untrained"].remedy == (
+        "mend the other faults first: what masks in fault hold was not counted; then " + alone
+    )
+
+
 def test_stray_values_do_not_count_as_a_class(mine):
     """JPEG makes a 6, the moon's label, of star and void; nobody drew a moon."""
     (mine / "classes.txt").write_text("\n".join([*shapes.CLASSES, "moon"]))
@@ -424,13 +435,18 @@ def test_lists_that_are_no_text(mine):
         (mine / name).write_text("a\nb\n", encoding="utf-16")
     found = faults(mine)
     assert set(found) == {"classes", "list_unreadable", "split_empty"}
-    assert found["list_unreadable"] == (f"{mine}/val.txt: not text in UTF-8; save it as that",)
+    assert found["list_unreadable"] == (f"{mine}/val.txt: not text in UTF-8",)
 
 
 def test_a_split_that_the_settings_name_and_no_list_makes(mine):
     (mine / "val.txt").unlink()
-    assert faults(mine) == {"split_missing": ("val (there are train)",)}
+    assert faults(mine) == {"split_missing": ("val.txt (the set has no splits but train)",)}
     assert faults(mine, eval_split="train") == {}
+    assert faults(mine, eval_split="train+dev") == {
+        "split_missing": ("dev (the set has no splits but train)",)
+    }
+    (mine / "train.txt").rename(mine / "val.txt")
+    assert faults(mine) == {"split_missing": ("train.txt (the set has no splits but val)",)}
 
 
 def write_turned(root: Path, name: str, orientation: int) -> tuple[int, int]:
@@ -516,7 +532,7 @@ def test_files_that_are_left_aside(mine):
 
 def test_a_list_of_classes_that_does_not_serve(mine, tmp_path, capsys):
     (mine / "classes.txt").unlink()
-    assert set(faults(mine)) == {"classes"}
+    assert faults(mine) == {"classes": (f"{mine}/classes.txt: missing",)}  # its remedy once
     doctor.diagnose(settings(mine), tmp_path / "sheet.png")
     assert "class 5" in capsys.readouterr().out  # the shares are told all the same
 
