@@ -5,6 +5,7 @@ import io
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -553,7 +554,7 @@ def test_all_faults_are_told_at_once(mine, tmp_path, capsys):
     edit_mask(mine, as_jpeg, "masks/train_001.png")
     edit_mask(mine, lambda label: label[:50], "masks/train_002.png")
     before = {path: path.stat().st_mtime_ns for path in mine.rglob("*")}
-    findings = doctor.diagnose(settings(mine), tmp_path / "pictures" / "sheet.png")
+    findings, _ = doctor.diagnose(settings(mine), tmp_path / "pictures" / "sheet.png")
     assert {finding.kind for finding in findings} == {
         "image_without_mask",
         "mask_was_jpeg",
@@ -633,6 +634,41 @@ def test_nothing_to_look_at(tmp_path):
         examine(tmp_path)
     with pytest.raises(UserError, match=r"needs --config\.data\.root"):
         open_subject(settings("").data).__enter__()
+
+
+def test_a_picture_that_cannot_be_written_is_told_at_once(tmp_path):
+    """Before the data set is looked for, which there is not."""
+    config = settings(tmp_path / "none")
+    with pytest.raises(UserError, match=r"--output \(=.*sheet\.pdf\) must end in one of \.png, "):
+        doctor.diagnose(config, tmp_path / "sheet.pdf")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"^cannot write .*a/sheet\.png \(Not a directory\); give"):
+        doctor.diagnose(config, tmp_path / "file" / "a" / "sheet.png")
+    (tmp_path / "sheet.png").mkdir()
+    with pytest.raises(UserError, match=r"^cannot write .*sheet\.png \(Is a directory\); give"):
+        doctor.diagnose(config, tmp_path / "sheet.png")
+    doctor.check_output(tmp_path / "new" / "folder" / "sheet.JPG")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "sheet.png"]
+
+
+@pytest.mark.parametrize("is_faulty", [True, False])
+def test_a_disk_that_is_full_at_the_end(mine, tmp_path, monkeypatch, capsys, is_faulty):
+    """What was found is told and counted still, and the status is 1 even without a fault."""
+
+    def full(path: Path, write: Callable) -> None:
+        raise UserError(f"cannot write {path} (No space left on device)")
+
+    monkeypatch.setattr(doctor, "write_whole", full)
+    if is_faulty:
+        edit_mask(mine, as_jpeg)
+    output = tmp_path / "sheet.png"
+    options = SimpleNamespace(config=settings(mine), output=str(output))
+    monkeypatch.setattr(doctor.flags, "FLAGS", options)
+    counted = f"; 1 fault in {mine}" if is_faulty else ""
+    with pytest.raises(UserError) as raised:
+        doctor.main([])
+    assert str(raised.value) == f"cannot write {output} (No space left on device){counted}"
+    assert ("no faults" in capsys.readouterr().out) == (not is_faulty)
 
 
 def test_the_command(mine, tmp_path):
