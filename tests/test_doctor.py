@@ -13,7 +13,7 @@ from own_folder import command, write_folder
 from PIL import Image
 from test_voc import REAL, write_archive, write_sbd, write_voc
 
-from fcn_jax import doctor
+from fcn_jax import contact_sheet, doctor
 from fcn_jax.config import Config, default_config
 from fcn_jax.data import shapes
 from fcn_jax.data.datasets import open_dataset
@@ -566,6 +566,37 @@ def test_all_faults_are_told_at_once(mine, tmp_path, capsys):
     assert {path: path.stat().st_mtime_ns for path in mine.rglob("*")} == before
     with Image.open(tmp_path / "pictures" / "sheet.png") as sheet:
         assert sheet.width == 1400
+
+
+def test_the_picture_shows_each_kind_of_fault(mine, tmp_path, monkeypatch):
+    """Also those that the listing tells of, and those that only the whole set shows."""
+    (mine / FIRST).unlink()
+    (mine / "masks" / "train_001.png").write_bytes(b"")
+    (mine / "images" / "train_004.png").write_bytes(b"")
+    shutil.copy(mine / "images" / "train_002.png", mine / "images" / "val_000.png")
+    with Image.open(mine / "masks" / "train_002.png") as mask:
+        mask.transpose(Image.Transpose.FLIP_TOP_BOTTOM).save(mine / "masks" / "val_000.png")
+    for name in ("train_006", "train_007"):
+        edit_mask(mine, binary, f"masks/{name}.png")
+    entries: list[contact_sheet.Entry] = []
+    monkeypatch.setattr(contact_sheet, "draw", entries.extend)
+    doctor.diagnose(settings(mine), tmp_path / "sheet.png")
+    twins = "images that lie in two splits; images that lie there twice, with different masks"
+    alone = "masks of 0 and 255 alone, where others hold classes"
+    faulty = {entry.name: entry for entry in entries if entry.is_faulty}
+    assert sorted(faulty) == [
+        "train_000: images without a mask",
+        "train_001: masks that cannot be read",
+        f"train_002: {twins}",
+        "train_004: images that cannot be read",
+        f"train_006: {alone}",
+        f"train_007: {alone}",
+        f"val_000: {twins}",
+    ]
+    assert faulty["train_000: images without a mask"].mask == "missing"
+    assert faulty["train_001: masks that cannot be read"].mask == "cannot be read"
+    assert faulty["train_004: images that cannot be read"].image == "cannot be read"
+    assert not any(isinstance(entry.mask, str) for entry in entries if not entry.is_faulty)
 
 
 def test_prepared_records_are_looked_at_where_there_are_no_files(tmp_path, monkeypatch):

@@ -59,7 +59,7 @@ class Seen:
 
     size: height and width, or None of an image that cannot be read. mode: Pillow's. digest: of the
     decoded pixels. masks: by label map, where they are readable, not spoilt and of the image's
-    size. channels: by folder, how many and whether all are alike.
+    size. lacks_mask: of any label map. channels: by folder, how many and whether all are alike.
     """
 
     name: str
@@ -67,6 +67,7 @@ class Seen:
     mode: str = ""
     digest: bytes = b""
     masks: Mapping[str, SeenMask] = dataclasses.field(default_factory=dict)
+    lacks_mask: bool = False
     channels: Mapping[str, tuple[int, bool]] = dataclasses.field(default_factory=dict)
     notes: tuple[Note, ...] = ()
 
@@ -115,6 +116,7 @@ def examine_pair(
         mode=mode,
         digest=digest,
         masks=seen_masks,
+        lacks_mask=num_classes.keys() != pair.masks.keys(),
         channels=_examine_channels(pair, size, notes),
         notes=tuple(notes),
     )

@@ -48,6 +48,16 @@ class MapTally:
         )
 
 
+@dataclasses.dataclass(frozen=True)
+class _Twin:
+    """An image by its place; digests: of its masks, b"" where there is none."""
+
+    index: int
+    split: str
+    name: str
+    digests: tuple[bytes, ...]
+
+
 class Survey:
     """Takes in one image after another; memory grows by some hundred bytes with each.
 
@@ -73,7 +83,7 @@ class Survey:
         self.faulty: dict[str, list[int]] = defaultdict(list)
         self._is_part = is_part
         self._notes: list[Note] = []
-        self._twins: dict[bytes, list[tuple[str, str, tuple[bytes, ...]]]] = defaultdict(list)
+        self._twins: dict[bytes, list[_Twin]] = defaultdict(list)
         self._named_sizes: list[tuple[str, tuple[int, int]]] = []
         self._channels: dict[str, dict[tuple[int, bool], list[str]]] = defaultdict(
             lambda: defaultdict(list)
@@ -92,6 +102,8 @@ class Survey:
         self._notes += seen.notes
         for note in seen.notes:
             self._mark(note.kind, index)
+        if seen.lacks_mask:  # the listing of the files has told of it
+            self._mark("image_without_mask", index)
         if seen.size is not None:
             self.sizes[split].append(seen.size)
             self._named_sizes.append((seen.name, seen.size))
@@ -102,7 +114,7 @@ class Survey:
             # a one is only its own twin, where two lists name it.
             blank = any(note.kind == "image_flat" for note in seen.notes)
             alike = seen.name.encode() if blank else seen.digest
-            self._twins[alike].append((split, seen.name, digests))
+            self._twins[alike].append(_Twin(index, split, seen.name, digests))
         for folder, kind in seen.channels.items():
             self._channels[folder][kind].append(seen.name)
         for name, mask in seen.masks.items():
@@ -136,10 +148,11 @@ class Survey:
             notes += self._of_smears(name) + self._of_classes(name)
         return notes
 
-    def _mark(self, kind: str, index: int) -> None:
+    def _mark(self, kind: str, *indices: int) -> None:
+        """Keeps an image for the picture, or several that belong together."""
         marked = self.faulty[kind]
-        if KINDS[kind].severity == "fault" and len(marked) < FAULTY_KEPT and index not in marked:
-            marked.append(index)
+        if KINDS[kind].severity == "fault" and len(marked) < FAULTY_KEPT:
+            marked += [index for index in indices if index not in marked]
 
     def _compare_colours(self, label_map: str, mask: SeenMask) -> None:
         for label, colour in mask.colours.items():
@@ -154,13 +167,20 @@ class Survey:
         for twins in self._twins.values():
             if len(twins) == 1:
                 continue
-            shown = " = ".join(f"{split} {name}" for split, name, _ in twins[:4])
+            shown = " = ".join(f"{twin.split} {twin.name}" for twin in twins[:4])
             shown += f" = … ({len(twins)} in all)" if len(twins) > 4 else ""
-            across = len({split for split, _, _ in twins}) > 1
-            notes.append(Note("same_image_split" if across else "same_image", shown))
-            by_map = zip(*(digests for _, _, digests in twins), strict=True)
-            if any(len({*digests} - {b""}) > 1 for digests in by_map):
+            first, *others = twins
+            elsewhere = [twin for twin in others if twin.split != first.split]
+            notes.append(Note("same_image_split" if elsewhere else "same_image", shown))
+            for twin in elsewhere[:1]:
+                self._mark("same_image_split", first.index, twin.index)
+            by_map = [
+                {digests[place]: twin.index for twin in twins if (digests := twin.digests)[place]}
+                for place in range(len(first.digests))
+            ]
+            for differing in [indices for indices in by_map if len(indices) > 1][:1]:
                 notes.append(Note("same_image_masks", shown))
+                self._mark("same_image_masks", *list(differing.values())[:2])
         return notes
 
     def _of_sizes(self) -> list[Note]:
