@@ -348,9 +348,13 @@ def test_a_colour_that_the_palette_lacks(mine, tmp_path):
 def test_foreground_saved_as_255(mine):
     (mine / "classes.txt").write_text("ground\nthing\n")
     edit_masks(mine, lambda label: np.where(label == 0, 0, 255).astype(np.uint8))
-    found = faults(mine)
-    assert set(found) == {"foreground_255"}
-    assert "of the pixels are 255" in found["foreground_255"][0]
+    config = settings(mine)
+    with open_subject(config.data) as subject:
+        survey, findings = doctor.examine(subject, config)
+    (finding,) = (finding for finding in findings if finding.severity == "fault")
+    assert finding.kind == "foreground_255"
+    assert "of the pixels are 255" in finding.files[0]
+    assert survey.faulty["foreground_255"] == [0, 1, 2]  # these are drawn
 
 
 def binary(label: np.ndarray) -> np.ndarray:
