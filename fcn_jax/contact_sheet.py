@@ -22,13 +22,13 @@ PAPER, NOTHING = (255, 255, 255), (228, 228, 228)
 class Entry(NamedTuple):
     """An image with its mask, as they are drawn.
 
-    image: uint8 (h, w, 3), or None where it cannot be read. mask: class indices, uint8 (h, w); the
-    picture that it is, uint8 (h, w, 3), where it holds none; or None.
+    image: uint8 (h, w, 3). mask: class indices, uint8 (h, w), or the picture that it is, uint8
+    (h, w, 3), where it holds none. Where there is none to draw, a word that says why.
     """
 
     name: str
-    image: np.ndarray | None
-    mask: np.ndarray | None
+    image: np.ndarray | str
+    mask: np.ndarray | str
     class_names: Sequence[str]
     is_faulty: bool
 
@@ -68,8 +68,10 @@ def _band(entry: Entry) -> Image.Image:
     pen, font = ImageDraw.Draw(band), ImageFont.load_default(FONT_PX)
     for place, (picture, size) in enumerate(zip(pictures, sizes, strict=True)):
         left = GAP_PX + place * (PICTURE_PX + GAP_PX)
-        if picture is None:
-            pen.rectangle((left, GAP_PX, left + size[0], GAP_PX + size[1]), NOTHING)
+        if isinstance(picture, str):
+            pen.rectangle((left, GAP_PX, left + size[0] - 1, GAP_PX + size[1] - 1), NOTHING)
+            middle = left + size[0] // 2, GAP_PX + size[1] // 2
+            pen.text(middle, picture, INK, font, anchor="mm")
         else:
             # Box averaging keeps thin lines when it shrinks, and labels sharp when it enlarges.
             shrunk = Image.fromarray(picture).resize(size, Image.Resampling.BOX)
@@ -81,18 +83,23 @@ def _band(entry: Entry) -> Image.Image:
     return band
 
 
-def _pictures(entry: Entry) -> list[np.ndarray | None]:
+def _pictures(entry: Entry) -> list[np.ndarray | str]:
     """Image, mask, and the one laid over the other; somewhat larger than they are to be drawn."""
-    image = None if entry.image is None else _reduced(entry.image)
+    image = entry.image if isinstance(entry.image, str) else _reduced(entry.image)
     mask = entry.mask
-    if mask is None or mask.ndim == 3:
-        return [image, None if mask is None else _reduced(mask), None]
-    fits = entry.image is not None and entry.image.shape[:2] == mask.shape
-    mask = mask[:: _factor(mask), :: _factor(mask)]
-    laid_over = None
-    if image is not None and fits:
-        laid_over = visualize.tint(image, mask, entry.class_names)
-    return [image, _palette()[mask], laid_over]
+    if isinstance(mask, str):
+        return [image, mask, "no mask"]
+    if mask.ndim == 3:
+        is_grey = (mask == mask[..., :1]).all()
+        return [image, _reduced(mask), "no classes in the mask" if is_grey else "mask in colour"]
+    shown = mask[:: _factor(mask), :: _factor(mask)]
+    if isinstance(entry.image, str) or isinstance(image, str):
+        laid_over: np.ndarray | str = "no image"
+    elif entry.image.shape[:2] != mask.shape:
+        laid_over = "of different sizes"
+    else:
+        laid_over = visualize.tint(image, shown, entry.class_names)
+    return [image, _palette()[shown], laid_over]
 
 
 def _reduced(picture: np.ndarray) -> np.ndarray:
@@ -109,8 +116,8 @@ def _palette() -> np.ndarray:
     return palette
 
 
-def _size(picture: np.ndarray | None) -> tuple[int, int]:
-    if picture is None:
+def _size(picture: np.ndarray | str) -> tuple[int, int]:
+    if isinstance(picture, str):
         return PICTURE_PX, PICTURE_PX // 2
     height, width = picture.shape[:2]
     # Of a strip that stands upright, no more is shown than twice the width.
@@ -119,7 +126,7 @@ def _size(picture: np.ndarray | None) -> tuple[int, int]:
 
 def _legend(entry: Entry, width: int) -> Image.Image | None:
     """Names and colours of the mask's values."""
-    if entry.mask is None or entry.mask.ndim == 3:
+    if isinstance(entry.mask, str) or entry.mask.ndim == 3:
         return None
     entries = visualize.legend_entries(np.unique(entry.mask), entry.class_names, _palette())
     return visualize.Legend(entries, FONT_PX).draw(width)

@@ -7,16 +7,18 @@ Reads every image and mask as training would: sizes, labels and their share for 
 that are missing, cannot be read or do not fit together, masks that JPEG or resizing has spoilt,
 images that lie in two splits (pixel for pixel), classes without a pixel. Says how to mend each
 fault, which class weights and crop suit the set, and draws the faulty images and one of each class
-to FILE (a PNG; doctor_NAME.png if not given). Own folders and VOC are looked at as they lie, other
-sets by their prepared records. Nothing is changed.
+to FILE (PNG, JPEG or TIFF; doctor_NAME.png if not given). Own folders and VOC are looked at as they
+lie, other sets by their prepared records. Nothing is changed.
 
 Exit status: 0 where there is no fault, 1 where there are any; remarks are no faults.
 """
 
 import collections
+import errno
 import itertools
 import os
 import sys
+import tempfile
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -31,6 +33,7 @@ from rich.text import Text
 
 from fcn_jax import cli, contact_sheet
 from fcn_jax.config import Config
+from fcn_jax.data import folder
 from fcn_jax.data.advice import Advice, advise
 from fcn_jax.data.examine import Seen
 from fcn_jax.data.findings import KINDS, Finding, Note, gather
@@ -43,6 +46,7 @@ from fcn_jax.progress import progress_bar, say
 
 FILES_SHOWN = 5
 FAULTY_SHOWN = 24  # images in the picture
+FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".tif": "TIFF", ".tiff": "TIFF"}
 AHEAD = 4  # images read ahead, for each thread
 
 
@@ -54,34 +58,66 @@ def main(arguments: list[str]) -> None:
     own = config.data.name == "folder"
     name = Path(config.data.root).resolve().name if own else config.data.name.replace("/", "_")
     output = Path(options.output or f"doctor_{name}.png")
-    findings = diagnose(config, output)
+    findings, unwritten = diagnose(config, output)
     faults = sum(finding.severity == "fault" for finding in findings)
+    failures = [unwritten] if unwritten else []
     if faults:
         place = config.data.root or config.data.name
-        raise UserError(f"{faults} {'fault' if faults == 1 else 'faults'} in {place}")
+        failures.append(f"{faults} {'fault' if faults == 1 else 'faults'} in {place}")
+    if failures:
+        raise UserError("; ".join(failures))
 
 
-def diagnose(config: Config, output: Path) -> list[Finding]:
+def diagnose(config: Config, output: Path) -> tuple[list[Finding], str]:
     """Prints what a data set is like and what is wrong with it, and draws the picture to `output`.
 
+    Returns:
+      The findings; and why the picture could not be written, "" where it was.
+
     Raises:
-      UserError: a setting cannot be, there is nothing to look at, or the picture not written.
+      UserError: a setting cannot be, there is nothing to look at, or no picture at `output`.
     """
     config.check()
+    check_output(output)
+    unwritten = ""
     with open_subject(config.data) as subject:
-        survey, findings = examine(subject, config)
         console = Console(highlight=False)
+        where = f" in {config.data.root}" if config.data.root else ""
+        console.print(Text(f"data set: {config.data.name}{where}"), soft_wrap=True)
+        survey, findings = examine(subject, config)
         _print_summary(console, survey)
         for severity, sign in (("fault", "✗"), ("remark", "·")):
             _print_findings(console, sign, [f for f in findings if f.severity == severity])
         _print_advice(console, advise(survey, config))
         picture = contact_sheet.draw(_entries(subject, survey))
         if picture is not None:
-            write_whole(output, lambda part: picture.save(part, "PNG"))
-            say(f"picture: {output}")
+            try:
+                write_whole(output, lambda part: picture.save(part, FORMATS[output.suffix.lower()]))
+                say(f"picture: {output}")
+            except UserError as error:  # a disk that has filled up: what was found is told still
+                unwritten = str(error)
     if not any(finding.severity == "fault" for finding in findings):
         say("no faults")
-    return findings
+    return findings, unwritten
+
+
+def check_output(path: Path) -> None:
+    """Whether a picture can be written there, before anything is read; leaves nothing behind.
+
+    Raises:
+      UserError: it cannot, or the ending is no picture's.
+    """
+    if path.suffix.lower() not in FORMATS:
+        raise UserError(f"--output (={path}) must end in one of {', '.join(FORMATS)}")
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        folders = path.absolute().parents
+        tempfile.TemporaryFile(dir=next(place for place in folders if place.exists())).close()
+    except OSError as error:
+        raise UserError(
+            f"cannot write {path} ({error.strerror}); give another --output=FILE"
+        ) from error
 
 
 def examine(subject: Subject, config: Config) -> tuple[Survey, list[Finding]]:
@@ -91,7 +127,7 @@ def examine(subject: Subject, config: Config) -> tuple[Survey, list[Finding]]:
     notes = list(subject.notes)
     for wanted in dict.fromkeys([*train_splits, *_split_names(config.data.eval_split)]):
         if wanted not in subject.splits:
-            notes.append(Note("split_missing", wanted, f"there are {', '.join(subject.splits)}"))
+            notes.append(_missing_split(wanted, subject.splits, own=config.data.name == "folder"))
     with progress_bar("examining", len(subject.split_of)) as bar:
         for index, seen in enumerate(_examined(subject)):
             survey.add(index, subject.split_of[index], seen)
@@ -115,6 +151,13 @@ def _examined(subject: Subject) -> Iterator[Seen]:
         finally:
             for future in pending:
                 future.cancel()
+
+
+def _missing_split(wanted: str, splits: tuple[str, ...], *, own: bool) -> Note:
+    """In an own folder it is a file that is missing."""
+    name = f"{wanted}.txt" if own and wanted in folder.SPLITS else wanted
+    present = f" but {' and '.join(splits)}" if splits else ""
+    return Note("split_missing", name, f"the set has no splits{present}")
 
 
 def _split_names(expression: str) -> tuple[str, ...]:

@@ -23,6 +23,7 @@ sizes and mirror images SPLIT_scales_0.75_1_1.25_flip.json and so on (`fcn_jax/i
 
 import json
 import math
+import re
 import sys
 from functools import partial
 from pathlib import Path
@@ -57,11 +58,13 @@ def main(arguments: list[str]) -> None:
         )
     where = run.config.data
     where.name = options.data or where.name
-    where.root = options.data_root or where.root
+    drawn = where.name == "shapes"  # the root of what was trained on is none of its
+    where.root = options.data_root or ("" if drawn else where.root)
     try:
         dataset = open_dataset(where)
     except UserError as error:
-        here = str(error).replace("--config.data.root", "--data_root")
+        here = re.sub(r"(--)?config\.data\.root", "--data_root", str(error))
+        here = here.replace("--config.data.name", "--data")
         raise UserError(here) from error
     for name, trained in run.label_maps.items():
         now = dataset.label_maps.get(name, ())

@@ -1,6 +1,8 @@
 import weakref
 
 import numpy as np
+import pytest
+from PIL import Image, ImageDraw, ImageFont
 
 from fcn_jax import contact_sheet
 from fcn_jax.contact_sheet import DETAIL, FONT_PX, PICTURE_PX, Entry, draw
@@ -67,8 +69,48 @@ def test_a_thin_line_of_a_large_mask_is_seen():
         assert (page[60, left + 105 : left + 200] == 0).all()
 
 
-def test_an_image_without_a_mask_is_drawn_all_the_same():
-    image = np.full((20, 40, 3), 77, np.uint8)
-    page = draw([Entry("a", image, None, NAMES, is_faulty=True)])
-    assert page.size == (2 * WIDTH, 10 + 110 + contact_sheet.LINE_PX + 10)
-    assert {(77, 77, 77), contact_sheet.NOTHING} <= colours(page)
+def boxes(entry: Entry) -> list[np.ndarray]:
+    """The three pictures of an entry, where the image is twice as wide as high, or missing."""
+    page = np.asarray(draw([entry]))
+    return [page[10:120, left : left + PICTURE_PX] for left in (10, 240, 470)]
+
+
+def word(text: str) -> np.ndarray:
+    """It on grey, set in the middle of a box."""
+    box = Image.new("RGB", (PICTURE_PX, PICTURE_PX // 2), contact_sheet.NOTHING)
+    middle = PICTURE_PX // 2, PICTURE_PX // 4
+    font = ImageFont.load_default(FONT_PX)
+    ImageDraw.Draw(box).text(middle, text, contact_sheet.INK, font, anchor="mm")
+    return np.asarray(box)
+
+
+@pytest.mark.parametrize(
+    ("image", "mask", "words"),
+    [
+        (np.full((20, 40, 3), 77, np.uint8), "missing", [None, "missing", "no mask"]),
+        ("cannot be read", np.ones((20, 40), np.uint8), ["cannot be read", None, "no image"]),
+        ("cannot be read", "cannot be read", ["cannot be read", "cannot be read", "no mask"]),
+        (
+            np.zeros((20, 40, 3), np.uint8),
+            np.ones((10, 20), np.uint8),
+            [None, None, "of different sizes"],
+        ),
+        (
+            np.zeros((20, 40, 3), np.uint8),
+            np.full((20, 40, 3), (0, 0, 9), np.uint8),
+            [None, None, "mask in colour"],
+        ),
+        (
+            np.zeros((20, 40, 3), np.uint8),
+            np.full((20, 40, 3), 9, np.uint8),
+            [None, None, "no classes in the mask"],
+        ),
+    ],
+)
+def test_what_cannot_be_drawn_is_said(image, mask, words):
+    drawn = boxes(Entry("a", image, mask, NAMES, is_faulty=True))
+    for box, text in zip(drawn, words, strict=True):
+        if text is None:
+            assert len(np.unique(box.reshape(-1, 3), axis=0)) == 1
+        else:
+            np.testing.assert_array_equal(box, word(text))

@@ -70,6 +70,14 @@ def test_records_are_what_was_drawn(tmp_path):
         split[6]
 
 
+def test_drawn_images_have_no_root(tmp_path):
+    """Whoever gives one wants another data set looked at than the default."""
+    data = DataConfig(name="shapes", root="../mine", prepared_dir=str(tmp_path))
+    with pytest.raises(UserError, match=r"data\.root \(=\.\./mine\) is of no use to shapes, which"):
+        open_dataset(data)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_second_start_reuses_the_records(tmp_path, monkeypatch):
     prepared = count_preparations(monkeypatch)
     first, second = open_shapes(tmp_path), open_shapes(tmp_path)

@@ -1,9 +1,11 @@
 """The doctor: a clean set passes, and each fault that is planted in it is found and named."""
 
+import functools
 import io
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,11 +13,11 @@ from own_folder import command, write_folder
 from PIL import Image
 from test_voc import REAL, write_archive, write_sbd, write_voc
 
-from fcn_jax import doctor
+from fcn_jax import contact_sheet, doctor
 from fcn_jax.config import Config, default_config
 from fcn_jax.data import shapes
 from fcn_jax.data.datasets import open_dataset
-from fcn_jax.data.examine import examine_pair, examine_record
+from fcn_jax.data.examine import examine_pair, examine_record, has_void_area
 from fcn_jax.data.findings import FAULTS, Finding
 from fcn_jax.data.labels import voc_palette
 from fcn_jax.data.raw import Pair
@@ -254,6 +256,17 @@ def test_a_class_that_a_split_lacks(mine):
     assert found["class_absent"].severity == "remark"
 
 
+def test_a_class_whose_masks_are_all_in_fault(mine):
+    """Where others were not counted, the first remedy is theirs."""
+    (mine / "classes.txt").write_text("\n".join([*shapes.CLASSES, "moon"]))
+    alone = examine(mine)["class_untrained"].remedy
+    assert alone == FAULTS["class_untrained"][1]
+    edit_mask(mine, lambda label: label[:50])
+    assert examine(mine)["class_untrained"].remedy == (
+        "mend the other faults first: what masks in fault hold was not counted; then " + alone
+    )
+
+
 def test_stray_values_do_not_count_as_a_class(mine):
     """JPEG makes a 6, the moon's label, of star and void; nobody drew a moon."""
     (mine / "classes.txt").write_text("\n".join([*shapes.CLASSES, "moon"]))
@@ -335,9 +348,72 @@ def test_a_colour_that_the_palette_lacks(mine, tmp_path):
 def test_foreground_saved_as_255(mine):
     (mine / "classes.txt").write_text("ground\nthing\n")
     edit_masks(mine, lambda label: np.where(label == 0, 0, 255).astype(np.uint8))
+    config = settings(mine)
+    with open_subject(config.data) as subject:
+        survey, findings = doctor.examine(subject, config)
+    (finding,) = (finding for finding in findings if finding.severity == "fault")
+    assert finding.kind == "foreground_255"
+    assert "of the pixels are 255" in finding.files[0]
+    assert survey.faulty["foreground_255"] == [0, 1, 2]  # these are drawn
+
+
+def binary(label: np.ndarray) -> np.ndarray:
+    """Everything drawn is 255, as programs for one class save it."""
+    return np.where(label == 0, 0, 255).astype(np.uint8)
+
+
+def test_a_set_merged_with_masks_of_0_and_255(mine):
+    """Six of 14; the 255 of each is a drawn shape."""
+    merged = [f"masks/{name}.png" for name in (*TRAIN[:4], *VAL[:2])]
+    for name in merged:
+        edit_mask(mine, binary, name)
     found = faults(mine)
-    assert set(found) == {"foreground_255"}
-    assert "of the pixels are 255" in found["foreground_255"][0]
+    assert set(found) == {"foreground_255_some"}
+    label = binary(shapes.draw(TRAIN[0])[1])
+    share = f"{100 * (label == 255).mean():.3g} % are 255"
+    assert found["foreground_255_some"][0] == f"{FIRST} ({share}; 8 other masks hold classes)"
+    assert [file.partition(" ")[0] for file in found["foreground_255_some"]] == merged
+
+
+def test_one_mask_of_0_and_255_may_be_meant_so(mine):
+    edit_mask(mine, binary)
+    found = examine(mine)
+    assert found["foreground_255_maybe"].severity == "remark"
+    assert len(found["foreground_255_maybe"].files) == 1
+    assert not found.keys() & FAULTS.keys()
+
+
+def test_areas_of_void_may_be_the_custom(mine):
+    """Three masks hold no more than 0 and 255, and all others have an area of void as well."""
+
+    def left_out(label: np.ndarray) -> np.ndarray:
+        return np.where(np.arange(len(label))[:, None] < 12, 255, label).astype(np.uint8)
+
+    edit_masks(mine, left_out)
+    for name in TRAIN[:3]:
+        edit_mask(mine, lambda label: left_out(np.zeros_like(label)), f"masks/{name}.png")
+    found = examine(mine)
+    assert len(found["foreground_255_maybe"].files) == 3
+    assert not found.keys() & FAULTS.keys()
+
+
+def test_borders_of_void_around_nothing(mine):
+    """As where a class was taken out of VOC's masks, and its borders stayed."""
+    for name in TRAIN[:4]:
+        border = functools.partial(np.where, shapes.draw(name)[1] == 255, np.uint8(255))
+        edit_mask(mine, lambda _, border=border: border(np.uint8(0)), f"masks/{name}.png")
+    assert not faults(mine)
+    assert not any(kind.startswith("foreground") for kind in examine(mine))
+
+
+@pytest.mark.parametrize(("breadth", "is_area"), [(4, False), (9, True)])
+def test_a_band_is_no_area_of_void(breadth, is_area):
+    """Blocks are 5 pixels a side: a band of 4 holds none, one of 9 wherever it lies."""
+    for top in range(40, 50):
+        label = np.zeros((100, 120), np.uint8)
+        label[top : top + breadth] = 255
+        assert has_void_area(label) == is_area
+        assert has_void_area(label.T) == is_area
 
 
 def test_lists_that_do_not_serve(mine):
@@ -364,13 +440,18 @@ def test_lists_that_are_no_text(mine):
         (mine / name).write_text("a\nb\n", encoding="utf-16")
     found = faults(mine)
     assert set(found) == {"classes", "list_unreadable", "split_empty"}
-    assert found["list_unreadable"] == (f"{mine}/val.txt: not text in UTF-8; save it as that",)
+    assert found["list_unreadable"] == (f"{mine}/val.txt: not text in UTF-8",)
 
 
 def test_a_split_that_the_settings_name_and_no_list_makes(mine):
     (mine / "val.txt").unlink()
-    assert faults(mine) == {"split_missing": ("val (there are train)",)}
+    assert faults(mine) == {"split_missing": ("val.txt (the set has no splits but train)",)}
     assert faults(mine, eval_split="train") == {}
+    assert faults(mine, eval_split="train+dev") == {
+        "split_missing": ("dev (the set has no splits but train)",)
+    }
+    (mine / "train.txt").rename(mine / "val.txt")
+    assert faults(mine) == {"split_missing": ("train.txt (the set has no splits but val)",)}
 
 
 def write_turned(root: Path, name: str, orientation: int) -> tuple[int, int]:
@@ -456,7 +537,7 @@ def test_files_that_are_left_aside(mine):
 
 def test_a_list_of_classes_that_does_not_serve(mine, tmp_path, capsys):
     (mine / "classes.txt").unlink()
-    assert set(faults(mine)) == {"classes"}
+    assert faults(mine) == {"classes": (f"{mine}/classes.txt: missing",)}  # its remedy once
     doctor.diagnose(settings(mine), tmp_path / "sheet.png")
     assert "class 5" in capsys.readouterr().out  # the shares are told all the same
 
@@ -477,7 +558,7 @@ def test_all_faults_are_told_at_once(mine, tmp_path, capsys):
     edit_mask(mine, as_jpeg, "masks/train_001.png")
     edit_mask(mine, lambda label: label[:50], "masks/train_002.png")
     before = {path: path.stat().st_mtime_ns for path in mine.rglob("*")}
-    findings = doctor.diagnose(settings(mine), tmp_path / "pictures" / "sheet.png")
+    findings, _ = doctor.diagnose(settings(mine), tmp_path / "pictures" / "sheet.png")
     assert {finding.kind for finding in findings} == {
         "image_without_mask",
         "mask_was_jpeg",
@@ -489,6 +570,37 @@ def test_all_faults_are_told_at_once(mine, tmp_path, capsys):
     assert {path: path.stat().st_mtime_ns for path in mine.rglob("*")} == before
     with Image.open(tmp_path / "pictures" / "sheet.png") as sheet:
         assert sheet.width == 1400
+
+
+def test_the_picture_shows_each_kind_of_fault(mine, tmp_path, monkeypatch):
+    """Also those that the listing tells of, and those that only the whole set shows."""
+    (mine / FIRST).unlink()
+    (mine / "masks" / "train_001.png").write_bytes(b"")
+    (mine / "images" / "train_004.png").write_bytes(b"")
+    shutil.copy(mine / "images" / "train_002.png", mine / "images" / "val_000.png")
+    with Image.open(mine / "masks" / "train_002.png") as mask:
+        mask.transpose(Image.Transpose.FLIP_TOP_BOTTOM).save(mine / "masks" / "val_000.png")
+    for name in ("train_006", "train_007"):
+        edit_mask(mine, binary, f"masks/{name}.png")
+    entries: list[contact_sheet.Entry] = []
+    monkeypatch.setattr(contact_sheet, "draw", entries.extend)
+    doctor.diagnose(settings(mine), tmp_path / "sheet.png")
+    twins = "images that lie in two splits; images that lie there twice, with different masks"
+    alone = "masks of 0 and 255 alone, where others hold classes"
+    faulty = {entry.name: entry for entry in entries if entry.is_faulty}
+    assert sorted(faulty) == [
+        "train_000: images without a mask",
+        "train_001: masks that cannot be read",
+        f"train_002: {twins}",
+        "train_004: images that cannot be read",
+        f"train_006: {alone}",
+        f"train_007: {alone}",
+        f"val_000: {twins}",
+    ]
+    assert faulty["train_000: images without a mask"].mask == "missing"
+    assert faulty["train_001: masks that cannot be read"].mask == "cannot be read"
+    assert faulty["train_004: images that cannot be read"].image == "cannot be read"
+    assert not any(isinstance(entry.mask, str) for entry in entries if not entry.is_faulty)
 
 
 def test_prepared_records_are_looked_at_where_there_are_no_files(tmp_path, monkeypatch):
@@ -559,11 +671,47 @@ def test_nothing_to_look_at(tmp_path):
         open_subject(settings("").data).__enter__()
 
 
+def test_a_picture_that_cannot_be_written_is_told_at_once(tmp_path):
+    """Before the data set is looked for, which there is not."""
+    config = settings(tmp_path / "none")
+    with pytest.raises(UserError, match=r"--output \(=.*sheet\.pdf\) must end in one of \.png, "):
+        doctor.diagnose(config, tmp_path / "sheet.pdf")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"^cannot write .*a/sheet\.png \(Not a directory\); give"):
+        doctor.diagnose(config, tmp_path / "file" / "a" / "sheet.png")
+    (tmp_path / "sheet.png").mkdir()
+    with pytest.raises(UserError, match=r"^cannot write .*sheet\.png \(Is a directory\); give"):
+        doctor.diagnose(config, tmp_path / "sheet.png")
+    doctor.check_output(tmp_path / "new" / "folder" / "sheet.JPG")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "sheet.png"]
+
+
+@pytest.mark.parametrize("is_faulty", [True, False])
+def test_a_disk_that_is_full_at_the_end(mine, tmp_path, monkeypatch, capsys, is_faulty):
+    """What was found is told and counted still, and the status is 1 even without a fault."""
+
+    def full(path: Path, write: Callable) -> None:
+        raise UserError(f"cannot write {path} (No space left on device)")
+
+    monkeypatch.setattr(doctor, "write_whole", full)
+    if is_faulty:
+        edit_mask(mine, as_jpeg)
+    output = tmp_path / "sheet.png"
+    options = SimpleNamespace(config=settings(mine), output=str(output))
+    monkeypatch.setattr(doctor.flags, "FLAGS", options)
+    counted = f"; 1 fault in {mine}" if is_faulty else ""
+    with pytest.raises(UserError) as raised:
+        doctor.main([])
+    assert str(raised.value) == f"cannot write {output} (No space left on device){counted}"
+    assert ("no faults" in capsys.readouterr().out) == (not is_faulty)
+
+
 def test_the_command(mine, tmp_path):
     sheet = tmp_path / "sheet.png"
     arguments = ["--config.data.name=folder", f"--config.data.root={mine}", f"--output={sheet}"]
     clean = command("doctor", *arguments)
     assert (clean.returncode, clean.stdout.splitlines()[-1]) == (0, "no faults")
+    assert clean.stdout.splitlines()[0] == f"data set: folder in {mine}"
     assert "--config.loss.class_weights=balanced" in clean.stdout
     assert sheet.is_file()
     edit_mask(mine, as_jpeg)

@@ -26,7 +26,7 @@ from fcn_jax.predict import load_run
 from fcn_jax.runs import Run, RunSettings
 from fcn_jax.step import Network
 from fcn_jax.train import train
-from tests.own_folder import small_config, write_folder
+from tests.own_folder import command, small_config, write_folder
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +92,15 @@ def test_an_exported_run_scores_as_the_run_did(run_folder: Path, tmp_path: Path)
         for folder in (run_folder, tmp_path / "out")
     )
     assert now == before
+
+
+def test_drawn_images_are_scored_without_a_root(run_folder: Path) -> None:
+    done = command("evaluate", f"--workdir={run_folder}", "--data=shapes", "--data_root=mine")
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == (
+        "evaluate: --data_root (=mine) is of no use to shapes, which are drawn: --data=folder or "
+        "voc?"
+    )
 
 
 @pytest.fixture(scope="module")

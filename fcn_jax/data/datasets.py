@@ -175,6 +175,11 @@ def _open_own(data: DataConfig) -> Any:
         case "shapes":
             from fcn_jax.data import shapes
 
+            if data.root:
+                raise UserError(
+                    f"config.data.root (={data.root}) is of no use to shapes, which are drawn: "
+                    "--config.data.name=folder or voc?"
+                )
             drawing = Path(shapes.__file__).read_text()  # whoever changes it sees what it draws
             return Version(top / "shapes", {"drawing": drawing}, []).open(shapes.Shapes, top)
         case "folder":

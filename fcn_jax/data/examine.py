@@ -30,6 +30,9 @@ from fcn_jax.errors import UserError, listed, width_by_height
 UPRIGHT = 1  # EXIF's value of an image that is not to be turned
 QUARTER_TURNS = range(5, 9)  # those by which height and width change places
 MOST_COLOURS = 8  # of a mask that are named
+# Of a block of void, in a mask's shorter sides and pixels: a border between two classes has none.
+AREA_SIDE = 1 / 32
+LEAST_AREA_PX = 5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +41,8 @@ class SeenMask:
 
     counts: pixels of each value, int64 (256,). digest: of the values. smear: see `contours`; here
     of a mask whose labels are classes all the same, so that only the whole set can tell. colours:
-    of an indexed file, R G B by value, as far as the values occur.
+    of an indexed file, R G B by value, as far as the values occur. void_area: whether void is
+    anywhere more than a border.
     """
 
     name: str
@@ -46,6 +50,7 @@ class SeenMask:
     digest: bytes
     smear: Smear | None
     colours: Mapping[int, tuple[int, ...]] = dataclasses.field(default_factory=dict)
+    void_area: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +59,7 @@ class Seen:
 
     size: height and width, or None of an image that cannot be read. mode: Pillow's. digest: of the
     decoded pixels. masks: by label map, where they are readable, not spoilt and of the image's
-    size. channels: by folder, how many and whether all are alike.
+    size. lacks_mask: of any label map. channels: by folder, how many and whether all are alike.
     """
 
     name: str
@@ -62,6 +67,7 @@ class Seen:
     mode: str = ""
     digest: bytes = b""
     masks: Mapping[str, SeenMask] = dataclasses.field(default_factory=dict)
+    lacks_mask: bool = False
     channels: Mapping[str, tuple[int, bool]] = dataclasses.field(default_factory=dict)
     notes: tuple[Note, ...] = ()
 
@@ -110,6 +116,7 @@ def examine_pair(
         mode=mode,
         digest=digest,
         masks=seen_masks,
+        lacks_mask=num_classes.keys() != pair.masks.keys(),
         channels=_examine_channels(pair, size, notes),
         notes=tuple(notes),
     )
@@ -171,7 +178,20 @@ def _labelled(label: np.ndarray, name: str, num_classes: int, notes: list[Note])
         notes.append(Note("mask_void", name))
     elif counts[VOID_LABEL] > label.size / 2:
         notes.append(Note("mostly_void", name, f"{100 * counts[VOID_LABEL] / label.size:.0f} %"))
-    return SeenMask(name, counts, _digest(label), smear)
+    return SeenMask(name, counts, _digest(label), smear, void_area=has_void_area(label))
+
+
+def has_void_area(label: np.ndarray) -> bool:
+    """Whether a label map, (h, w), has void of more than a border's breadth.
+
+    Looked for in blocks of `AREA_SIDE` of the shorter side that lie edge to edge: a square of
+    twice a block's side is always found, what is narrower than a block never.
+    """
+    height, width = label.shape
+    side = max(LEAST_AREA_PX, round(min(height, width) * AREA_SIDE))
+    void = label[: height // side * side, : width // side * side] == VOID_LABEL
+    blocks = void.reshape(height // side, side, width // side, side)
+    return bool(blocks.all(axis=(1, 3)).any())
 
 
 def _why_no_labels(

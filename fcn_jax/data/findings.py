@@ -47,7 +47,7 @@ _LOSSLESS = "make the masks anew from what they were drawn with, and save them a
 
 FAULTS = {
     "classes": (
-        "lists of class names that do not serve",
+        "class lists that cannot be used",
         "write one name a line, from class 0 (mostly 'background') on, each once",
     ),
     "image_without_mask": ("images without a mask", f"draw it or take the image out; {_NAMES}"),
@@ -63,7 +63,10 @@ FAULTS = {
         "names with several files",
         "keep one of them; the endings do not tell them apart",
     ),
-    "list_unreadable": ("lists that cannot be read", "as it says"),
+    "list_unreadable": (
+        "lists that cannot be read",
+        "save them as plain text in UTF-8, the name of an image on each line",
+    ),
     "listed_missing": (
         "list entries without an image",
         "mend the list: a name of a file in images/ on each line, with or without its ending",
@@ -72,7 +75,8 @@ FAULTS = {
     "split_empty": ("empty splits", "list images there, or delete the list"),
     "split_missing": (
         "splits that the settings name and the set does not have",
-        "add the list (val.txt, say), or set config.data.train_split and eval_split to those there",
+        "add what is named (a list has the name of an image on each line), or set "
+        "config.data.train_split and config.data.eval_split to splits that are there",
     ),
     "image_unreadable": ("images that cannot be read", _AGAIN),
     "mask_unreadable": ("masks that cannot be read", _AGAIN),
@@ -122,6 +126,11 @@ FAULTS = {
         "masks of 0 and 255 alone",
         "255 is void, neither trained on nor scored: a network would learn nothing but class 0; "
         "save the foreground as 1",
+    ),
+    "foreground_255_some": (
+        "masks of 0 and 255 alone, where others hold classes",
+        "255 is void, neither trained on nor scored: of these only the background would be learnt; "
+        "save what is 255 in them as its class's number",
     ),
     "mask_void": (
         "masks that are void throughout",
@@ -173,6 +182,11 @@ REMARKS = {
         "each file anew, and then the indices mean nothing: map the colours, saved as RGB, with "
         "config.data.mask_palette",
     ),
+    "foreground_255_maybe": (
+        "masks of 0 and 255 alone, with areas of 255",
+        "right where those areas are not to count: 255 is void; where they are the foreground, "
+        "save them as its class's number",
+    ),
     "mostly_void": (
         "masks that are void for more than half",
         "right where most of the image is not to count",
@@ -220,13 +234,46 @@ KINDS = {
 }
 
 
+UNCOUNTED = frozenset(
+    {
+        "image_without_mask",
+        "mask_without_image",
+        "listed_missing",
+        "split_empty",
+        "mask_unreadable",
+        "record_unusable",
+        "mask_size",
+        "mask_turned",
+        "mask_jpeg",
+        "mask_was_jpeg",
+        "mask_interpolated",
+        "mask_colours",
+        "mask_stray_colours",
+        "mask_mode",
+        "label_outside",
+        "foreground_255_some",
+        "mask_void",
+    }
+)
+"""Faults that may be why a class has no pixel: those drawn there were not counted as it."""
+
+MEND_FIRST = "mend the other faults first: what masks in fault hold was not counted; then "
+
+
 def gather(notes: Iterable[Note]) -> list[Finding]:
     """The sightings by kind, faults first, in the order of `KINDS`."""
     places: dict[str, dict[str, None]] = {kind: {} for kind in KINDS}
     for note in notes:
         places[note.kind][f"{note.where} ({note.detail})" if note.detail else note.where] = None
+    uncounted = any(places[kind] for kind in UNCOUNTED)
     return [
-        Finding(kind, *KINDS[kind][:2], files=tuple(seen), remedy=KINDS[kind].remedy)
+        Finding(
+            kind,
+            *KINDS[kind][:2],
+            files=tuple(seen),
+            remedy=(MEND_FIRST if kind == "class_untrained" and uncounted else "")
+            + KINDS[kind].remedy,
+        )
         for kind, seen in places.items()
         if seen
     ]

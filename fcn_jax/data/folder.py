@@ -239,7 +239,7 @@ def _lines(path: Path) -> list[str]:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:  # Windows' terminal writes UTF-16
-        raise UserError(f"{path}: not text in UTF-8; save it as that") from None
+        raise UserError(f"{path}: not text in UTF-8; save it in UTF-8") from None
     return [line.strip() for line in text.splitlines() if line.strip()]
 
 

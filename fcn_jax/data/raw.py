@@ -88,7 +88,7 @@ def list_folder(data: DataConfig) -> RawSet:
         try:
             label_maps[label_map] = tuple(folder.read_classes(root / folder.classes_file(name)))
         except UserError as error:
-            notes.append(Note("classes", str(error)))
+            notes.append(Note("classes", _reason(error)))
             label_maps[label_map] = ()
     by_map = dict(zip(label_maps, masks.values(), strict=True))
     splits = splits or folder.split_by_hash(images, data.validation_fraction)
@@ -148,7 +148,7 @@ def _lists(root: Path, images: Mapping[str, Path], notes: list[Note]) -> dict[st
         try:
             stems = folder.read_list(path, images)
         except UserError as error:
-            notes.append(Note("list_unreadable", str(error)))
+            notes.append(Note("list_unreadable", _reason(error)))
             stems = []
         counts = Counter(stems)
         notes += [Note("listed_missing", path.name, s) for s in counts if s not in images]
@@ -165,6 +165,11 @@ def _ignored(images: Path) -> list[str]:
         for path in sorted(images.iterdir())
         if not path.name.startswith(".") and path.suffix.lower() not in folder.EXTENSIONS
     ]
+
+
+def _reason(error: UserError) -> str:
+    """Without the remedy, which the finding has."""
+    return str(error).partition(";")[0]
 
 
 def _shown(path: Path) -> str:

@@ -15,17 +15,19 @@ from fcn_jax.data.labels import by_map, decode_image, decode_mask, image_pixels,
 from fcn_jax.data.raw import Pair, RawSet, open_raw_set
 from fcn_jax.errors import UserError
 
+UNREADABLE, MISSING = "cannot be read", "missing"
+
 
 class Shown(NamedTuple):
     """An image to be looked at; what is wrong with it was told before.
 
-    image: uint8 (h, w, 3). mask: class indices, (h, w), or the picture that it is, (h, w, 3). Both
-    None where they cannot be read.
+    image: uint8 (h, w, 3). mask: class indices, (h, w), or the picture that it is, (h, w, 3).
+    `UNREADABLE` or `MISSING` where there is none.
     """
 
     name: str
-    image: np.ndarray | None
-    mask: np.ndarray | None
+    image: np.ndarray | str
+    mask: np.ndarray | str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +85,7 @@ def _of_records(dataset: Dataset) -> Subject:
         try:
             record = splits[name][place]
         except UserError:
-            return Shown(f"{name}[{place}]", None, None)
+            return Shown(f"{name}[{place}]", UNREADABLE, UNREADABLE)
         label = by_map(record["label"], label_maps)[label_map]
         return Shown(record["name"], record["image"][..., :3], label)
 
@@ -98,7 +100,8 @@ def _of_records(dataset: Dataset) -> Subject:
 
 
 def _shown(pair: Pair, label_map: str, palette: np.ndarray | None) -> Shown:
-    image = mask = None
+    image: np.ndarray | str = UNREADABLE
+    mask: np.ndarray | str = UNREADABLE if label_map in pair.masks else MISSING
     with contextlib.suppress(UserError):
         image = decode_image(pair.image.read(), pair.image.name)
     if label_map in pair.masks:

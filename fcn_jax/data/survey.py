@@ -16,6 +16,12 @@ RARE = 0.001  # of the pixels to train on
 LARGE = 4  # times the area of the median image
 SMALL_PX = 32
 FAULTY_KEPT = 3  # images of each kind of fault, for the picture
+# Masks of 0 and 255 alone among others that hold classes: fewer, or where as large a share of the
+# others has areas of void too, may be meant so. Of VOC's 882 masks at hand none is of 0 and 255
+# alone, and a quarter has an area of void.
+LEAST_BINARY = 2
+BINARY = 0.05
+VOID_AREAS = 0.5
 
 
 @dataclasses.dataclass
@@ -40,6 +46,16 @@ class MapTally:
             self.images + other.images,
             self.pixels_with + other.pixels_with,
         )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Twin:
+    """An image by its place; digests: of its masks, b"" where there is none."""
+
+    index: int
+    split: str
+    name: str
+    digests: tuple[bytes, ...]
 
 
 class Survey:
@@ -67,7 +83,7 @@ class Survey:
         self.faulty: dict[str, list[int]] = defaultdict(list)
         self._is_part = is_part
         self._notes: list[Note] = []
-        self._twins: dict[bytes, list[tuple[str, str, tuple[bytes, ...]]]] = defaultdict(list)
+        self._twins: dict[bytes, list[_Twin]] = defaultdict(list)
         self._named_sizes: list[tuple[str, tuple[int, int]]] = []
         self._channels: dict[str, dict[tuple[int, bool], list[str]]] = defaultdict(
             lambda: defaultdict(list)
@@ -75,6 +91,9 @@ class Survey:
         # Masks with a smear that may yet be drawn so; counted apart until that is settled.
         self._smears: dict[str, list[tuple[int, str, Smear]]] = {name: [] for name in label_maps}
         self._held_back = {name: {split: MapTally() for split in splits} for name in label_maps}
+        # Masks of 0 and 255 alone, and of those that hold classes, how many have areas of void.
+        self._binary: dict[str, list[tuple[int, SeenMask]]] = {name: [] for name in label_maps}
+        self._void_areas: dict[str, list[bool]] = {name: [] for name in label_maps}
         self._colours: dict[str, dict[int, tuple[int, ...]]] = {name: {} for name in label_maps}
 
     def add(self, index: int, split: str, seen: Seen) -> None:
@@ -83,6 +102,8 @@ class Survey:
         self._notes += seen.notes
         for note in seen.notes:
             self._mark(note.kind, index)
+        if seen.lacks_mask:  # the listing of the files has told of it
+            self._mark("image_without_mask", index)
         if seen.size is not None:
             self.sizes[split].append(seen.size)
             self._named_sizes.append((seen.name, seen.size))
@@ -93,7 +114,7 @@ class Survey:
             # a one is only its own twin, where two lists name it.
             blank = any(note.kind == "image_flat" for note in seen.notes)
             alike = seen.name.encode() if blank else seen.digest
-            self._twins[alike].append((split, seen.name, digests))
+            self._twins[alike].append(_Twin(index, split, seen.name, digests))
         for folder, kind in seen.channels.items():
             self._channels[folder][kind].append(seen.name)
         for name, mask in seen.masks.items():
@@ -103,6 +124,10 @@ class Survey:
                 self._held_back[name][split].add(mask.counts)
                 self._smears[name].append((index, mask.name, mask.smear))
             self._compare_colours(name, mask)
+            if mask.counts[1:VOID_LABEL].any():
+                self._void_areas[name].append(mask.void_area)
+            elif mask.counts[0] and mask.counts[VOID_LABEL]:
+                self._binary[name].append((index, mask))
             if seen.size is None:
                 continue
             area = max(int(mask.counts.sum()), 1)
@@ -123,10 +148,11 @@ class Survey:
             notes += self._of_smears(name) + self._of_classes(name)
         return notes
 
-    def _mark(self, kind: str, index: int) -> None:
+    def _mark(self, kind: str, *indices: int) -> None:
+        """Keeps an image for the picture, or several that belong together."""
         marked = self.faulty[kind]
-        if KINDS[kind].severity == "fault" and len(marked) < FAULTY_KEPT and index not in marked:
-            marked.append(index)
+        if KINDS[kind].severity == "fault" and len(marked) < FAULTY_KEPT:
+            marked += [index for index in indices if index not in marked]
 
     def _compare_colours(self, label_map: str, mask: SeenMask) -> None:
         for label, colour in mask.colours.items():
@@ -141,13 +167,20 @@ class Survey:
         for twins in self._twins.values():
             if len(twins) == 1:
                 continue
-            shown = " = ".join(f"{split} {name}" for split, name, _ in twins[:4])
+            shown = " = ".join(f"{twin.split} {twin.name}" for twin in twins[:4])
             shown += f" = … ({len(twins)} in all)" if len(twins) > 4 else ""
-            across = len({split for split, _, _ in twins}) > 1
-            notes.append(Note("same_image_split" if across else "same_image", shown))
-            by_map = zip(*(digests for _, _, digests in twins), strict=True)
-            if any(len({*digests} - {b""}) > 1 for digests in by_map):
+            first, *others = twins
+            elsewhere = [twin for twin in others if twin.split != first.split]
+            notes.append(Note("same_image_split" if elsewhere else "same_image", shown))
+            for twin in elsewhere[:1]:
+                self._mark("same_image_split", first.index, twin.index)
+            by_map = [
+                {digests[place]: twin.index for twin in twins if (digests := twin.digests)[place]}
+                for place in range(len(first.digests))
+            ]
+            for differing in [indices for indices in by_map if len(indices) > 1][:1]:
                 notes.append(Note("same_image_masks", shown))
+                self._mark("same_image_masks", *list(differing.values())[:2])
         return notes
 
     def _of_sizes(self) -> list[Note]:
@@ -199,6 +232,25 @@ class Survey:
             self._mark(smear_note("", smear).kind, index)
         return [smear_note(name, smear) for _, name, smear in smears]
 
+    def _of_binary(self, label_map: str) -> list[Note]:
+        """Masks of 0 and 255 alone, where others hold classes."""
+        binary = [(index, mask) for index, mask in self._binary[label_map] if mask.void_area]
+        void_areas = self._void_areas[label_map]
+        if not binary or not void_areas:
+            return []
+        count = len(binary) + len(void_areas)
+        customary = sum(void_areas) >= VOID_AREAS * len(void_areas)
+        sure = len(binary) >= max(LEAST_BINARY, BINARY * count) and not customary
+        kind = "foreground_255_some" if sure else "foreground_255_maybe"
+        notes: list[Note] = []
+        for index, mask in binary:
+            self._mark(kind, index)
+            share = f"{100 * mask.counts[VOID_LABEL] / mask.counts.sum():.3g} % are 255"
+            if not notes:
+                share += f"; {len(void_areas):,} other masks hold classes"
+            notes.append(Note(kind, mask.name, share))
+        return notes
+
     def _of_classes(self, label_map: str) -> list[Note]:
         names = self.label_maps[label_map]
         of_map = f" of {label_map}" if label_map else ""
@@ -206,8 +258,10 @@ class Survey:
         if set(np.flatnonzero(whole).tolist()) == {0, VOID_LABEL} and len(names) > 1:
             place = f"label map {label_map}" if label_map else "all masks"
             share = 100 * whole[VOID_LABEL] / whole.sum()
+            for index, _ in self._binary[label_map]:
+                self._mark("foreground_255", index)
             return [Note("foreground_255", place, f"{share:.3g} % of the pixels are 255")]
-        notes = []
+        notes = self._of_binary(label_map)
         trained = self.training(label_map).pixels[: len(names)]
         for label in np.flatnonzero(trained == 0) if trained.any() else ():
             if not self._is_part:
