@@ -83,17 +83,12 @@ def read_scored(workdir: Path, split: str) -> EvaluatedRun:
         raise UserError(f"there is no {workdir}")
     if workdir.is_file() and folder.parent == workdir:
         raise UserError(f"{workdir} is a file: give the folder of a run")
-    for convention in conventions.BY_NAME.values():
-        if convention.averaged_over != "truth" and split.endswith(f"_{convention.name}"):
-            raise UserError(
-                f"--split={split} is of --convention={convention.name}, whose means are over other "
-                "classes than those of the intervals: compare native scores"
-            )
     try:
         numbers = json.loads(path.read_text(encoding="utf-8"))
         per_class_iu, images, _ = numbers["per_class_iu"], numbers["images"], int(numbers["step"])
         per_class_iu = np.array(list(per_class_iu.values()), float)
     except FileNotFoundError:
+        _check_means(split.rpartition("_")[2], f"--split={split} is of", evaluate)
         there = sorted(file.name.removesuffix(".json") for file in folder.glob("*.json"))
         scored = f"; scored there: {', '.join(there)}" if there else ""
         raise UserError(
@@ -106,12 +101,9 @@ def read_scored(workdir: Path, split: str) -> EvaluatedRun:
             f"{folder} holds {split}.json but not {counts_path.name}, the counts of each image: "
             f"{evaluate} writes both"
         )
-    convention = conventions.BY_NAME[numbers.get("convention", conventions.NATIVE.name)]
-    if convention.averaged_over != "truth":
-        raise UserError(
-            f"{path} was scored by --convention={convention.name}, whose means are over other "
-            f"classes than those of the intervals: compare native scores, {evaluate}"
-        )
+    _check_means(
+        numbers.get("convention", conventions.NATIVE.name), f"{path} was scored by", evaluate
+    )
     counts = ImageCounts.load(counts_path)
     iu = counts.total.per_class_iu
     if (
@@ -121,6 +113,16 @@ def read_scored(workdir: Path, split: str) -> EvaluatedRun:
     ):
         raise UserError(f"{path} and {counts_path.name} are of different evaluations: {evaluate}")
     return EvaluatedRun(workdir, numbers, counts)
+
+
+def _check_means(convention: str, what: str, evaluate: str) -> None:
+    """Refuses a convention's scores whose means are not those of the intervals."""
+    known = conventions.BY_NAME.get(convention)
+    if known is not None and known.averaged_over != "truth":
+        raise UserError(
+            f"{what} --convention={convention}, whose means are over other classes than those of "
+            f"the intervals: compare native scores, {evaluate}"
+        )
 
 
 def compare(a: EvaluatedRun, b: EvaluatedRun) -> Comparison:

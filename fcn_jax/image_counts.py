@@ -8,6 +8,7 @@ import zipfile
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Self
 
@@ -54,14 +55,14 @@ class ImageCounts:
             confusions.sum(axis=1, dtype=np.int64),
         )
 
-    @property
+    @cached_property
     def total(self) -> Scores:
         """The scores of all the images together."""
         return scores_of_counts(
             self.hits.sum(axis=0), self.truth.sum(axis=0), self.predicted.sum(axis=0)
         )
 
-    @property
+    @cached_property
     def mean_iu_by_image(self) -> np.ndarray:
         """float64 (n,): the mean IU of each image by itself, over the classes that it shows.
 

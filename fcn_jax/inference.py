@@ -26,6 +26,7 @@ from collections.abc import Sequence
 
 from absl import flags
 
+from fcn_jax.data.canvases import round_up
 from fcn_jax.errors import UserError
 from fcn_jax.step import Network
 
@@ -120,7 +121,7 @@ class Inference:
             return
         stride = network.model(network.variables).stages[0]
         if any(side % stride for side in self.window_px):
-            near = [-(-side // stride) * stride for side in self.window_px]
+            near = [round_up(side, stride) for side in self.window_px]
             raise UserError(
                 f"window_px (={_listed(self.window_px)}) must be multiples of the network's "
                 f"coarsest stride, {stride}, to be averaged: {_listed(near)} would do"

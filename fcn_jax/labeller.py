@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fcn_jax.data.canvases import Size
+from fcn_jax.data.canvases import Size, round_up, smallest_first
 from fcn_jax.errors import UserError
 from fcn_jax.inference import WHOLE, Inference
 from fcn_jax.models.fcn import suffix
@@ -47,7 +47,7 @@ class Labeller:
     ):
         inference.check_fits(network)
         self.inference = inference
-        self._canvases = sorted(canvases, key=lambda canvas: (canvas[0] * canvas[1], canvas))
+        self._canvases = smallest_first(canvases)
         self._label_maps = network.label_maps
         self._predict = jax.jit(functools.partial(predict, network))
         self._logits = jax.jit(functools.partial(_logits, network))
@@ -99,7 +99,8 @@ class Labeller:
         holding = (
             canvas for canvas in self._canvases if height <= canvas[0] and width <= canvas[1]
         )
-        canvas_px = next(holding, (_canvas_side(height), _canvas_side(width)))
+        own = round_up(height, CANVAS_MULTIPLE_PX), round_up(width, CANVAS_MULTIPLE_PX)
+        canvas_px = next(holding, own)
         canvas = np.zeros((1, *canvas_px, channels), image.dtype)
         canvas[0, :height, :width] = image
         return canvas, np.asarray([[height, width]], np.int32)
@@ -114,7 +115,9 @@ class Labeller:
         if scale != 1:
             # Rounded as in mmsegmentation. The largest image of this canvas fits its view's.
             view_size = np.maximum(np.floor(size * scale + 0.5).astype(np.int32), 1)
-            view_canvas_px = tuple(_canvas_side(math.ceil(side * scale)) for side in canvas_px)
+            view_canvas_px = tuple(
+                round_up(math.ceil(side * scale), CANVAS_MULTIPLE_PX) for side in canvas_px
+            )
             views = _resized(views, size, view_size, view_canvas_px)
         if self.inference.flip:
             views = jnp.concatenate([views, _mirrored(views, view_size)])
@@ -172,10 +175,6 @@ class Labeller:
                     sums[name][place] += weights * window_logits[:rows, :columns]
         outside = weight_sum == 0
         return {name: total / (weight_sum + outside) for name, total in sums.items()}
-
-
-def _canvas_side(side: int) -> int:
-    return -(-side // CANVAS_MULTIPLE_PX) * CANVAS_MULTIPLE_PX
 
 
 def _logits(network: Network, variables: Any, image: jax.Array, size: jax.Array):

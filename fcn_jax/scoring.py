@@ -12,7 +12,7 @@ from fcn_jax import conventions, metrics, parallel, visualize
 from fcn_jax.boundary import boundary_counts
 from fcn_jax.config import EvalConfig
 from fcn_jax.conventions import Convention, ScoredSplit
-from fcn_jax.data.canvases import Size, empty_share, fill_buckets
+from fcn_jax.data.canvases import Size, empty_share, fill_buckets, round_up
 from fcn_jax.data.datasets import Dataset
 from fcn_jax.data.labels import by_map
 from fcn_jax.data.pipeline import evaluation_batches
@@ -143,17 +143,21 @@ def evaluator(
                     for (index, record), label in zip(
                         scored.records.items(), labels.get(name, ()), strict=False
                     ):
-                        row = _row(record, name, network, label)
+                        truth = by_map(record["label"], network.label_maps)[name]
+                        height, width = truth.shape
+                        predicted = label[:height, :width]
                         if index in sampled:
-                            tally.samples[index] = row
+                            tally.samples[index] = _row(record, truth, predicted)
                         if tally.boundary is not None:
-                            tally.boundary += boundary_counts(row[1], row[2], len(tally.confusion))
+                            tally.boundary += boundary_counts(
+                                truth, predicted, len(tally.confusion)
+                            )
                 bar.advance(len(scored.images))
-        by_map = {
+        evaluated = {
             name: tally.evaluation(names, convention.averaged_over)
             for name, tally in tallies.items()
         }
-        return Evaluation(by_map, tuple(names), canvases, empty, convention, inference)
+        return Evaluation(evaluated, tuple(names), canvases, empty, convention, inference)
 
     return evaluate
 
@@ -202,7 +206,7 @@ def _in_batches(
 ) -> _Scorer:
     # A batch of at most one image a device more than there are images.
     devices = jax.device_count()
-    batch_size = min(settings.batch_size, -(-len(records) // devices) * devices)
+    batch_size = min(settings.batch_size, round_up(len(records), devices))
     parallel.check_divides(batch_size, "config.eval.batch_size")
     buckets = fill_buckets(
         records.sizes,
@@ -264,12 +268,9 @@ def _one_by_one(
     return score, canvases, empty_share(records.sizes, buckets)
 
 
-def _row(
-    record: dict[str, Any], label_map: str, network: Network, predicted: np.ndarray
-) -> visualize.SheetRow:
-    truth = by_map(record["label"], network.label_maps)[label_map]
-    height, width = truth.shape
+def _row(record: dict[str, Any], truth: np.ndarray, predicted: np.ndarray) -> visualize.SheetRow:
     image = record["image"][..., :3]
     if image.shape[:2] != truth.shape:
+        height, width = truth.shape
         image = conventions.resize_smooth(image, (height, width))
-    return image, truth, predicted[:height, :width], record["name"]
+    return image, truth, predicted, record["name"]

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fcn_jax.data.canvases import round_up
 from fcn_jax.errors import UserError
 from fcn_jax.models.fcn import suffix
 from fcn_jax.models.feature_map import Part
@@ -76,9 +77,9 @@ class Tiling:
 
     def canvas(self, size: Sequence[int]) -> tuple[int, int]:
         """Height and width that hold what any tile of such an image sees."""
-        before = _up(self.before, self.alignment)
-        largest = _up(before + self.tile + self.after, self.alignment)
-        height, width = (min(largest, _up(pixels, self.alignment)) for pixels in size)
+        before = round_up(self.before, self.alignment)
+        largest = round_up(before + self.tile + self.after, self.alignment)
+        height, width = (min(largest, round_up(pixels, self.alignment)) for pixels in size)
         return height, width
 
     def _spans(self, size: int) -> list[tuple[slice, slice]]:
@@ -88,10 +89,6 @@ class Tiling:
             first = max(0, start - self.before) // self.alignment * self.alignment
             spans.append((slice(start, stop), slice(first, min(size, stop + self.after))))
         return spans
-
-
-def _up(value: int, multiple: int) -> int:
-    return -(-value // multiple) * multiple
 
 
 def receptive_field(network: Network, variables: Any) -> ReceptiveField:

@@ -252,3 +252,8 @@ def test_runs_of_different_images_classes_or_masks_are_refused(tmp_path):
     nothing = write_scored(tmp_path / "none", np.zeros((0, 3, 3), int))
     with pytest.raises(UserError, match="scored on no images"):
         compared(nothing, nothing)
+
+
+def test_a_label_map_may_be_called_as_a_convention_is(tmp_path):
+    a = write_scored(tmp_path / "a", confusions_of(0.5), stem="val_paper")
+    assert read_scored(a, "val_paper").numbers["images"] == 40

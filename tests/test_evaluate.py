@@ -3,10 +3,6 @@ more compilations than canvases. This file, run as a program, scores on fake dev
 
 import json
 import logging
-import os
-import subprocess
-import sys
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -27,6 +23,7 @@ from fcn_jax.inference import WHOLE, Inference
 from fcn_jax.models.build import build
 from fcn_jax.scoring import Evaluation, evaluator
 from fcn_jax.step import Network
+from tests.fake_devices import output_on_four_devices
 
 CLASSES = len(shapes.CLASSES)
 SIZES = [(40, 70)] * 3 + [(70, 40)] * 4 + [(64, 64)] * 3 + [(33, 50)] * 3
@@ -118,18 +115,7 @@ def test_batches_and_canvases_change_no_count(network, one_by_one, batch_size, c
 
 
 def test_four_devices_count_the_same(one_by_one):
-    root = Path(__file__).parent.parent
-    environment = {
-        **os.environ,
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0",
-        "JAX_PLATFORMS": "cpu",
-        "PYTHONPATH": str(root),
-    }
-    run = subprocess.run(
-        [sys.executable, __file__], env=environment, capture_output=True, text=True, check=False
-    )
-    assert run.returncode == 0, run.stderr
-    devices, confusion, hits = json.loads(run.stdout.splitlines()[-1])
+    devices, confusion, hits = output_on_four_devices(__file__)
     assert devices == 4
     np.testing.assert_array_equal(confusion, one_by_one.sum(axis=0))
     np.testing.assert_array_equal(hits, np.diagonal(one_by_one, axis1=1, axis2=2))

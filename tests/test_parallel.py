@@ -2,12 +2,8 @@
 number is fixed when JAX starts: this file, run as a program, trains and prints what came out."""
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Mapping
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -24,6 +20,7 @@ from fcn_jax.models.feature_map import FeatureMap
 from fcn_jax.models.geometry import Grid
 from fcn_jax.models.layers import BatchNorm, Conv, dropout, max_pool, relu
 from fcn_jax.step import Network, create_train_state, make_eval_step, make_train_step
+from tests.fake_devices import output_on_four_devices
 
 STEPS = 3
 CLASSES = 4
@@ -142,19 +139,7 @@ def on_one_device() -> dict[str, list[float]]:
 @cache
 def on_four_devices() -> dict[str, Any]:
     """Results by 'pmap' and 'mesh', and the message for a batch of 6."""
-    root = Path(__file__).parent.parent
-    environment = {
-        **os.environ,
-        # Compiling takes longer than running: half as long without optimisation.
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0",
-        "JAX_PLATFORMS": "cpu",
-        "PYTHONPATH": str(root),
-    }
-    run = subprocess.run(
-        [sys.executable, __file__], env=environment, capture_output=True, text=True, check=False
-    )
-    assert run.returncode == 0, run.stderr
-    return json.loads(run.stdout.splitlines()[-1])
+    return output_on_four_devices(__file__)
 
 
 def assert_same(result: dict[str, list[float]], expected: dict[str, list[float]]) -> None:

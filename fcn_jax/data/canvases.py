@@ -6,9 +6,12 @@ it. The network's answer does not depend on the canvas, only its speed (`models/
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import TypeVar
 
 import numpy as np
+
+Number = TypeVar("Number", int, np.ndarray)
 
 Size = tuple[int, int]
 """Height and width."""
@@ -33,6 +36,16 @@ class Bucket:
         return self.canvas_px[0] * self.canvas_px[1]
 
 
+def round_up(value: Number, multiple: int) -> Number:
+    """To the next multiple; an integer, or integers in an array."""
+    return -(-value // multiple) * multiple
+
+
+def smallest_first(canvases: Iterable[Size]) -> list[Size]:
+    """By their areas: the first that holds an image is then the smallest that does."""
+    return sorted(canvases, key=lambda canvas: (canvas[0] * canvas[1], canvas))
+
+
 def fill_buckets(
     sizes: np.ndarray,
     *,
@@ -53,9 +66,7 @@ def fill_buckets(
         label_sizes: of the images' labels where they differ, int (n, 2).
     """
     sizes = np.asarray(sizes, np.int64)
-    canvases = choose_canvases(sizes, most=most, multiple=multiple)
-    canvases.sort(key=lambda canvas: (canvas[0] * canvas[1], canvas))
-    # Where each image goes: the first, that is the smallest, that holds it.
+    canvases = smallest_first(choose_canvases(sizes, most=most, multiple=multiple))
     holds = np.all(sizes[:, None] <= np.asarray(canvases), axis=-1)
     choice = holds.argmax(axis=1)
     held = [np.flatnonzero(choice == place).tolist() for place in range(len(canvases))]
@@ -114,7 +125,7 @@ def choose_canvases(sizes: np.ndarray, *, most: int, multiple: int = 32) -> list
 
 def one_canvas(sizes: np.ndarray, multiple: int = 32) -> Size:
     """The smallest canvas that holds every image: sizes int (n, 2), n > 0."""
-    height, width = (-(-int(side) // multiple) * multiple for side in sizes.max(axis=0))
+    height, width = (round_up(int(side), multiple) for side in sizes.max(axis=0))
     return height, width
 
 
@@ -127,7 +138,7 @@ def empty_share(sizes: np.ndarray, buckets: Sequence[Bucket]) -> float:
 def _distinct(sizes: np.ndarray, multiple: int) -> tuple[np.ndarray, np.ndarray]:
     """The different sizes, rounded up until they are few enough to compare in pairs."""
     while True:
-        rounded = -(-np.asarray(sizes, np.int64) // multiple) * multiple
+        rounded = round_up(np.asarray(sizes, np.int64), multiple)
         canvases, counts = np.unique(rounded, axis=0, return_counts=True)
         if len(canvases) <= 256:
             return canvases, counts.astype(np.int64)

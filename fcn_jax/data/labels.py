@@ -7,7 +7,7 @@ Image and mask files become arrays here, and nowhere else: `read_image` and `rea
 
 import io
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,6 +17,7 @@ from PIL import Image, UnidentifiedImageError
 from fcn_jax.errors import UserError, listed
 
 Array = TypeVar("Array", bound=Any)
+T = TypeVar("T")
 
 VOID_LABEL = 255
 """Pixels that are neither trained on nor scored (VOC's object borders, a canvas's outside)."""
@@ -83,9 +84,14 @@ def read_image(path: str | Path) -> np.ndarray:
 
 def header_size(path: str | Path) -> tuple[int, int] | None:
     """Height and width as an image's header has them; None where it cannot be read."""
+    return read_header(path, lambda image: (image.height, image.width))
+
+
+def read_header(path: str | Path, look: Callable[[Image.Image], T]) -> T | None:
+    """What `look` sees of an image whose pixels are not read; None where it cannot be opened."""
     try:
         with warnings.catch_warnings(action="ignore"), Image.open(path) as image:
-            return image.height, image.width
+            return look(image)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
         return None  # whoever reads it tells of it
 

@@ -10,10 +10,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from fcn_jax.data.labels import is_tiff
+from fcn_jax.data.labels import is_tiff, read_header
 
 TAG = "FCN_JAX_MADE_WITH"
 """Of a TIFF's metadata, and of a PNG's text."""
@@ -32,15 +31,9 @@ def png_text(digest: str) -> PngInfo:
 
 def read_digest(path: Path) -> str | None:
     """That of a file, without reading its pixels; None: it has none, or cannot be read."""
-    return _read_tag(path) if is_tiff(path) else _read_text(path)
-
-
-def _read_text(path: Path) -> str | None:
-    try:
-        with warnings.catch_warnings(action="ignore"), Image.open(path) as image:
-            return image.info.get(TAG)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
-        return None
+    if is_tiff(path):
+        return _read_tag(path)
+    return read_header(path, lambda image: image.info.get(TAG))
 
 
 def _read_tag(path: Path) -> str | None:
