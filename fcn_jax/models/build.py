@@ -20,6 +20,7 @@ from fcn_jax.models.backbones.small import SmallNet
 from fcn_jax.models.backbones.squeezenet import SqueezeNet
 from fcn_jax.models.backbones.vgg import VGG16
 from fcn_jax.models.fcn import FCN
+from fcn_jax.models.rematerialize import rematerialize_blocks
 
 PAPER_GEOMETRY = ("alexnet", "alexnet_caffe", "vgg16", "vgg16_bn")
 """Those that have the paper's padding of 100."""
@@ -65,7 +66,7 @@ def build(
         backbone = build_backbone(
             config, preprocessing.for_channels(channels), axis_name=axis_name, rngs=rngs
         )
-    return FCN(
+    model = FCN(
         backbone,
         num_classes,
         skips=config.skips,
@@ -80,6 +81,9 @@ def build(
         axis_name=axis_name,
         rngs=rngs,
     )
+    if config.rematerialize:
+        rematerialize_blocks(model)
+    return model
 
 
 def preprocessing_name(config: ModelConfig) -> str:
@@ -112,6 +116,10 @@ def build_backbone(
         raise UserError(
             f"config.model.output_stride (={config.output_stride}) must be 32 with {name}: only "
             "the ResNets from 50 on are dilated"
+        )
+    if config.rematerialize and name.startswith("alexnet"):
+        raise UserError(
+            f"config.model.rematerialize does not go with {name}, which has no blocks to run again"
         )
     common: dict[str, Any] = {"preprocessing": preprocessing, "rngs": rngs}
     norm: dict[str, Any] = {"axis_name": axis_name}

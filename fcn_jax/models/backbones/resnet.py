@@ -12,6 +12,7 @@ from fcn_jax.models.backbones.preprocess import TORCHVISION, Preprocessing
 from fcn_jax.models.feature_map import FeatureMap, add
 from fcn_jax.models.geometry import Grid
 from fcn_jax.models.layers import BatchNorm, Conv, max_pool, relu
+from fcn_jax.models.rematerialize import rematerializable
 
 DEPTHS = {
     18: (2, 2, 2, 2),
@@ -49,6 +50,7 @@ class BasicBlock(nnx.Module):
             in_features, features, stride=stride, axis_name=axis_name, rngs=rngs
         )
 
+    @rematerializable
     def __call__(self, x: FeatureMap, *, train: bool) -> FeatureMap:
         y = relu(self.bn1(self.conv1(x), train=train))
         y = self.bn2(self.conv2(y), train=train)
@@ -86,6 +88,7 @@ class Bottleneck(nnx.Module):
             in_features, 4 * features, stride=stride, axis_name=axis_name, rngs=rngs
         )
 
+    @rematerializable
     def __call__(self, x: FeatureMap, *, train: bool) -> FeatureMap:
         y = relu(self.bn1(self.conv1(x), train=train))
         y = relu(self.bn2(self.conv2(y), train=train))
@@ -133,7 +136,7 @@ class ResNet(nnx.Module):
     ):
         self.preprocessing = preprocessing
         self.depths = DEPTHS[depth]
-        block = BasicBlock if depth < 50 else Bottleneck
+        kind = BasicBlock if depth < 50 else Bottleneck
         expansion = 1 if depth < 50 else 4
         self.conv1 = Conv(preprocessing.channels, 64, (7, 7), stride=2, use_bias=False, rngs=rngs)
         self.bn1 = BatchNorm(64, axis_name=axis_name)
@@ -150,7 +153,7 @@ class ResNet(nnx.Module):
                 dilation *= 2
             for index in range(count):
                 # The first block keeps the dilation of the stage before, as in torchvision.
-                module = block(
+                module = kind(
                     in_features,
                     features,
                     stride=strided if index == 0 else 1,

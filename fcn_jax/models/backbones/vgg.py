@@ -18,6 +18,7 @@ from fcn_jax.models.backbones.preprocess import CAFFE, Preprocessing
 from fcn_jax.models.feature_map import FeatureMap
 from fcn_jax.models.geometry import PIXELS
 from fcn_jax.models.layers import BatchNorm, Conv, dropout, max_pool, relu
+from fcn_jax.models.rematerialize import rematerializable
 
 BLOCKS = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))
 """Features and number of convolutions before each pooling."""
@@ -49,9 +50,9 @@ class VGG16(nnx.Module):
         grid = PIXELS.after(3, padding=input_padding)
         self.grids = {}
         in_features = preprocessing.channels
-        for block, (features, depth) in enumerate(BLOCKS, start=1):
+        for number, (features, depth) in enumerate(BLOCKS, start=1):
             for layer in range(1, depth + 1):
-                first = block == layer == 1
+                first = number == layer == 1
                 conv = Conv(
                     in_features,
                     features,
@@ -59,11 +60,11 @@ class VGG16(nnx.Module):
                     padding=input_padding if first else 1,
                     rngs=rngs,
                 )
-                setattr(self, f"conv{block}_{layer}", conv)
+                setattr(self, f"conv{number}_{layer}", conv)
                 if batch_norm:
-                    setattr(self, f"bn{block}_{layer}", BatchNorm(features, axis_name=axis_name))
+                    setattr(self, f"bn{number}_{layer}", BatchNorm(features, axis_name=axis_name))
                 in_features = features
-            grid = self.grids[2**block] = grid.after(2, stride=2, padding=0)
+            grid = self.grids[2**number] = grid.after(2, stride=2, padding=0)
         self.has_batch_norm = batch_norm
         self.fc6 = Conv(512, fc_features, (7, 7), padding=fc_padding, rngs=rngs)
         self.fc7 = Conv(fc_features, fc_features, (1, 1), rngs=rngs)
@@ -74,18 +75,22 @@ class VGG16(nnx.Module):
     ) -> dict[int, FeatureMap]:
         x = image
         features = {}
-        for block, (_, depth) in enumerate(BLOCKS, start=1):
-            for layer in range(1, depth + 1):
-                x = getattr(self, f"conv{block}_{layer}")(x)
-                if self.has_batch_norm:
-                    x = getattr(self, f"bn{block}_{layer}")(x, train=train)
-                x = relu(x)
-            x = max_pool(x, window=2, stride=2, ceil=self.ceil)
-            features[2**block] = x
+        for number in range(1, len(BLOCKS) + 1):
+            x = features[2**number] = self._block(x, number=number, train=train)
         features[32] = fully_connected(
             x, (self.fc6, self.fc7), self.dropout_rate, keys if train else None
         )
         return features
+
+    @rematerializable
+    def _block(self, x: FeatureMap, *, number: int, train: bool) -> FeatureMap:
+        _, depth = BLOCKS[number - 1]
+        for layer in range(1, depth + 1):
+            x = getattr(self, f"conv{number}_{layer}")(x)
+            if self.has_batch_norm:
+                x = getattr(self, f"bn{number}_{layer}")(x, train=train)
+            x = relu(x)
+        return max_pool(x, window=2, stride=2, ceil=self.ceil)
 
 
 def fully_connected(

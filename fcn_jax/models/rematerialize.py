@@ -1,0 +1,30 @@
+"""Memory against time: what lies within a block is computed again for the backward pass.
+
+The backward pass wants what every layer gave, and for large crops that is most of the memory. A
+block that is told to keeps its input alone, and runs forward a second time when its turn comes
+(Chen et al. 2016, 'Training Deep Nets with Sublinear Memory Cost'). XLA on a CPU undoes most of it.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+from flax import nnx
+
+
+def rematerializable(call: Callable[..., Any]) -> Callable[..., Any]:
+    """Marks a module's method (self, x, **static) -> y as a block: see `rematerialize_blocks`."""
+
+    @functools.wraps(call)
+    def run(self: nnx.Module, x: Any, **static: Any) -> Any:
+        if not getattr(self, "rematerialize", False):
+            return call(self, x, **static)
+        return nnx.remat(lambda module, x: call(module, x, **static))(self, x)
+
+    return run
+
+
+def rematerialize_blocks(model: nnx.Module) -> None:
+    """Tells all blocks of a model to keep their input alone."""
+    for _, module in nnx.iter_modules(model):
+        setattr(module, "rematerialize", True)  # noqa: B010  # a module has what it is given
