@@ -40,7 +40,8 @@ def on_all_devices(
     """Compiles `step` to take the state, this host's share of the batch as numpy arrays, and more.
 
     Args:
-        step: (state, one device's share of the batch, *kept) -> results.
+        step: (state, one device's share of the batch, *kept) -> results; what is kept is given as
+            `everywhere` places it, so that not every call has to look whether it is.
         split_results: whether each result is one for each image of the share (see `own_share`), or
             equal on all devices; a prefix of the results' tree.
         donate_state: whether the state's memory is given to the results.
@@ -78,7 +79,7 @@ def on_all_devices(
             def distribute(share):
                 return jax.make_array_from_process_local_data(sharding, share)
 
-            return compiled(placed(state), jax.tree.map(distribute, batch), placed(kept))
+            return compiled(placed(state), jax.tree.map(distribute, batch), kept)
 
         return run_on_mesh
 
@@ -95,13 +96,13 @@ def on_all_devices(
         def deal(share):
             return share.reshape(devices, share.shape[0] // devices, *share.shape[1:])
 
-        return mapped(placed(state), jax.tree.map(deal, batch), placed(kept))
+        return mapped(placed(state), jax.tree.map(deal, batch), kept)
 
     return run_on_host
 
 
 def everywhere(values: Any, *, use_mesh: bool | None = None) -> Any:
-    """The same arrays on all devices, where a step takes them without copying them once more.
+    """The same arrays on all devices, for a step of `on_all_devices`, which is not to donate them.
 
     use_mesh: as of `on_all_devices`.
     """

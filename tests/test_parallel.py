@@ -129,7 +129,7 @@ def train(
         split_results=(False, False, True),
         use_mesh=use_mesh,
     )
-    variables = (state.params, state.batch_stats)
+    variables = parallel.everywhere((state.params, state.batch_stats), use_mesh=use_mesh)
     confusions = no_confusion(label_maps)
     for _ in range(2):  # the second batch is counted to the first
         confusions, counts, predictions = evaluate(confusions, batch(label_maps), variables)
@@ -196,6 +196,20 @@ def test_a_step_is_compiled_once(use_mesh: bool, caplog: pytest.LogCaptureFixtur
     assert doubled == 38  # 2·(1 + 3·6)
     assert compilations[0] > 0
     assert compilations[1:] == [0, 0]
+
+
+@pytest.mark.parametrize("use_mesh", [False, True])
+def test_the_state_is_donated_and_what_is_kept_is_not(use_mesh: bool) -> None:
+    def add(state: jax.Array, batch: jax.Array, factor: jax.Array) -> jax.Array:
+        return state + factor * jax.lax.psum(batch.sum(), DATA_AXIS)
+
+    step = parallel.on_all_devices(add, donate_state=True, use_mesh=use_mesh)
+    factor = parallel.everywhere(np.float32(2), use_mesh=use_mesh)
+    first = step(np.float32(1), np.arange(4.0, dtype=np.float32), factor)
+    assert first == 1 + 2 * 6
+    assert step(first, np.arange(4.0, dtype=np.float32), factor) == 13 + 2 * 6
+    assert first.is_deleted()
+    assert not factor.is_deleted()
 
 
 def test_training_changes_everything() -> None:
