@@ -49,9 +49,9 @@ def on_all_devices(
             None: where there are several hosts, whose batches then make up one.
     """
     if use_mesh is None:
-        use_mesh = jax.process_count() > 1
+        use_mesh = _over_hosts()
     donated = (0,) if donate_state else ()
-    mesh = _mesh(use_mesh)
+    mesh = data_mesh(use_mesh)
 
     def placed(state):
         # As a step returns it; from a state placed otherwise the second call would compile again.
@@ -107,12 +107,17 @@ def everywhere(values: Any, *, use_mesh: bool | None = None) -> Any:
     use_mesh: as of `on_all_devices`.
     """
     if use_mesh is None:
-        use_mesh = jax.process_count() > 1
-    return jax.device_put(values, NamedSharding(_mesh(use_mesh), P()))
+        use_mesh = _over_hosts()
+    return jax.device_put(values, NamedSharding(data_mesh(use_mesh), P()))
 
 
-def _mesh(use_mesh: bool) -> Mesh:
+def data_mesh(use_mesh: bool) -> Mesh:
+    """The devices of all hosts, or of this one, in the order in which they share a batch."""
     return Mesh(np.asarray(jax.devices() if use_mesh else jax.local_devices()), (DATA_AXIS,))
+
+
+def _over_hosts() -> bool:
+    return jax.process_count() > 1
 
 
 def own_share(result: jax.Array, ndim: int) -> np.ndarray:
