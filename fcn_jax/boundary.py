@@ -27,7 +27,7 @@ def boundary_counts(label: np.ndarray, prediction: np.ndarray, num_classes: int)
 
     Args:
       label: uint8 (h, w), the truth. `VOID_LABEL` and all else from k on is void.
-      prediction: uint8 (h, w). What lies outside 0..k−1 is void too, as in `confusion_matrix`.
+      prediction: uint8 (h, w). What lies outside 0..k−1 is void too, as in `confusion_matrices`.
       num_classes: k, at most 255.
 
     Returns:

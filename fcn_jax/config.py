@@ -190,7 +190,9 @@ class TrainConfig:
 
 @dataclasses.dataclass
 class EvalConfig:
-    batch_size: int = setting(8, "images a step, over all devices")
+    batch_size: int = setting(
+        0, "images a step, over all devices (0: one on each CPU, eight on each GPU or TPU)"
+    )
     canvases: int = setting(4, "most shapes that images are put on, each of which is compiled")
 
 
@@ -216,7 +218,9 @@ class Config:
                 )
         _positive(self.train, "train", "batch_size", "accumulation_steps", "log_every_steps")
         _positive(self.train, "train", "keep_checkpoints")
-        _positive(self.eval, "eval", "batch_size", "canvases")
+        _positive(self.eval, "eval", "canvases")
+        if self.eval.batch_size < 0:
+            raise UserError(f"config.eval.batch_size (={self.eval.batch_size}) must not be below 0")
         _positive(self.optim, "optim", "learning_rate")
         if (self.train.epochs > 0) == (self.train.steps > 0):
             raise UserError(

@@ -14,6 +14,7 @@ from typing import Self
 
 import numpy as np
 
+from fcn_jax.confusion import class_counts
 from fcn_jax.errors import UserError
 from fcn_jax.files import write_whole
 from fcn_jax.metrics import Scores, mean_of_present, scores_of_counts
@@ -48,12 +49,7 @@ class ImageCounts:
     @classmethod
     def of(cls, names: Sequence[str], confusions: np.ndarray) -> Self:
         """From the confusion matrix of each image: integers (n, k, k), rows true classes."""
-        return cls(
-            tuple(names),
-            np.diagonal(confusions, axis1=1, axis2=2).astype(np.int64),
-            confusions.sum(axis=2, dtype=np.int64),
-            confusions.sum(axis=1, dtype=np.int64),
-        )
+        return cls(tuple(names), *class_counts(confusions.astype(np.int64)))
 
     @cached_property
     def total(self) -> Scores:

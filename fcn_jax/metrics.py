@@ -1,83 +1,24 @@
 """The scores of Long et al. (2015) and others, from one confusion matrix over a whole split.
 
-`confusion_matrix` counts on the device, one batch at a time. The caller adds the counts up in int64
-on the host; `scores` then turns the sum into numbers, once. Nothing is averaged over images,
+`confusion.py` counts it; `scores` turns it into numbers, once. Nothing is averaged over images,
 batches or devices on the way.
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Literal
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from rich import box
 from rich.table import Table
 from rich.text import Text
-
-from fcn_jax.data.labels import VOID_LABEL
 
 ABSENT = "–"
 
 Averaged = Literal["truth", "union", "all"]
 """Which classes have an IU and count in the means: those that the truth holds; those that it holds
 or that were predicted; all, so that the means are nan where a class is in neither."""
-
-
-@partial(jax.jit, static_argnames="num_classes")
-def confusion_matrix(label: jax.Array, prediction: jax.Array, num_classes: int) -> jax.Array:
-    """Count how often each true class was predicted as each class.
-
-    Args:
-      label: true classes, any integer type, (b, ...). `VOID_LABEL` and every other value outside
-        0..k−1 (padding) is left out.
-      prediction: predicted classes, any integer type, same shape. A value outside 0..k−1, which no
-        argmax over k scores yields, is left out too.
-      num_classes: k; static under `jax.jit`.
-
-    Returns:
-      int32 (k, k): rows are true classes, columns predicted ones. Exact up to 2³¹ − 1 pixels.
-
-    Raises:
-      ValueError: the shapes differ.
-
-    Example:
-      >>> confusion_matrix(jnp.array([[0, 1, 1, 255]]), jnp.array([[0, 0, 1, 1]]), 2).tolist()
-      [[1, 0], [1, 1]]
-    """
-    if label.shape != prediction.shape:
-        raise ValueError(
-            f"`label` (shape {label.shape}) and `prediction` (shape {prediction.shape}) must have "
-            "the same shape"
-        )
-    # One histogram for each item of the batch, then their sum: on a CPU at least three times as
-    # fast as one over all pixels, and a batch split over devices is counted where it lies.
-    rows = (label.shape[0], -1) if label.ndim > 1 else (1, -1)
-    truth = label.astype(jnp.int32).reshape(rows)
-    guess = prediction.astype(jnp.int32).reshape(rows)
-    counted = (
-        (truth != VOID_LABEL)
-        & ((truth >= 0) & (truth < num_classes))
-        & ((guess >= 0) & (guess < num_classes))
-    )
-    num_cells = num_classes * num_classes
-    cell = jnp.where(counted, truth * num_classes + guess, num_cells)
-
-    def histogram(cell: jax.Array) -> jax.Array:
-        return jnp.zeros(num_cells, jnp.int32).at[cell].add(1, mode="drop")
-
-    return jax.vmap(histogram)(cell).sum(axis=0).reshape(num_classes, num_classes)
-
-
-def count_confusion(label: np.ndarray, prediction: np.ndarray, num_classes: int) -> np.ndarray:
-    """`confusion_matrix` of one image, uint8 (h, w), on the host: int64 (k, k)."""
-    counted = (label < num_classes) & (prediction < num_classes)
-    cells = label[counted].astype(np.int64) * num_classes + prediction[counted]
-    counts = np.bincount(cells, minlength=num_classes**2)
-    return counts.reshape(num_classes, num_classes)
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """Runs one device's step on all devices: `pmap` on one host, a mesh across hosts.
 
-A step is a function (state, batch) -> results of one device's share of the batch, that sums over
-the axis `DATA_AXIS` whatever concerns the whole batch. The state is the same everywhere. Both ways
-give the same numbers.
+A step is a function (state, batch, *kept) -> results of one device's share of the batch, that sums
+over the axis `DATA_AXIS` whatever concerns the whole batch. The state, and what is kept as it is,
+are the same everywhere. Both ways give the same numbers.
 """
 
 from collections.abc import Callable
@@ -31,16 +31,17 @@ def check_divides(batch_size: int, setting: str, parts: int = 1) -> None:
 
 
 def on_all_devices(
-    step: Callable[[Any, Any], Any],
+    step: Callable[..., Any],
     *,
     donate_state: bool,
     split_results: Any = False,
     use_mesh: bool | None = None,
-) -> Callable[[Any, Any], Any]:
-    """Compiles `step` to take the state, and this host's share of the batch as numpy arrays.
+) -> Callable[..., Any]:
+    """Compiles `step` to take the state, this host's share of the batch as numpy arrays, and more.
 
     Args:
-        step: (state, one device's share of the batch) -> results.
+        step: (state, one device's share of the batch, *kept) -> results; what is kept is given as
+            `everywhere` places it, so that not every call has to look whether it is.
         split_results: whether each result is one for each image of the share (see `own_share`), or
             equal on all devices; a prefix of the results' tree.
         donate_state: whether the state's memory is given to the results.
@@ -48,21 +49,24 @@ def on_all_devices(
             None: where there are several hosts, whose batches then make up one.
     """
     if use_mesh is None:
-        use_mesh = jax.process_count() > 1
+        use_mesh = _over_hosts()
     donated = (0,) if donate_state else ()
-    mesh = Mesh(np.asarray(jax.devices() if use_mesh else jax.local_devices()), (DATA_AXIS,))
+    mesh = data_mesh(use_mesh)
 
     def placed(state):
         # As a step returns it; from a state placed otherwise the second call would compile again.
-        return jax.device_put(state, NamedSharding(mesh, P()))
+        return everywhere(state, use_mesh=use_mesh)
+
+    def step_of(state, batch, kept):
+        return step(state, batch, *kept)
 
     if use_mesh:
         sharding = NamedSharding(mesh, P(DATA_AXIS))
         compiled = jax.jit(
             jax.shard_map(
-                step,
+                step_of,
                 mesh=mesh,
-                in_specs=(P(), P(DATA_AXIS)),
+                in_specs=(P(), P(DATA_AXIS), P()),
                 out_specs=jax.tree.map(
                     lambda is_split: P(DATA_AXIS) if is_split else P(), split_results
                 ),
@@ -71,30 +75,49 @@ def on_all_devices(
             donate_argnums=donated,
         )
 
-        def run_on_mesh(state, batch):
+        def run_on_mesh(state, batch, *kept):
             def distribute(share):
                 return jax.make_array_from_process_local_data(sharding, share)
 
-            return compiled(placed(state), jax.tree.map(distribute, batch))
+            return compiled(placed(state), jax.tree.map(distribute, batch), kept)
 
         return run_on_mesh
 
     devices = jax.local_device_count()
     mapped = jax.pmap(
-        step,
+        step_of,
         axis_name=DATA_AXIS,
-        in_axes=(None, 0),
+        in_axes=(None, 0, None),
         out_axes=jax.tree.map(lambda is_split: 0 if is_split else None, split_results),
         donate_argnums=donated,
     )
 
-    def run_on_host(state, batch):
+    def run_on_host(state, batch, *kept):
         def deal(share):
             return share.reshape(devices, share.shape[0] // devices, *share.shape[1:])
 
-        return mapped(placed(state), jax.tree.map(deal, batch))
+        return mapped(placed(state), jax.tree.map(deal, batch), kept)
 
     return run_on_host
+
+
+def everywhere(values: Any, *, use_mesh: bool | None = None) -> Any:
+    """The same arrays on all devices, for a step of `on_all_devices`, which is not to donate them.
+
+    use_mesh: as of `on_all_devices`.
+    """
+    if use_mesh is None:
+        use_mesh = _over_hosts()
+    return jax.device_put(values, NamedSharding(data_mesh(use_mesh), P()))
+
+
+def data_mesh(use_mesh: bool) -> Mesh:
+    """The devices of all hosts, or of this one, in the order in which they share a batch."""
+    return Mesh(np.asarray(jax.devices() if use_mesh else jax.local_devices()), (DATA_AXIS,))
+
+
+def _over_hosts() -> bool:
+    return jax.process_count() > 1
 
 
 def own_share(result: jax.Array, ndim: int) -> np.ndarray:

@@ -1,27 +1,25 @@
 """Scores a network on a split of a data set: what `fcn_jax.evaluate` and training call."""
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Self
 
 import jax
 import numpy as np
 
-from fcn_jax import conventions, metrics, parallel, visualize
+from fcn_jax import conventions, metrics, visualize
 from fcn_jax.boundary import boundary_counts
 from fcn_jax.config import EvalConfig
 from fcn_jax.conventions import Convention, ScoredSplit
-from fcn_jax.data.canvases import Size, empty_share, fill_buckets, round_up
+from fcn_jax.data.canvases import Size
 from fcn_jax.data.datasets import Dataset
 from fcn_jax.data.labels import by_map
-from fcn_jax.data.pipeline import evaluation_batches
 from fcn_jax.errors import UserError
 from fcn_jax.image_counts import ImageCounts
 from fcn_jax.inference import WHOLE, Inference
-from fcn_jax.labeller import Labeller
 from fcn_jax.progress import progress_bar
-from fcn_jax.step import Network, make_eval_step
+from fcn_jax.scorers import ScoredImages, in_batches, one_by_one
+from fcn_jax.step import Network
 
 SHEET_ROWS = 6
 
@@ -71,20 +69,6 @@ class Evaluation:
         return next(iter(self.by_map.values())).scores
 
 
-@dataclasses.dataclass(frozen=True)
-class ScoredImages:
-    """Some images of a split, labelled.
-
-    images: their indices. confusions: by label map, int (n, k, k). records: of those that this host
-    has read, by index. labels: gives theirs by label map, uint8 (h, w) or larger, in that order.
-    """
-
-    images: tuple[int, ...]
-    confusions: Mapping[str, np.ndarray]
-    records: Mapping[int, dict[str, Any]]
-    labels: Callable[[], Mapping[str, Any]]
-
-
 def evaluator(
     network: Network,
     dataset: Dataset,
@@ -118,12 +102,13 @@ def evaluator(
         raise UserError(
             "--boundary, --windows, --scales and --flip score on one host: start it on one alone"
         )
-    if inference == WHOLE:
-        scorer = _in_batches(network, dataset.num_classes, records, settings)
-    else:
-        scorer = _one_by_one(network, dataset.num_classes, records, settings, inference)
-    score, canvases, empty = scorer
     sampled = set(np.linspace(0, len(records) - 1, SHEET_ROWS).round().astype(int).tolist())
+    shown = range(len(records)) if boundary else sampled
+    if inference == WHOLE:
+        scorer = in_batches(network, dataset.num_classes, records, settings, shown)
+    else:
+        scorer = one_by_one(network, dataset.num_classes, records, settings, inference)
+    score, canvases, empty = scorer
 
     def evaluate(variables: Any) -> Evaluation:
         tallies = {
@@ -132,29 +117,26 @@ def evaluator(
         }
         # Of several hosts each has read its own images alone.
         names = [records.name(index) if several_hosts else "" for index in range(len(records))]
+
+        def receive(scored: ScoredImages) -> None:
+            for index, name in scored.names.items():
+                names[index] = name
+            for name, tally in tallies.items():
+                tally.count(scored.images, scored.counts[name])
+            for index, (record, labels) in scored.shown.items():
+                for name, truth in by_map(record["label"], network.label_maps).items():
+                    height, width = truth.shape
+                    predicted = labels[name][:height, :width]
+                    if index in sampled:
+                        tallies[name].samples[index] = _row(record, truth, predicted)
+                    if (zones := tallies[name].boundary) is not None:
+                        zones += boundary_counts(truth, predicted, len(zones[0]))
+            bar.advance(len(scored.images))
+
         with progress_bar(f"scoring {split}", len(records)) as bar:
-            for scored in score(variables):
-                for index, record in scored.records.items():
-                    names[index] = record["name"]
-                wanted = scored.records.keys() if boundary else scored.records.keys() & sampled
-                labels = scored.labels() if wanted else {}
-                for name, tally in tallies.items():
-                    tally.count(scored.images, scored.confusions[name])
-                    for (index, record), label in zip(
-                        scored.records.items(), labels.get(name, ()), strict=False
-                    ):
-                        truth = by_map(record["label"], network.label_maps)[name]
-                        height, width = truth.shape
-                        predicted = label[:height, :width]
-                        if index in sampled:
-                            tally.samples[index] = _row(record, truth, predicted)
-                        if tally.boundary is not None:
-                            tally.boundary += boundary_counts(
-                                truth, predicted, len(tally.confusion)
-                            )
-                bar.advance(len(scored.images))
+            confusions = score(variables, receive)
         evaluated = {
-            name: tally.evaluation(names, convention.averaged_over)
+            name: tally.evaluation(names, confusions[name], convention.averaged_over)
             for name, tally in tallies.items()
         }
         return Evaluation(evaluated, tuple(names), canvases, empty, convention, inference)
@@ -164,9 +146,8 @@ def evaluator(
 
 @dataclasses.dataclass
 class _Tally:
-    """What is counted of a label map: per image three numbers a class, and k² in all."""
+    """What is counted of a label map's images: three numbers a class."""
 
-    confusion: np.ndarray
     hits: np.ndarray
     truth: np.ndarray
     predicted: np.ndarray
@@ -175,97 +156,20 @@ class _Tally:
 
     @classmethod
     def of(cls, images: int, num_classes: int, boundary: bool) -> Self:
-        k = num_classes
-        hits, truth, predicted = np.zeros((3, images, k), np.int64)
-        zones = np.zeros((2, k), np.int64) if boundary else None
-        return cls(np.zeros((k, k), np.int64), hits, truth, predicted, {}, zones)
+        hits, truth, predicted = np.zeros((3, images, num_classes), np.int64)
+        zones = np.zeros((2, num_classes), np.int64) if boundary else None
+        return cls(hits, truth, predicted, {}, zones)
 
-    def count(self, images: Sequence[int], confusions: np.ndarray) -> None:
-        """confusions: of these images, int (n, k, k)."""
-        places = list(images)
-        confusions = confusions.astype(np.int64)
-        self.confusion += confusions.sum(axis=0)
-        self.hits[places] = np.diagonal(confusions, axis1=1, axis2=2)
-        self.truth[places] = confusions.sum(axis=2)
-        self.predicted[places] = confusions.sum(axis=1)
+    def count(self, images: Sequence[int], counts: tuple[np.ndarray, ...]) -> None:
+        """counts: hits, truth and predicted of these images, int (n, k)."""
+        for every, some in zip((self.hits, self.truth, self.predicted), counts, strict=True):
+            every[list(images)] = some
 
-    def evaluation(self, names: Sequence[str], averaged_over: metrics.Averaged) -> MapEvaluation:
+    def evaluation(
+        self, names: Sequence[str], confusion: np.ndarray, averaged_over: metrics.Averaged
+    ) -> MapEvaluation:
         counts = ImageCounts(tuple(names), self.hits, self.truth, self.predicted)
-        return MapEvaluation(self.confusion, counts, self.samples, averaged_over, self.boundary)
-
-
-_Scorer = tuple[Callable[[Any], Iterator[ScoredImages]], tuple[Size, ...], float]
-"""The function that labels and counts, the canvases it uses, and how much of them is empty."""
-
-
-def _in_batches(
-    network: Network,
-    num_classes: Mapping[str, int],
-    records: ScoredSplit,
-    settings: EvalConfig,
-) -> _Scorer:
-    # A batch of at most one image a device more than there are images.
-    devices = jax.device_count()
-    batch_size = min(settings.batch_size, round_up(len(records), devices))
-    parallel.check_divides(batch_size, "config.eval.batch_size")
-    buckets = fill_buckets(
-        records.sizes,
-        most=settings.canvases,
-        batch_size=batch_size,
-        label_sizes=records.label_sizes if records.convention.brings_back else None,
-    )
-    step = parallel.on_all_devices(
-        make_eval_step(network, num_classes), donate_state=False, split_results=(False, True)
-    )
-
-    def score(variables: Any) -> Iterator[ScoredImages]:
-        share = batch_size // jax.process_count()
-        for batch in evaluation_batches(records, buckets, batch_size=share):
-            counted, predictions = step(variables, batch.canvases)
-            yield ScoredImages(
-                batch.images,
-                {name: np.asarray(n)[: len(batch.images)] for name, n in counted.items()},
-                batch.records,
-                partial(_fetched, predictions),
-            )
-
-    canvases = tuple(bucket.canvas_px for bucket in buckets)
-    return score, canvases, empty_share(records.sizes, buckets)
-
-
-def _fetched(predictions: Mapping[str, jax.Array]) -> dict[str, np.ndarray]:
-    return {name: parallel.own_share(labels, ndim=3) for name, labels in predictions.items()}
-
-
-def _one_by_one(
-    network: Network,
-    num_classes: Mapping[str, int],
-    records: ScoredSplit,
-    settings: EvalConfig,
-    inference: Inference,
-) -> _Scorer:
-    if records.convention.brings_back:
-        raise UserError(
-            f"--convention={records.convention.name} resizes images and brings their logits back: "
-            "it does not go with --windows, --scales and --flip"
-        )
-    buckets = fill_buckets(records.sizes, most=settings.canvases)
-    canvases = tuple(bucket.canvas_px for bucket in buckets)
-    labeller = Labeller(network, inference, canvases)
-
-    def score(variables: Any) -> Iterator[ScoredImages]:
-        for index in range(len(records)):
-            record = records[index]
-            labels = labeller.labels(variables, record["image"])
-            truth = by_map(record["label"], network.label_maps)
-            confusions = {
-                name: metrics.count_confusion(truth[name], label, num_classes[name])[None]
-                for name, label in labels.items()
-            }
-            of_batch = {name: label[None] for name, label in labels.items()}
-            yield ScoredImages((index,), confusions, {index: record}, partial(dict, of_batch))
-
-    return score, canvases, empty_share(records.sizes, buckets)
+        return MapEvaluation(confusion, counts, self.samples, averaged_over, self.boundary)
 
 
 def _row(record: dict[str, Any], truth: np.ndarray, predicted: np.ndarray) -> visualize.SheetRow:

@@ -8,7 +8,6 @@ label maps that holds for each of them.
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import Any
 
 import jax
@@ -18,10 +17,10 @@ from flax import nnx
 from jax import lax
 
 from fcn_jax.config import Config
+from fcn_jax.confusion import WideCount, class_counts, confusion_matrices
 from fcn_jax.data.augment import augment
 from fcn_jax.data.labels import VOID_LABEL, by_map
 from fcn_jax.losses import cross_entropy
-from fcn_jax.metrics import confusion_matrix
 from fcn_jax.models.fcn import DATA_AXIS, FCN
 from fcn_jax.models.feature_map import Part
 from fcn_jax.models.interpolation import resized
@@ -207,38 +206,44 @@ def total_weight(label: jax.Array, class_weights: jax.Array | None) -> jax.Array
     return weight
 
 
+ClassCounts = tuple[jax.Array, jax.Array, jax.Array]
+
+
 def make_eval_step(
     network: Network, num_classes: Mapping[str, int]
-) -> Callable[[Any, Any], tuple[dict[str, jax.Array], dict[str, jax.Array]]]:
+) -> Callable[..., tuple[dict[str, WideCount], dict[str, ClassCounts], dict[str, jax.Array]]]:
     """Builds the step that scores a batch of canvases.
 
-    It takes (params, batch_stats) and a batch as above, and returns by label map
+    It takes the confusion matrix so far by label map (see `no_confusion`), a batch as above, and
+    (params, batch_stats), and returns by label map
 
-    - the confusion matrix of each image of the whole batch, int32 (b, k, k), the same everywhere,
+    - the confusion matrix with this batch, the same everywhere,
+    - `class_counts` of each image of the whole batch, int32 (b, k), the same everywhere,
     - the classes of each pixel of this device's share, uint8 (b, H, W).
 
     Each image is seen as if alone on its canvas. In a batch with `label_size`, int32 (b, 2), the
     logits are interpolated from the size of the image to that of its label.
     """
 
-    def eval_step(variables, batch):
+    def eval_step(so_far, batch, variables):
         like = None
         if "label_size" in batch:
             like = batch["label_size"], batch["label"].shape[1:3]
         predictions = predict(network, variables, batch["image"], batch["size"], like=like)
         labels = by_map(batch["label"], network.label_maps)
-        confusions = {
-            name: jax.vmap(partial(confusion_matrix, num_classes=num_classes[name]))(
-                labels[name][:, None], prediction[:, None]
-            )
-            for name, prediction in predictions.items()
-        }
-        confusions = jax.tree.map(
-            lambda share: lax.all_gather(share, DATA_AXIS, tiled=True), confusions
-        )
-        return confusions, {name: labels.astype(jnp.uint8) for name, labels in predictions.items()}
+        confusions, counts = {}, {}
+        for name, prediction in predictions.items():
+            of_images = confusion_matrices(labels[name], prediction, num_classes[name])
+            confusions[name] = so_far[name].plus(lax.psum(of_images.sum(axis=0), DATA_AXIS))
+            counts[name] = lax.all_gather(class_counts(of_images), DATA_AXIS, tiled=True)
+        return confusions, counts, {name: p.astype(jnp.uint8) for name, p in predictions.items()}
 
     return eval_step
+
+
+def no_confusion(num_classes: Mapping[str, int]) -> dict[str, WideCount]:
+    """What evaluation begins with, by label map: nothing counted of (k, k)."""
+    return {name: WideCount.zeros(count, count) for name, count in num_classes.items()}
 
 
 def predict(

@@ -49,6 +49,7 @@ def test_a_stored_setting_that_is_no_more_is_named():
             r"config\.model\.backbone \(='vgg'\) must be one of small, alexnet",
         ),
         ("train.batch_size", 0, r"config\.train\.batch_size \(=0\) must be above 0"),
+        ("eval.batch_size", -1, r"config\.eval\.batch_size \(=-1\) must not be below 0"),
         ("train.steps", 5, r"one of config\.train\.epochs \(=24\) and config\.train\.steps \(=5\)"),
         ("augment.scale", (2.0, 1.0), r"config\.augment\.scale \(=\(2\.0, 1\.0\)\)"),
         ("augment.crop_px", (0, 0), r"must be 1,1 where whole images"),

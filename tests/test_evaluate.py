@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from fcn_jax import conventions
+from fcn_jax import conventions, scorers
 from fcn_jax.boundary import boundary_counts
 from fcn_jax.config import EvalConfig, ModelConfig
+from fcn_jax.confusion import WideCount
 from fcn_jax.data import shapes
 from fcn_jax.data.datasets import Statistics
 from fcn_jax.errors import UserError
@@ -112,6 +113,17 @@ def test_batches_and_canvases_change_no_count(network, one_by_one, batch_size, c
     assert len(np.unique(one_by_one.sum(axis=(0, 1)))) > 2  # it predicts more than one class
     assert_counts(evaluation, one_by_one)
     assert 1 <= len(evaluation.canvases) <= canvases
+
+
+def test_a_split_of_more_than_2_to_the_32_pixels_is_counted(network, one_by_one, monkeypatch):
+    """As if all but a few of them had been counted before."""
+    before = np.full((CLASSES, CLASSES), 2**32 - 5, np.uint32)
+    begun = {"": WideCount(before, np.ones_like(before))}
+    monkeypatch.setattr(scorers, "no_confusion", lambda _: begun)
+    scored = evaluate(network, batch_size=8, canvases=1).by_map[""]
+    assert scored.confusion.dtype == np.int64
+    np.testing.assert_array_equal(scored.confusion, one_by_one.sum(axis=0) + 2**33 - 5)
+    np.testing.assert_array_equal(scored.counts.truth, one_by_one.sum(axis=2))
 
 
 def test_four_devices_count_the_same(one_by_one):

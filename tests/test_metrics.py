@@ -3,7 +3,6 @@ import json
 import math
 from collections.abc import Sequence
 
-import jax
 import numpy as np
 import pytest
 from rich.console import Console
@@ -11,8 +10,6 @@ from rich.console import Console
 from fcn_jax.data.labels import VOC_CLASSES
 from fcn_jax.metrics import (
     Scores,
-    confusion_matrix,
-    count_confusion,
     scores,
     scores_of_counts,
     scores_table,
@@ -21,67 +18,6 @@ from fcn_jax.metrics import (
 
 # Three classes, of which the truth lacks the third; four pixels of the second are taken for it.
 CONFUSION = np.array([[6, 2, 0], [4, 4, 4], [0, 0, 0]])
-
-
-def test_confusion_matrix_counts_true_classes_in_rows():
-    label = np.array([[0, 0, 1, 2]])
-    prediction = np.array([[0, 2, 1, 1]])
-    counts = confusion_matrix(label, prediction, 3)
-    assert counts.dtype == np.int32
-    assert counts.tolist() == [[1, 0, 1], [0, 1, 0], [0, 1, 0]]
-
-
-@pytest.mark.parametrize("outside", [255, -1, 3])
-def test_confusion_matrix_leaves_out_labels_outside_the_classes(outside):
-    label = np.array([[0, outside], [outside, 2]])
-    counts = confusion_matrix(label, np.array([[0, 1], [2, 2]]), 3)
-    assert counts.tolist() == [[1, 0, 0], [0, 0, 0], [0, 0, 1]]
-
-
-def test_void_stays_void_where_there_are_more_than_255_classes():
-    counts = confusion_matrix(np.array([255, 256]), np.array([255, 256]), 300)
-    assert counts.sum() == 1
-    assert counts[256, 256] == 1
-
-
-def test_a_prediction_outside_the_classes_is_not_counted_as_another_class():
-    counts = confusion_matrix(np.array([0, 0, 1]), np.array([3, -1, 1]), 3)
-    assert counts.tolist() == [[0, 0, 0], [0, 1, 0], [0, 0, 0]]
-
-
-@pytest.mark.parametrize("dtype", [np.uint8, np.int32])
-@pytest.mark.parametrize("shape", [(1200,), (40, 30), (2, 20, 30), (2, 3, 20, 10)])
-def test_confusion_matrix_agrees_with_numpy_for_any_shape_and_integer_type(shape, dtype):
-    rng = np.random.default_rng(0)
-    label = rng.choice([0, 1, 2, 3, 20, 255], shape).astype(dtype)
-    prediction = rng.integers(0, 21, shape).astype(dtype)
-    scored = label != 255
-    cells = label[scored].astype(int) * 21 + prediction[scored]
-    expected = np.bincount(cells, minlength=21 * 21).reshape(21, 21)
-    np.testing.assert_array_equal(confusion_matrix(label, prediction, 21), expected)
-
-
-def test_counts_beyond_the_integers_of_float32_are_exact():
-    pixels = 2**24 + 1  # float32 cannot tell this from 2**24
-    label = np.zeros(pixels, np.uint8)
-    assert confusion_matrix(label, label, 2)[0, 0] == pixels
-
-
-def test_batch_split_over_devices_is_counted_as_whole():
-    devices = np.array(jax.devices())
-    mesh = jax.sharding.Mesh(devices, ("data",))
-    sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
-    rng = np.random.default_rng(1)
-    label, prediction = rng.integers(0, 4, (2, 2 * len(devices), 9, 7))
-    counts = confusion_matrix(
-        jax.device_put(label, sharding), jax.device_put(prediction, sharding), 4
-    )
-    np.testing.assert_array_equal(counts, confusion_matrix(label, prediction, 4))
-
-
-def test_confusion_matrix_refuses_different_shapes():
-    with pytest.raises(ValueError, match=r"\(2, 3\).*\(3, 2\)"):
-        confusion_matrix(np.zeros((2, 3), int), np.zeros((3, 2), int), 2)
 
 
 def test_scores_by_hand():
@@ -250,13 +186,3 @@ def test_what_the_means_are_over():
     for other in (by_union, of_all):
         assert other.pixel_accuracy == by_truth.pixel_accuracy
         assert other.frequency_weighted_iu == by_truth.frequency_weighted_iu
-
-
-def test_the_host_counts_as_the_device_does():
-    random = np.random.default_rng(5)
-    label = random.integers(0, 5, (7, 9), dtype=np.uint8)
-    label[label == 4] = 255
-    prediction = random.integers(0, 4, (7, 9), dtype=np.uint8)
-    counts = count_confusion(label, prediction, 4)
-    assert counts.dtype == np.int64
-    np.testing.assert_array_equal(counts, confusion_matrix(label[None], prediction[None], 4))

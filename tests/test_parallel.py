@@ -19,7 +19,13 @@ from fcn_jax.models.fcn import DATA_AXIS, FCN, suffix
 from fcn_jax.models.feature_map import FeatureMap
 from fcn_jax.models.geometry import Grid
 from fcn_jax.models.layers import BatchNorm, Conv, dropout, max_pool, relu
-from fcn_jax.step import Network, create_train_state, make_eval_step, make_train_step
+from fcn_jax.step import (
+    Network,
+    create_train_state,
+    make_eval_step,
+    make_train_step,
+    no_confusion,
+)
 from tests.fake_devices import output_on_four_devices
 
 STEPS = 3
@@ -119,13 +125,17 @@ def train(
         results[jax.tree_util.keystr(path)] = np.asarray(leaf).ravel().tolist()
     evaluate = parallel.on_all_devices(
         make_eval_step(net, label_maps),
-        donate_state=False,
-        split_results=(False, True),
+        donate_state=True,
+        split_results=(False, False, True),
         use_mesh=use_mesh,
     )
-    confusions, predictions = evaluate((state.params, state.batch_stats), batch(label_maps))
+    variables = parallel.everywhere((state.params, state.batch_stats), use_mesh=use_mesh)
+    confusions = no_confusion(label_maps)
+    for _ in range(2):  # the second batch is counted to the first
+        confusions, counts, predictions = evaluate(confusions, batch(label_maps), variables)
     for name, confusion in confusions.items():
-        results[f"confusion{suffix(name)}"] = np.asarray(confusion).ravel().tolist()
+        results[f"confusion{suffix(name)}"] = confusion.total().ravel().tolist()
+        results[f"counts{suffix(name)}"] = np.stack(counts[name]).ravel().tolist()
         share = parallel.own_share(predictions[name], ndim=3)
         results[f"prediction{suffix(name)}"] = share.ravel().tolist()
     return results
@@ -188,6 +198,20 @@ def test_a_step_is_compiled_once(use_mesh: bool, caplog: pytest.LogCaptureFixtur
     assert compilations[1:] == [0, 0]
 
 
+@pytest.mark.parametrize("use_mesh", [False, True])
+def test_the_state_is_donated_and_what_is_kept_is_not(use_mesh: bool) -> None:
+    def add(state: jax.Array, batch: jax.Array, factor: jax.Array) -> jax.Array:
+        return state + factor * jax.lax.psum(batch.sum(), DATA_AXIS)
+
+    step = parallel.on_all_devices(add, donate_state=True, use_mesh=use_mesh)
+    factor = parallel.everywhere(np.float32(2), use_mesh=use_mesh)
+    first = step(np.float32(1), np.arange(4.0, dtype=np.float32), factor)
+    assert first == 1 + 2 * 6
+    assert step(first, np.arange(4.0, dtype=np.float32), factor) == 13 + 2 * 6
+    assert first.is_deleted()
+    assert not factor.is_deleted()
+
+
 def test_training_changes_everything() -> None:
     start = network(normalised=True).variables
     leaves, _ = jax.tree_util.tree_flatten_with_path(tuple(start))
@@ -197,7 +221,11 @@ def test_training_changes_everything() -> None:
 
 
 def test_the_confusion_matrix_counts_every_valid_pixel_once() -> None:
-    assert sum(on_one_device()["confusion"]) == (batch()["label"] != 255).sum()
+    valid = (batch()["label"] != 255).sum()
+    assert sum(on_one_device()["confusion"]) == 2 * valid  # of two batches
+    hits, truth, predicted = np.reshape(on_one_device()["counts"], (3, BATCH, CLASSES))
+    assert truth.sum() == predicted.sum() == valid
+    assert 2 * hits.sum() == np.trace(np.reshape(on_one_device()["confusion"], (CLASSES, CLASSES)))
 
 
 def test_a_batch_that_does_not_divide_is_refused_with_one_that_does() -> None:
