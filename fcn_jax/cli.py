@@ -12,6 +12,7 @@ from typing import Any
 from absl import flags, logging
 
 from fcn_jax import config as config_lib
+from fcn_jax import stop
 from fcn_jax.errors import UserError
 
 
@@ -47,7 +48,8 @@ def run(main: Callable[[list[str]], None], module: Any, *, with_config: bool = F
     logging.set_verbosity(logging.FATAL)
     _keep_compilations()
     try:
-        main(arguments)
+        with stop.interruptions():
+            main(arguments)
     except UserError as error:
         print(f"{command}: {error}", file=sys.stderr)
         sys.exit(1)

@@ -44,7 +44,6 @@ several label maps `run` gives each by name. In other ways, and with the probabi
 """
 
 import glob
-import signal
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -60,6 +59,7 @@ from fcn_jax.inference import WHOLE, define_inference_flags, inference_from_flag
 from fcn_jax.label_files import is_labelled, label_image, label_in_tiles
 from fcn_jax.progress import progress_bar, say
 from fcn_jax.runs import load_run
+from fcn_jax.stop import StopSignal
 from fcn_jax.tiles import SMALLEST_TILE_PX, receptive_field, tiling
 
 
@@ -109,13 +109,15 @@ def main(arguments: list[str]) -> None:
         cut = tiling(field, options.tile, options.halo)
         rounded = f"; --tile is rounded down to a multiple of {cut.multiple}"
         say(f"labelling in {cut}{rounded if cut.tile != options.tile else ''}")
-        signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
         overlay = options.overlay
         done = {x for x in paths if is_labelled(run, x, targets[x], cut, overlay=overlay)}
         if done:
             say(f"{len(done)} of {len(paths)} are labelled already")
     failures = []
-    with progress_bar("labelling", len(paths), initial=len(done)) as bar:
+    with (
+        StopSignal("image" if cut is None else "tile") as stop,
+        progress_bar("labelling", len(paths), initial=len(done)) as bar,
+    ):
         for path in paths:
             if path in done:
                 continue
@@ -124,13 +126,17 @@ def main(arguments: list[str]) -> None:
                 if cut is None:
                     label_image(run, path, target, overlay=options.overlay, inference=inference)
                 else:
-                    label_in_tiles(run, path, target, cut, overlay=options.overlay)
+                    label_in_tiles(run, path, target, cut, overlay=options.overlay, stop=stop)
             except UserError as error:
                 failures.append(str(error))
             bar.advance()
+            if stop.requested:
+                say(f"stopped after {bar.completed} of {len(paths)} images")
+                break
     places = ", ".join(str(output / name) for name in run.label_maps)
-    written = len(paths) - len(failures)
+    written = bar.completed - len(failures)
     say(f"{written} label map{'' if written == 1 else 's'} in {places}")
+    stop.end_if_requested()
     if failures:
         listed = "\n  ".join(failures)
         raise UserError(f"{len(failures)} of {len(paths)} images failed:\n  {listed}")

@@ -132,7 +132,7 @@ def _label(
                     _save(pngs[name], label(image))
                     kept += 1
                 bar.advance()
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, SystemExit):
             say(f"{kept} of {len(images)} label maps are kept: the same command goes on")
             raise
     if failures:

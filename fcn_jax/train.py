@@ -13,12 +13,9 @@ same command started again goes on where it was interrupted. Afterwards:
 import contextlib
 import dataclasses
 import math
-import signal
 import sys
 import time
 from pathlib import Path
-from types import FrameType
-from typing import Self
 
 import jax
 import jax.numpy as jnp
@@ -41,6 +38,7 @@ from fcn_jax.models.fcn import DATA_AXIS, suffix
 from fcn_jax.progress import format_duration, progress_bar, say
 from fcn_jax.scoring import Evaluation, evaluator
 from fcn_jax.step import Network, create_train_state, make_train_step
+from fcn_jax.stop import StopSignal
 
 
 def main(arguments: list[str]) -> None:
@@ -127,7 +125,7 @@ def train(config: Config, workdir: Path) -> Evaluation:
         with (
             contextlib.closing(batches),
             RunLog(workdir, start_step) as log,
-            StopSignal() as stop,
+            StopSignal("step") as stop,
             progress_bar("training", total_steps, "steps", initial=start_step) as bar,
         ):
             follow = _Follower(config, log, bar, checkpoints, learning_rate)
@@ -147,7 +145,7 @@ def train(config: Config, workdir: Path) -> Evaluation:
                 if stop.requested and not last:
                     checkpoints.wait()
                     say(f"stopped at step {step} of {total_steps}, saved; the same command goes on")
-                    sys.exit(128 + stop.requested)
+                    stop.end_if_requested()
         checkpoints.wait()
 
     # --- the result
@@ -174,31 +172,6 @@ def with_preprocessing(
         settled = preprocessing_name(config.model)
     model = dataclasses.replace(config.model, preprocessing=settled)
     return dataclasses.replace(config, model=model)
-
-
-class StopSignal:
-    """Notes Ctrl-C and SIGTERM, so that the step at hand ends and is saved; a second one kills.
-
-    requested: the signal's number, or 0.
-    """
-
-    def __init__(self):
-        self.requested = 0
-
-    def __enter__(self) -> Self:
-        self._before = {s: signal.signal(s, self._note) for s in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.requested:
-            signal.signal(number, signal.SIG_DFL)
-            signal.raise_signal(number)
-        self.requested = number
-        say("stopping after this step (again: at once, without saving)")
 
 
 class _Follower:
