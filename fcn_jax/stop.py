@@ -13,8 +13,6 @@ from collections.abc import Iterator
 from types import FrameType
 from typing import Any, Self
 
-from fcn_jax.progress import say
-
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 AGAIN_AFTER_SECONDS = 0.05
 """Until an interruption that was dropped is raised again: the callback is over by then."""
@@ -50,7 +48,9 @@ class StopSignal:
         self.requested = number
         # Of a pipe whose reader Ctrl-C has ended too, or amid a line that is being printed.
         with contextlib.suppress(OSError, RuntimeError):
-            say(f"stopping after this {self._at_hand} (again: at once, without saving)")
+            print(
+                f"stopping after this {self._at_hand} (again: at once, without saving)", flush=True
+            )
 
 
 @contextlib.contextmanager

@@ -10,20 +10,26 @@ same command started again goes on where it was interrupted. Afterwards:
     tensorboard --logdir=DIR/tensorboard
 """
 
+from absl import flags
+
+from fcn_jax import cli
+
+if __name__ == "__main__":  # --help and mistakes in flags do not wait for what is imported below
+    flags.DEFINE_string("workdir", None, "folder of the run (default: runs/NAME OF THE CONFIG)")
+    cli.begin(with_config=True)
+
 import contextlib
 import dataclasses
 import math
-import sys
 import time
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import flags
 from flax import nnx
 
-from fcn_jax import cli, optim, parallel, pretrained, runs, visualize
+from fcn_jax import optim, parallel, pretrained, runs, visualize
 from fcn_jax.checkpoint import Checkpoints
 from fcn_jax.config import Config
 from fcn_jax.data.balance import enet_weights
@@ -291,5 +297,4 @@ def _since(started: float) -> str:
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("workdir", None, "folder of the run (default: runs/NAME OF THE CONFIG)")
-    cli.run(main, sys.modules[__name__], with_config=True)
+    cli.run(main)

@@ -78,7 +78,7 @@ def test_a_message_that_cannot_be_printed_changes_nothing(monkeypatch):
     def closed(*_: object, **__: object) -> None:
         raise BrokenPipeError
 
-    monkeypatch.setattr("fcn_jax.stop.say", closed)
+    monkeypatch.setattr("builtins.print", closed)
     with StopSignal("page") as stop:
         signal.raise_signal(signal.SIGINT)
     assert stop.requested == signal.SIGINT
