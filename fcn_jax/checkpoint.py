@@ -10,6 +10,8 @@ from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.sharding import SingleDeviceSharding
 
 from fcn_jax.errors import UserError
 from fcn_jax.step import TrainState
@@ -79,7 +81,7 @@ class Checkpoints:
         """Starts to save; the state may be donated at once. Waits for the save before it."""
         step = int(state.step)
         # A copy: on a CPU the saving thread would read the very memory that the next step reuses.
-        state = jax.tree.map(jnp.copy, state)
+        state = _copied(state)
         try:
             self._checkpointer.save_checkpointables_async(
                 step,
@@ -99,12 +101,15 @@ class Checkpoints:
             raise self._failed(error) from error
 
     def restore(self, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
-        """The newest checkpoint: its state, with the structure of `like`, and the data's state."""
+        """The newest checkpoint: its state, with the structure of `like`, and the data's state.
+
+        like: arrays, or their shapes.
+        """
         step = self.latest
         assert step is not None
         loaded = self._load(step, {"model": _model(like), "optimizer": like.opt_state})
         state = TrainState(
-            jnp.asarray(step, jnp.int32),
+            jax.device_put(np.int32(step)),  # without a program to convert it
             loaded["model"]["params"],
             loaded["model"]["batch_stats"],
             loaded["optimizer"],
@@ -113,7 +118,7 @@ class Checkpoints:
         return state, metadata.custom_metadata["data"]
 
     def restore_model(self, like: tuple[Any, Any], step: int) -> tuple[Any, Any]:
-        """(params, batch_stats) of a step, with the structure of `like`."""
+        """(params, batch_stats) of a step, with the structure of `like`: arrays, or shapes."""
         params, batch_stats = like
         model = self._load(step, {"model": {"params": params, "batch_stats": batch_stats}})["model"]
         return model["params"], model["batch_stats"]
@@ -131,7 +136,9 @@ class Checkpoints:
                 f"{self._directory / str(step)} does not hold this network: "
                 f"{'; '.join(differences)}"
             )
-        return self._checkpointer.load_checkpointables(step, like)
+        here = SingleDeviceSharding(jax.local_devices()[0])
+        shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), like)
+        return self._checkpointer.load_checkpointables(step, shapes)
 
     def _failed(self, error: Exception) -> UserError:
         reason = str(error).splitlines()[0]
@@ -141,6 +148,11 @@ class Checkpoints:
             f"({full if full in reason else reason}): the earlier ones are untouched; make room "
             "and start the same command again"
         )
+
+
+@jax.jit
+def _copied(state: TrainState) -> TrainState:
+    return jax.tree.map(jnp.copy, state)
 
 
 def _model(state: TrainState) -> dict[str, Any]:

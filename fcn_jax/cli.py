@@ -1,11 +1,15 @@
 """What the commands share: reading `--config`, `--help`, and mistakes told in one line."""
 
 import difflib
+import hashlib
 import os
+import platform
 import re
 import runpy
 import signal
 import sys
+import tempfile
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -55,6 +59,7 @@ def begin(*, with_config: bool = False) -> None:
         print(f"{_command()}: {error}", file=sys.stderr)
         sys.exit(1)
     sys.argv[1:] = arguments
+    _keep_compilations()
 
 
 def run(main: Callable[[list[str]], None]) -> None:
@@ -66,7 +71,6 @@ def run(main: Callable[[list[str]], None]) -> None:
 
     # Orbax tells of every file that it writes; what fails is raised as well.
     logging.set_verbosity(logging.FATAL)
-    _keep_compilations()
     try:
         with stop.interruptions():
             main(sys.argv[1:])
@@ -143,14 +147,40 @@ def _config_path() -> str:
 
 
 def _keep_compilations() -> None:
-    """A program compiled once is kept for later starts; $JAX_COMPILATION_CACHE_DIR says where."""
-    import jax
+    """Compiled programs are kept for later starts; $JAX_COMPILATION_CACHE_DIR says where.
 
-    if jax.config.values.get("jax_compilation_cache_dir") is None:
-        folder = Path.home() / ".cache" / "fcn_jax" / "compiled"
-        jax.config.update("jax_compilation_cache_dir", str(folder))
-        # The many small programs that draw the first weights as well: half a minute for some nets.
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    All of them, also those that JAX thinks too small: there are many, and a second start shall
+    compile nothing. JAX reads the environment when it is imported.
+    """
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+    # On a disk that has filled up, for each of them.
+    warnings.filterwarnings("ignore", "Error writing persistent compilation cache")
+    if "JAX_COMPILATION_CACHE_DIR" in os.environ:
+        return
+    folder = Path.home() / ".cache" / "fcn_jax" / "compiled" / _processor()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        print(
+            f"{_command()}: compiled programs cannot be kept in {folder} ({error.strerror}), so "
+            "every start compiles anew; $JAX_COMPILATION_CACHE_DIR may name another folder",
+            file=sys.stderr,
+        )
+        return
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder)
+
+
+def _processor() -> str:
+    """Tells processors apart that share a home: what XLA compiles for one can crash another."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        features = next(line for line in lines if line.startswith(("flags", "Features")))
+    except (OSError, StopIteration):
+        features = platform.processor()
+    digest = hashlib.sha256(features.encode()).hexdigest()
+    return f"{platform.machine()}-{digest[:12]}"
 
 
 def _check_setting_names(arguments: Sequence[str]) -> None:

@@ -22,12 +22,12 @@ import contextlib
 import dataclasses
 import math
 import time
+from functools import partial
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 from fcn_jax import optim, parallel, pretrained, runs, visualize
 from fcn_jax.checkpoint import Checkpoints
@@ -39,7 +39,7 @@ from fcn_jax.data.pipeline import training_batches
 from fcn_jax.errors import UserError
 from fcn_jax.evaluate import report
 from fcn_jax.log import RunLog
-from fcn_jax.models.build import build, preprocessing_name
+from fcn_jax.models.build import drawn, outline, preprocessing_name
 from fcn_jax.models.fcn import DATA_AXIS, suffix
 from fcn_jax.progress import format_duration, progress_bar, say
 from fcn_jax.scoring import Evaluation, evaluator
@@ -80,14 +80,9 @@ def train(config: Config, workdir: Path) -> Evaluation:
     runs.claim(workdir, config, dataset.channels, dataset.label_maps)
 
     # --- model, optimizer, steps
-    model = build(
-        config.model,
-        dataset.num_classes,
-        channels=dataset.channels,
-        rngs=nnx.Rngs(config.seed),
-        axis_name=DATA_AXIS,
+    network = Network(
+        outline(config.model, dataset.num_classes, channels=dataset.channels, axis_name=DATA_AXIS)
     )
-    network = Network(model)
     optimizer = optim.build(config.optim, network.variables[0], total_steps)
     train_step = parallel.on_all_devices(
         make_train_step(network, optimizer, config, class_weights(config, dataset, statistics)),
@@ -101,22 +96,28 @@ def train(config: Config, workdir: Path) -> Evaluation:
         seed=config.seed,
         workers=config.data.workers,
     )
-    learning_rate = optim.learning_rate_schedule(config.optim, total_steps)
+    learning_rate = jax.jit(optim.learning_rate_schedule(config.optim, total_steps))
+    first_state = jax.jit(partial(create_train_state, optimizer=optimizer))
 
     # --- start or resume
     with Checkpoints(workdir / "checkpoints", config.train.keep_checkpoints) as checkpoints:
-        resumes = checkpoints.latest is not None
-        variables = network.variables
-        if weights is not None:
-            variables, taken = weights.apply(variables)
-            say(taken)
-            for note in weights.notes(config.model, dataset.label_maps):
-                say(f"note: {note}")
-            weights = None  # half a gigabyte for VGG16
-        state = create_train_state(variables, optimizer)
-        if resumes:
-            state, data_state = checkpoints.restore(state)
+        if checkpoints.latest is not None:
+            shapes = jax.eval_shape(first_state, network.variables)
+            state, data_state = checkpoints.restore(shapes)
             batches.set_state(data_state)
+        else:
+            first = drawn(
+                config.model, dataset.num_classes, channels=dataset.channels, seed=config.seed
+            )
+            variables = Network(first).variables
+            del first
+            if weights is not None:
+                variables, taken = weights.apply(variables)
+                say(taken)
+                for note in weights.notes(config.model, dataset.label_maps):
+                    say(f"note: {note}")
+                weights = None  # half a gigabyte for VGG16
+            state = first_state(variables)
         start_step = int(state.step)
         if start_step >= total_steps:
             say(f"{workdir} is trained: all {total_steps} steps are done")
