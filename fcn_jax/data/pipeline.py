@@ -44,11 +44,10 @@ def training_batches(
         An iterator of numpy batches, with `close`.
     """
     share = batch_size // jax.process_count()
+    first = jax.process_index() * share
     batches = (
         grain.MapDataset.source(
-            _Sequence(
-                records, canvas_px, batch_size, share, jax.process_index() * share, seed, steps
-            )
+            _Sequence(records, canvas_px, batch_size, first, share, seed, steps)
         )
         .batch(share)
         .to_iter_dataset(grain.ReadOptions(num_threads=4, prefetch_buffer_size=4))
