@@ -21,6 +21,10 @@ from fcn_jax.data.order import PLACES, image_at
 Batch = dict[str, np.ndarray]
 
 
+THREADS = 16
+"""That read and decode; where cores are fewer, they cost nothing."""
+
+
 def training_batches(
     records: Any,
     *,
@@ -45,18 +49,16 @@ def training_batches(
     """
     share = batch_size // jax.process_count()
     first = jax.process_index() * share
-    batches = (
-        grain.MapDataset.source(
-            _Sequence(records, canvas_px, batch_size, first, share, seed, steps)
-        )
-        .batch(share)
-        .to_iter_dataset(grain.ReadOptions(num_threads=4, prefetch_buffer_size=4))
+    canvases = grain.MapDataset.source(
+        _Sequence(records, canvas_px, batch_size, first, share, seed, steps)
+    ).to_iter_dataset(
+        grain.ReadOptions(num_threads=THREADS, prefetch_buffer_size=max(2 * share, THREADS))
     )
     if workers:
         if not flags.FLAGS.is_parsed():  # Grain hands absl's flags on to its processes
             flags.FLAGS.mark_as_parsed()
-        batches = batches.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
-    return iter(batches)
+        canvases = canvases.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
+    return iter(canvases.batch(share))
 
 
 @dataclasses.dataclass(frozen=True)
