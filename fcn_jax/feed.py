@@ -80,6 +80,11 @@ class Resident:
 
     def __init__(self, train_step: Step, records: Any, canvas_px: Size, config: Config):
         self.at_once = config.train.steps_per_dispatch
+        if self.at_once > 1 and jax.default_backend() == "cpu":
+            say(
+                "note: XLA's CPU convolves many times slower in a loop of steps: leave "
+                "config.train.steps_per_dispatch at 1"
+            )
         on_resident = partial(
             resident.on_resident,
             train_step,

@@ -175,7 +175,7 @@ def logged(folder: Path, name: str, **settings: Any) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines]
 
 
-def test_a_run_logs_each_step_however_it_is_fed(folder, monkeypatch):
+def test_a_run_logs_each_step_however_it_is_fed(folder, monkeypatch, capsys):
     """Streamed; and out of memory, twice three steps in one call and the seventh on its own."""
     traced = []
 
@@ -192,6 +192,7 @@ def test_a_run_logs_each_step_however_it_is_fed(folder, monkeypatch):
         "streamed": logged(folder, "streamed", data__cache="none"),
         "thrice": logged(folder, "thrice", train__steps_per_dispatch=3),
     }
+    assert "leave config.train.steps_per_dispatch at 1" in capsys.readouterr().out
     assert len(traced) == 3  # once to stream, in the loop, and for the single step
     pixels = []
     for lines in runs.values():
