@@ -19,7 +19,7 @@ from fcn_jax import parallel
 from fcn_jax.config import Config
 from fcn_jax.data import resident
 from fcn_jax.data.canvases import Size, one_canvas, round_up
-from fcn_jax.data.pipeline import ToCanvas, training_batches
+from fcn_jax.data.pipeline import training_batches
 from fcn_jax.data.resident import Step
 from fcn_jax.errors import UserError
 from fcn_jax.progress import say
@@ -58,9 +58,8 @@ def open_feed(
         UserError: a record that is damaged, or a set that cannot be kept on the device.
     """
     canvas_px = config.data.canvas_px if all(config.data.canvas_px) else one_canvas(sizes)
-    canvas = ToCanvas(canvas_px).empty(records[0])
     share = math.ceil(len(sizes) / jax.device_count())
-    needed = share * resident.canvas_bytes(canvas)
+    needed = share * resident.canvas_bytes(records[0], canvas_px)
     seen = len(steps) * config.train.batch_size
     if steps and _fits(config.data.cache, sizes, canvas_px, needed, seen):
         return Resident(train_step, records, canvas_px, config)
