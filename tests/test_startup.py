@@ -51,8 +51,8 @@ def test_the_second_start_compiles_nothing_and_so_does_going_on(tmp_path: Path):
             "--config.train.batch_size=2",
             "--config.eval.batch_size=2",
             "--config.train.epochs=0",
-            "--config.train.steps=4",
-            "--config.train.eval_every_steps=2",
+            "--config.train.steps=8",
+            "--config.train.eval_every_steps=4",
             "--config.train.log_every_steps=1",
             f"--workdir={tmp_path / workdir}",
         ]
@@ -78,9 +78,9 @@ def test_the_second_start_compiles_nothing_and_so_does_going_on(tmp_path: Path):
     second, _ = start("second")
     assert second == {"asked": first["asked"], "compiled": 0}
     # Interrupted after its first checkpoint, as far as the folder tells.
-    shutil.rmtree(tmp_path / "second/checkpoints/4")
+    shutil.rmtree(tmp_path / "second/checkpoints/8")
     resumed, said = start("second")
-    assert "going on from step 2" in said
+    assert "going on from step 4" in said
     assert resumed["compiled"] == 0
     assert resumed["asked"] < second["asked"]
 
