@@ -15,13 +15,24 @@ ratio is a contender's median over that of the first.
 A further suite is one function that yields cases, named in `SUITES`.
 """
 
+from absl import flags
+
+from fcn_jax import cli
+
+if __name__ == "__main__":  # --help and mistakes in flags do not wait for what is imported below
+    flags.DEFINE_list("suites", [], "which to run, of upsample, train_step (default: all)")
+    flags.DEFINE_enum("against", None, ["torch"], "also measure PyTorch")
+    flags.DEFINE_integer("repeats", 9, "timed calls of each contender")
+    flags.DEFINE_string("json", None, "file that the numbers are written to")
+    flags.DEFINE_bool("small", False, "tiny sizes, to see that it runs; their times mean nothing")
+    cli.begin()
+
 import dataclasses
 import datetime
 import importlib.metadata
 import json
 import os
 import platform
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -29,14 +40,13 @@ from typing import Any
 
 import jax
 import numpy as np
-from absl import flags
 from flax import nnx
 from jax import lax
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from fcn_jax import cli, optim, parallel
+from fcn_jax import optim, parallel
 from fcn_jax.config import Config
 from fcn_jax.data.labels import VOID_LABEL
 from fcn_jax.errors import UserError
@@ -57,7 +67,7 @@ def main(arguments: list[str]) -> None:
     if options.json:
         check_writable(options.json)
     report = benchmark(
-        options.suites,
+        options.suites or list(SUITES),
         repeats=options.repeats,
         peer=Peer() if options.against == "torch" else None,
         small=options.small,
@@ -544,9 +554,4 @@ class TorchStep:
 
 
 if __name__ == "__main__":
-    flags.DEFINE_list("suites", list(SUITES), "which to run, of upsample, train_step")
-    flags.DEFINE_enum("against", None, ["torch"], "also measure PyTorch")
-    flags.DEFINE_integer("repeats", 9, "timed calls of each contender")
-    flags.DEFINE_string("json", None, "file that the numbers are written to")
-    flags.DEFINE_bool("small", False, "tiny sizes, to see that it runs; their times mean nothing")
-    cli.run(main, sys.modules[__name__])
+    cli.run(main)

@@ -1,65 +1,103 @@
 """What the commands share: reading `--config`, `--help`, and mistakes told in one line."""
 
 import difflib
+import hashlib
 import os
+import platform
 import re
 import runpy
+import signal
 import sys
+import tempfile
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
-from absl import flags, logging
+from absl import flags
 
 from fcn_jax import config as config_lib
+from fcn_jax import stop
 from fcn_jax.errors import UserError
 
 
-def run(main: Callable[[list[str]], None], module: Any, *, with_config: bool = False) -> None:
-    """Parses the flags, runs `main` on the other arguments and exits.
+def begin(*, with_config: bool = False) -> None:
+    """Reads the flags of the command, tells of mistakes in them, and prints its `--help`.
 
-    Status 0; 1 for a UserError or a failing disk, 2 for a mistake in the flags, 130 after Ctrl-C.
-    `module`: the command's own module, whose docstring and flags make up `--help`.
-    `with_config`: adds the flag `--config`, a file with `get_config()`, or else the embedded
+    It is called at the top of a command's module, before what takes seconds to be imported, and
+    `run` at its end. The module's docstring and flags make up `--help`. What are no flags is left
+    in `sys.argv`. Ctrl-C during the imports to come ends with status 130.
+
+    with_config: adds the flag `--config`, a file with `get_config()`, or else the embedded
     default, and one flag for every setting.
 
-    Flags may be written with hyphens, --data-root for --data_root.
+    Raises:
+        SystemExit: status 0 after --help, 2 for a mistake in the flags, 1 for a setting that
+            cannot be.
     """
+    signal.signal(signal.SIGINT, lambda number, _: os._exit(128 + number))
     sys.argv[1:] = with_underscores(sys.argv[1:])  # in place: ml_collections reads it as well
-    name = module.__spec__.name.removesuffix(".__main__")
-    program = f"python -m {name}"
-    command = name.rpartition(".")[2]
+    program = f"python -m {_module_name()}"
     asks_help = {"--help", "-h", "-help", "--helpfull"} & set(sys.argv[1:])
     try:
         if with_config:
             _check_setting_names(sys.argv[1:])
             _define_config()
         if asks_help:
-            print(_help(program, module))
+            print(_help(program))
             sys.exit(0)
         arguments = flags.FLAGS(sys.argv)[1:]
-        if with_config:
-            _ = flags.FLAGS.config.data  # a file that cannot be loaded is told of here
+        config = flags.FLAGS.config if with_config else None
+        if config is not None:
+            _ = config.data  # a file that cannot be loaded is told of here
     except (flags.Error, UserError, KeyError, ValueError, OSError) as error:
-        print(f"{command}: {_one_line(error)} (see {program} --help)", file=sys.stderr)
+        print(f"{_command()}: {_one_line(error)} (see {program} --help)", file=sys.stderr)
         sys.exit(2)
+    try:
+        if config is not None:
+            config.check()
+    except UserError as error:
+        print(f"{_command()}: {error}", file=sys.stderr)
+        sys.exit(1)
+    sys.argv[1:] = arguments
+    _keep_compilations()
+
+
+def run(main: Callable[[list[str]], None]) -> None:
+    """Runs `main` on the arguments that `begin` has left, and exits.
+
+    Status 0; 1 for a UserError or a failing disk, 130 after Ctrl-C, 143 after SIGTERM.
+    """
+    from absl import logging
+
     # Orbax tells of every file that it writes; what fails is raised as well.
     logging.set_verbosity(logging.FATAL)
-    _keep_compilations()
     try:
-        main(arguments)
+        with stop.interruptions():
+            main(sys.argv[1:])
     except UserError as error:
-        print(f"{command}: {error}", file=sys.stderr)
+        print(f"{_command()}: {error}", file=sys.stderr)
         sys.exit(1)
     except OSError as error:  # a full disk above all
         print(
-            f"{command}: {error}; what was saved stays; mend this and start the same command again",
+            f"{_command()}: {error}; what was saved stays; mend this and start the same command "
+            "again",
             file=sys.stderr,
             flush=True,
         )
         os._exit(1)  # past the exit handlers, which would fail in the same way and say so at length
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def _module_name() -> str:
+    """Of the command that is running, such as fcn_jax.train."""
+    specification = sys.modules["__main__"].__spec__
+    assert specification is not None, "a command is started by python -m"
+    return specification.name.removesuffix(".__main__")
+
+
+def _command() -> str:
+    return _module_name().rpartition(".")[2]
 
 
 def with_underscores(arguments: Sequence[str]) -> list[str]:
@@ -109,14 +147,40 @@ def _config_path() -> str:
 
 
 def _keep_compilations() -> None:
-    """A program compiled once is kept for later starts; $JAX_COMPILATION_CACHE_DIR says where."""
-    import jax
+    """Compiled programs are kept for later starts; $JAX_COMPILATION_CACHE_DIR says where.
 
-    if jax.config.values.get("jax_compilation_cache_dir") is None:
-        folder = Path.home() / ".cache" / "fcn_jax" / "compiled"
-        jax.config.update("jax_compilation_cache_dir", str(folder))
-        # The many small programs that draw the first weights as well: half a minute for some nets.
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    All of them, also those that JAX thinks too small: there are many, and a second start shall
+    compile nothing. JAX reads the environment when it is imported.
+    """
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+    # On a disk that has filled up, for each of them.
+    warnings.filterwarnings("ignore", "Error writing persistent compilation cache")
+    if "JAX_COMPILATION_CACHE_DIR" in os.environ:
+        return
+    folder = Path.home() / ".cache" / "fcn_jax" / "compiled" / _processor()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        print(
+            f"{_command()}: compiled programs cannot be kept in {folder} ({error.strerror}), so "
+            "every start compiles anew; $JAX_COMPILATION_CACHE_DIR may name another folder",
+            file=sys.stderr,
+        )
+        return
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder)
+
+
+def _processor() -> str:
+    """Tells processors apart that share a home: what XLA compiles for one can crash another."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        features = next(line for line in lines if line.startswith(("flags", "Features")))
+    except (OSError, StopIteration):
+        features = platform.processor()
+    digest = hashlib.sha256(features.encode()).hexdigest()
+    return f"{platform.machine()}-{digest[:12]}"
 
 
 def _check_setting_names(arguments: Sequence[str]) -> None:
@@ -138,8 +202,8 @@ def _one_line(error: BaseException) -> str:
     return " ".join(str(message).split())
 
 
-def _help(program: str, module: Any) -> str:
-    lines = [module.__doc__.strip(), "", "Flags:"]
+def _help(program: str) -> str:
+    lines = [(sys.modules["__main__"].__doc__ or program).strip(), "", "Flags:"]
     own = flags.FLAGS.flags_by_module_dict().get(sys.argv[0], [])
     for flag in own:
         if flag.name != "config":

@@ -20,20 +20,27 @@ each of them shows, moved most. Writes to A/evaluation/against_B, or to --output
 The interval does not hold what another seed of the same training would change.
 """
 
+from absl import flags
+
+from fcn_jax import cli
+
+if __name__ == "__main__":  # --help and mistakes in flags do not wait for what is imported below
+    flags.DEFINE_string("split", "val", "the scores to compare: DIR/evaluation/SPLIT.json")
+    flags.DEFINE_string("output", None, "folder to write to (default: A/evaluation/against_B)")
+    cli.begin()
+
 import json
 import math
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from absl import flags
 from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from fcn_jax import bootstrap, cli
+from fcn_jax import bootstrap
 from fcn_jax.bootstrap import Interval
 from fcn_jax.comparison import (
     Comparison,
@@ -193,6 +200,4 @@ def _plain(text: str) -> str:
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("split", "val", "the scores to compare: DIR/evaluation/SPLIT.json")
-    flags.DEFINE_string("output", None, "folder to write to (default: A/evaluation/against_B)")
-    cli.run(main, sys.modules[__name__])
+    cli.run(main)

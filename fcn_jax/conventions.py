@@ -19,14 +19,16 @@ Deep Learning', section on FCNs; mmsegmentation's `IoUMetric` and its VOC settin
 import dataclasses
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
 
 from fcn_jax.data.canvases import Size
 from fcn_jax.data.labels import VOID_LABEL
-from fcn_jax.metrics import Averaged
+
+if TYPE_CHECKING:  # the names of conventions are flags, which are read before JAX is imported
+    from fcn_jax.metrics import Averaged
 
 D2L_WINDOW_PX = (320, 480)
 TORCHVISION_SHORTER_SIDE_PX = 520
@@ -56,7 +58,7 @@ class Convention:
 
     name: str
     says: str
-    averaged_over: Averaged
+    averaged_over: "Averaged"
     takes: Callable[[Size], bool] = lambda size: True
     image_size: Callable[[Size], Size] = lambda size: size
     prepare: Callable[[dict[str, Any], int], dict[str, Any]] = _as_it_is

@@ -13,25 +13,31 @@ lie, other sets by their prepared records. Nothing is changed.
 Exit status: 0 where there is no fault, 1 where there are any; remarks are no faults.
 """
 
+from absl import flags
+
+from fcn_jax import cli
+
+if __name__ == "__main__":  # --help and mistakes in flags do not wait for what is imported below
+    flags.DEFINE_string("output", None, "picture to write (default: doctor_NAME.png)")
+    cli.begin(with_config=True)
+
 import collections
 import errno
 import itertools
 import os
-import sys
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from absl import flags
 from rich import box
 from rich.console import Console
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from fcn_jax import cli, contact_sheet
+from fcn_jax import contact_sheet
 from fcn_jax.config import Config
 from fcn_jax.data import folder
 from fcn_jax.data.advice import Advice, advise
@@ -256,5 +262,4 @@ def _print_advice(console: Console, advice: list[Advice]) -> None:
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("output", None, "picture to write (default: doctor_NAME.png)")
-    cli.run(main, sys.modules[__name__], with_config=True)
+    cli.run(main)

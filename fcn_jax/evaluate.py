@@ -21,23 +21,43 @@ it is SPLIT_mmseg.json and so on (`fcn_jax/conventions.py` says what each does),
 sizes and mirror images SPLIT_scales_0.75_1_1.25_flip.json and so on (`fcn_jax/inference.py`).
 """
 
+from absl import flags
+
+from fcn_jax import cli, conventions
+from fcn_jax.inference import define_inference_flags
+
+if __name__ == "__main__":  # --help and mistakes in flags do not wait for what is imported below
+    flags.DEFINE_string("workdir", None, "folder of the run")
+    flags.DEFINE_string("split", None, "split to score (default: the one that training scored)")
+    flags.DEFINE_string("data", None, "data set to score on (default: the run's)")
+    flags.DEFINE_string("data_root", None, "where its raw files are (default: where they were)")
+    flags.DEFINE_enum(
+        "convention",
+        "native",
+        list(conventions.BY_NAME),
+        "whose way of scoring: "
+        + "; ".join(f"{c.name}: {c.says}" for c in conventions.BY_NAME.values()),
+    )
+    flags.DEFINE_bool("boundary", False, "also score the contours: boundary IU")
+    define_inference_flags()
+    flags.DEFINE_string("checkpoint", "latest", "latest, best (by mean IU), or a step")
+    cli.begin()
+
 import json
 import math
 import re
-import sys
 from functools import partial
 from pathlib import Path
 
 import jax
 import numpy as np
-from absl import flags
 from rich.console import Console
 
-from fcn_jax import bootstrap, cli, conventions, metrics, visualize
+from fcn_jax import bootstrap, metrics, visualize
 from fcn_jax.data.datasets import Dataset, open_dataset
 from fcn_jax.errors import UserError
 from fcn_jax.files import write_whole
-from fcn_jax.inference import WHOLE, define_inference_flags, inference_from_flags
+from fcn_jax.inference import WHOLE, inference_from_flags
 from fcn_jax.models.fcn import suffix
 from fcn_jax.progress import say
 from fcn_jax.runs import evaluation_folder, load_run
@@ -152,18 +172,4 @@ def _write(text: str, path: Path) -> None:
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("workdir", None, "folder of the run")
-    flags.DEFINE_string("split", None, "split to score (default: the one that training scored)")
-    flags.DEFINE_string("data", None, "data set to score on (default: the run's)")
-    flags.DEFINE_string("data_root", None, "where its raw files are (default: where they were)")
-    flags.DEFINE_enum(
-        "convention",
-        "native",
-        list(conventions.BY_NAME),
-        "whose way of scoring: "
-        + "; ".join(f"{c.name}: {c.says}" for c in conventions.BY_NAME.values()),
-    )
-    flags.DEFINE_bool("boundary", False, "also score the contours: boundary IU")
-    define_inference_flags()
-    flags.DEFINE_string("checkpoint", "latest", "latest, best (by mean IU), or a step")
-    cli.run(main, sys.modules[__name__])
+    cli.run(main)

@@ -24,17 +24,25 @@ A run of torchvision's FCN (resnet50 or resnet101, hidden head, stride 8) goes b
 aux_loss says whether the run has an auxiliary head.
 """
 
+from absl import flags
+
+from fcn_jax import cli
+
+if __name__ == "__main__":  # --help and mistakes in flags do not wait for what is imported below
+    flags.DEFINE_string("workdir", None, "folder of the run")
+    flags.DEFINE_string("output", None, "folder, or file with --format=torchvision, to write")
+    flags.DEFINE_string("checkpoint", "latest", "latest, best (by mean IU), or a step")
+    flags.DEFINE_enum("format", "fcn_jax", ["fcn_jax", "torchvision"], "of what is written")
+    cli.begin()
+
 import dataclasses
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from absl import flags
 from safetensors.numpy import save_file
 
-from fcn_jax import cli
 from fcn_jax.conventions import NATIVE
 from fcn_jax.errors import UserError
 from fcn_jax.files import write_whole
@@ -46,8 +54,6 @@ from fcn_jax.pretrained.load import flat
 from fcn_jax.pretrained.tables import torchvision
 from fcn_jax.progress import say
 from fcn_jax.runs import Run, evaluation_folder, load_run
-
-FORMATS = ("fcn_jax", "torchvision")
 
 
 def main(arguments: list[str]) -> None:
@@ -232,8 +238,4 @@ def _shown(value: Any) -> str:
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("workdir", None, "folder of the run")
-    flags.DEFINE_string("output", None, "folder, or file with --format=torchvision, to write")
-    flags.DEFINE_string("checkpoint", "latest", "latest, best (by mean IU), or a step")
-    flags.DEFINE_enum("format", FORMATS[0], list(FORMATS), "of what is written")
-    cli.run(main, sys.modules[__name__])
+    cli.run(main)

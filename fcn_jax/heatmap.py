@@ -17,7 +17,19 @@ average (all but AlexNet and VGG16), --window=5 makes that narrower, and the hea
 sure.
 """
 
-import sys
+from absl import flags
+
+from fcn_jax import cli
+
+if __name__ == "__main__":  # --help and mistakes in flags do not wait for what is imported below
+    flags.DEFINE_string("weights", None, "file of a classifier's weights")
+    flags.DEFINE_string("output", None, "picture to write")
+    flags.DEFINE_list("class", [], "indices of classes, such as 281,285, instead of the likeliest")
+    flags.DEFINE_integer("top", 3, "how many of the likeliest classes", lower_bound=1)
+    flags.DEFINE_string("names", None, "file of the classes' names, one a line")
+    flags.DEFINE_integer("window", None, "side of the average, in positions", lower_bound=1)
+    cli.begin()
+
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -25,10 +37,8 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import flags
 from flax import nnx
 
-from fcn_jax import cli
 from fcn_jax.config import ModelConfig
 from fcn_jax.data.labels import read_bytes, read_image
 from fcn_jax.errors import UserError
@@ -208,10 +218,4 @@ def parse_classes(words: Sequence[str], num_classes: int) -> list[int]:
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("weights", None, "file of a classifier's weights")
-    flags.DEFINE_string("output", None, "picture to write")
-    flags.DEFINE_list("class", [], "indices of classes, such as 281,285, instead of the likeliest")
-    flags.DEFINE_integer("top", 3, "how many of the likeliest classes", lower_bound=1)
-    flags.DEFINE_string("names", None, "file of the classes' names, one a line")
-    flags.DEFINE_integer("window", None, "side of the average, in positions", lower_bound=1)
-    cli.run(main, sys.modules[__name__])
+    cli.run(main)

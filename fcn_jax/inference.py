@@ -23,12 +23,15 @@ gets the logits that the image has alone; MONAI pads with a constant there, half
 
 import dataclasses
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from absl import flags
 
 from fcn_jax.data.canvases import round_up
 from fcn_jax.errors import UserError
-from fcn_jax.step import Network
+
+if TYPE_CHECKING:  # the flags below are read before JAX is imported
+    from fcn_jax.step import Network
 
 WINDOWS = ("average", "gaussian")
 LARGEST_WINDOW_PX = 2048
@@ -111,7 +114,7 @@ class Inference:
         """How often the image is seen."""
         return len(self.scales) * (1 + self.flip)
 
-    def check_fits(self, network: Network) -> None:
+    def check_fits(self, network: "Network") -> None:
         """The averaged rectangles are whole multiples of the network's coarsest stride (d2l).
 
         Raises:

@@ -23,6 +23,7 @@ from fcn_jax.files import write_whole
 from fcn_jax.inference import WHOLE, Inference
 from fcn_jax.progress import progress_bar, say
 from fcn_jax.runs import Run
+from fcn_jax.stop import StopSignal
 from fcn_jax.tiles import Tile, Tiling, label_tiles
 from fcn_jax.unfinished import UnfinishedTiles, part_of
 
@@ -48,13 +49,16 @@ def label_image(
             _save_overlay(place, image[..., :3], label, run.label_maps[name])
 
 
-def label_in_tiles(run: Run, path: Path, target: Path, cut: Tiling, *, overlay: bool) -> None:
+def label_in_tiles(
+    run: Run, path: Path, target: Path, cut: Tiling, *, overlay: bool, stop: StopSignal
+) -> None:
     """The same as `label_image`, in tiles; of a TIFF to a TIFF. Goes on where it was interrupted.
 
     The files tell what they were made with, by which `is_labelled` knows them.
 
     Raises:
         UserError: as there, or too little room on the disk or in the device's memory.
+        SystemExit: `stop` was requested; the tiles that are done are kept.
     """
     with _open_scene(run, path) as scene:
         tiles = cut.tiles(scene.size)
@@ -65,18 +69,13 @@ def label_in_tiles(run: Run, path: Path, target: Path, cut: Tiling, *, overlay: 
             pixels = math.prod(scene.size) * len(run.label_maps)
             _check_room(done.bytes_left + pixels, target.parent)
             with progress_bar(path.name, len(tiles), "tiles", initial=done.count) as bar:
-                try:
-                    for labels in _labels_of(run, scene, cut, tiles[done.count :]):
-                        done.append(labels)
-                        bar.advance()
-                except (KeyboardInterrupt, SystemExit):
-                    if done.count:
-                        kept = "is kept" if done.count == 1 else "are kept"
-                        say(f"{done.count} of {len(tiles)} tiles {kept}: the same command goes on")
-                    raise
+                for labels in _labels_of(run, scene, cut, tiles[done.count :]):
+                    done.append(labels)
+                    bar.advance()
+                    _end_if_requested(stop, done, len(tiles))
             for name, class_names in run.label_maps.items():
                 place = target.parent / name / target.name
-                pieces = functools.partial(done.pieces, name)
+                pieces = functools.partial(_pieces, done, name, stop)
                 scene.write(place, cut.tile, pieces, digest)
                 if overlay:
                     size, _ = reduced_size(scene.size, LONGEST_OVERLAY_PX)
@@ -85,6 +84,21 @@ def label_in_tiles(run: Run, path: Path, target: Path, cut: Tiling, *, overlay: 
                         place, scene.reduced(size), label, class_names, made_with.png_text(digest)
                     )
             done.remove()
+
+
+def _pieces(
+    done: UnfinishedTiles, label_map: str, stop: StopSignal
+) -> Iterator[tuple[slice, slice, np.ndarray]]:
+    for piece in done.pieces(label_map):
+        _end_if_requested(stop, done, done.count)
+        yield piece
+
+
+def _end_if_requested(stop: StopSignal, done: UnfinishedTiles, tiles: int) -> None:
+    if stop.requested:
+        kept = "is kept" if done.count == 1 else "are kept"
+        say(f"{done.count} of {tiles} tiles {kept}: the same command goes on")
+    stop.end_if_requested()
 
 
 def is_labelled(run: Run, path: Path, target: Path, cut: Tiling, *, overlay: bool) -> bool:

@@ -5,6 +5,7 @@ over the axis `DATA_AXIS` whatever concerns the whole batch. The state, and what
 are the same everywhere. Both ways give the same numbers.
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -30,14 +31,31 @@ def check_divides(batch_size: int, setting: str, parts: int = 1) -> None:
         )
 
 
+@dataclasses.dataclass(frozen=True)
+class OnDevices:
+    """A step on all devices: called with the state, this host's share of the batch, what is kept.
+
+    lower: from the state and batch of a step that is given no more, or their shapes and types, the
+    program that is run, for what it takes.
+    """
+
+    run: Callable[..., Any]
+    lower: Callable[[Any, Any], jax.stages.Lowered]
+
+    def __call__(self, state: Any, batch: Any, *kept: Any) -> Any:
+        return self.run(state, batch, *kept)
+
+
 def on_all_devices(
     step: Callable[..., Any],
     *,
     donate_state: bool,
     split_results: Any = False,
     use_mesh: bool | None = None,
-) -> Callable[..., Any]:
-    """Compiles `step` to take the state, this host's share of the batch as numpy arrays, and more.
+) -> OnDevices:
+    """Compiles `step` to take the state, this host's share of the batch, and more.
+
+    The batch: numpy arrays, or what `on_devices` or `data/resident.py` made of them.
 
     Args:
         step: (state, one device's share of the batch, *kept) -> results; what is kept is given as
@@ -53,6 +71,8 @@ def on_all_devices(
     donated = (0,) if donate_state else ()
     mesh = data_mesh(use_mesh)
 
+    replicated, split = NamedSharding(mesh, P()), NamedSharding(mesh, P(DATA_AXIS))
+
     def placed(state):
         # As a step returns it; from a state placed otherwise the second call would compile again.
         return everywhere(state, use_mesh=use_mesh)
@@ -60,8 +80,21 @@ def on_all_devices(
     def step_of(state, batch, kept):
         return step(state, batch, *kept)
 
+    def shapes(state):
+        return jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=replicated), state
+        )
+
+    def whole(share):
+        shape = (share.shape[0] * jax.process_count(), *share.shape[1:])
+        return jax.ShapeDtypeStruct(shape, share.dtype, sharding=split)
+
+    def dealt(share):
+        devices = jax.local_device_count()
+        shape = (devices, share.shape[0] // devices, *share.shape[1:])
+        return jax.ShapeDtypeStruct(shape, share.dtype, sharding=split)
+
     if use_mesh:
-        sharding = NamedSharding(mesh, P(DATA_AXIS))
         compiled = jax.jit(
             jax.shard_map(
                 step_of,
@@ -76,14 +109,13 @@ def on_all_devices(
         )
 
         def run_on_mesh(state, batch, *kept):
-            def distribute(share):
-                return jax.make_array_from_process_local_data(sharding, share)
+            return compiled(placed(state), on_devices(batch, use_mesh), kept)
 
-            return compiled(placed(state), jax.tree.map(distribute, batch), kept)
+        def lower_on_mesh(state, batch):
+            return compiled.lower(shapes(state), jax.tree.map(whole, batch), ())
 
-        return run_on_mesh
+        return OnDevices(run_on_mesh, lower_on_mesh)
 
-    devices = jax.local_device_count()
     mapped = jax.pmap(
         step_of,
         axis_name=DATA_AXIS,
@@ -93,12 +125,12 @@ def on_all_devices(
     )
 
     def run_on_host(state, batch, *kept):
-        def deal(share):
-            return share.reshape(devices, share.shape[0] // devices, *share.shape[1:])
+        return mapped(placed(state), on_devices(batch, use_mesh), kept)
 
-        return mapped(placed(state), jax.tree.map(deal, batch), kept)
+    def lower(state, batch):
+        return mapped.lower(shapes(state), jax.tree.map(dealt, batch), ())
 
-    return run_on_host
+    return OnDevices(run_on_host, lower)
 
 
 def everywhere(values: Any, *, use_mesh: bool | None = None) -> Any:
@@ -109,6 +141,27 @@ def everywhere(values: Any, *, use_mesh: bool | None = None) -> Any:
     if use_mesh is None:
         use_mesh = _over_hosts()
     return jax.device_put(values, NamedSharding(data_mesh(use_mesh), P()))
+
+
+def on_devices(batch: Any, use_mesh: bool | None = None) -> Any:
+    """This host's share of a batch, numpy arrays, dealt to the devices; copied in their own time.
+
+    Arrays that lie there already stay as they are. use_mesh: as of `on_all_devices`.
+    """
+    if use_mesh is None:
+        use_mesh = _over_hosts()
+    sharding = NamedSharding(data_mesh(use_mesh), P(DATA_AXIS))
+    devices = jax.local_device_count()
+
+    def place(share):
+        if isinstance(share, jax.Array):
+            return share
+        if use_mesh:
+            return jax.make_array_from_process_local_data(sharding, share)
+        dealt = share.reshape(devices, share.shape[0] // devices, *share.shape[1:])
+        return jax.device_put(dealt, sharding)
+
+    return jax.tree.map(place, batch)
 
 
 def data_mesh(use_mesh: bool) -> Mesh:

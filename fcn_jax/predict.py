@@ -43,24 +43,51 @@ several label maps `run` gives each by name. In other ways, and with the probabi
     probabilities = run.probabilities(image)  # float32 (h, w, k)
 """
 
+from absl import flags
+
+from fcn_jax import cli
+from fcn_jax.inference import define_inference_flags
+
+if __name__ == "__main__":  # --help and mistakes in flags do not wait for what is imported below
+    flags.DEFINE_string("workdir", None, "folder of the run")
+    flags.DEFINE_string("output", None, "folder to write to")
+    flags.DEFINE_bool("overlay", False, "also draw the classes over the picture")
+    flags.DEFINE_integer(
+        "tile",
+        None,
+        "label in tiles of so many pixels a side, rounded down to a multiple of the network's "
+        "largest stride (of most: 32)",
+    )
+    flags.DEFINE_integer(
+        "halo", None, "pixels seen beyond a tile, where less than exact shall do", lower_bound=0
+    )
+    flags.DEFINE_string("checkpoint", "latest", "latest, best (by mean IU), or a step")
+    define_inference_flags()
+    flags.DEFINE_string("voc_submission", None, "a VOCdevkit: pack its test images' label maps")
+    flags.DEFINE_string("split", "test", "with --voc_submission: the list to label")
+    flags.DEFINE_enum(
+        "competition",
+        "comp6",
+        ["comp5", "comp6"],
+        "with --voc_submission: comp5 for a network that has seen VOC's own data alone",
+    )
+    cli.begin()
+
 import glob
-import signal
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
-from absl import flags
 from PIL import Image
 
-from fcn_jax import cli, submission
 from fcn_jax.data.labels import header_size, is_tiff
 from fcn_jax.errors import UserError
-from fcn_jax.inference import WHOLE, define_inference_flags, inference_from_flags
+from fcn_jax.inference import WHOLE, inference_from_flags
 from fcn_jax.label_files import is_labelled, label_image, label_in_tiles
 from fcn_jax.progress import progress_bar, say
 from fcn_jax.runs import load_run
-from fcn_jax.tiles import SMALLEST_TILE_PX, receptive_field, tiling
+from fcn_jax.stop import StopSignal
+from fcn_jax.tiles import receptive_field, tiling
 
 
 def main(arguments: list[str]) -> None:
@@ -74,6 +101,8 @@ def main(arguments: list[str]) -> None:
         raise UserError(f"--{given[0]} is of VOC's submission: add --voc_submission=VOCdevkit")
     inference = inference_from_flags()
     if options.voc_submission:
+        from fcn_jax import submission
+
         run = load_run(options.workdir, options.checkpoint)
         submission.submit(
             run,
@@ -109,13 +138,15 @@ def main(arguments: list[str]) -> None:
         cut = tiling(field, options.tile, options.halo)
         rounded = f"; --tile is rounded down to a multiple of {cut.multiple}"
         say(f"labelling in {cut}{rounded if cut.tile != options.tile else ''}")
-        signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
         overlay = options.overlay
         done = {x for x in paths if is_labelled(run, x, targets[x], cut, overlay=overlay)}
         if done:
             say(f"{len(done)} of {len(paths)} are labelled already")
     failures = []
-    with progress_bar("labelling", len(paths), initial=len(done)) as bar:
+    with (
+        StopSignal("image" if cut is None else "tile") as stop,
+        progress_bar("labelling", len(paths), initial=len(done)) as bar,
+    ):
         for path in paths:
             if path in done:
                 continue
@@ -124,13 +155,17 @@ def main(arguments: list[str]) -> None:
                 if cut is None:
                     label_image(run, path, target, overlay=options.overlay, inference=inference)
                 else:
-                    label_in_tiles(run, path, target, cut, overlay=options.overlay)
+                    label_in_tiles(run, path, target, cut, overlay=options.overlay, stop=stop)
             except UserError as error:
                 failures.append(str(error))
             bar.advance()
+            if stop.requested:
+                say(f"stopped after {bar.completed} of {len(paths)} images")
+                break
     places = ", ".join(str(output / name) for name in run.label_maps)
-    written = len(paths) - len(failures)
+    written = bar.completed - len(failures)
     say(f"{written} label map{'' if written == 1 else 's'} in {places}")
+    stop.end_if_requested()
     if failures:
         listed = "\n  ".join(failures)
         raise UserError(f"{len(failures)} of {len(paths)} images failed:\n  {listed}")
@@ -199,26 +234,4 @@ def _check_beside(paths: list[Path], output: Path) -> None:
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("workdir", None, "folder of the run")
-    flags.DEFINE_string("output", None, "folder to write to")
-    flags.DEFINE_bool("overlay", False, "also draw the classes over the picture")
-    flags.DEFINE_integer(
-        "tile",
-        None,
-        f"label in tiles of so many pixels a side, {SMALLEST_TILE_PX} or more, rounded down to a "
-        "multiple of the network's largest stride (of most: 32)",
-    )
-    flags.DEFINE_integer(
-        "halo", None, "pixels seen beyond a tile, where less than exact shall do", lower_bound=0
-    )
-    flags.DEFINE_string("checkpoint", "latest", "latest, best (by mean IU), or a step")
-    define_inference_flags()
-    flags.DEFINE_string("voc_submission", None, "a VOCdevkit: pack its test images' label maps")
-    flags.DEFINE_string("split", "test", "with --voc_submission: the list to label")
-    flags.DEFINE_enum(
-        "competition",
-        "comp6",
-        submission.COMPETITIONS,
-        "with --voc_submission: comp5 for a network that has seen VOC's own data alone",
-    )
-    cli.run(main, sys.modules[__name__])
+    cli.run(main)

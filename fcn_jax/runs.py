@@ -15,10 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 from fcn_jax import pretrained
 from fcn_jax.checkpoint import Checkpoints
@@ -27,12 +24,14 @@ from fcn_jax.data.canvases import Size, choose_canvases
 from fcn_jax.errors import UserError
 from fcn_jax.inference import WHOLE, Inference
 from fcn_jax.labeller import Labeller
-from fcn_jax.models.build import build, preprocessing_name
+from fcn_jax.models.build import outline, preprocessing_name
 from fcn_jax.pretrained import saved
 from fcn_jax.step import Network
 
 FREE_TO_CHANGE = (
     "data.prepared_dir",
+    "data.cache",
+    "data.workers",
     "train.log_every_steps",
     "train.eval_every_steps",
     "train.checkpoint_every_steps",
@@ -188,9 +187,7 @@ def load_run(workdir: str | Path, checkpoint: str = "latest") -> Run:
         if step is None or step not in checkpoints.steps:
             held = ", ".join(map(str, checkpoints.steps)) or "none"
             raise UserError(f"{workdir} has no checkpoint {checkpoint} (it holds: {held})")
-        variables = checkpoints.restore_model(
-            jax.tree.map(jnp.asarray, pretrained.zeros(network)), step
-        )
+        variables = checkpoints.restore_model(network.variables, step)
     return Run(made_with, network, variables, step)
 
 
@@ -215,11 +212,7 @@ def _network(made_with: RunSettings) -> Network:
     """The network of these settings, with shapes in place of weights: nothing is drawn."""
     config, channels, label_maps = made_with
     num_classes = {name: len(class_names) for name, class_names in label_maps.items()}
-    return Network(
-        nnx.eval_shape(
-            lambda: build(config.model, num_classes, channels=channels, rngs=nnx.Rngs(0))
-        )
-    )
+    return Network(outline(config.model, num_classes, channels=channels))
 
 
 def read_settings(workdir: Path) -> RunSettings:

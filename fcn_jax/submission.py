@@ -44,7 +44,6 @@ from fcn_jax.files import UNFINISHED, write_whole
 from fcn_jax.progress import progress_bar, say
 from fcn_jax.runs import Run, read_settings
 
-COMPETITIONS = ("comp5", "comp6")
 SHOWN = 3  # names in a message
 
 SERVER = "http://host.robots.ox.ac.uk:8080"
@@ -132,7 +131,7 @@ def _label(
                     _save(pngs[name], label(image))
                     kept += 1
                 bar.advance()
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, SystemExit):
             say(f"{kept} of {len(images)} label maps are kept: the same command goes on")
             raise
     if failures:

@@ -35,10 +35,15 @@ from fcn_jax.models.feature_map import Part
 from fcn_jax.models.geometry import ReceptiveField
 from fcn_jax.runs import Run, RunSettings, load_run
 from fcn_jax.step import Network
+from fcn_jax.stop import StopSignal
 from fcn_jax.tiles import Tiling, label_tiles, receptive_field, tiling
+from fcn_jax.unfinished import UnfinishedTiles
 from tests.own_folder import ROOT, command
+from tests.test_stop import during_garbage_collection
 
 CLASSES = tuple(f"class {n}" for n in range(5))
+
+NEVER = StopSignal("tile")
 
 
 def picture(*shape: int) -> np.ndarray:
@@ -270,6 +275,31 @@ def write_scene(path: Path, image: np.ndarray) -> np.ndarray:
     return image
 
 
+def test_a_signal_amid_garbage_collection_ends_after_the_tile(
+    run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    """Where Python would drop an exception that the handler raised."""
+    Image.fromarray(picture(300, 200)).save(tmp_path / "a.png")
+    run, target = load_run(run_folder), tmp_path / "out/a.png"
+    cut = tiling(receptive_field(run.network, run.variables), 64)
+    append = UnfinishedTiles.append
+
+    def interrupted_append(self: UnfinishedTiles, labels: Any) -> None:
+        append(self, labels)
+        if self.count == 3:
+            during_garbage_collection(lambda: signal.raise_signal(signal.SIGINT))
+
+    monkeypatch.setattr(UnfinishedTiles, "append", interrupted_append)
+    with StopSignal("tile") as stop, pytest.raises(SystemExit) as ended:
+        label_files.label_in_tiles(run, tmp_path / "a.png", target, cut, overlay=False, stop=stop)
+    assert ended.value.code == 130
+    said = capsys.readouterr().out
+    assert "stopping after this tile" in said
+    assert "3 of 20 tiles are kept" in said
+    assert json.loads((tmp_path / "out/a.png.part.json").read_text())["tiles"] == 3
+    assert not (tmp_path / "out/masks").exists()
+
+
 INTERRUPTIONS = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGKILL: -9}
 """And the status that the process ends with."""
 
@@ -324,7 +354,9 @@ def test_other_images_are_labelled_in_tiles_as_well(run_folder: Path, tmp_path: 
     image = picture(300, 200)
     Image.fromarray(image).save(tmp_path / "a.png")
     cut = tiling(receptive_field(run.network, run.variables), 64)
-    label_files.label_in_tiles(run, tmp_path / "a.png", tmp_path / "out/a.png", cut, overlay=False)
+    label_files.label_in_tiles(
+        run, tmp_path / "a.png", tmp_path / "out/a.png", cut, overlay=False, stop=NEVER
+    )
     for name, label in run.label(image).items():
         np.testing.assert_array_equal(read_mask(tmp_path / "out" / name / "a.png"), label)
 
@@ -368,7 +400,7 @@ def test_label_maps_of_other_making_are_made_anew(
         return label_files.is_labelled(run, image, target, cut, overlay=overlay)
 
     assert not is_labelled()
-    label_files.label_in_tiles(run, image, target, cut, overlay=False)
+    label_files.label_in_tiles(run, image, target, cut, overlay=False, stop=NEVER)
     assert is_labelled()
     assert not is_labelled(overlay=True)
     assert not is_labelled(Tiling(64, 10, 11, 32, is_exact=False))
@@ -387,7 +419,7 @@ def test_label_maps_of_other_making_are_made_anew(
     whole = read_mask(tmp_path / "out/heights" / name)
     Image.fromarray(whole).save(tmp_path / "out/heights" / name)
     assert not is_labelled()
-    label_files.label_in_tiles(run, image, target, cut, overlay=True)
+    label_files.label_in_tiles(run, image, target, cut, overlay=True, stop=NEVER)
     assert is_labelled()
     assert is_labelled(overlay=True)
     run.__dict__["digest"] = "of other weights"
@@ -403,7 +435,9 @@ def test_a_scenes_missing_pixels_are_void(run_folder: Path, tmp_path: Path) -> N
     with rasterio.open(tmp_path / "a.tif", "r+") as file:
         file.nodata = 0
     cut = tiling(receptive_field(run.network, run.variables), 64)
-    label_files.label_in_tiles(run, tmp_path / "a.tif", tmp_path / "out/a.tif", cut, overlay=True)
+    label_files.label_in_tiles(
+        run, tmp_path / "a.tif", tmp_path / "out/a.tif", cut, overlay=True, stop=NEVER
+    )
     for name, label in run.label(image).items():
         label[:70, :20] = VOID_LABEL
         np.testing.assert_array_equal(read_mask(tmp_path / "out" / name / "a.tif"), label)
@@ -420,7 +454,7 @@ def test_too_full_a_disk_is_told_before_anything_is_done(
     # Two label maps, twice: of the tiles and of the files that are made of them.
     with pytest.raises(UserError, match="out has 4 MB free, and up to 4 MB are wanted"):
         label_files.label_in_tiles(
-            run, tmp_path / "a.tif", tmp_path / "out/a.tif", cut, overlay=False
+            run, tmp_path / "a.tif", tmp_path / "out/a.tif", cut, overlay=False, stop=NEVER
         )
 
 
@@ -436,7 +470,7 @@ def test_too_small_a_memory_is_told_with_the_remedy(
     run = load_run(run_folder)
     with pytest.raises(UserError, match=r"tiles of 64 pixels .* device's memory: .*smaller"):
         label_files.label_in_tiles(
-            run, tmp_path / "a.png", tmp_path / "out/a.png", cut, overlay=False
+            run, tmp_path / "a.png", tmp_path / "out/a.png", cut, overlay=False, stop=NEVER
         )
 
 

@@ -9,10 +9,20 @@ All images are drawn here, in the fonts that come with Pillow and matplotlib. DI
 some of them, with their maps.
 """
 
+from absl import flags
+
+from fcn_jax import cli
+
+if __name__ == "__main__":  # --help and mistakes in flags do not wait for what is imported below
+    flags.DEFINE_string("workdir", "runs/digits", "folder to write to")
+    flags.DEFINE_integer("steps", 1500, "steps of training", lower_bound=1)
+    flags.DEFINE_integer("strings", 2500, "drawn strings to train on", lower_bound=1)
+    flags.DEFINE_integer("seed", 0, "of the drawing and of the training", lower_bound=0)
+    cli.begin()
+
 import dataclasses
 import functools
 import math
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from time import perf_counter
@@ -22,12 +32,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from absl import flags
 from flax import nnx
 from PIL import Image, ImageDraw, ImageFont
 from scipy.ndimage import gaussian_filter, maximum_filter1d
 
-from fcn_jax import cli
 from fcn_jax.errors import UserError
 from fcn_jax.models.backbones.lenet import LeNet
 from fcn_jax.models.convolutionalize import Classifier, FullyConnected, convolutionalize
@@ -312,8 +320,4 @@ def draw_sheet(rows: list[tuple[DrawnString, Reading]], path: Path) -> None:
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("workdir", "runs/digits", "folder to write to")
-    flags.DEFINE_integer("steps", 1500, "steps of training", lower_bound=1)
-    flags.DEFINE_integer("strings", 2500, "drawn strings to train on", lower_bound=1)
-    flags.DEFINE_integer("seed", 0, "of the drawing and of the training", lower_bound=0)
-    cli.run(main, sys.modules[__name__])
+    cli.run(main)

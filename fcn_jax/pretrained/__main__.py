@@ -14,12 +14,19 @@ and where it is a whole segmentation network it labels images as it is:
     python -m fcn_jax.predict --workdir=FILE.safetensors --output=OUT PATH...
 """
 
-import sys
-from pathlib import Path
-
 from absl import flags
 
 from fcn_jax import cli
+
+if __name__ == "__main__":  # --help and mistakes in flags do not wait for what is imported below
+    flags.DEFINE_string("output", None, "file to write, .safetensors")
+    flags.DEFINE_list(
+        "score_scales", [], "of torchfcn's FCN8sAtOnce, which its file does not tell: 1,0.01,0.0001"
+    )
+    cli.begin()
+
+from pathlib import Path
+
 from fcn_jax.errors import UserError
 from fcn_jax.pretrained import read, saved
 from fcn_jax.pretrained.convert import convert
@@ -56,8 +63,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("output", None, "file to write, .safetensors")
-    flags.DEFINE_list(
-        "score_scales", [], "of torchfcn's FCN8sAtOnce, which its file does not tell: 1,0.01,0.0001"
-    )
-    cli.run(main, sys.modules[__name__])
+    cli.run(main)

@@ -1,0 +1,206 @@
+"""Where training's images come from: what is chosen, what is said of it, and that it changes
+nothing."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from fcn_jax import feed
+from fcn_jax.config import default_config
+from fcn_jax.errors import UserError
+from fcn_jax.feed import Resident, Streamed, open_feed, stretches
+from fcn_jax.step import TrainState
+from fcn_jax.train import train
+from tests.own_folder import small_config, write_folder
+
+SIDE = 100
+CANVAS_BYTES = 128 * 128 * (3 + 1) + 2 * 4
+
+
+class Blank:
+    """Images of zeros; the one of number `damaged` cannot be read."""
+
+    def __init__(self, count: int, damaged: int = -1):
+        self.count, self.damaged = count, damaged
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        if index == self.damaged:
+            raise UserError(f"{index}.jpg: the image is damaged")
+        image = np.zeros((SIDE, SIDE, 3), np.uint8)
+        return {"image": image, "label": image[..., 0], "name": str(index)}
+
+
+def opened(records: Blank, cache: str = "auto", steps: int = 50, **data: Any) -> feed.Feed:
+    config = default_config()
+    config.data.cache = cache
+    for name, value in data.items():
+        setattr(config.data, name, value)
+
+    def count(state: TrainState, batch: Any) -> tuple[TrainState, Any]:
+        return TrainState(state.step + 1, {}, {}, {}), {"images": batch["size"].shape[0]}
+
+    return open_feed(count, records, np.full((len(records), 2), SIDE), config, range(steps))
+
+
+def test_auto_keeps_what_takes_a_quarter_of_the_free_memory(monkeypatch, capsys):
+    monkeypatch.setattr(feed, "_free_bytes", lambda: 4 * 10 * CANVAS_BYTES)
+    kept = opened(Blank(10))
+    assert isinstance(kept, Resident)
+    assert "10 images lie on the device, 1 MB" in capsys.readouterr().out
+    streamed = opened(Blank(11))
+    assert isinstance(streamed, Streamed)
+    assert (
+        "11 images are streamed: they would take 1 MB, and may take a quarter of 3 MB that are free"
+    ) in capsys.readouterr().out
+    streamed.close()
+
+
+def test_device_and_none_are_obeyed(monkeypatch, capsys):
+    monkeypatch.setattr(feed, "_free_bytes", lambda: 11 * CANVAS_BYTES)
+    assert isinstance(opened(Blank(11), "device"), Resident)
+    streamed = opened(Blank(1), "none")
+    assert isinstance(streamed, Streamed)
+    assert "1 images are streamed, as config.data.cache=none asks" in capsys.readouterr().out
+    streamed.close()
+    with pytest.raises(UserError, match=r"config.data.cache=device cannot .* 1 MB, where 1 MB are"):
+        opened(Blank(12), "device")
+
+
+def test_parts_of_larger_images_are_streamed(capsys):
+    streamed = opened(Blank(2), canvas_px=(128, 64))
+    assert isinstance(streamed, Streamed)
+    assert "of those larger than config.data.canvas_px another part" in capsys.readouterr().out
+    streamed.close()
+    with pytest.raises(UserError, match="cannot keep 2 images on the device: of those larger"):
+        opened(Blank(2), "device", canvas_px=(128, 64))
+
+
+def test_a_few_steps_do_not_wait_for_the_whole_set(capsys):
+    opened(Blank(17), steps=2).close()
+    assert "17 images are streamed: training sees no more than 16" in capsys.readouterr().out
+    assert isinstance(opened(Blank(16), steps=2), Resident)
+
+
+def test_several_hosts_stream(monkeypatch, capsys):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    assert not feed._fits("auto", np.full((3, 2), SIDE), (128, 128), 1, 8)
+    assert "3 images are streamed: several hosts train together" in capsys.readouterr().out
+
+
+def test_the_memory_is_what_the_machine_and_the_containers_limit_leave(tmp_path):
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc/meminfo").write_text("MemTotal: 4000 kB\nMemAvailable:   3000 kB\n")
+    assert feed._available_bytes(tmp_path) == 3000 * 1024
+    limits = tmp_path / "sys/fs/cgroup"
+    limits.mkdir(parents=True)
+    (limits / "memory.current").write_text("500\n")
+    (limits / "memory.max").write_text("max\n")
+    assert feed._available_bytes(tmp_path) == 3000 * 1024
+    (limits / "memory.max").write_text("2500\n")
+    assert feed._available_bytes(tmp_path) == 2000
+    # Where nothing is told: this machine's, by its size.
+    assert 1e8 < feed._available_bytes(tmp_path / "nowhere") < 1e14
+
+
+@pytest.mark.parametrize(("cache", "workers"), [("device", 0), ("none", 0), ("none", 1)])
+def test_a_damaged_record_is_told_of_alike(cache, workers):
+    def take_three_steps() -> None:
+        held = opened(Blank(11, damaged=7), cache, workers=workers)
+        state = TrainState(jax.numpy.int32(0), {}, {}, {})
+        for _ in range(3):
+            state, _ = held(state, 1)
+
+    with pytest.raises(UserError) as raised:
+        take_three_steps()
+    assert str(raised.value) == "7.jpg: the image is damaged"
+
+
+def test_no_stretch_passes_what_is_due():
+    assert [list(steps) for steps in stretches(2, 13, 3, (5, 8))] == [
+        [3, 4, 5],
+        [6, 7, 8],
+        [9],
+        [10],
+        [11, 12, 13],
+    ]
+    assert [len(steps) for steps in stretches(0, 4, 1, (2,))] == [1] * 4
+    assert list(stretches(4, 4, 1, (2,))) == []
+
+
+def test_a_streamed_step_is_compiled_once_and_takes_nothing_but_its_batch(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    held = opened(Blank(3), "none")
+    state = TrainState(jax.numpy.int32(0), {}, {}, {})
+    compilations = []
+    with jax.log_compiles():
+        for _ in range(3):
+            caplog.clear()
+            # What is copied is copied by name: `device_put` of the batch and of the first state.
+            with jax.transfer_guard("disallow"):
+                given, (state, _) = state, held(state, 1)
+            compilations.append(caplog.text.count("Finished XLA compilation"))
+    assert given.step.is_deleted()
+    assert compilations[0] > 0
+    assert compilations[1:] == [0, 0]
+    held.close()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("fed")
+    write_folder(path / "data", [f"train_{n:03}" for n in range(7)])
+    (path / "data/train.txt").write_text("".join(f"train_{n:03}\n" for n in range(5)))
+    (path / "data/val.txt").write_text("train_005\ntrain_006\n")
+    return path
+
+
+def logged(folder: Path, name: str, **settings: Any) -> list[dict[str, Any]]:
+    """The lines of the log of a run of seven steps."""
+    config = small_config(folder)
+    config.train.steps = 7
+    for setting, value in settings.items():
+        section, entry = setting.split("__")
+        setattr(getattr(config, section), entry, value)
+    train(config, folder / name)
+    lines = (folder / name / "log.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def test_a_run_logs_each_step_however_it_is_fed(folder, monkeypatch, capsys):
+    """Streamed; and out of memory, twice three steps in one call and the seventh on its own."""
+    traced = []
+
+    def make_step(*_: Any) -> Any:
+        def step(state: TrainState, batch: Any) -> tuple[TrainState, Any]:
+            traced.append(1)
+            state = dataclasses.replace(state, step=state.step + 1)
+            return state, {"loss": state.step / 2, "pixels": batch["image"].astype(float).sum()}
+
+        return step
+
+    monkeypatch.setattr("fcn_jax.train.make_train_step", make_step)
+    runs = {
+        "streamed": logged(folder, "streamed", data__cache="none"),
+        "thrice": logged(folder, "thrice", train__steps_per_dispatch=3),
+    }
+    assert "leave config.train.steps_per_dispatch at 1" in capsys.readouterr().out
+    assert len(traced) == 3  # once to stream, in the loop, and for the single step
+    pixels = []
+    for lines in runs.values():
+        of_training = [line for line in lines if line["kind"] == "train"]
+        assert [(line["step"], line["loss"]) for line in of_training] == [
+            (step, step / 2) for step in range(1, 8)
+        ]
+        assert [line["step"] for line in lines if line["kind"] == "eval"] == [3, 6, 7]
+        pixels.append([line["pixels"] for line in of_training])
+    assert pixels[0] == pixels[1]
+    assert len(set(pixels[0])) > 1

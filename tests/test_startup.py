@@ -1,0 +1,109 @@
+"""A second start of a run compiles nothing, and what is drawn at the first one is as ever."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from fcn_jax.config import ModelConfig
+from fcn_jax.models.build import build, drawn, outline
+from tests.own_folder import ROOT, write_folder
+
+# `cli.run` begins when JAX has been imported as the command imports it.
+COUNTED = """
+import collections, json, runpy, sys
+from fcn_jax import cli
+
+run, events = cli.run, collections.Counter()
+
+def counted(main):
+    import jax
+    jax.monitoring.register_event_listener(lambda event, **_: events.update([event]))
+    try:
+        run(main)
+    finally:
+        print(json.dumps(events))
+
+cli.run = counted
+runpy.run_module("fcn_jax.train", run_name="__main__", alter_sys=True)
+"""
+
+
+@pytest.mark.slow
+def test_the_second_start_compiles_nothing_and_so_does_going_on(tmp_path: Path):
+    write_folder(tmp_path / "data", [f"train_{n:03}" for n in range(6)])
+    home = {**os.environ, "HOME": str(tmp_path / "home")}
+    home.pop("JAX_COMPILATION_CACHE_DIR", None)
+
+    def start(workdir: str) -> tuple[dict[str, int], str]:
+        """What JAX told of its programs, and what was printed."""
+        arguments = [
+            "--config.data.name=folder",
+            f"--config.data.root={tmp_path / 'data'}",
+            "--config.augment.crop_px=64,64",
+            "--config.train.batch_size=2",
+            "--config.eval.batch_size=2",
+            "--config.train.epochs=0",
+            "--config.train.steps=8",
+            "--config.train.eval_every_steps=4",
+            "--config.train.log_every_steps=1",
+            f"--workdir={tmp_path / workdir}",
+        ]
+        ended = subprocess.run(
+            [sys.executable, "-c", COUNTED, *arguments],
+            cwd=ROOT,
+            env=home,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert ended.returncode == 0, ended.stderr
+        assert "arning" not in ended.stderr
+        events = json.loads(ended.stdout.splitlines()[-1])
+        asked, hits = (
+            events.get(f"/jax/compilation_cache/{name}", 0)
+            for name in ("compile_requests_use_cache", "cache_hits")
+        )
+        return {"asked": asked, "compiled": asked - hits}, ended.stdout
+
+    first, _ = start("first")
+    assert first["compiled"] > 0
+    second, _ = start("second")
+    assert second == {"asked": first["asked"], "compiled": 0}
+    # Interrupted after its first checkpoint, as far as the folder tells.
+    shutil.rmtree(tmp_path / "second/checkpoints/8")
+    resumed, said = start("second")
+    assert "going on from step 4" in said
+    assert resumed["compiled"] == 0
+    assert resumed["asked"] < second["asked"]
+
+
+def test_first_weights_are_the_same_as_drawn_one_by_one():
+    config = ModelConfig(backbone="small", upsampling="learned")
+    one_by_one = build(config, 5, channels=4, rngs=nnx.Rngs(3))
+    together = drawn(config, 5, channels=4, seed=3)
+    graph, expected = nnx.split(one_by_one)
+    assert nnx.split(together)[0] == graph
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        nnx.to_pure_dict(nnx.state(together)),
+        nnx.to_pure_dict(expected),
+    )
+
+
+def test_an_outline_has_the_shapes_and_no_weights():
+    config = ModelConfig(backbone="small")
+    shapes = nnx.to_pure_dict(nnx.state(outline(config, 5)))
+    weights = nnx.to_pure_dict(nnx.state(build(config, 5, rngs=nnx.Rngs(0))))
+    leaves = jax.tree.leaves(shapes)
+    assert not any(isinstance(leaf, jax.Array) for leaf in leaves)
+    assert [(x.shape, x.dtype) for x in leaves] == [
+        (x.shape, x.dtype) for x in jax.tree.leaves(weights)
+    ]
