@@ -11,8 +11,8 @@ import pytest
 from flax import nnx
 from rich.console import Console
 
-from fcn_jax import benchmark as benchmarks
-from fcn_jax.benchmark import Peer, TorchStep, benchmark, measure, results_table, summarize
+from fcn_jax.benchmark import __main__ as benchmarks
+from fcn_jax.benchmark.__main__ import Peer, TorchStep, benchmark, measure, results_table, summarize
 from fcn_jax.errors import UserError
 from fcn_jax.models.build import build
 from fcn_jax.step import Network
