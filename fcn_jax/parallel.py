@@ -5,6 +5,7 @@ the axis `DATA_AXIS` whatever concerns the whole batch. The state is the same ev
 give the same numbers.
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -30,13 +31,27 @@ def check_divides(batch_size: int, setting: str, parts: int = 1) -> None:
         )
 
 
+@dataclasses.dataclass(frozen=True)
+class OnDevices:
+    """A step on all devices: called with the state and this host's share of the batch.
+
+    lower: from the same, or their shapes and types, the program that is run, for what it takes.
+    """
+
+    run: Callable[[Any, Any], Any]
+    lower: Callable[[Any, Any], jax.stages.Lowered]
+
+    def __call__(self, state: Any, batch: Any) -> Any:
+        return self.run(state, batch)
+
+
 def on_all_devices(
     step: Callable[[Any, Any], Any],
     *,
     donate_state: bool,
     split_results: Any = False,
     use_mesh: bool | None = None,
-) -> Callable[[Any, Any], Any]:
+) -> OnDevices:
     """Compiles `step` to take the state, and this host's share of the batch as numpy arrays.
 
     Args:
@@ -52,9 +67,16 @@ def on_all_devices(
     donated = (0,) if donate_state else ()
     mesh = Mesh(np.asarray(jax.devices() if use_mesh else jax.local_devices()), (DATA_AXIS,))
 
+    everywhere = NamedSharding(mesh, P())
+
     def placed(state):
         # As a step returns it; from a state placed otherwise the second call would compile again.
-        return jax.device_put(state, NamedSharding(mesh, P()))
+        return jax.device_put(state, everywhere)
+
+    def shapes(state):
+        return jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere), state
+        )
 
     if use_mesh:
         sharding = NamedSharding(mesh, P(DATA_AXIS))
@@ -77,7 +99,7 @@ def on_all_devices(
 
             return compiled(placed(state), jax.tree.map(distribute, batch))
 
-        return run_on_mesh
+        return OnDevices(run_on_mesh, lambda state, batch: compiled.lower(shapes(state), batch))
 
     devices = jax.local_device_count()
     mapped = jax.pmap(
@@ -88,13 +110,17 @@ def on_all_devices(
         donate_argnums=donated,
     )
 
-    def run_on_host(state, batch):
-        def deal(share):
-            return share.reshape(devices, share.shape[0] // devices, *share.shape[1:])
+    def deal(share):
+        return share.reshape(devices, share.shape[0] // devices, *share.shape[1:])
 
+    def run_on_host(state, batch):
         return mapped(placed(state), jax.tree.map(deal, batch))
 
-    return run_on_host
+    def lower(state, batch):
+        dealt = jax.eval_shape(lambda batch: jax.tree.map(deal, batch), batch)
+        return mapped.lower(shapes(state), dealt)
+
+    return OnDevices(run_on_host, lower)
 
 
 def own_share(result: jax.Array, ndim: int) -> np.ndarray:

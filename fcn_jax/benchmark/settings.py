@@ -1,0 +1,47 @@
+"""What the command line asks of the suites."""
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+import jax
+
+from fcn_jax.benchmark.measuring import NotMeasuredError
+from fcn_jax.benchmark.workloads import Workload
+from fcn_jax.config import DataConfig
+from fcn_jax.data.datasets import Dataset, open_dataset
+
+if TYPE_CHECKING:
+    from fcn_jax.benchmark.torch_peer import Peer
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """Attributes:
+    small: tiny sizes, that show whether all of it runs.
+    gpu_cases: whether what is meant for a GPU is run: on one, or because all is asked for.
+    voc_root: where the real images are; '': drawn shapes stand in.
+    peer: PyTorch, where it is to be compared with.
+    """
+
+    small: bool
+    gpu_cases: bool
+    voc_root: str
+    peer: "Peer | None"
+
+    def check_runs(self, workload: Workload) -> None:
+        """Raises NotMeasuredError for what is for GPUs, where there is none."""
+        if workload.for_gpu and not self.gpu_cases:
+            raise NotMeasuredError("no GPU (--all runs it nevertheless)")
+
+    def data(self) -> DataConfig:
+        """Of the images that are read."""
+        return DataConfig(name="voc" if self.voc_root else "shapes", root=self.voc_root)
+
+    def dataset(self) -> tuple[Dataset, str]:
+        """The images, and what they are called in the table. Raises UserError."""
+        dataset = open_dataset(self.data())
+        return dataset, "VOC" if self.voc_root else "drawn shapes"
+
+
+def on_gpu() -> bool:
+    return jax.default_backend() in ("gpu", "cuda", "rocm")
