@@ -35,7 +35,7 @@ from pathlib import Path
 from absl import flags
 
 from fcn_jax import cli
-from fcn_jax.benchmark import train_step, upsample
+from fcn_jax.benchmark import evaluate, input, memory, startup, train_step, upsample
 from fcn_jax.benchmark.hardware import hardware, versions
 from fcn_jax.benchmark.measuring import Case, run_case
 from fcn_jax.benchmark.report import Report, results
@@ -44,8 +44,12 @@ from fcn_jax.errors import UserError
 from fcn_jax.progress import progress_bar
 
 SUITES: dict[str, Callable[[Settings], Iterator[Case]]] = {
+    "startup": startup.cases,
+    "memory": memory.cases,
     "upsample": upsample.cases,
     "train_step": train_step.cases,
+    "input": input.cases,
+    "evaluate": evaluate.cases,
 }
 """In an order in which programs of their own, which want a device's memory, come first."""
 
@@ -113,6 +117,8 @@ def benchmark(suites: Sequence[str], *, repeats: int, settings: Settings) -> Rep
         with progress_bar(name, len(cases), "cases") as bar:
             for case in cases:
                 rows += run_case(name, case, repeats)
+                if settings.peer is not None:
+                    settings.peer.release()
                 bar.advance()
     return {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),

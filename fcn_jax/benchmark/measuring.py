@@ -34,6 +34,7 @@ class Contender:
     cost: what the devices compute in one iteration; asked for after the calls, when the program is
         compiled already.
     note: makes a remark of what the last call returned.
+    close: called when all is measured.
     """
 
     call: Callable[[], Any]
@@ -42,6 +43,7 @@ class Contender:
     images: int = 0
     cost: Callable[[], Cost] | None = None
     note: Callable[[Any], str] = lambda _: ""
+    close: Callable[[], object] = lambda: None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,19 +104,22 @@ def run_case(suite: str, case: Case, repeats: int) -> list[Row]:
     contenders = {name: made for name, made in built.items() if isinstance(made, Contender)}
     failures = {name: made for name, made in built.items() if isinstance(made, NotMeasuredError)}
     repeats = min(repeats, case.most_repeats or repeats)
-    numbers, results, broken = measure(
-        contenders, repeats, timed=case.timed, warm_up_calls=case.warm_up_calls
-    )
-    failures |= broken
-    rows: dict[str, Row] = {}
-    for name in built:
-        if name in failures:
-            rows[name] = _not_measured(suite, case, name, failures[name])
-            continue
-        row = summarize(suite, case, name, numbers[name])
-        row["note"] = contenders[name].note(results[name])
-        add_pace(row, contenders[name])
-        rows[name] = row
+    try:
+        numbers, results, broken = measure(
+            contenders, repeats, timed=case.timed, warm_up_calls=case.warm_up_calls
+        )
+        failures |= broken
+        rows: dict[str, Row] = {}
+        for name in built:
+            if name in failures:
+                rows[name] = _not_measured(suite, case, name, failures[name])
+                continue
+            row = rows[name] = summarize(suite, case, name, numbers[name])
+            row["note"] = contenders[name].note(results[name])
+            add_pace(row, contenders[name])
+    finally:
+        for contender in contenders.values():
+            contender.close()
     return with_ratios(_best(rows))
 
 
@@ -159,12 +164,12 @@ def _failing_into(failures: dict[str, NotMeasuredError], name: str) -> Iterator[
     except UserError:
         raise
     except Exception as error:
-        if not _is_out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
         failures[name] = NotMeasuredError("out of memory")
 
 
-def _is_out_of_memory(error: Exception) -> bool:
+def is_out_of_memory(error: Exception) -> bool:
     """XLA's RESOURCE_EXHAUSTED, PyTorch's OutOfMemoryError."""
     return "RESOURCE_EXHAUSTED" in str(error) or type(error).__name__ == "OutOfMemoryError"
 
@@ -234,9 +239,9 @@ def _order(row: Row) -> float:
 
 
 def with_ratios(rows: Iterable[Row]) -> list[Row]:
-    """The rows of a case, each with its ratio to the first, where both have a number above 0."""
+    """The rows of a case, each with its ratio to the first, where there are several numbers."""
     rows = list(rows)
-    first = rows[0]["median"]
+    first = rows[0]["median"] if len(rows) > 1 else None
     for row in rows:
         if first and row["median"]:
             more_is_better = row["unit"] == "images"

@@ -33,14 +33,15 @@ class Settings:
         if workload.for_gpu and not self.gpu_cases:
             raise NotMeasuredError("no GPU (--all runs it nevertheless)")
 
-    def data(self) -> DataConfig:
-        """Of the images that are read."""
-        return DataConfig(name="voc" if self.voc_root else "shapes", root=self.voc_root)
+    @property
+    def images(self) -> str:
+        """What the images that are read are called in the table."""
+        return "VOC" if self.voc_root else "drawn shapes"
 
-    def dataset(self) -> tuple[Dataset, str]:
-        """The images, and what they are called in the table. Raises UserError."""
-        dataset = open_dataset(self.data())
-        return dataset, "VOC" if self.voc_root else "drawn shapes"
+    def dataset(self) -> Dataset:
+        """Those images. Raises UserError where they cannot be prepared."""
+        name = "voc" if self.voc_root else "shapes"
+        return open_dataset(DataConfig(name=name, root=self.voc_root))
 
 
 def on_gpu() -> bool:

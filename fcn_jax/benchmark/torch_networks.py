@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from fcn_jax.benchmark.measuring import NotMeasuredError
-from fcn_jax.benchmark.workloads import NUM_CLASSES, Workload
+from fcn_jax.benchmark.workloads import Workload
 from fcn_jax.models.backbones.vgg import BLOCKS
 from fcn_jax.pretrained import flat
 from fcn_jax.pretrained.source import (
@@ -39,10 +39,10 @@ INVERSE: dict[Layout, Layout] = {as_it_is: as_it_is, from_oihw: to_oihw, from_io
 class Upsampling(nn.ConvTranspose2d):
     """By a factor, where coarse positions lie on pixels, or in the middle of factor² of them."""
 
-    def __init__(self, factor: int, *, on_pixels: bool):
+    def __init__(self, channels: int, factor: int, *, on_pixels: bool):
         super().__init__(
-            NUM_CLASSES,
-            NUM_CLASSES,
+            channels,
+            channels,
             2 * factor - on_pixels,
             stride=factor,
             padding=factor - 1 if on_pixels else factor // 2,
@@ -80,14 +80,15 @@ class SqueezeNetFcn8s(nn.Module):
             features = 8 * squeezed
         self.pool = nn.MaxPool2d(3, 2, 1)
         self.dropout = nn.Dropout(workload.config.model.dropout)
+        k = workload.num_classes
         self.head = nn.ModuleDict(
             {
-                "score16": nn.Conv2d(512, NUM_CLASSES, 1),
-                "score8": nn.Conv2d(256, NUM_CLASSES, 1),
-                "score4": nn.Conv2d(128, NUM_CLASSES, 1),
-                "upsample16": Upsampling(2, on_pixels=True),
-                "upsample8": Upsampling(2, on_pixels=True),
-                "upsample4": Upsampling(4, on_pixels=True),
+                "score16": nn.Conv2d(512, k, 1),
+                "score8": nn.Conv2d(256, k, 1),
+                "score4": nn.Conv2d(128, k, 1),
+                "upsample16": Upsampling(k, 2, on_pixels=True),
+                "upsample8": Upsampling(k, 2, on_pixels=True),
+                "upsample4": Upsampling(k, 4, on_pixels=True),
             }
         )
 
@@ -123,14 +124,15 @@ class Vgg16Fcn8s(nn.Module):
         self.backbone["fc7"] = nn.Conv2d(features, features, 1)
         self.pool = nn.MaxPool2d(2, 2, ceil_mode=True)
         self.dropout = nn.Dropout(workload.config.model.dropout)
+        k = workload.num_classes
         self.head = nn.ModuleDict(
             {
-                "score32": nn.Conv2d(features, NUM_CLASSES, 1),
-                "score16": nn.Conv2d(512, NUM_CLASSES, 1),
-                "score8": nn.Conv2d(256, NUM_CLASSES, 1),
-                "upsample32": Upsampling(2, on_pixels=False),
-                "upsample16": Upsampling(2, on_pixels=False),
-                "upsample8": Upsampling(8, on_pixels=False),
+                "score32": nn.Conv2d(features, k, 1),
+                "score16": nn.Conv2d(512, k, 1),
+                "score8": nn.Conv2d(256, k, 1),
+                "upsample32": Upsampling(k, 2, on_pixels=False),
+                "upsample16": Upsampling(k, 2, on_pixels=False),
+                "upsample8": Upsampling(k, 8, on_pixels=False),
             }
         )
 
@@ -163,7 +165,7 @@ def torchvisions_fcn_resnet50(workload: Workload) -> Any:
     except RuntimeError as error:
         raise NotMeasuredError(f"torchvision cannot be imported ({error})") from None
     network = fcn_resnet50(
-        weights=None, weights_backbone=None, num_classes=NUM_CLASSES, aux_loss=True
+        weights=None, weights_backbone=None, num_classes=workload.num_classes, aux_loss=True
     )
     if workload.small:
         for layer in ("layer1", "layer2", "layer3", "layer4"):

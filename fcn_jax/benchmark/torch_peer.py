@@ -6,6 +6,7 @@ asked for.
 """
 
 import dataclasses
+import gc
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -13,11 +14,14 @@ import jax
 import numpy as np
 import torch
 
+from fcn_jax.benchmark.evaluate import accuracy_note
 from fcn_jax.benchmark.hardware import usable_cores
 from fcn_jax.benchmark.measuring import Contender, NotMeasuredError
 from fcn_jax.benchmark.settings import on_gpu
+from fcn_jax.benchmark.torch_evaluation import TorchEvaluation
 from fcn_jax.benchmark.torch_step import TorchStep
 from fcn_jax.benchmark.workloads import Workload
+from fcn_jax.data.splits import Split
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,3 +136,44 @@ class Peer:
             reason = str(error).strip().partition("\n")[0]
             raise NotMeasuredError(f"torch.compile failed: {reason}") from error
         self.wait()
+
+    def peak_bytes(
+        self, workload: Workload, variables: tuple[Any, Any], batch: Mapping[str, np.ndarray]
+    ) -> int:
+        """The most that was allocated on the GPU in two steps."""
+        self.release()
+        torch.cuda.reset_peak_memory_stats()
+        self.two_steps(workload, variables, batch)
+        return torch.cuda.max_memory_allocated()
+
+    def two_steps(
+        self, workload: Workload, variables: tuple[Any, Any], batch: Mapping[str, np.ndarray]
+    ) -> None:
+        """For what they take of memory."""
+        step = TorchStep(workload, variables, self.device, self.treatments[0])
+        for _ in range(2):
+            self._stepped(step, batch)
+
+    def release(self) -> None:
+        """Gives memory that nothing uses back to the GPU."""
+        gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def evaluations(
+        self, workload: Workload, variables: tuple[Any, Any], split: Split
+    ) -> dict[str, Contender | NotMeasuredError]:
+        """Of the suite `evaluate`, in both layouts; never compiled: every size would be anew."""
+
+        def note(confusion: np.ndarray) -> str:
+            return accuracy_note(np.trace(confusion) / confusion.sum())
+
+        made: dict[str, Contender | NotMeasuredError] = {}
+        for treatment in (Treatment(channels_last=False), Treatment(channels_last=True)):
+            run = TorchEvaluation(workload, variables, self.device, treatment.layout)
+            made[treatment.name] = Contender(
+                lambda run=run: run(split),  # type: ignore[misc]
+                images=len(split),
+                note=note,
+            )
+        return made

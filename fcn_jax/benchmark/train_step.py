@@ -13,7 +13,6 @@ from fcn_jax.benchmark.measuring import Case, Contender, NotMeasuredError
 from fcn_jax.benchmark.settings import Settings
 from fcn_jax.benchmark.workloads import (
     Workload,
-    abstract,
     random_canvases,
     random_variables,
     workloads,
@@ -31,9 +30,9 @@ def contenders(workload: Workload, settings: Settings) -> dict[str, Contender | 
     network = workload.network()
     variables = random_variables(network)
     step = workload.step(network)
-    state = workload.state(network, jax.tree.map(jax.numpy.asarray, variables))
+    state = workload.state(network, variables)
     batch = random_canvases(batch_size, workload.canvas_px)
-    shapes = abstract(state), abstract(batch)
+    shapes = workload.abstract_state(network), workload.abstract_batch()
 
     def run() -> Any:
         nonlocal state

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -26,7 +27,7 @@ class Workload:
     """A network and its training.
 
     name: of the network. canvas_px: height and width of the canvases that crops are cut from.
-    for_gpu: whether a CPU would take minutes a step.
+    for_gpu: whether a CPU would take minutes a step. small: see `shrink`.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Workload:
     canvas_px: int
     for_gpu: bool
     small: bool
+    num_classes: int = NUM_CLASSES
 
     @property
     def title(self) -> str:
@@ -54,11 +56,11 @@ class Workload:
         config.check()
         return dataclasses.replace(self, config=config)
 
-    def network(self, num_classes: int = NUM_CLASSES) -> Network:
+    def network(self) -> Network:
         """Its variables are shapes and types alone."""
 
         def make() -> FCN:
-            return build(self.config.model, num_classes, rngs=nnx.Rngs(0), axis_name=DATA_AXIS)
+            return build(self.config.model, self.num_classes, rngs=nnx.Rngs(0), axis_name=DATA_AXIS)
 
         model = nnx.eval_shape(make)
         if self.small:
@@ -74,7 +76,23 @@ class Workload:
         return parallel.on_all_devices(step, donate_state=True)
 
     def state(self, network: Network, variables: tuple[Any, Any]) -> TrainState:
-        return create_train_state(variables, self.optimizer(network))
+        """On the device, from (params, batch_stats)."""
+        on_device = jax.tree.map(jnp.asarray, variables)
+        return create_train_state(on_device, self.optimizer(network))
+
+    def abstract_state(self, network: Network) -> TrainState:
+        """Its shapes and types."""
+        optimizer = self.optimizer(network)
+        return jax.eval_shape(lambda v: create_train_state(v, optimizer), network.variables)
+
+    def abstract_batch(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shapes and types of `random_canvases`."""
+        batch, side = self.config.train.batch_size, self.canvas_px
+        return {
+            "image": jax.ShapeDtypeStruct((batch, side, side, 3), np.uint8),
+            "label": jax.ShapeDtypeStruct((batch, side, side), np.uint8),
+            "size": jax.ShapeDtypeStruct((batch, 2), np.int32),
+        }
 
 
 def workloads(small: bool) -> Iterator[Workload]:
@@ -175,8 +193,3 @@ def random_canvases(batch_size: int, canvas_px: int) -> dict[str, np.ndarray]:
         "label": blocks.repeat(16, axis=1).repeat(16, axis=2).astype(np.uint8),
         "size": np.full((batch_size, 2), canvas_px, np.int32),
     }
-
-
-def abstract(tree: Any) -> Any:
-    """Shapes and types of arrays."""
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
