@@ -39,7 +39,7 @@ def cases(settings: Settings) -> Iterator[Case]:
     )
     for workload in workloads(settings.small):
         usual = workload.config.train.batch_size
-        for batch_size in (usual, 2 * usual):
+        for batch_size in (usual,) if settings.small else (usual, 2 * usual):
             changed = workload.changed(train__batch_size=batch_size)
             yield Case(
                 f"{changed.title}: a training step",

@@ -120,7 +120,7 @@ COLUMNS = {
     "median": shown_median,
     "ratio": shown_ratio,
     "images/s": _scaled("images_per_second", 1, 1),
-    "GFLOP": _scaled("flops", 1e-9, 1),
+    "GFLOP": _scaled("flops", 1e-9, 2),
     "GFLOP/s": _scaled("flops_per_second", 1e-9, 0),
     "of peak": shown_peak,
 }

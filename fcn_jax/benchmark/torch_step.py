@@ -34,13 +34,15 @@ class TorchStep:
         self.mixed = workload.dtype == "bfloat16"
         self.loss_of = torch.compile(self._loss) if treatment.compiled else self._loss
 
-    def __call__(self, batch: Mapping[str, np.ndarray]) -> None:
+    def __call__(self, batch: Mapping[str, np.ndarray]) -> Any:
+        """The loss before the update, unwaited for."""
         image, label = self.augment(batch)
         self.optimizer.zero_grad(set_to_none=True)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.mixed):
             loss = self.loss_of(image, label)
         loss.backward()
         self.optimizer.step()
+        return loss.detach()
 
     def _loss(self, image: Any, label: Any) -> Any:
         scores = self.module(image)
