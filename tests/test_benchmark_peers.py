@@ -50,8 +50,7 @@ def test_all_contenders_upsample_alike(torch: ModuleType, dtype: str) -> None:
         )
 
 
-@pytest.mark.parametrize("channels_last", [False, True])
-def test_pytorchs_network_is_ours(torch: Any, workload: Workload, channels_last: bool) -> None:
+def test_pytorchs_network_is_ours(torch: Any, workload: Workload) -> None:
     from fcn_jax.benchmark.torch_networks import peer_network
 
     network = workload.network()
@@ -61,12 +60,12 @@ def test_pytorchs_network_is_ours(torch: Any, workload: Workload, channels_last:
     expected = np.asarray(values["logits"])
     assert np.ptp(expected.argmax(-1)) > 0
     normalised = np.asarray(network.preprocessing(jnp.asarray(image)))
-    layout = torch.channels_last if channels_last else torch.contiguous_format
-    module = peer_network(workload, variables).module.to(memory_format=layout).eval()
-    pixels = torch.tensor(normalised).permute(0, 3, 1, 2).contiguous(memory_format=layout)
-    with torch.no_grad():
-        logits = module(pixels)["out"].permute(0, 2, 3, 1)
-    np.testing.assert_allclose(logits, expected, atol=1e-4 * float(np.abs(expected).max()))
+    for layout in (torch.channels_last, torch.contiguous_format):
+        module = peer_network(workload, variables).module.to(memory_format=layout).eval()
+        pixels = torch.tensor(normalised).permute(0, 3, 1, 2).contiguous(memory_format=layout)
+        with torch.no_grad():
+            logits = module(pixels)["out"].permute(0, 2, 3, 1)
+        np.testing.assert_allclose(logits, expected, atol=1e-4 * float(np.abs(expected).max()))
 
 
 def without_chance(workload: Workload) -> Workload:

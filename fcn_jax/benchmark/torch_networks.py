@@ -167,6 +167,9 @@ def torchvisions_fcn_resnet50(workload: Workload) -> Any:
     network = fcn_resnet50(
         weights=None, weights_backbone=None, num_classes=workload.num_classes, aux_loss=True
     )
+    for module in network.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = workload.config.model.dropout
     if workload.small:
         for layer in ("layer1", "layer2", "layer3", "layer4"):
             network.backbone[layer] = network.backbone[layer][:1]

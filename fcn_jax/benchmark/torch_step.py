@@ -80,7 +80,7 @@ class TorchStep:
             cut_label = functional.interpolate(cut_label, (size, size), mode="nearest")[0, 0]
             if self.preprocessing.bgr:
                 cut = cut.flip(0)
-            if random.random() < 0.5:
+            if self.config.augment.flip and random.random() < 0.5:
                 cut, cut_label = cut.flip(2), cut_label.flip(1)
             images[index, :, :size, :size] = (cut - mean) / std
             labels[index, :size, :size] = cut_label.long()
