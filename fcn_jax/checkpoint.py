@@ -1,8 +1,9 @@
 """Checkpoints on disk: the one module that speaks to Orbax.
 
-A step's checkpoint holds the model (parameters and batch statistics), the optimizer's state and
-where the data iterator stood, so that a resumed run continues bit for bit. It is written beside its
-final name and renamed when whole: an interrupted save leaves the one before.
+A step's checkpoint holds the model (parameters and batch statistics) and the optimizer's state.
+With the step's number, from which the batches follow (`data/order.py`), a resumed run continues bit
+for bit. It is written beside its final name and renamed when whole: an interrupted save leaves the
+one before.
 """
 
 from pathlib import Path
@@ -75,7 +76,7 @@ class Checkpoints:
         scored = [c for c in self._checkpointer.checkpoints if (c.metrics or {}).get(METRIC)]
         return max(scored, key=lambda c: c.metrics[METRIC]).step if scored else None
 
-    def save(self, state: TrainState, data_state: dict[str, Any], mean_iu: float | None) -> None:
+    def save(self, state: TrainState, mean_iu: float | None) -> None:
         """Starts to save; the state may be donated at once. Waits for the save before it."""
         step = int(state.step)
         # A copy: on a CPU the saving thread would read the very memory that the next step reuses.
@@ -86,7 +87,6 @@ class Checkpoints:
                 {"model": _model(state), "optimizer": state.opt_state},
                 force=True,
                 metrics=None if mean_iu is None else {METRIC: mean_iu},
-                custom_metadata={"data": data_state},
             )
         except SAVE_ERRORS as error:
             raise self._failed(error) from error
@@ -98,19 +98,17 @@ class Checkpoints:
         except SAVE_ERRORS as error:
             raise self._failed(error) from error
 
-    def restore(self, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
-        """The newest checkpoint: its state, with the structure of `like`, and the data's state."""
+    def restore(self, like: TrainState) -> TrainState:
+        """The newest checkpoint's state, with the structure of `like`."""
         step = self.latest
         assert step is not None
         loaded = self._load(step, {"model": _model(like), "optimizer": like.opt_state})
-        state = TrainState(
+        return TrainState(
             jnp.asarray(step, jnp.int32),
             loaded["model"]["params"],
             loaded["model"]["batch_stats"],
             loaded["optimizer"],
         )
-        metadata = self._checkpointer.checkpointables_metadata(step)
-        return state, metadata.custom_metadata["data"]
 
     def restore_model(self, like: tuple[Any, Any], step: int) -> tuple[Any, Any]:
         """(params, batch_stats) of a step, with the structure of `like`."""

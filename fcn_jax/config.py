@@ -40,6 +40,11 @@ class DataConfig:
     label_offset: int = setting(0, "TFDS: added to every label (-1 where classes start at 1)")
     num_classes: int = setting(0, "TFDS without class names: how many (0: as the data set says)")
     canvas_px: tuple[int, int] = setting((0, 0), "height,width of a canvas (0,0: largest image)")
+    cache: str = setting(
+        "auto",
+        "whether training's images lie on the device: where they fit, or yes, or no",
+        choices=("auto", "device", "none"),
+    )
     workers: int = setting(0, "processes that read and decode (0: threads of this one)")
 
     def channel_folders(self) -> tuple[str, ...]:
@@ -179,6 +184,9 @@ class TrainConfig:
     accumulation_steps: int = setting(1, "parts in which a batch is run, to save memory")
     epochs: float = setting(0.0, "passes over the training split (instead of steps)")
     steps: int = setting(0, "steps (instead of epochs)")
+    steps_per_dispatch: int = setting(
+        1, "steps in one call, of images on the device; more suits small steps on a GPU, no CPU"
+    )
     log_every_steps: int = setting(10, "between lines of the log")
     eval_every_steps: int = setting(0, "between evaluations (0: ten in a run)")
     checkpoint_every_steps: int = setting(0, "between checkpoints (0: as evaluations)")
@@ -212,7 +220,7 @@ class Config:
                     f"config.{name} (={value!r}) must be one of {', '.join(map(str, choices))}"
                 )
         _positive(self.train, "train", "batch_size", "accumulation_steps", "log_every_steps")
-        _positive(self.train, "train", "keep_checkpoints")
+        _positive(self.train, "train", "keep_checkpoints", "steps_per_dispatch")
         _positive(self.eval, "eval", "batch_size", "canvases")
         _positive(self.optim, "optim", "learning_rate")
         if (self.train.epochs > 0) == (self.train.steps > 0):
@@ -244,6 +252,8 @@ class Config:
                 f"config.data.validation_fraction (={self.data.validation_fraction}) must lie "
                 "between 0 and 1"
             )
+        if self.data.workers < 0:
+            raise UserError(f"config.data.workers (={self.data.workers}) must not be below 0")
         if self.train.batch_size % self.train.accumulation_steps:
             raise UserError(
                 f"config.train.batch_size (={self.train.batch_size}) must be divisible by "

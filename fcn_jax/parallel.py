@@ -52,7 +52,9 @@ def on_all_devices(
     split_results: Any = False,
     use_mesh: bool | None = None,
 ) -> OnDevices:
-    """Compiles `step` to take the state, and this host's share of the batch as numpy arrays.
+    """Compiles `step` to take the state, and this host's share of the batch.
+
+    The batch: numpy arrays, or what `on_devices` or `data/resident.py` made of them.
 
     Args:
         step: (state, one device's share of the batch) -> results.
@@ -63,11 +65,11 @@ def on_all_devices(
             None: where there are several hosts, whose batches then make up one.
     """
     if use_mesh is None:
-        use_mesh = jax.process_count() > 1
+        use_mesh = _over_hosts()
     donated = (0,) if donate_state else ()
-    mesh = Mesh(np.asarray(jax.devices() if use_mesh else jax.local_devices()), (DATA_AXIS,))
+    mesh = data_mesh(use_mesh)
 
-    everywhere = NamedSharding(mesh, P())
+    everywhere, split = NamedSharding(mesh, P()), NamedSharding(mesh, P(DATA_AXIS))
 
     def placed(state):
         # As a step returns it; from a state placed otherwise the second call would compile again.
@@ -78,8 +80,16 @@ def on_all_devices(
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere), state
         )
 
+    def whole(share):
+        shape = (share.shape[0] * jax.process_count(), *share.shape[1:])
+        return jax.ShapeDtypeStruct(shape, share.dtype, sharding=split)
+
+    def dealt(share):
+        devices = jax.local_device_count()
+        shape = (devices, share.shape[0] // devices, *share.shape[1:])
+        return jax.ShapeDtypeStruct(shape, share.dtype, sharding=split)
+
     if use_mesh:
-        sharding = NamedSharding(mesh, P(DATA_AXIS))
         compiled = jax.jit(
             jax.shard_map(
                 step,
@@ -94,14 +104,13 @@ def on_all_devices(
         )
 
         def run_on_mesh(state, batch):
-            def distribute(share):
-                return jax.make_array_from_process_local_data(sharding, share)
+            return compiled(placed(state), on_devices(batch, use_mesh))
 
-            return compiled(placed(state), jax.tree.map(distribute, batch))
+        def lower_on_mesh(state, batch):
+            return compiled.lower(shapes(state), jax.tree.map(whole, batch))
 
-        return OnDevices(run_on_mesh, lambda state, batch: compiled.lower(shapes(state), batch))
+        return OnDevices(run_on_mesh, lower_on_mesh)
 
-    devices = jax.local_device_count()
     mapped = jax.pmap(
         step,
         axis_name=DATA_AXIS,
@@ -110,17 +119,43 @@ def on_all_devices(
         donate_argnums=donated,
     )
 
-    def deal(share):
-        return share.reshape(devices, share.shape[0] // devices, *share.shape[1:])
-
     def run_on_host(state, batch):
-        return mapped(placed(state), jax.tree.map(deal, batch))
+        return mapped(placed(state), on_devices(batch, use_mesh))
 
     def lower(state, batch):
-        dealt = jax.eval_shape(lambda batch: jax.tree.map(deal, batch), batch)
-        return mapped.lower(shapes(state), dealt)
+        return mapped.lower(shapes(state), jax.tree.map(dealt, batch))
 
     return OnDevices(run_on_host, lower)
+
+
+def on_devices(batch: Any, use_mesh: bool | None = None) -> Any:
+    """This host's share of a batch, numpy arrays, dealt to the devices; copied in their own time.
+
+    Arrays that lie there already stay as they are. use_mesh: as of `on_all_devices`.
+    """
+    if use_mesh is None:
+        use_mesh = _over_hosts()
+    sharding = NamedSharding(data_mesh(use_mesh), P(DATA_AXIS))
+    devices = jax.local_device_count()
+
+    def place(share):
+        if isinstance(share, jax.Array):
+            return share
+        if use_mesh:
+            return jax.make_array_from_process_local_data(sharding, share)
+        dealt = share.reshape(devices, share.shape[0] // devices, *share.shape[1:])
+        return jax.device_put(dealt, sharding)
+
+    return jax.tree.map(place, batch)
+
+
+def data_mesh(use_mesh: bool) -> Mesh:
+    """The devices of all hosts, or of this one, in the order in which they share a batch."""
+    return Mesh(np.asarray(jax.devices() if use_mesh else jax.local_devices()), (DATA_AXIS,))
+
+
+def _over_hosts() -> bool:
+    return jax.process_count() > 1
 
 
 def own_share(result: jax.Array, ndim: int) -> np.ndarray:

@@ -33,6 +33,8 @@ from fcn_jax.step import Network
 
 FREE_TO_CHANGE = (
     "data.prepared_dir",
+    "data.cache",
+    "data.workers",
     "train.log_every_steps",
     "train.eval_every_steps",
     "train.checkpoint_every_steps",

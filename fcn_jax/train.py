@@ -30,11 +30,11 @@ from fcn_jax import cli, optim, parallel, pretrained, runs, visualize
 from fcn_jax.checkpoint import Checkpoints
 from fcn_jax.config import Config
 from fcn_jax.data.balance import enet_weights
-from fcn_jax.data.canvases import one_canvas
 from fcn_jax.data.datasets import Dataset, Statistics, open_dataset
-from fcn_jax.data.pipeline import training_batches
 from fcn_jax.errors import UserError
 from fcn_jax.evaluate import report
+from fcn_jax.feed import open_feed, stretches
+from fcn_jax.follower import Follower
 from fcn_jax.log import RunLog
 from fcn_jax.models.build import build, preprocessing_name
 from fcn_jax.models.fcn import DATA_AXIS, suffix
@@ -85,18 +85,10 @@ def train(config: Config, workdir: Path) -> Evaluation:
     )
     network = Network(model)
     optimizer = optim.build(config.optim, network.variables[0], total_steps)
-    train_step = parallel.on_all_devices(
-        make_train_step(network, optimizer, config, class_weights(config, dataset, statistics)),
-        donate_state=True,
+    train_step = make_train_step(
+        network, optimizer, config, class_weights(config, dataset, statistics)
     )
     evaluate = evaluator(network, dataset, config.data.eval_split, config.eval)
-    batches = training_batches(
-        records,
-        canvas_px=_canvas(config, statistics),
-        batch_size=config.train.batch_size // jax.process_count(),
-        seed=config.seed,
-        workers=config.data.workers,
-    )
     learning_rate = optim.learning_rate_schedule(config.optim, total_steps)
 
     # --- start or resume
@@ -111,8 +103,7 @@ def train(config: Config, workdir: Path) -> Evaluation:
             weights = None  # half a gigabyte for VGG16
         state = create_train_state(variables, optimizer)
         if resumes:
-            state, data_state = checkpoints.restore(state)
-            batches.set_state(data_state)
+            state = checkpoints.restore(state)
         start_step = int(state.step)
         if start_step >= total_steps:
             say(f"{workdir} is trained: all {total_steps} steps are done")
@@ -122,18 +113,21 @@ def train(config: Config, workdir: Path) -> Evaluation:
         # --- the loop
         eval_every = config.train.eval_every_steps or max(1, math.ceil(total_steps / 10))
         save_every = config.train.checkpoint_every_steps or eval_every
+        steps_left = range(start_step, total_steps)
+        feed = open_feed(train_step, records, statistics.sizes, config, steps_left)
         evaluation = None
         started = time.monotonic()
         with (
-            contextlib.closing(batches),
+            contextlib.closing(feed),
             RunLog(workdir, start_step) as log,
             StopSignal() as stop,
             progress_bar("training", total_steps, "steps", initial=start_step) as bar,
         ):
-            follow = _Follower(config, log, bar, checkpoints, learning_rate)
-            for step in range(start_step + 1, total_steps + 1):
-                state, step_metrics = train_step(state, next(batches))
-                follow.dispatched(step, step_metrics)
+            follow = Follower(config, log, bar, checkpoints, learning_rate)
+            for steps in stretches(start_step, total_steps, feed.at_once, (eval_every, save_every)):
+                state, step_metrics = feed(state, len(steps))
+                follow.dispatched(steps, step_metrics)
+                step = steps[-1]
                 last = step == total_steps
                 evaluation = None
                 if last or step % eval_every == 0:
@@ -143,7 +137,7 @@ def train(config: Config, workdir: Path) -> Evaluation:
                 if last or step % save_every == 0 or stop.requested:
                     follow.catch_up()
                     mean_iu = None if evaluation is None else evaluation.scores.mean_iu
-                    checkpoints.save(state, batches.get_state(), mean_iu)
+                    checkpoints.save(state, mean_iu)
                 if stop.requested and not last:
                     checkpoints.wait()
                     say(f"stopped at step {step} of {total_steps}, saved; the same command goes on")
@@ -201,52 +195,6 @@ class StopSignal:
         say("stopping after this step (again: at once, without saving)")
 
 
-class _Follower:
-    """Reads a step's numbers one step late, so that the devices never wait for the host."""
-
-    def __init__(self, config: Config, log: RunLog, bar, checkpoints: Checkpoints, learning_rate):
-        self._every = config.train.log_every_steps
-        self._batch_size = config.train.batch_size
-        self._log, self._bar, self._checkpoints = log, bar, checkpoints
-        self._learning_rate = learning_rate
-        self._pending: tuple[int, dict[str, jax.Array]] | None = None
-        self._since_log: list[dict[str, float]] = []
-        self._last_time = time.monotonic()
-
-    def dispatched(self, step: int, step_metrics: dict[str, jax.Array]) -> None:
-        before, self._pending = self._pending, (step, step_metrics)
-        if before is not None:
-            self._read(*before)
-
-    def catch_up(self) -> None:
-        if self._pending is not None:
-            self._read(*self._pending)
-            self._pending = None
-
-    def _read(self, step: int, step_metrics: dict[str, jax.Array]) -> None:
-        numbers = {name: float(value) for name, value in step_metrics.items()}
-        if not math.isfinite(numbers["loss"]):
-            saved = self._checkpoints.latest
-            raise UserError(
-                f"the loss is {numbers['loss']} at step {step}: try a lower "
-                "config.optim.learning_rate or a longer config.optim.warmup_steps; the last "
-                f"checkpoint is of {'no step' if saved is None else f'step {saved}'}"
-            )
-        self._since_log.append(numbers)
-        self._bar.advance(1, loss=f"{numbers['loss']:.3f}")
-        if step % self._every == 0:
-            now = time.monotonic()
-            means = {
-                name: float(np.mean([logged[name] for logged in self._since_log]))
-                for name in numbers
-            }
-            means["learning_rate"] = float(self._learning_rate(step - 1))
-            seconds = now - self._last_time
-            means["images_per_second"] = len(self._since_log) * self._batch_size / seconds
-            self._log.write("train", step, means)
-            self._since_log, self._last_time = [], now
-
-
 def class_weights(
     config: Config, dataset: Dataset, statistics: Statistics
 ) -> dict[str, jax.Array] | None:
@@ -279,10 +227,6 @@ def class_weights(
             f"{num_classes} numbers of at least 0, one for each class"
         )
     return {name: jnp.asarray(given, jnp.float32)}
-
-
-def _canvas(config: Config, statistics: Statistics) -> tuple[int, int]:
-    return config.data.canvas_px if all(config.data.canvas_px) else one_canvas(statistics.sizes)
 
 
 def _headline(config, dataset, network, total_steps, start_step, workdir) -> str:

@@ -1,4 +1,4 @@
-"""Batches of canvases: every image once an epoch, and resumed where they stood."""
+"""Batches of canvases: every image once an epoch, and from any step on."""
 
 import dataclasses
 
@@ -26,9 +26,14 @@ class Numbered:
         return {"image": np.stack([label] * 3, -1), "label": label, "name": str(index)}
 
 
-def batches(records, batch_size=2, workers=0, canvas_px=(12, 8)):
+def batches(records, batch_size=2, workers=0, canvas_px=(12, 8), steps=range(100)):
     return training_batches(
-        records, canvas_px=canvas_px, batch_size=batch_size, seed=3, workers=workers
+        records,
+        canvas_px=canvas_px,
+        batch_size=batch_size,
+        seed=3,
+        workers=workers,
+        steps=steps,
     )
 
 
@@ -117,14 +122,29 @@ def test_hosts_share_every_batch_and_agree_on_its_images(monkeypatch):
         assert (labels[len(first.images) :] == 255).all()
 
 
-@pytest.mark.parametrize("workers", [0, 1])
-def test_a_restored_iterator_goes_on_where_it_stood(workers):
-    expected = [numbers(batch) for batch, _ in zip(batches(Numbered(6)), range(7), strict=False)]
-    reader = batches(Numbered(6), workers=workers)
-    begun = [numbers(next(reader)) for _ in range(4)]
-    state = reader.get_state()
-    again = batches(Numbered(6), workers=workers)
-    again.set_state(state)
-    assert begun + [numbers(next(again)) for _ in range(3)] == expected
+@pytest.mark.parametrize(("workers", "side"), [(0, 40), (1, 40)])
+def test_an_iterator_begins_at_any_step(workers, side):
+    """With the windows that it would have taken there, by threads or by a process."""
+    expected = list(batches(Numbered(6, side), steps=range(7)))
+    assert len(expected) == 7
+    reader = batches(Numbered(6, side), workers=workers, steps=range(4, 7))
+    for batch, wanted in zip(reader, expected[4:], strict=True):
+        assert batch.keys() == wanted.keys()
+        for name, values in batch.items():
+            np.testing.assert_array_equal(values, wanted[name])
     reader.close()
-    again.close()
+
+
+def test_no_steps_take_no_batches():
+    assert list(batches(Numbered(6), steps=range(5, 5))) == []
+
+
+def test_hosts_share_a_training_batch(monkeypatch):
+    whole = list(batches(Numbered(7), batch_size=4, steps=range(3)))
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    for host in (0, 1):
+        monkeypatch.setattr(jax, "process_index", lambda host=host: host)
+        own = list(batches(Numbered(7), batch_size=4, steps=range(3)))
+        assert [numbers(batch) for batch in own] == [
+            numbers(batch)[2 * host : 2 * host + 2] for batch in whole
+        ]

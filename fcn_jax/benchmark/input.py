@@ -1,21 +1,25 @@
-"""Suite: a training iteration that reads its images, beside the bare step.
+"""Suite: a training iteration that takes its images from the set, beside the bare step.
 
-The bare step finds the same batch on the device every time. Both run as the loop of
-`fcn_jax/train.py` does, a step dispatched before the metrics of the one before are read.
+The bare step finds the same batch on the device every time. All run as in `fcn_jax/train.py`: a
+step is dispatched before the metrics of the one before are read.
 """
 
+import contextlib
+import sys
 from collections.abc import Iterator
 from typing import Any
 
 import jax
+import numpy as np
 
+from fcn_jax import parallel
 from fcn_jax.benchmark.measuring import Case, Contender
 from fcn_jax.benchmark.settings import Settings, on_gpu
 from fcn_jax.benchmark.workloads import Workload, random_variables, workloads
-from fcn_jax.data.canvases import Size, one_canvas
+from fcn_jax.data.canvases import one_canvas
 from fcn_jax.data.datasets import Dataset
 from fcn_jax.data.pipeline import training_batches
-from fcn_jax.parallel import OnDevices
+from fcn_jax.feed import Feed, open_feed
 
 SPLIT = "train"
 
@@ -35,45 +39,84 @@ def cases(settings: Settings) -> Iterator[Case]:
 
 
 READ_BATCH_SIZE = 8
+MOST_STEPS = 1_000_000
+"""More than are ever made."""
 
 
 class Loop:
-    """Iterations of a step, from batch to batch."""
+    """Iterations of a step: all feeds go on from one state."""
 
-    def __init__(self, step: OnDevices, state: Any):
-        self.step, self.state = step, state
+    def __init__(self, state: Any):
+        self.state = state
 
-    def run(self, batches: Iterator[Any], count: int) -> None:
+    def run(self, feed: Feed, count: int) -> None:
         """Comes back when the last step is done, and the metrics of all are read."""
         pending: dict[str, jax.Array] = {}
-        for _ in range(count):
+        for _ in range(count // feed.at_once):
             before = pending
-            self.state, pending = self.step(self.state, next(batches))
-            jax.tree.map(float, before)
-        jax.tree.map(float, pending)
+            self.state, pending = feed(self.state, feed.at_once)
+            jax.tree.map(np.asarray, before)
+        jax.tree.map(np.asarray, pending)
         jax.block_until_ready(self.state)
+
+
+class Bare:
+    """Finds one batch on the devices, again and again."""
+
+    at_once = 1
+
+    def __init__(self, train_step: Any, batch: Any):
+        self._step = parallel.on_all_devices(train_step, donate_state=True)
+        self._batch = parallel.on_devices(batch)
+
+    def __call__(self, state: Any, steps: int) -> tuple[Any, dict[str, jax.Array]]:
+        return self._step(state, self._batch)
+
+    def close(self) -> None:
+        self._batch = {}
 
 
 def iterations(workload: Workload, settings: Settings) -> dict[str, Contender]:
     settings.check_runs(workload)
-    dataset = settings.dataset()
-    batch_size = workload.config.train.batch_size
-    network = workload.network()
-    loop = Loop(workload.step(network), workload.state(network, random_variables(network)))
-    streamed = streaming(dataset, batch_size)
     count = 2 if settings.small else 20 if on_gpu() else 4
-    on_device = jax.device_put(next(streamed))
+    dataset = settings.dataset()
+    network = workload.network()
+    loop = Loop(workload.state(network, random_variables(network)))
+    train_step = workload.one_devices_step(network)
 
-    def contender(batches: Iterator[Any], close: Any = lambda: None) -> Contender:
+    def contender(feed: Feed) -> Contender:
         def run() -> None:
-            loop.run(batches, count)
+            loop.run(feed, count)
 
         # Before it is timed, what is read ahead settles to what a long run would find.
-        return Contender(run, prepare=run, iterations=count, images=batch_size, close=close)
+        return Contender(
+            run,
+            prepare=run,
+            iterations=count,
+            images=workload.config.train.batch_size,
+            close=feed.close,
+        )
 
+    def fed(**changes: Any) -> Contender:
+        with contextlib.redirect_stdout(sys.stderr):  # a feed says which it is
+            return contender(
+                open_feed(
+                    train_step,
+                    dataset.split(SPLIT),
+                    dataset.statistics(SPLIT).sizes,
+                    workload.changed(**changes).config,
+                    range(MOST_STEPS),
+                )
+            )
+
+    first = next(streaming(dataset, workload.config.train.batch_size))
     return {
-        "bare step": contender(_repeated(on_device)),
-        "streaming": contender(streamed, close=streamed.close),
+        "bare step": contender(Bare(train_step, first)),
+        "streaming": fed(data__cache="none"),
+        "on the device": fed(data__cache="device", train__steps_per_dispatch=1),
+        f"on the device, {count} steps a call": fed(
+            data__cache="device", train__steps_per_dispatch=count
+        ),
     }
 
 
@@ -107,20 +150,12 @@ def reading(settings: Settings) -> dict[str, Contender]:
 
 
 def streaming(dataset: Dataset, batch_size: int) -> Any:
-    """Batches as `fcn_jax.train` reads them by default."""
+    """Batches as `fcn_jax.train` streams them by default."""
     return training_batches(
         dataset.split(SPLIT),
-        canvas_px=canvas_of(dataset),
+        canvas_px=one_canvas(dataset.statistics(SPLIT).sizes),
         batch_size=batch_size,
         seed=0,
         workers=0,
+        steps=range(MOST_STEPS),
     )
-
-
-def canvas_of(dataset: Dataset) -> Size:
-    return one_canvas(dataset.statistics(SPLIT).sizes)
-
-
-def _repeated(batch: Any) -> Iterator[Any]:
-    while True:
-        yield batch

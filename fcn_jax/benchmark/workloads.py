@@ -72,8 +72,10 @@ class Workload:
 
     def step(self, network: Network) -> parallel.OnDevices:
         """The training step on all devices."""
-        step = make_train_step(network, self.optimizer(network), self.config)
-        return parallel.on_all_devices(step, donate_state=True)
+        return parallel.on_all_devices(self.one_devices_step(network), donate_state=True)
+
+    def one_devices_step(self, network: Network) -> Any:
+        return make_train_step(network, self.optimizer(network), self.config)
 
     def state(self, network: Network, variables: tuple[Any, Any]) -> TrainState:
         """On the device, from (params, batch_stats)."""

@@ -16,43 +16,70 @@ from absl import flags
 
 from fcn_jax.data.canvases import Bucket, Size
 from fcn_jax.data.labels import VOID_LABEL
+from fcn_jax.data.order import PLACES, image_at
 
 Batch = dict[str, np.ndarray]
 
 
-MOST_EPOCHS = 2**30
-"""Without end, for any run; Grain's own endless data set is too long for batches of one."""
-
-
 def training_batches(
-    records: Any, *, canvas_px: tuple[int, int], batch_size: int, seed: int, workers: int
+    records: Any,
+    *,
+    canvas_px: Size,
+    batch_size: int,
+    seed: int,
+    workers: int,
+    steps: range,
 ) -> grain.DatasetIterator:
-    """Endless batches, every image once an epoch, in an order that the seed fixes.
+    """The batches of some steps, every image once an epoch, in the order of `data/order.py`.
 
     Args:
         records: a random-access source of records (`splits.Split`).
         canvas_px: height and width; of a larger image a random window is taken.
-        batch_size: canvases of this host's batches.
+        batch_size: canvases of a whole batch, of which this host gives its share.
+        seed: fixes the order and the windows.
         workers: processes that read and decode; 0: threads of this one.
+        steps: numbered from 0.
 
     Returns:
-        An iterator of numpy batches with `get_state` and `set_state`.
+        An iterator of numpy batches, with `close`.
     """
-    canvases = (
-        grain.MapDataset.source(records)
-        .seed(seed)
-        .shuffle()
-        .repeat(MOST_EPOCHS)[jax.process_index() :: jax.process_count()]
-        .random_map(_RandomWindow(canvas_px))
-        .map(_ToCanvas(canvas_px))
-        .batch(batch_size)
+    share = batch_size // jax.process_count()
+    first = jax.process_index() * share
+    batches = (
+        grain.MapDataset.source(
+            _Sequence(records, canvas_px, batch_size, first, share, seed, steps)
+        )
+        .batch(share)
         .to_iter_dataset(grain.ReadOptions(num_threads=4, prefetch_buffer_size=4))
     )
     if workers:
         if not flags.FLAGS.is_parsed():  # Grain hands absl's flags on to its processes
             flags.FLAGS.mark_as_parsed()
-        canvases = canvases.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
-    return iter(canvases)
+        batches = batches.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
+    return iter(batches)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Sequence:
+    """The canvases of a host, one after the other: of each batch `share`, from the `first` on."""
+
+    records: Any
+    canvas_px: Size
+    batch_size: int
+    first: int
+    share: int
+    seed: int
+    steps: range
+
+    def __len__(self) -> int:
+        return len(self.steps) * self.share
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        step, inside = divmod(index, self.share)
+        place = self.steps[step] * self.batch_size + self.first + inside
+        record = self.records[image_at(place, count=len(self.records), seed=self.seed)]
+        random = np.random.default_rng((self.seed % PLACES, place))
+        return ToCanvas(self.canvas_px)(_random_window(record, self.canvas_px, random))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,7 +125,7 @@ def evaluation_batches(
     like = records[0]  # a host may have no record of its own in a batch
     for (bucket, images), own in zip(batches, mine, strict=True):
         held = {index: next(reader) for index in own}
-        to_canvas = _ToCanvas(bucket.canvas_px, bucket.label_canvas_px)
+        to_canvas = ToCanvas(bucket.canvas_px, bucket.label_canvas_px)
         canvases = [to_canvas(record) for record in held.values()]
         canvases += [to_canvas.empty(like)] * (batch_size - len(canvases))
         stacked = {key: np.stack([canvas[key] for canvas in canvases]) for key in canvases[0]}
@@ -116,31 +143,23 @@ class _Picked:
         return self.records[self.indices[place]]
 
 
-class _RandomWindow(grain.transforms.RandomMap):
-    def __init__(self, canvas_px: tuple[int, int]):
-        self.canvas_px = canvas_px
-
-    def random_map(self, record: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
-        slack = np.maximum(np.subtract(record["label"].shape[:2], self.canvas_px), 0)
-        if not slack.any():
-            return record
-        top, left = rng.integers(0, slack + 1)
-        rows = slice(top, top + self.canvas_px[0])
-        columns = slice(left, left + self.canvas_px[1])
-        return {
-            **record,
-            "image": record["image"][rows, columns],
-            "label": record["label"][rows, columns],
-        }
+def _random_window(
+    record: dict[str, Any], canvas_px: Size, random: np.random.Generator
+) -> dict[str, Any]:
+    slack = np.maximum(np.subtract(record["label"].shape[:2], canvas_px), 0)
+    if not slack.any():
+        return record
+    top, left = random.integers(0, slack + 1)
+    window = slice(top, top + canvas_px[0]), slice(left, left + canvas_px[1])
+    return {**record, "image": record["image"][window], "label": record["label"][window]}
 
 
-class _ToCanvas(grain.transforms.Map):
+class ToCanvas:
+    """Puts a record on a canvas. label_canvas_px: of labels that have one of their own."""
+
     def __init__(self, canvas_px: Size, label_canvas_px: Size | None = None):
         self.canvas_px = canvas_px
         self.label_canvas_px = label_canvas_px
-
-    def map(self, record: dict[str, Any]) -> dict[str, np.ndarray]:
-        return self(record)
 
     def __call__(self, record: dict[str, Any]) -> dict[str, np.ndarray]:
         canvas = self.empty(record)

@@ -1,0 +1,226 @@
+"""A set on the devices: each image once an epoch, the same on one device and four, and no host."""
+
+import base64
+import json
+from functools import cache
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fcn_jax import optim, parallel
+from fcn_jax.data import resident
+from fcn_jax.data.pipeline import training_batches
+from fcn_jax.errors import UserError
+from fcn_jax.models.fcn import DATA_AXIS
+from fcn_jax.step import TrainState, create_train_state, make_train_step
+from tests.fake_devices import output_on_four_devices
+from tests.test_parallel import assert_same, network, settings
+
+COUNT = 11  # divides over no number of devices
+BATCH = 8
+STEPS = 6
+CANVAS_PX = (48, 40)
+SEED = 3
+
+
+class Noise:
+    """Images of noise, of different sizes, with a fourth channel and a second label map or not."""
+
+    def __init__(self, channels: int = 3, label_maps: int = 1):
+        self.channels, self.label_maps = channels, label_maps
+
+    def __len__(self) -> int:
+        return COUNT
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        random = np.random.default_rng(index)
+        height, width = 48 - 3 * index, 20 + 2 * index
+        label = random.integers(0, 4, (height, width, self.label_maps)).astype(np.uint8)
+        return {
+            "image": random.integers(0, 256, (height, width, self.channels)).astype(np.uint8),
+            "label": label if self.label_maps > 1 else label[..., 0],
+            "name": str(index),
+        }
+
+
+def found(use_mesh: bool, records: Noise, at_once: int = 1) -> list[dict[str, np.ndarray]]:
+    """The whole batches of some steps, as all devices together find them."""
+
+    def look(state: TrainState, batch: Any) -> tuple[TrainState, Any]:
+        whole = jax.tree.map(lambda x: jax.lax.all_gather(x, DATA_AXIS, tiled=True), batch)
+        return TrainState(state.step + 1, {}, {}, {}), whole
+
+    step = resident.on_resident(look, count=COUNT, batch_size=BATCH, seed=SEED, steps=at_once)
+    run = parallel.on_all_devices(step, donate_state=True, use_mesh=use_mesh)
+    held = resident.load(records, CANVAS_PX, use_mesh)
+    state = TrainState(jnp.int32(0), {}, {}, {})
+    batches = []
+    for _ in range(0, STEPS, at_once):
+        state, whole = run(state, held)
+        whole = jax.tree.map(np.asarray, whole)
+        together = whole if at_once > 1 else {name: x[None] for name, x in whole.items()}
+        batches += [{name: x[i] for name, x in together.items()} for i in range(at_once)]
+    return batches
+
+
+def streamed(records: Noise) -> list[dict[str, np.ndarray]]:
+    return list(
+        training_batches(
+            records,
+            canvas_px=CANVAS_PX,
+            batch_size=BATCH,
+            seed=SEED,
+            workers=0,
+            steps=range(STEPS),
+        )
+    )
+
+
+def assert_same_batches(batches: list[Any], expected: list[Any]) -> None:
+    for batch, wanted in zip(batches, expected, strict=True):
+        assert batch.keys() == wanted.keys()
+        for name, values in wanted.items():
+            assert batch[name].dtype == values.dtype
+            np.testing.assert_array_equal(batch[name], values)
+
+
+@pytest.mark.parametrize("records", [Noise(), Noise(channels=4, label_maps=2)])
+@pytest.mark.parametrize("at_once", [1, 3])
+def test_the_device_finds_the_batches_that_are_streamed(records: Noise, at_once: int) -> None:
+    assert_same_batches(found(False, records, at_once), streamed(records))
+
+
+def test_an_epoch_holds_each_image_once() -> None:
+    sizes = np.concatenate([batch["size"] for batch in found(False, Noise())])
+    images = (48 - sizes[:, 0]) // 3
+    assert STEPS * BATCH == 4 * COUNT + 4
+    epochs = images[: 4 * COUNT].reshape(4, COUNT)
+    np.testing.assert_array_equal(np.sort(epochs), [np.arange(COUNT)] * 4)
+
+
+@cache
+def train(at_once: int = 1) -> dict[str, list[float]]:
+    """Trains on the set for a few steps; each metric by step, and the state it ended with."""
+    net = network(normalised=False)
+    config = settings()
+    optimizer = optim.build(config.optim, net.variables[0], 2)
+    train_step = make_train_step(net, optimizer, config)
+    step = resident.on_resident(train_step, count=COUNT, batch_size=BATCH, seed=SEED, steps=at_once)
+    run = parallel.on_all_devices(step, donate_state=True)
+    held = resident.load(Noise(), CANVAS_PX)
+    state = create_train_state(net.variables, optimizer)
+    results: dict[str, list[float]] = {}
+    for _ in range(0, 2, at_once):
+        state, metrics = run(state, held)
+        for name, values in metrics.items():
+            results.setdefault(name, []).extend(np.asarray(values).ravel().tolist())
+    leaves, _ = jax.tree_util.tree_flatten_with_path((state.params, state.batch_stats))
+    for path, leaf in leaves:
+        results[jax.tree_util.keystr(path)] = np.asarray(leaf).ravel().tolist()
+    return results
+
+
+@cache
+def on_four_devices() -> dict[str, Any]:
+    """The batches by 'pmap' and 'mesh', as (dtype, shape, bytes), and what was 'trained'."""
+    return output_on_four_devices(__file__)
+
+
+@pytest.mark.parametrize("way", ["pmap", "mesh"])
+def test_four_devices_find_the_batches_of_one(way: str) -> None:
+    four = [
+        {
+            name: np.frombuffer(base64.b64decode(text), dtype).reshape(shape)
+            for name, (dtype, shape, text) in batch.items()
+        }
+        for batch in on_four_devices()[way]
+    ]
+    assert_same_batches(four, streamed(Noise(channels=4, label_maps=2)))
+
+
+def test_four_devices_learn_what_one_learns() -> None:
+    assert_same(on_four_devices()["trained"], train())
+
+
+def test_several_steps_at_once_give_the_numbers_of_single_ones() -> None:
+    """Not to the bit: XLA's CPU convolves by another program in a loop."""
+    assert_same(train(at_once=2), train())
+
+
+def test_pieces_make_up_the_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = resident.load(Noise(), CANVAS_PX)
+    assert whole["image"].shape == (1, COUNT, *CANVAS_PX, 3)
+    # A canvas takes 48·40·(3 + 1) bytes, and 8 of the size: three canvases a piece.
+    monkeypatch.setattr(resident, "PIECE_BYTES", 3 * (48 * 40 * 4 + 8))
+    pieces = resident.load(Noise(), CANVAS_PX)
+    assert pieces["image"].shape == (1, 12, *CANVAS_PX, 3)
+    for name, values in whole.items():
+        np.testing.assert_array_equal(pieces[name][:, :COUNT], values)
+
+
+@pytest.mark.parametrize("at_once", [1, 3])
+def test_a_step_takes_nothing_from_the_host_and_is_compiled_once(
+    at_once: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    def add(state: TrainState, batch: Any) -> tuple[TrainState, Any]:
+        total = jax.lax.psum(batch["image"].sum(dtype=jnp.int32), DATA_AXIS)
+        return TrainState(state.step + 1, {}, {}, {}), total
+
+    step = resident.on_resident(add, count=COUNT, batch_size=BATCH, seed=SEED, steps=at_once)
+    run = parallel.on_all_devices(step, donate_state=True)
+    held = resident.load(Noise(), CANVAS_PX)
+    sums, compilations = [], []
+    state = TrainState(jnp.int32(0), {}, {}, {})
+    with jax.log_compiles():
+        for call in range(3):
+            caplog.clear()
+            # The first call's state comes from the host.
+            with jax.transfer_guard("allow" if call == 0 else "disallow_explicit"):
+                given, (state, total) = state, run(state, held)
+            sums.append(total)
+            compilations.append(caplog.text.count("Finished XLA compilation"))
+            assert call == 0 or given.step.is_deleted()  # donated
+    assert compilations[0] > 0
+    assert compilations[1:] == [0, 0]
+    expected = [batch["image"].sum(dtype=np.int32) for batch in streamed(Noise())]
+    if at_once == 1:
+        np.testing.assert_array_equal(np.hstack(sums), expected[:3])
+    else:
+        np.testing.assert_array_equal(np.hstack(sums)[:STEPS], expected)
+    with (
+        pytest.raises(jax.errors.JaxRuntimeError, match="Disallowed host-to-device"),
+        jax.transfer_guard("disallow_explicit"),
+    ):
+        run(state, jax.tree.map(np.asarray, held))  # so it would have been noticed
+
+
+def test_a_damaged_record_ends_the_loading() -> None:
+    class Damaged(Noise):
+        def __getitem__(self, index: int) -> dict[str, Any]:
+            if index == 7:
+                raise UserError("seven.jpg: the image is damaged")
+            return super().__getitem__(index)
+
+    with pytest.raises(UserError, match=r"seven\.jpg: the image is damaged"):
+        resident.load(Damaged(), CANVAS_PX)
+
+
+def main() -> None:
+    assert jax.device_count() == 4
+    results: dict[str, Any] = {"trained": train()}
+    for way, use_mesh in (("pmap", False), ("mesh", True)):
+        results[way] = [
+            {
+                name: (x.dtype.name, x.shape, base64.b64encode(x.tobytes()).decode())
+                for name, x in batch.items()
+            }
+            for batch in found(use_mesh, Noise(channels=4, label_maps=2))
+        ]
+    print(json.dumps(results))
+
+
+if __name__ == "__main__":
+    main()
