@@ -17,7 +17,7 @@ from fcn_jax.data.canvases import Size, round_up, smallest_first
 from fcn_jax.errors import UserError
 from fcn_jax.inference import WHOLE, Inference
 from fcn_jax.models.fcn import suffix
-from fcn_jax.models.upsampling import resized
+from fcn_jax.models.interpolation import resized
 from fcn_jax.step import Network, predict
 from fcn_jax.windows import window_starts, window_weights
 

@@ -19,12 +19,13 @@ from jax import lax
 
 from fcn_jax.config import Config
 from fcn_jax.data.augment import augment
-from fcn_jax.data.labels import by_map
+from fcn_jax.data.labels import VOID_LABEL, by_map
 from fcn_jax.losses import cross_entropy
 from fcn_jax.metrics import confusion_matrix
-from fcn_jax.models.fcn import DATA_AXIS, FCN, suffix
+from fcn_jax.models.fcn import DATA_AXIS, FCN
 from fcn_jax.models.feature_map import Part
-from fcn_jax.models.upsampling import resized
+from fcn_jax.models.interpolation import resized
+from fcn_jax.models.row_blocks import RowBlocks
 
 
 @jax.tree_util.register_dataclass
@@ -76,7 +77,19 @@ class Network:
         model = self.model(variables)
         features = model.features(image, **arguments)
         values = {name: feature.values for name, feature in features.items()}
-        return values, nnx.to_pure_dict(nnx.state(model, nnx.BatchStat))
+        return values, _batch_stats_of(model)
+
+    def logits_in_blocks(
+        self, variables: tuple[Any, Any], image: jax.Array, *, train: bool = False, **arguments: Any
+    ) -> tuple[dict[str, RowBlocks], Any]:
+        """`FCN.logits_in_blocks`, and the batch statistics after it."""
+        model = self.model(variables)
+        features = model.features(image, train=train, **arguments)
+        return model.logits_in_blocks(features, train=train), _batch_stats_of(model)
+
+
+def _batch_stats_of(model: FCN) -> Any:
+    return nnx.to_pure_dict(nnx.state(model, nnx.BatchStat))
 
 
 def _filled(state: nnx.State, values: Any) -> nnx.State:
@@ -109,24 +122,26 @@ def make_train_step(
 
     def losses_of(params, batch_stats, crop, keys):
         """The sum of losses of each label map, (m,), and what else is to be known."""
-        values, batch_stats = network(
+        logits, batch_stats = network.logits_in_blocks(
             (params, batch_stats), crop.image, train=True, valid=crop.valid, keys=keys
         )
         labels = by_map(crop.label, network.label_maps)
-        losses = {
-            name: cross_entropy(values[f"logits{suffix(name)}"], label, weights_of.get(name))[0]
-            for name, label in labels.items()
-        }
+
+        def total(name, label_map):
+            def of_rows(rows, label):
+                right = jnp.sum(jnp.argmax(rows, axis=-1) == label, dtype=jnp.float32)
+                return cross_entropy(rows, label, weights_of.get(label_map))[0], right
+
+            label = logits[name].layout.dealt(labels[label_map], VOID_LABEL)
+            return logits[name].total(of_rows, label)
+
+        totals = {name: total(name, name) for name in labels}
+        losses = {name: loss for name, (loss, _) in totals.items()}
         if auxiliary_weight:
-            auxiliary, _ = cross_entropy(
-                values["logits_auxiliary"], labels[first], weights_of.get(first)
-            )
-            losses[first] += auxiliary_weight * auxiliary
-        logits = values[f"logits{suffix(first)}"]
-        right = jnp.sum(jnp.argmax(logits, axis=-1) == labels[first])
-        pixels = jnp.sum(labels[first] < logits.shape[-1])
-        counts = jnp.stack([right, pixels]).astype(jnp.float32)
-        return jnp.stack([*losses.values()]), (counts, batch_stats)
+            losses[first] += auxiliary_weight * total("auxiliary", first)[0]
+        _, right = totals[first]
+        pixels = jnp.sum(labels[first] != VOID_LABEL, dtype=jnp.float32)
+        return jnp.stack([*losses.values()]), (jnp.stack([right, pixels]), batch_stats)
 
     def train_step(state, batch):
         share = batch["image"].shape[0]
@@ -240,12 +255,16 @@ def predict(
     like: where the logits are brought to other sizes before, these, int32 (b, 2), and the canvas
     that they lie on then. part: see `FCN`.
     """
-    values, _ = network(variables, image, valid=size, part=part)
-    logits = {name: values[f"logits{suffix(name)}"] for name in network.label_maps}
-    if like is not None:
-        new_size, canvas_px = like
-        assert size is not None
-        logits = {
-            name: resized(of_map, size, new_size, canvas_px) for name, of_map in logits.items()
-        }
-    return {name: jnp.argmax(of_map, axis=-1) for name, of_map in logits.items()}
+    logits, _ = network.logits_in_blocks(variables, image, valid=size, part=part)
+
+    def classes(rows: jax.Array) -> jax.Array:
+        return jnp.argmax(rows, axis=-1)
+
+    if like is None:
+        return {name: of_map.each(classes) for name, of_map in logits.items()}
+    new_size, canvas_px = like
+    assert size is not None
+    return {
+        name: classes(resized(of_map.whole(), size, new_size, canvas_px))
+        for name, of_map in logits.items()
+    }

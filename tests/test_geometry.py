@@ -20,8 +20,9 @@ from fcn_jax.models.build import build_backbone
 from fcn_jax.models.fcn import FCN
 from fcn_jax.models.feature_map import FeatureMap, add, concatenate, multiply
 from fcn_jax.models.geometry import ReceptiveField, Window
+from fcn_jax.models.interpolation import Interpolate
 from fcn_jax.models.layers import Conv, average_pool, max_pool, spatial_mean
-from fcn_jax.models.upsampling import BilinearUpsample, ConvTranspose, Interpolate
+from fcn_jax.models.upsampling import BilinearUpsample, ConvTranspose
 
 BACKBONES = {
     "small": ("same",),

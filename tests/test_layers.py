@@ -9,6 +9,7 @@ from flax import nnx
 
 from fcn_jax.models import upsampling
 from fcn_jax.models.feature_map import FeatureMap, add, concatenate, multiply
+from fcn_jax.models.interpolation import Interpolate
 from fcn_jax.models.layers import (
     BatchNorm,
     Conv,
@@ -21,7 +22,6 @@ from fcn_jax.models.layers import (
 from fcn_jax.models.upsampling import (
     BilinearUpsample,
     ConvTranspose,
-    Interpolate,
     bilinear_filter,
     bilinear_kernel,
 )

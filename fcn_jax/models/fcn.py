@@ -16,6 +16,7 @@ from fcn_jax.models.backbones import Backbone
 from fcn_jax.models.feature_map import FeatureMap, Part, scaled
 from fcn_jax.models.heads import SkipHead
 from fcn_jax.models.layers import Conv, max_pool, relu
+from fcn_jax.models.row_blocks import RowBlocks
 
 DATA_AXIS = "data"
 """Name of the axis that the batch is spread over: the devices."""
@@ -149,7 +150,7 @@ class FCN(nnx.Module):
         part: Part | None = None,
         keys: jax.Array | None = None,
     ) -> dict[str, FeatureMap]:
-        """Everything in between, by name: backbone2 …, score32 …, fused16 …, logits.
+        """Everything in between, by name: pixels, backbone2 …, score32 …, fused16 …, logits.
 
         With several label maps the heads' names end in theirs: score32_geometric; of an auxiliary
         head, in training, in `auxiliary`.
@@ -158,15 +159,12 @@ class FCN(nnx.Module):
         """
         pixels = FeatureMap(self.backbone.preprocessing(image, self.dtype), valid, part)
         by_stage = self.backbone(pixels, train=train, keys=keys)
-        named = {f"backbone{stage}": x for stage, x in by_stage.items()}
+        named = {"pixels": pixels} | {f"backbone{stage}": x for stage, x in by_stage.items()}
         to_score = {stage: scaled(x, self.scales[stage]) for stage, x in by_stage.items()}
         if self.has_context:
             named["context"] = self.context(to_score[max(by_stage)])
             to_score[2 * max(by_stage)] = scaled(named["context"], self.scales[2 * max(by_stage)])
-        heads = {name: getattr(self, f"head{suffix(name)}") for name in self.label_maps}
-        if self.has_auxiliary and train:
-            heads["auxiliary"] = self.auxiliary
-        for index, (name, head) in enumerate(heads.items(), start=1):
+        for index, (name, head) in enumerate(self._heads(train=train).items(), start=1):
             sees = by_stage if name == "auxiliary" else to_score
             # Keys of its own: the backbone has drawn from the given ones.
             head_keys = (
@@ -175,6 +173,28 @@ class FCN(nnx.Module):
             scores = head(sees, pixels, train=train, keys=head_keys)
             named |= {f"{key}{suffix(name)}": x for key, x in scores.items()}
         return named
+
+    def logits_in_blocks(
+        self, features: Mapping[str, FeatureMap], *, train: bool = False
+    ) -> dict[str, RowBlocks]:
+        """By label map the logits, float32 (b, h, w, k), in blocks of rows that are not yet made.
+
+        In training also of the `auxiliary` head. features: what `features` has returned.
+        """
+        blocks = {}
+        for name, head in self._heads(train=train).items():
+            ending = suffix(name)
+            own = {
+                key.removesuffix(ending): x for key, x in features.items() if key.endswith(ending)
+            }
+            blocks[name] = head.logits_in_blocks(own, features["pixels"])
+        return blocks
+
+    def _heads(self, *, train: bool) -> dict[str, SkipHead]:
+        heads = {name: getattr(self, f"head{suffix(name)}") for name in self.label_maps}
+        if self.has_auxiliary and train:
+            heads["auxiliary"] = self.auxiliary
+        return heads
 
 
 def suffix(label_map: str) -> str:

@@ -8,8 +8,10 @@ from flax import nnx
 
 from fcn_jax.models.feature_map import FeatureMap, add
 from fcn_jax.models.geometry import PIXELS, Grid, upsampling_geometry
+from fcn_jax.models.interpolation import Interpolate
 from fcn_jax.models.layers import BatchNorm, Conv, dropout, relu
-from fcn_jax.models.upsampling import BilinearUpsample, ConvTranspose, Interpolate
+from fcn_jax.models.row_blocks import RowBlocks
+from fcn_jax.models.upsampling import BilinearUpsample, ConvTranspose
 
 
 class SkipHead(nnx.Module):
@@ -95,6 +97,12 @@ class SkipHead(nnx.Module):
         assert fused is not None
         named["logits"] = getattr(self, f"upsample{coarser}")(fused, like=image)
         return named
+
+    def logits_in_blocks(self, scores: Mapping[str, FeatureMap], image: FeatureMap) -> RowBlocks:
+        """The logits again, in blocks of rows, from what the head itself has returned."""
+        finest = self.stages[-1]
+        coarse = scores[f"fused{finest}" if len(self.stages) > 1 else f"score{finest}"]
+        return getattr(self, f"upsample{finest}").in_blocks(coarse, like=image)
 
 
 class HiddenScore(nnx.Module):

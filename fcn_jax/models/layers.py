@@ -11,10 +11,10 @@ from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jax import lax
 
+from fcn_jax.models.convolution import Geometry, convolve
 from fcn_jax.models.feature_map import FeatureMap
 from fcn_jax.models.geometry import Padding, Window, both_sides
 
@@ -82,14 +82,8 @@ class Conv(nnx.Module):
         if pointwise and not any(map(any, pads)):
             values = jnp.dot(x.values, kernel.reshape(kernel.shape[-2:]))
         else:
-            values = _convolve(
-                x.filled(),
-                kernel,
-                stride=self.stride,
-                pads=pads,
-                dilation=self.dilation,
-                groups=self.groups,
-            )
+            geometry = Geometry(self.stride, tuple(pads), self.dilation, self.groups)
+            values = convolve(x.filled(), kernel, geometry)
         if self.bias is not None:
             values = values + self.bias[...].astype(values.dtype)
         windows = [
@@ -102,59 +96,6 @@ class Conv(nnx.Module):
         if self.padding is None:
             return (self.dilation * (kernel_size - 1) // 2,) * 2
         return both_sides(self.padding)
-
-
-def _convolve(
-    values: jax.Array,
-    kernel: jax.Array,
-    *,
-    stride: int,
-    pads: Sequence[tuple[int, int]],
-    dilation: int,
-    groups: int,
-) -> jax.Array:
-    rank = kernel.ndim - 2
-    spatial = "DHW"[-rank:]
-    convolve = functools.partial(
-        lax.conv_general_dilated,
-        window_strides=[stride] * rank,
-        padding=pads,
-        rhs_dilation=[dilation] * rank,
-        dimension_numbers=(f"N{spatial}C", f"{spatial}IO", f"N{spatial}C"),
-        feature_group_count=groups,
-    )
-    if groups == 1 or kernel.shape[-2:] != (1, groups):
-        return convolve(values, kernel)
-    # No features are mixed. On a CPU, a training step of MobileNetV3 took 2.6 s with XLA's own and
-    # 0.2 s with this sum, to the same result.
-    by_taps = functools.partial(_sum_over_taps, stride=stride, pads=pads, dilation=dilation)
-    return lax.platform_dependent(values, kernel, cpu=by_taps, default=convolve)
-
-
-def _sum_over_taps(
-    values: jax.Array,
-    kernel: jax.Array,
-    *,
-    stride: int,
-    pads: Sequence[tuple[int, int]],
-    dilation: int,
-) -> jax.Array:
-    """Convolves every feature with a kernel (*size, 1, c) of its own."""
-    size = kernel.shape[:-2]
-    padded = jnp.pad(values.astype(jnp.float32), [(0, 0), *pads, (0, 0)])
-    spans = [n - dilation * (k - 1) - 1 for n, k in zip(padded.shape[1:-1], size, strict=True)]
-    total = jnp.zeros((), jnp.float32)
-    for tap in np.ndindex(*size):
-        starts = [dilation * position for position in tap]
-        stops = [start + span + 1 for start, span in zip(starts, spans, strict=True)]
-        window = lax.slice(
-            padded,
-            (0, *starts, 0),
-            (padded.shape[0], *stops, padded.shape[-1]),
-            (1, *[stride] * len(size), 1),
-        )
-        total = total + window * kernel[tap][0].astype(jnp.float32)
-    return total.astype(values.dtype)
 
 
 def max_pool(

@@ -1,9 +1,10 @@
-"""Upsampling: transposed convolutions that start, or stay, bilinear, and interpolation.
+"""Upsampling by transposed convolutions that start, or stay, bilinear.
 
 Arrays are channels-last: (b, *spatial, c). Everything computes in the dtype of what it is given.
 """
 
 import dataclasses
+import math
 from collections.abc import Sequence
 
 import jax
@@ -13,6 +14,7 @@ from flax import nnx
 from jax import lax
 
 from fcn_jax.models.feature_map import FeatureMap
+from fcn_jax.models.row_blocks import Layout, RowBlocks, in_blocks, rows_in_block
 
 EXACT = lax.Precision.HIGHEST
 """Of float32 products, which GPUs and TPUs round otherwise: scores are small, and these cheap."""
@@ -71,12 +73,21 @@ def conv_transpose(
     Returns:
         (b, *output_size, out), in the dtype of `values`.
     """
+    return conv_transpose_blocks(
+        values, kernel, stride=stride, crop=crop, output_size=output_size
+    ).whole()
+
+
+def conv_transpose_blocks(
+    values: jax.Array, kernel: jax.Array, *, stride: int, crop: int, output_size: Sequence[int]
+) -> RowBlocks:
+    """`conv_transpose` in blocks of rows."""
     ndim = values.ndim - 2
     in_features, out_features = kernel.shape[-2:]
     taps = [-(-k // stride) for k in kernel.shape[:ndim]]
 
     first = crop // stride
-    counts = [(crop + size - 1) // stride + 1 - first for size in output_size]
+    counts = _counts(stride, crop, output_size)
     for axis in range(ndim):
         copies = _shifted(values, axis + 1, first, counts[axis], taps[axis])
         values = jnp.concatenate(copies, axis=-1)
@@ -90,14 +101,14 @@ def conv_transpose(
     kernel = kernel.transpose(*tap_axes, 2 * ndim, *phase_axes, 2 * ndim + 1)
     kernel = kernel.reshape(values.shape[-1], stride**ndim * out_features)
 
-    result = jnp.dot(values, kernel, precision=EXACT)
-    result = result.reshape(values.shape[0], *counts, *[stride] * ndim, out_features)
-    interleaved = [n for axis in range(ndim) for n in (1 + axis, 1 + ndim + axis)]
-    result = result.transpose(0, *interleaved, 2 * ndim + 1)
-    result = result.reshape(values.shape[0], *[n * stride for n in counts], out_features)
-    start = crop - first * stride
-    window = tuple(slice(start, start + size) for size in output_size)
-    return result[(slice(None), *window)]
+    layout = _layout(values.shape[0], stride, crop, output_size, out_features)
+    layout = dataclasses.replace(layout, stride=stride)
+
+    def product(kernel: jax.Array, values: jax.Array, _: None) -> jax.Array:
+        result = jnp.dot(values, kernel, precision=EXACT)
+        return result.reshape(*values.shape[:-1], *[stride] * ndim, out_features)
+
+    return RowBlocks(product, kernel, in_blocks(values, layout.rows // stride), None, layout)
 
 
 def bilinear_upsample(
@@ -107,38 +118,83 @@ def bilinear_upsample(
 
     Same arguments and result, at a cost of two multiplications an axis and output.
     """
+    return bilinear_upsample_blocks(
+        values, filter_size, stride=stride, crop=crop, output_size=output_size
+    ).whole()
+
+
+def bilinear_upsample_blocks(
+    values: jax.Array, filter_size: int, *, stride: int, crop: int, output_size: Sequence[int]
+) -> RowBlocks:
+    """`bilinear_upsample` in blocks of rows."""
     weights = bilinear_filter(filter_size)
     taps = -(-filter_size // stride)
     weights = np.pad(weights, (0, taps * stride - filter_size)).reshape(taps, stride)
     first = crop // stride
-    start = crop - first * stride
+    counts = _counts(stride, crop, output_size)
     # The last axis first: the largest result is then made of whole contiguous rows.
-    for axis in reversed(range(1, values.ndim - 1)):
-        size = output_size[axis - 1]
-        count = (crop + size - 1) // stride + 1 - first
-        copies = _shifted(values, axis, first, count, taps)
-        if stride <= 8:
-            # A sum per phase: as one product, 5 times as slow on a CPU.
-            phases = [
-                sum(copy * float(weights[tap, phase]) for tap, copy in enumerate(copies))
-                for phase in range(stride)
-            ]
-            values = jnp.stack(phases, axis=axis + 1)
-        else:
-            # One product for all phases: as so many sums, 8 times as slow on a CPU.
-            dims = list(range(values.ndim))
-            tap, phase = values.ndim, values.ndim + 1
-            values = jnp.einsum(
-                jnp.stack(copies),
-                [tap, *dims],
-                weights.astype(values.dtype),
-                [tap, phase],
-                [*dims[: axis + 1], phase, *dims[axis + 1 :]],
-                precision=EXACT,
-            )
-        merged = (*values.shape[:axis], count * stride, *values.shape[axis + 2 :])
-        values = lax.slice_in_dim(values.reshape(merged), start, start + size, axis=axis)
-    return values
+    for axis in reversed(range(2, values.ndim - 1)):
+        copies = _shifted(values, axis, first, counts[axis - 1], taps)
+        values = _interleaved(copies, axis, weights)
+
+    layout = _layout(values.shape[0], stride, crop, output_size, values.shape[-1])
+    copies = [
+        in_blocks(copy, layout.rows // stride)
+        for copy in _shifted(values, 1, first, counts[0], taps)
+    ]
+
+    def rows(_: None, copies: list[jax.Array], __: None) -> jax.Array:
+        return _interleaved(copies, 0, weights)
+
+    return RowBlocks(rows, None, copies, None, layout)
+
+
+def _counts(stride: int, crop: int, output_size: Sequence[int]) -> list[int]:
+    """How many positions of each phase the outputs take, from the first that is seen."""
+    return [(crop + size - 1) // stride + 1 - crop // stride for size in output_size]
+
+
+def _layout(
+    batch: int, stride: int, crop: int, output_size: Sequence[int], features: int
+) -> Layout:
+    counts = _counts(stride, crop, output_size)
+    padded = tuple(count * stride for count in counts)
+    row_bytes = 4 * stride * math.prod(padded[1:]) * features
+    coarse_rows = rows_in_block(row_bytes, batch * counts[0])
+    return Layout(
+        batch=batch,
+        size=tuple(output_size),
+        before=(crop - crop // stride * stride,) * len(padded),
+        padded=padded,
+        blocks=-(-batch * counts[0] // coarse_rows),
+        rows=coarse_rows * stride,
+    )
+
+
+def _interleaved(copies: list[jax.Array], axis: int, weights: np.ndarray) -> jax.Array:
+    """Σ_tap copies[tap] · weights[tap, phase], the phases next to each other along the axis."""
+    stride = weights.shape[1]
+    shape = copies[0].shape
+    if stride <= 8:
+        # A sum per phase: as one product, 5 times as slow on a CPU.
+        phases = [
+            sum(copy * float(weights[tap, phase]) for tap, copy in enumerate(copies))
+            for phase in range(stride)
+        ]
+        values = jnp.stack(phases, axis=axis + 1)
+    else:
+        # One product for all phases: as so many sums, 8 times as slow on a CPU.
+        dims = list(range(len(shape)))
+        tap, phase = len(shape), len(shape) + 1
+        values = jnp.einsum(
+            jnp.stack(copies),
+            [tap, *dims],
+            weights.astype(copies[0].dtype),
+            [tap, phase],
+            [*dims[: axis + 1], phase, *dims[axis + 1 :]],
+            precision=EXACT,
+        )
+    return values.reshape(*shape[:axis], shape[axis] * stride, *shape[axis + 1 :])
 
 
 def _shifted(values: jax.Array, axis: int, first: int, count: int, taps: int) -> list[jax.Array]:
@@ -168,16 +224,19 @@ class ConvTranspose(nnx.Module):
 
     def __call__(self, x: FeatureMap, like: FeatureMap) -> FeatureMap:
         """(b, *spatial, c) to the spatial size, and the valid part, of `like`."""
-        values = conv_transpose(
+        size = max(self.kernel.shape[:-2])
+        field = x.field.scattered(like.field.stride, size, self.stride, self.crop)
+        return dataclasses.replace(like, values=self.in_blocks(x, like).whole(), field=field)
+
+    def in_blocks(self, x: FeatureMap, like: FeatureMap) -> RowBlocks:
+        """The values of the result, in blocks of rows."""
+        return conv_transpose_blocks(
             x.filled(),
             self.kernel[...],
             stride=self.stride,
             crop=self.crop,
             output_size=like.spatial,
         )
-        size = max(self.kernel.shape[:-2])
-        field = x.field.scattered(like.field.stride, size, self.stride, self.crop)
-        return dataclasses.replace(like, values=values, field=field)
 
 
 class BilinearUpsample(nnx.Module):
@@ -190,110 +249,15 @@ class BilinearUpsample(nnx.Module):
 
     def __call__(self, x: FeatureMap, like: FeatureMap) -> FeatureMap:
         """(b, *spatial, c) to the spatial size, and the valid part, of `like`."""
-        values = bilinear_upsample(
+        field = x.field.scattered(like.field.stride, self.filter_size, self.stride, self.crop)
+        return dataclasses.replace(like, values=self.in_blocks(x, like).whole(), field=field)
+
+    def in_blocks(self, x: FeatureMap, like: FeatureMap) -> RowBlocks:
+        """The values of the result, in blocks of rows."""
+        return bilinear_upsample_blocks(
             x.filled(),
             self.filter_size,
             stride=self.stride,
             crop=self.crop,
             output_size=like.spatial,
         )
-        field = x.field.scattered(like.field.stride, self.filter_size, self.stride, self.crop)
-        return dataclasses.replace(like, values=values, field=field)
-
-
-class Interpolate(nnx.Module):
-    """Linear interpolation to exactly the size of the image, the border positions repeated.
-
-    Blocks of pixels need not be whole numbers wide: PyTorch's `interpolate(size=…,
-    align_corners=False)`, as in torchvision's and mmsegmentation's heads.
-    """
-
-    def __call__(self, x: FeatureMap, like: FeatureMap) -> FeatureMap:
-        """(b, *spatial, c) to the spatial size, and the valid part, of `like`."""
-        values = x.filled()
-        for axis, (size, output_size) in enumerate(zip(x.spatial, like.spatial, strict=True)):
-            sizes, output_sizes = jnp.asarray([size]), jnp.asarray([output_size])
-            start, output_start = jnp.asarray([0]), jnp.asarray([0])
-            if x.part is not None and like.part is not None:
-                sizes, output_sizes = x.part.whole[:, axis], like.part.whole[:, axis]
-                start, output_start = x.part.start[:, axis], like.part.start[:, axis]
-            elif x.valid is not None and like.valid is not None:
-                sizes, output_sizes = x.valid[:, axis], like.valid[:, axis]
-            position = start[:, None] + jnp.arange(size)
-            output = output_start[:, None] + jnp.arange(output_size)
-            weights = interpolation_weights(sizes, output_sizes, position, output)
-            weights = jnp.broadcast_to(weights, (values.shape[0], *weights.shape[1:]))
-            letters = "xyz"[: len(x.spatial)]
-            result = letters.replace(letters[axis], "o")
-            values = jnp.einsum(
-                f"bo{letters[axis]},b{letters}c->b{result}c",
-                weights.astype(values.dtype),
-                values,
-                precision=EXACT,
-            )
-        sizes_by_axis = list(zip(x.spatial, like.spatial, strict=True))
-        field = x.field.interpolated(like.field.stride, sizes_by_axis)
-        return dataclasses.replace(like, values=values, field=field)
-
-
-def interpolation_weights(
-    sizes: jax.Array, output_sizes: jax.Array, position: jax.Array, output: jax.Array
-) -> jax.Array:
-    """How much of each position goes to each output, on one axis of canvases.
-
-    Args:
-        sizes, output_sizes: int (b,), of the whole image before and after.
-        position, output: int (b, n) and (b, m), those on the canvases, counted in the whole image.
-
-    Returns:
-        float32 (b, m, n), each row with the sum 1 if what it is made of lies on the canvas.
-    """
-    lower, upper, share = (
-        part[..., None] for part in interpolation_places(sizes, output_sizes, output)
-    )
-    at = position[:, None, :]
-    return jnp.where(at == lower, 1 - share, 0) + jnp.where(at == upper, share, 0)
-
-
-def resized(
-    values: jax.Array, size: jax.Array, new_size: jax.Array, canvas_px: tuple[int, int]
-) -> jax.Array:
-    """Images brought to other sizes, to be looked at: float32 (b, *canvas_px, c).
-
-    As `Interpolate`, but looked up instead of a product with `interpolation_weights`: on a CPU 40
-    times as fast where there are no gradients.
-
-    Args:
-        values: (b, h, w, c).
-        size, new_size: how much of the canvases is image before and after, int (b, 2), or (1, 2) of
-            all.
-        canvas_px: height and width of the new ones.
-    """
-    values = values.astype(jnp.float32)
-    for axis, side in enumerate(canvas_px):
-        places = interpolation_places(size[:, axis], new_size[:, axis], jnp.arange(side)[None])
-        lower, upper, share = (jnp.broadcast_to(x, (len(values), side)) for x in places)
-        before, after = (_looked_up(values, place, axis) for place in (lower, upper))
-        share = share.reshape(-1, *[1] * axis, side, *[1] * (2 - axis))
-        values = before * (1 - share) + after * share
-    return values
-
-
-def _looked_up(values: jax.Array, places: jax.Array, axis: int) -> jax.Array:
-    """Of each image (b, …) its own positions (b, m) along an axis of the image."""
-    places = places.astype(jnp.int32)
-    return jax.vmap(lambda image, at: jnp.take(image, at, axis=axis, mode="clip"))(values, places)
-
-
-def interpolation_places(
-    sizes: jax.Array, output_sizes: jax.Array, output: jax.Array
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Which two positions each output lies between, on one axis, and the share of the second.
-
-    Arguments as above. All float32 (b, m), the positions whole numbers.
-    """
-    ratio = (sizes / output_sizes).astype(jnp.float32)[:, None]
-    place = jnp.maximum((output + 0.5) * ratio - 0.5, 0)
-    last = sizes[:, None] - 1
-    lower = jnp.minimum(jnp.floor(place), last)
-    return lower, jnp.minimum(lower + 1, last), place - lower

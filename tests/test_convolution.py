@@ -1,0 +1,73 @@
+"""The gradient of a filter against PyTorch's: how it is taken differs from layer to layer."""
+
+from types import ModuleType
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fcn_jax.models.convolution import Geometry, convolve
+
+
+def normal(seed: int, *shape: int) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    ("size", "kernel", "stride", "pad", "dilation"),
+    [
+        ((11, 8), (3, 3), 1, 1, 1),
+        ((11, 8), (3, 3), 2, 1, 1),
+        ((12, 9), (3, 3), 2, 0, 1),  # the last row and column are seen by no window
+        ((11, 9), (3, 3), 1, 4, 4),
+        ((13, 12), (5, 5), 1, 2, 1),
+        ((13, 12), (7, 7), 2, 3, 1),  # too many taps to be taken one by one
+        ((9, 8), (1, 3), 1, 0, 1),
+        ((6, 7, 8), (3, 3, 3), 1, 1, 1),
+    ],
+)
+def test_gradients_are_pytorchs(
+    torch: ModuleType,
+    size: tuple[int, ...],
+    kernel: tuple[int, ...],
+    stride: int,
+    pad: int,
+    dilation: int,
+) -> None:
+    values, weights = normal(0, 3, *size, 4), normal(1, *kernel, 4, 5)
+    geometry = Geometry(stride, ((pad, pad),) * len(size), dilation)
+
+    tensor = torch.tensor(np.moveaxis(values, -1, 1).copy(), requires_grad=True)
+    weight = torch.tensor(np.moveaxis(weights, (-1, -2), (0, 1)).copy(), requires_grad=True)
+    convolution = getattr(torch.nn.functional, f"conv{len(size)}d")
+    expected = convolution(tensor, weight, stride=stride, padding=pad, dilation=dilation)
+    cotangent = normal(2, *expected.shape)
+    expected.backward(torch.tensor(cotangent))
+
+    def run(values: jax.Array, weights: jax.Array, cotangent: jax.Array):
+        result, pull_back = jax.vjp(lambda x, k: convolve(x, k, geometry), values, weights)
+        return result, *pull_back(cotangent)
+
+    result, of_values, of_weights = jax.jit(run)(values, weights, np.moveaxis(cotangent, 1, -1))
+    np.testing.assert_allclose(
+        result, np.moveaxis(expected.detach().numpy(), 1, -1), atol=5e-5, rtol=1e-5
+    )
+    np.testing.assert_allclose(
+        of_values, np.moveaxis(tensor.grad.numpy(), 1, -1), atol=5e-5, rtol=1e-5
+    )
+    np.testing.assert_allclose(
+        of_weights, np.moveaxis(weight.grad.numpy(), (0, 1), (-1, -2)), atol=2e-4, rtol=1e-4
+    )
+
+
+def test_half_precision_sums_the_filters_gradient_in_single() -> None:
+    # 32 × 32 places that saw 1 with a cotangent of 1: in bfloat16 a sum of ones ends at 256.
+    values = jnp.ones((2, 32, 32, 1), jnp.bfloat16)
+    kernel = jnp.ones((3, 3, 1, 1), jnp.bfloat16)
+    geometry = Geometry(1, ((0, 0), (0, 0)))
+    gradient = jax.jit(jax.grad(lambda k: convolve(values, k, geometry).astype(jnp.float32).sum()))(
+        kernel
+    )
+    assert gradient.dtype == jnp.bfloat16
+    np.testing.assert_allclose(gradient.astype(jnp.float32), 2 * 30 * 30, rtol=1e-2)
