@@ -216,7 +216,7 @@ def test_a_loops_body_counts_as_often_as_it_runs() -> None:
     assert traced == 10 * 2 * 6**3
     assert compiled < traced
     run = jax.jit(loop)
-    assert cost.flops(run.lower(x), run, x) == traced
+    assert cost.flops(run.lower(x), jax.make_jaxpr(run)(x)) == traced
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ no published peak.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -63,11 +63,10 @@ def share_of_peak(flops_per_second: float, dtype: str) -> float | None:
     return flops_per_second / most if most else None
 
 
-def flops(lowered: jax.stages.Lowered, function: Callable[..., Any], *arguments: Any) -> float:
-    """Of a call of `function`, of which `lowered` is; one that has run is not compiled again."""
+def flops(lowered: jax.stages.Lowered, traced: core.ClosedJaxpr) -> float:
+    """Of one run of a program on one device. One that has run is not compiled again."""
     analysis: Any = lowered.compile().cost_analysis() or {}
-    compiled = analysis.get("flops", 0.0)
-    return max(compiled, products(jax.make_jaxpr(function)(*arguments).jaxpr))
+    return max(analysis.get("flops", 0.0), products(traced.jaxpr))
 
 
 def products(jaxpr: Any) -> float:
@@ -75,9 +74,9 @@ def products(jaxpr: Any) -> float:
     total = 0.0
     for equation in jaxpr.eqns:
         if equation.primitive.name == "conv_general_dilated":
-            total += convolution(equation)
+            total += float(convolution(equation))
         elif equation.primitive.name == "dot_general":
-            total += matrix_product(equation)
+            total += float(matrix_product(equation))
         else:
             runs = equation.params["length"] if equation.primitive.name == "scan" else 1
             total += runs * sum(map(products, _inner(equation.params.values())))

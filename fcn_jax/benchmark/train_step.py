@@ -32,7 +32,6 @@ def contenders(workload: Workload, settings: Settings) -> dict[str, Contender | 
     step = workload.step(network)
     state = workload.state(network, variables)
     batch = random_canvases(batch_size, workload.canvas_px)
-    shapes = workload.abstract_state(network), workload.abstract_batch()
 
     def run() -> Any:
         nonlocal state
@@ -40,7 +39,8 @@ def contenders(workload: Workload, settings: Settings) -> dict[str, Contender | 
         return jax.block_until_ready((state, metrics))
 
     def cost() -> Cost:
-        return Cost(flops(step.lower(*shapes), step, *shapes), workload.dtype)
+        lowered = step.lower(workload.abstract_state(network), workload.abstract_batch())
+        return Cost(flops(lowered, workload.traced(network)), workload.dtype)
 
     made: dict[str, Contender | NotMeasuredError] = {
         "fcn_jax": Contender(run, images=batch_size, cost=cost)

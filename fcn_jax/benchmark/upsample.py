@@ -86,7 +86,7 @@ def contenders(
         run = jax.jit(forward_and_backward if backward else forward)
         return Contender(
             lambda: jax.block_until_ready(run(*inputs)),
-            cost=lambda: Cost(flops(run.lower(*inputs), run, *inputs), dtype),
+            cost=lambda: Cost(flops(run.lower(*inputs), jax.make_jaxpr(run)(*inputs)), dtype),
         )
 
     made = {

@@ -77,6 +77,16 @@ class Workload:
     def one_devices_step(self, network: Network) -> Any:
         return make_train_step(network, self.optimizer(network), self.config)
 
+    def traced(self, network: Network) -> Any:
+        """One device's step as a traced program (jaxpr), on its share of the batch."""
+        devices = jax.device_count()
+        share = {
+            name: jax.ShapeDtypeStruct((leaf.shape[0] // devices, *leaf.shape[1:]), leaf.dtype)
+            for name, leaf in self.abstract_batch().items()
+        }
+        trace = jax.make_jaxpr(self.one_devices_step(network), axis_env=[(DATA_AXIS, devices)])
+        return trace(self.abstract_state(network), share)
+
     def state(self, network: Network, variables: tuple[Any, Any]) -> TrainState:
         """On the device, from (params, batch_stats)."""
         on_device = jax.tree.map(jnp.asarray, variables)
