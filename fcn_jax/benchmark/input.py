@@ -109,7 +109,8 @@ def iterations(workload: Workload, settings: Settings) -> dict[str, Contender]:
                 )
             )
 
-    first = next(streaming(dataset, workload.config.train.batch_size))
+    with contextlib.closing(streaming(dataset, workload.config.train.batch_size)) as batches:
+        first = next(batches)
     return {
         "bare step": contender(Bare(train_step, first)),
         "streaming": fed(data__cache="none"),

@@ -36,23 +36,22 @@ def to_iohw(kernel: np.ndarray) -> np.ndarray:
 INVERSE: dict[Layout, Layout] = {as_it_is: as_it_is, from_oihw: to_oihw, from_iohw: to_iohw}
 
 
-class Upsampling(nn.ConvTranspose2d):
-    """By a factor, where coarse positions lie on pixels, or in the middle of factor² of them."""
+def upsampling(channels: int, factor: int, *, on_pixels: bool) -> Any:
+    """Coarse positions lie on pixels, or in the middle of factor² of them."""
+    return nn.ConvTranspose2d(
+        channels,
+        channels,
+        2 * factor - on_pixels,
+        stride=factor,
+        padding=factor - 1 if on_pixels else factor // 2,
+        output_padding=factor - 1 if on_pixels else 0,
+        bias=False,
+    )
 
-    def __init__(self, channels: int, factor: int, *, on_pixels: bool):
-        super().__init__(
-            channels,
-            channels,
-            2 * factor - on_pixels,
-            stride=factor,
-            padding=factor - 1 if on_pixels else factor // 2,
-            output_padding=factor - 1 if on_pixels else 0,
-            bias=False,
-        )
 
-    def forward(self, x: Any, like: Any) -> Any:  # type: ignore[override]
-        height, width = like.shape[2:]
-        return super().forward(x)[:, :, :height, :width]
+def cropped(x: Any, like: Any) -> Any:
+    """To the height and width of another."""
+    return x[:, :, : like.shape[2], : like.shape[3]]
 
 
 class Fire(nn.Module):
@@ -86,9 +85,9 @@ class SqueezeNetFcn8s(nn.Module):
                 "score16": nn.Conv2d(512, k, 1),
                 "score8": nn.Conv2d(256, k, 1),
                 "score4": nn.Conv2d(128, k, 1),
-                "upsample16": Upsampling(k, 2, on_pixels=True),
-                "upsample8": Upsampling(k, 2, on_pixels=True),
-                "upsample4": Upsampling(k, 4, on_pixels=True),
+                "upsample16": upsampling(k, 2, on_pixels=True),
+                "upsample8": upsampling(k, 2, on_pixels=True),
+                "upsample4": upsampling(k, 4, on_pixels=True),
             }
         )
 
@@ -103,8 +102,8 @@ class SqueezeNetFcn8s(nn.Module):
         fused = self.head["score16"](self.dropout(x))
         for coarse, fine in ((16, 8), (8, 4)):
             score = self.head[f"score{fine}"](by_stage[fine])
-            fused = self.head[f"upsample{coarse}"](fused, score) + score
-        return {"out": self.head["upsample4"](fused, image)}
+            fused = cropped(self.head[f"upsample{coarse}"](fused), score) + score
+        return {"out": cropped(self.head["upsample4"](fused), image)}
 
 
 class Vgg16Fcn8s(nn.Module):
@@ -130,9 +129,9 @@ class Vgg16Fcn8s(nn.Module):
                 "score32": nn.Conv2d(features, k, 1),
                 "score16": nn.Conv2d(512, k, 1),
                 "score8": nn.Conv2d(256, k, 1),
-                "upsample32": Upsampling(k, 2, on_pixels=False),
-                "upsample16": Upsampling(k, 2, on_pixels=False),
-                "upsample8": Upsampling(k, 8, on_pixels=False),
+                "upsample32": upsampling(k, 2, on_pixels=False),
+                "upsample16": upsampling(k, 2, on_pixels=False),
+                "upsample8": upsampling(k, 8, on_pixels=False),
             }
         )
 
@@ -148,8 +147,8 @@ class Vgg16Fcn8s(nn.Module):
         fused = self.head["score32"](x)
         for coarse, fine in ((32, 16), (16, 8)):
             score = self.head[f"score{fine}"](by_stage[fine])
-            fused = self.head[f"upsample{coarse}"](fused, score) + score
-        return {"out": self.head["upsample8"](fused, image)}
+            fused = cropped(self.head[f"upsample{coarse}"](fused), score) + score
+        return {"out": cropped(self.head["upsample8"](fused), image)}
 
 
 def torchvisions_fcn_resnet50(workload: Workload) -> Any:

@@ -23,6 +23,8 @@ from fcn_jax.benchmark.torch_step import TorchStep
 from fcn_jax.benchmark.workloads import Workload
 from fcn_jax.data.splits import Split
 
+SEVERAL_DEVICES = NotMeasuredError("it runs on one device, ours on all: show it a single one")
+
 
 @dataclasses.dataclass(frozen=True)
 class Treatment:
@@ -114,7 +116,7 @@ class Peer:
     ) -> dict[str, Contender | NotMeasuredError]:
         """Of the suite `train_step`: one for each treatment."""
         if jax.device_count() > 1:
-            return {"PyTorch": NotMeasuredError("it runs on one device, ours on all")}
+            return {"PyTorch": SEVERAL_DEVICES}
         made: dict[str, Contender | NotMeasuredError] = {}
         for treatment in self.treatments:
             try:
@@ -168,6 +170,8 @@ class Peer:
         def note(confusion: np.ndarray) -> str:
             return accuracy_note(np.trace(confusion) / confusion.sum())
 
+        if jax.device_count() > 1:
+            return {"PyTorch": SEVERAL_DEVICES}
         made: dict[str, Contender | NotMeasuredError] = {}
         for treatment in (Treatment(channels_last=False), Treatment(channels_last=True)):
             run = TorchEvaluation(workload, variables, self.device, treatment.layout)
