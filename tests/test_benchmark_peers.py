@@ -113,7 +113,7 @@ def test_pytorchs_step_is_ours(torch: Any, request: pytest.FixtureRequest, backb
         update = (parameter - before[name]).detach().numpy()
         largest = np.abs(moved).max()
         assert largest > 0, name
-        np.testing.assert_allclose(update, moved, atol=2e-3 * largest + 1e-7, err_msg=name)
+        np.testing.assert_allclose(update, moved, atol=1e-2 * largest + 1e-7, err_msg=name)
 
 
 def test_a_pytorch_step_learns(torch: Any) -> None:

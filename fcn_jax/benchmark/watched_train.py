@@ -10,7 +10,7 @@ import runpy
 import sys
 from typing import Any
 
-from jax import monitoring
+from fcn_jax import cli
 
 EVENTS = {
     "/jax/compilation_cache/compile_requests_use_cache": "requests",
@@ -19,16 +19,24 @@ EVENTS = {
 
 
 def main(path: str) -> None:
+    run = cli.run
+
+    def watched(*arguments: Any, **options: Any) -> None:
+        # Not before: the command says where programs are kept, and JAX looks when it is imported.
+        from jax import monitoring
+
+        monitoring.register_event_listener(note)
+        run(*arguments, **options)
+
     with open(path, "a", buffering=1) as events:
 
         def note(event: str, **_: Any) -> None:
             if event in EVENTS and not events.closed:
                 events.write(f"{EVENTS[event]}\n")
 
-        monitoring.register_event_listener(note)
+        cli.run = watched  # type: ignore[assignment]
         runpy.run_module("fcn_jax.train", run_name="__main__", alter_sys=True)
 
 
 if __name__ == "__main__":
-    file = sys.argv.pop(1)
-    main(file)
+    main(sys.argv.pop(1))
