@@ -3,6 +3,7 @@
 Both ways give the same batches (`data/order.py`), so a run may change between them.
 """
 
+import contextlib
 import math
 import os
 from collections.abc import Iterator, Sequence
@@ -18,7 +19,7 @@ from fcn_jax import parallel
 from fcn_jax.config import Config
 from fcn_jax.data import resident
 from fcn_jax.data.canvases import Size, one_canvas, round_up
-from fcn_jax.data.pipeline import ToCanvas, training_batches
+from fcn_jax.data.pipeline import training_batches
 from fcn_jax.data.resident import Step
 from fcn_jax.errors import UserError
 from fcn_jax.progress import say
@@ -57,10 +58,10 @@ def open_feed(
         UserError: a record that is damaged, or a set that cannot be kept on the device.
     """
     canvas_px = config.data.canvas_px if all(config.data.canvas_px) else one_canvas(sizes)
-    canvas = ToCanvas(canvas_px).empty(records[0])
     share = math.ceil(len(sizes) / jax.device_count())
-    needed = share * resident.canvas_bytes(canvas)
-    if steps and _fits(config.data.cache, sizes, canvas_px, needed):
+    needed = share * resident.canvas_bytes(records[0], canvas_px)
+    seen = len(steps) * config.train.batch_size
+    if steps and _fits(config.data.cache, sizes, canvas_px, needed, seen):
         return Resident(train_step, records, canvas_px, config)
     batches = training_batches(
         records,
@@ -78,6 +79,11 @@ class Resident:
 
     def __init__(self, train_step: Step, records: Any, canvas_px: Size, config: Config):
         self.at_once = config.train.steps_per_dispatch
+        if self.at_once > 1 and jax.default_backend() == "cpu":
+            say(
+                "note: XLA's CPU convolves many times slower in a loop of steps: leave "
+                "config.train.steps_per_dispatch at 1"
+            )
         on_resident = partial(
             resident.on_resident,
             train_step,
@@ -137,8 +143,8 @@ def stretches(done: int, total: int, at_once: int, every: Sequence[int]) -> Iter
         done += count
 
 
-def _fits(cache: str, sizes: np.ndarray, canvas_px: Size, needed: int) -> bool:
-    """Whether the set is to lie on the devices. needed: bytes on each."""
+def _fits(cache: str, sizes: np.ndarray, canvas_px: Size, needed: int, seen: int) -> bool:
+    """Whether the set is to lie on the devices. needed: bytes on each. seen: images, in all."""
     images = f"{len(sizes):,} images"
     devices = jax.device_count()
     of_each = "" if devices == 1 else f" on each of {devices} devices"
@@ -148,6 +154,8 @@ def _fits(cache: str, sizes: np.ndarray, canvas_px: Size, needed: int) -> bool:
         reason = "several hosts train together"
     elif (np.asarray(sizes) > canvas_px).any():
         reason = "of those larger than config.data.canvas_px another part is seen each time"
+    elif cache == "auto" and seen < len(sizes):
+        reason = f"training sees no more than {seen:,} of them"
     elif free is None:
         reason = "" if cache == "device" else "the device does not tell how much memory it has"
     elif cache == "device" and needed > free:
@@ -183,18 +191,22 @@ def _free_bytes() -> int | None:
     return told["bytes_limit"] - told.get("bytes_in_use", 0)
 
 
-def _available_bytes() -> int:
-    """What the machine can still give; half of its memory where it tells no more than its size."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
+def _available_bytes(root: Path = Path("/")) -> int:
+    """What the machine can still give, and a container's limit lets it; else half of all it has."""
+    with contextlib.suppress(OSError, KeyError, ValueError):
+        lines = (root / "proc/meminfo").read_text().splitlines()
         told = dict(line.split(":", 1) for line in lines)
-        return int(told["MemAvailable"].split()[0]) * 1024
-    except (OSError, KeyError):
-        pass
-    try:
+        available = int(told["MemAvailable"].split()[0]) * 1024
+        with contextlib.suppress(OSError, ValueError):  # no limit is written as "max"
+            limit, used = (
+                int((root / "sys/fs/cgroup" / name).read_text())
+                for name in ("memory.max", "memory.current")
+            )
+            available = min(available, max(limit - used, 0))
+        return available
+    with contextlib.suppress(AttributeError, OSError, ValueError):  # not on Windows
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
-    except (AttributeError, ValueError, OSError):  # Windows
-        return 4 << 30
+    return 4 << 30
 
 
 def _in_bytes(count: int) -> str:

@@ -1,6 +1,7 @@
 """Where training's images come from: what is chosen, what is said of it, and that it changes
 nothing."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,9 @@ import numpy as np
 import pytest
 
 from fcn_jax import feed
-from fcn_jax.config import Config, default_config
+from fcn_jax.config import default_config
 from fcn_jax.errors import UserError
 from fcn_jax.feed import Resident, Streamed, open_feed, stretches
-from fcn_jax.predict import load_run
 from fcn_jax.step import TrainState
 from fcn_jax.train import train
 from tests.own_folder import small_config, write_folder
@@ -38,7 +38,7 @@ class Blank:
         return {"image": image, "label": image[..., 0], "name": str(index)}
 
 
-def opened(records: Blank, cache: str = "auto", **data: Any) -> feed.Feed:
+def opened(records: Blank, cache: str = "auto", steps: int = 50, **data: Any) -> feed.Feed:
     config = default_config()
     config.data.cache = cache
     for name, value in data.items():
@@ -47,7 +47,7 @@ def opened(records: Blank, cache: str = "auto", **data: Any) -> feed.Feed:
     def count(state: TrainState, batch: Any) -> tuple[TrainState, Any]:
         return TrainState(state.step + 1, {}, {}, {}), {"images": batch["size"].shape[0]}
 
-    return open_feed(count, records, np.full((len(records), 2), SIDE), config, range(50))
+    return open_feed(count, records, np.full((len(records), 2), SIDE), config, range(steps))
 
 
 def test_auto_keeps_what_takes_a_quarter_of_the_free_memory(monkeypatch, capsys):
@@ -83,16 +83,31 @@ def test_parts_of_larger_images_are_streamed(capsys):
         opened(Blank(2), "device", canvas_px=(128, 64))
 
 
+def test_a_few_steps_do_not_wait_for_the_whole_set(capsys):
+    opened(Blank(17), steps=2).close()
+    assert "17 images are streamed: training sees no more than 16" in capsys.readouterr().out
+    assert isinstance(opened(Blank(16), steps=2), Resident)
+
+
 def test_several_hosts_stream(monkeypatch, capsys):
     monkeypatch.setattr(jax, "process_count", lambda: 2)
-    assert not feed._fits("auto", np.full((3, 2), SIDE), (128, 128), 1)
+    assert not feed._fits("auto", np.full((3, 2), SIDE), (128, 128), 1, 8)
     assert "3 images are streamed: several hosts train together" in capsys.readouterr().out
 
 
-def test_the_memory_of_this_machine_is_found():
-    free = feed._free_bytes()
-    assert free is not None
-    assert 1e8 < free < 1e14
+def test_the_memory_is_what_the_machine_and_the_containers_limit_leave(tmp_path):
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc/meminfo").write_text("MemTotal: 4000 kB\nMemAvailable:   3000 kB\n")
+    assert feed._available_bytes(tmp_path) == 3000 * 1024
+    limits = tmp_path / "sys/fs/cgroup"
+    limits.mkdir(parents=True)
+    (limits / "memory.current").write_text("500\n")
+    (limits / "memory.max").write_text("max\n")
+    assert feed._available_bytes(tmp_path) == 3000 * 1024
+    (limits / "memory.max").write_text("2500\n")
+    assert feed._available_bytes(tmp_path) == 2000
+    # Where nothing is told: this machine's, by its size.
+    assert 1e8 < feed._available_bytes(tmp_path / "nowhere") < 1e14
 
 
 @pytest.mark.parametrize(("cache", "workers"), [("device", 0), ("none", 0), ("none", 1)])
@@ -148,34 +163,44 @@ def folder(tmp_path_factory) -> Path:
     return path
 
 
-def trained(folder: Path, name: str, *, cache: str, at_once: int = 1) -> tuple[Any, list[Any]]:
-    """The variables that a run ends with, and the lines of its log."""
-    config: Config = small_config(folder)
-    config.data.cache = cache
+def logged(folder: Path, name: str, **settings: Any) -> list[dict[str, Any]]:
+    """The lines of the log of a run of seven steps."""
+    config = small_config(folder)
     config.train.steps = 7
-    config.train.steps_per_dispatch = at_once
+    for setting, value in settings.items():
+        section, entry = setting.split("__")
+        setattr(getattr(config, section), entry, value)
     train(config, folder / name)
     lines = (folder / name / "log.jsonl").read_text().splitlines()
-    numbers = [json.loads(line) for line in lines]
-    for line in numbers:
-        line.pop("images_per_second", None)
-    return load_run(folder / name).variables, numbers
+    return [json.loads(line) for line in lines]
 
 
-def test_a_run_ends_in_the_same_bits_however_it_is_fed(folder):
-    kept, kept_lines = trained(folder, "kept", cache="device")
-    streamed, streamed_lines = trained(folder, "streamed", cache="none")
-    jax.tree.map(np.testing.assert_array_equal, streamed, kept)
-    assert streamed_lines == kept_lines
-    assert [line["step"] for line in kept_lines if line["kind"] == "train"] == list(range(1, 8))
+def test_a_run_logs_each_step_however_it_is_fed(folder, monkeypatch, capsys):
+    """Streamed; and out of memory, twice three steps in one call and the seventh on its own."""
+    traced = []
 
+    def make_step(*_: Any) -> Any:
+        def step(state: TrainState, batch: Any) -> tuple[TrainState, Any]:
+            traced.append(1)
+            state = dataclasses.replace(state, step=state.step + 1)
+            return state, {"loss": state.step / 2, "pixels": batch["image"].astype(float).sum()}
 
-def test_each_of_several_steps_at_once_is_logged(folder):
-    """Two calls of three steps, and the seventh on its own."""
-    _, expected = trained(folder, "singly", cache="device")
-    _, lines = trained(folder, "thrice", cache="device", at_once=3)
-    assert [(line["kind"], line["step"]) for line in lines] == [
-        (line["kind"], line["step"]) for line in expected
-    ]
-    for line, wanted in zip(lines[:3], expected[:3], strict=True):
-        assert line["loss"] == pytest.approx(wanted["loss"], rel=1e-3)
+        return step
+
+    monkeypatch.setattr("fcn_jax.train.make_train_step", make_step)
+    runs = {
+        "streamed": logged(folder, "streamed", data__cache="none"),
+        "thrice": logged(folder, "thrice", train__steps_per_dispatch=3),
+    }
+    assert "leave config.train.steps_per_dispatch at 1" in capsys.readouterr().out
+    assert len(traced) == 3  # once to stream, in the loop, and for the single step
+    pixels = []
+    for lines in runs.values():
+        of_training = [line for line in lines if line["kind"] == "train"]
+        assert [(line["step"], line["loss"]) for line in of_training] == [
+            (step, step / 2) for step in range(1, 8)
+        ]
+        assert [line["step"] for line in lines if line["kind"] == "eval"] == [3, 6, 7]
+        pixels.append([line["pixels"] for line in of_training])
+    assert pixels[0] == pixels[1]
+    assert len(set(pixels[0])) > 1

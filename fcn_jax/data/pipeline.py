@@ -21,6 +21,10 @@ from fcn_jax.data.order import PLACES, image_at
 Batch = dict[str, np.ndarray]
 
 
+THREADS = 16
+"""That read and decode; where cores are fewer, they cost nothing."""
+
+
 def training_batches(
     records: Any,
     *,
@@ -45,18 +49,16 @@ def training_batches(
     """
     share = batch_size // jax.process_count()
     first = jax.process_index() * share
-    batches = (
-        grain.MapDataset.source(
-            _Sequence(records, canvas_px, batch_size, first, share, seed, steps)
-        )
-        .batch(share)
-        .to_iter_dataset(grain.ReadOptions(num_threads=4, prefetch_buffer_size=4))
+    canvases = grain.MapDataset.source(
+        _Sequence(records, canvas_px, batch_size, first, share, seed, steps)
+    ).to_iter_dataset(
+        grain.ReadOptions(num_threads=THREADS, prefetch_buffer_size=max(2 * share, THREADS))
     )
     if workers:
         if not flags.FLAGS.is_parsed():  # Grain hands absl's flags on to its processes
             flags.FLAGS.mark_as_parsed()
-        batches = batches.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
-    return iter(batches)
+        canvases = canvases.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
+    return iter(canvases.batch(share))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,10 +128,10 @@ def evaluation_batches(
     for (bucket, images), own in zip(batches, mine, strict=True):
         held = {index: next(reader) for index in own}
         to_canvas = ToCanvas(bucket.canvas_px, bucket.label_canvas_px)
-        canvases = [to_canvas(record) for record in held.values()]
-        canvases += [to_canvas.empty(like)] * (batch_size - len(canvases))
-        stacked = {key: np.stack([canvas[key] for canvas in canvases]) for key in canvases[0]}
-        yield EvaluationBatch(stacked, images, held)
+        canvases = to_canvas.empty(like, batch_size)
+        for place, record in enumerate(held.values()):
+            to_canvas.put(record, {key: values[place] for key, values in canvases.items()})
+        yield EvaluationBatch(canvases, images, held)
 
 
 class _Picked:
@@ -155,29 +157,33 @@ def _random_window(
 
 
 class ToCanvas:
-    """Puts a record on a canvas. label_canvas_px: of labels that have one of their own."""
+    """Puts records on canvases. label_canvas_px: of labels that have one of their own."""
 
     def __init__(self, canvas_px: Size, label_canvas_px: Size | None = None):
         self.canvas_px = canvas_px
         self.label_canvas_px = label_canvas_px
 
     def __call__(self, record: dict[str, Any]) -> dict[str, np.ndarray]:
-        canvas = self.empty(record)
+        canvas = {key: values[0] for key, values in self.empty(record, 1).items()}
+        self.put(record, canvas)
+        return canvas
+
+    def put(self, record: dict[str, Any], canvas: dict[str, np.ndarray]) -> None:
+        """Fills an empty canvas."""
         for key, size in (("image", "size"), ("label", "label_size")):
             height, width = record[key].shape[:2]
             canvas[key][:height, :width] = record[key]
             if size in canvas:
                 canvas[size][...] = height, width
-        return canvas
 
-    def empty(self, like: dict[str, Any]) -> dict[str, np.ndarray]:
-        """A canvas that counts for nothing, of the channels and label maps of a record."""
+    def empty(self, like: dict[str, Any], count: int) -> dict[str, np.ndarray]:
+        """So many canvases that count for nothing, of the channels and label maps of a record."""
         label_px = self.label_canvas_px or self.canvas_px
-        canvas = {
-            "image": np.zeros((*self.canvas_px, like["image"].shape[-1]), np.uint8),
-            "label": np.full((*label_px, *like["label"].shape[2:]), VOID_LABEL, np.uint8),
-            "size": np.asarray(self.canvas_px, np.int32),
+        canvases = {
+            "image": np.zeros((count, *self.canvas_px, like["image"].shape[-1]), np.uint8),
+            "label": np.full((count, *label_px, *like["label"].shape[2:]), VOID_LABEL, np.uint8),
+            "size": np.tile(np.asarray(self.canvas_px, np.int32), (count, 1)),
         }
         if self.label_canvas_px:
-            canvas["label_size"] = np.asarray(label_px, np.int32)
-        return canvas
+            canvases["label_size"] = np.tile(np.asarray(label_px, np.int32), (count, 1))
+        return canvases

@@ -44,18 +44,17 @@ def load(records: Any, canvas_px: Size, use_mesh: bool = False) -> dict[str, jax
         canvas_px: height and width.
         use_mesh: as of `parallel.on_all_devices`.
     """
-    to_canvas = ToCanvas(canvas_px)
-    void = to_canvas.empty(records[0])
+    to_canvas, like = ToCanvas(canvas_px), records[0]
     devices = jax.local_device_count()
     share = -(-len(records) // devices)
-    pieces = -(-share * devices * canvas_bytes(void) // PIECE_BYTES)
+    pieces = -(-share * devices * canvas_bytes(like, canvas_px) // PIECE_BYTES)
     length = -(-share // pieces)
     share = length * pieces
     sharding = NamedSharding(parallel.data_mesh(use_mesh), P(DATA_AXIS))
     held = jax.jit(
         lambda: {
-            name: jnp.zeros((devices, share, *values.shape), values.dtype)
-            for name, values in void.items()
+            name: jnp.zeros((devices, share, *values.shape[1:]), values.dtype)
+            for name, values in to_canvas.empty(like, 1).items()
         },
         out_shardings=sharding,
     )()
@@ -65,26 +64,30 @@ def load(records: Any, canvas_px: Size, use_mesh: bool = False) -> dict[str, jax
     ):
         for start in range(0, share, length):
             piece = {
-                name: np.empty((devices, length, *values.shape), values.dtype)
-                for name, values in void.items()
+                name: values.reshape(devices, length, *values.shape[1:])
+                for name, values in to_canvas.empty(like, devices * length).items()
             }
 
-            def fill(place: int, piece: Any = piece, start: int = start) -> int:
-                device, inside = divmod(place, length)
-                index = device * share + start + inside
-                exists = index < len(records)
-                for name, values in (to_canvas(records[index]) if exists else void).items():
-                    piece[name][device, inside] = values
-                return int(exists)
+            def fill(place: tuple[int, int], piece: Any = piece, start: int = start) -> None:
+                device, inside = place
+                record = records[device * share + start + inside]
+                to_canvas.put(record, {name: values[place] for name, values in piece.items()})
 
-            for count in pool.map(fill, range(devices * length)):
-                bar.advance(count)
+            filled = [
+                (device, inside)
+                for device in range(devices)
+                for inside in range(length)
+                if device * share + start + inside < len(records)
+            ]
+            for _ in pool.map(fill, filled):
+                bar.advance()
             held = _written(held, jax.device_put(piece, sharding), np.int32(start))
     return jax.block_until_ready(held)
 
 
-def canvas_bytes(canvas: dict[str, np.ndarray]) -> int:
-    return sum(values.nbytes for values in canvas.values())
+def canvas_bytes(like: dict[str, Any], canvas_px: Size) -> int:
+    """Of one canvas with the channels and label maps of a record."""
+    return sum(values.nbytes for values in ToCanvas(canvas_px).empty(like, 1).values())
 
 
 @partial(jax.jit, donate_argnums=0)
