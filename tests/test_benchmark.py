@@ -7,8 +7,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 from fcn_jax.benchmark import __main__ as command
 from fcn_jax.benchmark import evaluate, input, largest_batch, memory, startup, train_step
@@ -24,6 +26,17 @@ def _prepared_in_a_home_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HOME", str(tmp_path_factory.mktemp("home")))
         yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _compiled_once(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Several suites run the same step."""
+    before = jax.config.values["jax_compilation_cache_dir"]
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
+    compilation_cache.reset_cache()
+    yield
+    jax.config.update("jax_compilation_cache_dir", before)
+    compilation_cache.reset_cache()
 
 
 SMALL = Settings(small=True, gpu_cases=False, voc_root="", peer=None)
@@ -148,7 +161,7 @@ def test_both_evaluations_count_the_same_pixels(torch: ModuleType) -> None:
 def test_peak_memory_of_a_compiled_step(torch: ModuleType) -> None:
     workload = next(workloads(True))
     peak = memory.compiled_peak(workload)
-    parameters = sum(leaf.size for leaf in memory_leaves(workload))
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(workload.network().variables[0]))
     # The parameters, AdamW's two moments, and a batch of canvases and their crops.
     state = 4 * 3 * parameters
     batch = 2 * 64 * 64 * 4
@@ -159,12 +172,6 @@ def test_peak_memory_of_a_compiled_step(torch: ModuleType) -> None:
     assert row["note"] == "not measured: no GPU"
     assert list(ours.build()) == ["fcn_jax", "fcn_jax in bfloat16", "fcn_jax in 2 parts", "PyTorch"]
     assert str(ours.build()["PyTorch"]) == "PyTorch does not tell it of a CPU"
-
-
-def memory_leaves(workload: Any) -> list[Any]:
-    import jax
-
-    return jax.tree.leaves(workload.network().variables[0])
 
 
 @pytest.mark.slow
@@ -179,7 +186,7 @@ def test_the_largest_batch_is_looked_for(
 def test_imports_and_help_are_started(torch: ModuleType) -> None:
     imports, helps, *_ = startup.cases(with_peer())
     assert list(imports.build()) == ["fcn_jax", "jax", "torch"]
-    rows = [row for case in (helps,) for row in run_case("startup", case, 1)]
+    rows = run_case("startup", helps, 1)
     assert [(row["unit"], row["median"] is not None) for row in rows] == [("s", True)]
 
 

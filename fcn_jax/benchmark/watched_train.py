@@ -34,7 +34,7 @@ def main(path: str) -> None:
             if event in EVENTS and not events.closed:
                 events.write(f"{EVENTS[event]}\n")
 
-        cli.run = watched  # type: ignore[assignment]
+        cli.run = watched
         runpy.run_module("fcn_jax.train", run_name="__main__", alter_sys=True)
 
 
