@@ -276,6 +276,12 @@ def test_unknown_suites_and_no_repeats_are_refused() -> None:
         command.benchmark(["upsample"], repeats=0, settings=SMALL)
 
 
+def test_a_wrong_folder_of_images_is_told_by_its_flag(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="--voc_root") as error:
+        dataclasses.replace(SMALL, voc_root=str(tmp_path)).dataset()
+    assert "config.data" not in str(error.value)
+
+
 def test_a_file_that_cannot_be_written_is_refused_before_measuring() -> None:
     with pytest.raises(UserError, match=r"--json \(=/nowhere/x.json\) cannot be written"):
         command.check_writable("/nowhere/x.json")

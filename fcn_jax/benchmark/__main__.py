@@ -68,6 +68,8 @@ def main(arguments: list[str]) -> None:
         voc_root=options.voc_root or "",
         peer=torch_peer() if options.against == "torch" else None,
     )
+    if options.voc_root:
+        settings.dataset()  # what is wrong with it is told before the time is spent
     report = benchmark(options.suites, repeats=options.repeats, settings=settings)
     print(results(report))
     if options.json:

@@ -1,6 +1,7 @@
 """What the command line asks of the suites."""
 
 import dataclasses
+import re
 from typing import TYPE_CHECKING
 
 import jax
@@ -9,6 +10,7 @@ from fcn_jax.benchmark.measuring import NotMeasuredError
 from fcn_jax.benchmark.workloads import Workload
 from fcn_jax.config import DataConfig
 from fcn_jax.data.datasets import Dataset, open_dataset
+from fcn_jax.errors import UserError
 
 if TYPE_CHECKING:
     from fcn_jax.benchmark.torch_peer import Peer
@@ -40,8 +42,13 @@ class Settings:
 
     def dataset(self) -> Dataset:
         """Those images. Raises UserError where they cannot be prepared."""
-        name = "voc" if self.voc_root else "shapes"
-        return open_dataset(DataConfig(name=name, root=self.voc_root))
+        if not self.voc_root:
+            return open_dataset(DataConfig(name="shapes"))
+        try:
+            return open_dataset(DataConfig(name="voc", root=self.voc_root))
+        except UserError as error:
+            here = re.sub(r"(--)?config\.data\.root", "--voc_root", str(error))
+            raise UserError(here) from error
 
 
 def on_gpu() -> bool:
