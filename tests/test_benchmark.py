@@ -1,72 +1,69 @@
-import io
+"""The command, its report, and the suites at small sizes."""
+
+import dataclasses
 import json
 import sys
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
-from rich.console import Console
+from jax.experimental.compilation_cache import compilation_cache
 
-from fcn_jax import benchmark as benchmarks
-from fcn_jax.benchmark import Peer, TorchStep, benchmark, measure, results_table, summarize
+from fcn_jax.benchmark import __main__ as command
+from fcn_jax.benchmark import evaluate, input, largest_batch, memory, startup, train_step
+from fcn_jax.benchmark.measuring import Row, run_case
+from fcn_jax.benchmark.report import Report, multiple, results
+from fcn_jax.benchmark.settings import Settings
+from fcn_jax.benchmark.workloads import workloads
 from fcn_jax.errors import UserError
-from fcn_jax.models.build import build
-from fcn_jax.step import Network
-
-ROW_KEYS = {
-    "suite",
-    "case",
-    "contender",
-    "median_s",
-    "lower_quartile_s",
-    "upper_quartile_s",
-    "ratio",
-}
 
 
-def test_ratios_are_of_medians() -> None:
-    rows = summarize(
-        "suite",
-        "case",
-        {"ours": [2.0, 1.0, 3.0, 100.0, 2.0], "theirs": [5.0, 6.0, 7.0, 8.0, 0.0]},
-    )
-    ours, theirs = rows
-    assert ours["median_s"] == 2
-    assert (ours["lower_quartile_s"], ours["upper_quartile_s"]) == (2, 3)
-    assert ours["ratio"] == 1
-    assert theirs["median_s"] == 6
-    assert theirs["ratio"] == 3
-    assert theirs.keys() == ROW_KEYS
+@pytest.fixture(scope="module", autouse=True)
+def _prepared_in_a_home_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HOME", str(tmp_path_factory.mktemp("home")))
+        yield
 
 
-def test_of_two_layouts_the_faster_counts() -> None:
-    rows = summarize("s", "c", {"ours": [2.0], "peer (a)": [8.0], "peer (b)": [5.0]})
-    assert [(row["contender"], row["ratio"]) for row in rows] == [("ours", 1), ("peer (b)", 2.5)]
+@pytest.fixture(scope="module", autouse=True)
+def _compiled_once(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Several suites run the same step."""
+    before = jax.config.values["jax_compilation_cache_dir"]
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
+    compilation_cache.reset_cache()
+    yield
+    jax.config.update("jax_compilation_cache_dir", before)
+    compilation_cache.reset_cache()
 
 
-def test_contenders_take_turns_after_a_warm_up() -> None:
-    calls: list[str] = []
-    seconds = measure({name: lambda n=name: calls.append(n) for name in "ab"}, repeats=3)  # type: ignore[misc]
-    assert "".join(calls) == "aabb" + "ababab"
-    assert [len(times) for times in seconds.values()] == [3, 3]
+SMALL = Settings(small=True, gpu_cases=False, voc_root="", peer=None)
+
+
+def with_peer(settings: Settings = SMALL) -> Settings:
+    return dataclasses.replace(settings, peer=command.torch_peer())
+
+
+def measured(cases: Any, settings: Settings, repeats: int = 1) -> list[Row]:
+    return [row for case in cases(settings) for row in run_case("suite", case, repeats)]
 
 
 def test_upsampling_is_measured_at_every_stride() -> None:
-    report = benchmark(["upsample"], repeats=2, small=True)
+    report = command.benchmark(["upsample"], repeats=2, settings=SMALL)
     assert json.loads(json.dumps(report)) == report
     assert report["small"] is True
     assert report["repeats"] == 2
-    assert report["hardware"]["devices"]
-    assert report["hardware"]["cpu"]
+    machine = report["hardware"]
+    assert machine["devices"]
+    assert machine["cpu"]
+    assert 1 <= machine["cores_used"] <= machine["cores"]
     assert {"python", "jax", "flax"} <= report["versions"].keys()
     assert "torch" not in report["versions"]
-    assert all(row.keys() == ROW_KEYS for row in report["results"])
+    assert all(row.keys() == Row.__annotations__.keys() for row in report["results"])
     assert [(row["case"], row["contender"]) for row in report["results"]] == [
-        (f"stride {stride}{way}", contender)
+        (f"stride {stride}{way} float32", contender)
         for stride in (2, 8)
         for way in ("", " + gradients")
         for contender in (
@@ -76,71 +73,215 @@ def test_upsampling_is_measured_at_every_stride() -> None:
             "lax.conv_transpose",
         )
     ]
-    console = Console(width=100, record=True, file=io.StringIO())
-    console.print(results_table(report))
-    lines = console.export_text().splitlines()
+    # A transposed convolution brings every input together with every tap inside the output: with a
+    # stride of 8 and a kernel of 16, cropped by 4, 16 · 8 − 2 · 4 taps on an axis of 8 inputs.
+    of_lax = next(
+        row
+        for row in report["results"]
+        if (row["case"], row["contender"]) == ("stride 8 float32", "lax.conv_transpose")
+    )
+    assert of_lax["flops"] == 2 * 2 * 21**2 * (16 * 4 - 8) * (16 * 8 - 8)
+    lines = results(report).splitlines()
     assert sum("lax.conv_transpose" in line for line in lines) == 4
-    assert any("upsample stride 2 + gradients " in line for line in lines)
+    assert any(line == "stride 2 + gradients float32" for line in lines)
 
 
-def test_all_contenders_upsample_alike(torch: ModuleType) -> None:
-    # A bilinear kernel is the same flipped, so all conventions give one result.
-    contenders = benchmarks.upsampling_contenders(8, (32, 64), False, Peer())
-    results: dict[str, Any] = {name: call() for name, call in contenders.items()}
-    expected = np.asarray(results.pop("fcn_jax learned"))
-    assert len(results) == 5
-    for name, result in results.items():
-        if name.startswith("PyTorch"):
-            result = result.permute(0, 2, 3, 1)
-        np.testing.assert_allclose(np.asarray(result), expected, atol=1e-5, err_msg=name)
+def test_the_training_step_beside_pytorchs(torch: ModuleType) -> None:
+    ours, theirs, resnet, vgg = measured(train_step.cases, with_peer())
+    assert ours["contender"] == "fcn_jax"
+    assert theirs["contender"].startswith("PyTorch (")
+    for row in (ours, theirs):
+        assert row["median"]
+        assert row["images_per_second"] == pytest.approx(2 / row["median"])
+    assert theirs["ratio"] == theirs["median"] / ours["median"]  # type: ignore[operator]
+    # Three passes over the network; conv1 alone makes 2 · 2 · 16² · 27 · 64 of the first.
+    assert ours["flops"] > 3 * 2 * 2 * 15**2 * 27 * 64  # type: ignore[operator]
+    for row in (resnet, vgg):
+        assert row["note"] == "not measured: no GPU (--all runs it nevertheless)"
 
 
-@pytest.mark.parametrize("channels_last", [False, True])
-def test_pytorchs_network_is_ours(torch: Any, channels_last: bool, randomised: Any) -> None:
-    config = benchmarks.train_step_config(small=True)
-    network = Network(
-        randomised(lambda: build(config.model, benchmarks.NUM_CLASSES, rngs=nnx.Rngs(0)))
-    )
-    image = np.random.default_rng(0).integers(0, 256, (2, 32, 48, 3)).astype(np.uint8)
-    values, _ = jax.jit(lambda image: network(network.variables, image))(image)
-    expected = values["logits"]
-    step = TorchStep(Peer(), network.variables[0], config, channels_last=channels_last)
-    normalised = np.array(network.preprocessing(jnp.asarray(image)))
-    with torch.no_grad():
-        logits = step.logits(step.peer.images(normalised, channels_last), train=False)
-    np.testing.assert_allclose(
-        logits.permute(0, 2, 3, 1), expected, atol=1e-4 * float(jnp.abs(expected).max())
-    )
+@pytest.mark.slow
+def test_what_is_for_a_gpu_runs_elsewhere_where_asked(
+    torch: ModuleType, torchvision: ModuleType
+) -> None:
+    rows = measured(train_step.cases, with_peer(dataclasses.replace(SMALL, gpu_cases=True)))
+    assert [row["contender"].partition(" (")[0] for row in rows] == ["fcn_jax", "PyTorch"] * 3
+    assert all(row["median"] for row in rows)
 
 
-def test_a_pytorch_step_learns(torch: Any, randomised: Any) -> None:
-    config = benchmarks.train_step_config(small=True)
-    network = Network(
-        randomised(lambda: build(config.model, benchmarks.NUM_CLASSES, rngs=nnx.Rngs(0)))
-    )
-    step = TorchStep(Peer(), network.variables[0], config, channels_last=False)
-    before = {name: weight.detach().clone() for name, weight in step.weights.items()}
-    batch = benchmarks.canvases(2, 64)
-    step(batch)
-    assert all(not torch.equal(before[name], weight) for name, weight in step.weights.items())
-    image, label = step.augment(batch)
-    assert tuple(image.shape) == (2, 3, 32, 32)
-    assert set(np.unique(label)) <= {*range(benchmarks.NUM_CLASSES), 255}
+def test_an_iteration_is_set_beside_the_bare_step() -> None:
+    bare, *fed, resnet, vgg, batches, one_by_one = measured(input.cases, SMALL)
+    assert [row["contender"] for row in (bare, *fed)] == [
+        "bare step",
+        "streaming",
+        "on the device",
+        "on the device, 2 steps a call",
+    ]
+    for row in fed:
+        assert row["overhead"]
+        assert row["ratio"] == row["median"] / bare["median"]  # type: ignore[operator]
+    assert "drawn shapes" in bare["case"]
+    assert resnet["note"] == vgg["note"] == "not measured: no GPU (--all runs it nevertheless)"
+    assert batches["images_per_second"] == pytest.approx(8 / batches["median"])  # type: ignore[operator]
+    assert one_by_one["images_per_second"]
+
+
+@pytest.mark.parametrize("at_once", [1, 2])
+def test_the_loop_makes_every_step_and_waits_for_the_last(at_once: int) -> None:
+    class Counting:
+        def __init__(self) -> None:
+            self.at_once = at_once
+
+        def __call__(self, state: int, steps: int) -> tuple[int, dict[str, Any]]:
+            return state + steps, {"loss": np.float32(state)}
+
+        def close(self) -> None: ...
+
+    loop = input.Loop(0)
+    loop.run(Counting(), 4)
+    loop.run(Counting(), 2)
+    assert loop.state == 6
+
+
+def test_both_evaluations_count_the_same_pixels(torch: ModuleType) -> None:
+    workload = next(workloads(True))
+    made = evaluate.contenders(workload, with_peer())
+    ours = made.pop("fcn_jax").call()  # type: ignore[union-attr]
+    confusion = ours.by_map[""].confusion
+    assert len(np.flatnonzero(confusion.sum(axis=0))) > 1  # not all pixels of one class
+    assert sorted(made) == ["PyTorch (channels_last)", "PyTorch (contiguous)"]
+    for contender in made.values():
+        theirs = contender.call()  # type: ignore[union-attr]
+        assert theirs.sum() == confusion.sum()
+        assert np.abs(theirs - confusion).sum() <= 1e-4 * confusion.sum()  # ties of rounding
+        note = contender.note(theirs)  # type: ignore[union-attr]
+        assert note == evaluate.accuracy_note(np.trace(theirs) / theirs.sum())
+
+
+def test_peak_memory_of_a_compiled_step(torch: ModuleType) -> None:
+    workload = next(workloads(True))
+    peak = memory.compiled_peak(workload)
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(workload.network().variables[0]))
+    # The parameters, AdamW's two moments, and a batch of canvases and their crops.
+    state = 4 * 3 * parameters
+    batch = 2 * 64 * 64 * 4
+    crops = 4 * 2 * 32 * 32 * 3
+    assert state + batch + crops < peak < 2 * state
+    largest, ours, *_ = memory.cases(with_peer())
+    (row,) = run_case("memory", largest, 1)
+    assert row["note"] == "not measured: no GPU"
+    assert list(ours.build()) == ["fcn_jax", "fcn_jax in bfloat16", "fcn_jax in 2 parts", "PyTorch"]
+    assert str(ours.build()["PyTorch"]) == "PyTorch does not tell it of a CPU"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("framework", ["fcn_jax", "torch"])
+def test_the_largest_batch_is_looked_for(
+    framework: str, torch: ModuleType, torchvision: ModuleType, capsys: Any
+) -> None:
+    largest_batch.main(framework, small=True)
+    assert json.loads(capsys.readouterr().out) == 2  # the most that is tried at small sizes
+
+
+def test_imports_and_help_are_started(torch: ModuleType) -> None:
+    imports, helps, *_ = startup.cases(with_peer())
+    assert list(imports.build()) == ["fcn_jax", "jax", "torch"]
+    rows = run_case("startup", helps, 1)
+    assert [(row["unit"], row["median"] is not None) for row in rows] == [("s", True)]
+
+
+@pytest.mark.slow
+def test_a_second_start_compiles_less_and_a_resumed_one_goes_on() -> None:
+    *_, compiled = startup.cases(SMALL)
+    first, second, resumed = run_case("startup", compiled, 1)
+    assert first["median"] > second["median"]  # type: ignore[operator]
+    assert resumed["contender"] == "resumed"
+    assert resumed["median"] is not None
+
+
+def test_a_training_that_ends_at_once_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "executable", "false")
+    *_, training, _ = startup.cases(SMALL)
+    rows = run_case("startup", training, 1)
+    assert [row["note"] for row in rows] == ["not measured: training ended with 1: "] * 3
+
+
+def test_a_remark_stands_below_its_row_and_empty_columns_are_left_out() -> None:
+    row: Row = {
+        "suite": "memory",
+        "case": "batch 8",
+        "contender": "fcn_jax",
+        "unit": "bytes",
+        "median": 2e8,
+        "lower_quartile": 2e8,
+        "upper_quartile": 2e8,
+        "repeats": 1,
+        "ratio": 1.0,
+        "overhead": False,
+        "images_per_second": None,
+        "flops": None,
+        "flops_per_second": None,
+        "share_of_peak": None,
+        "note": "",
+    }
+    missing: Row = {**row, "contender": "PyTorch", "median": None, "ratio": None}
+    missing["note"] = "not measured: no GPU"
+    report: Report = {
+        "date": "2026-11-23",
+        "hardware": {
+            "cpu": "a CPU",
+            "cores": 2,
+            "cores_used": 1,
+            "memory_bytes": 2**34,
+            "devices": ["gpu:NVIDIA H100"],
+            "device_memory_bytes": 80 * 2**30,
+        },
+        "versions": {"jax": "0.10"},
+        "repeats": 1,
+        "small": False,
+        "results": [row, missing],
+    }
+    assert results(report).splitlines()[:10] == [
+        "a CPU, 1 of 2 cores, 16 GiB; gpu:NVIDIA H100 with 80 GiB",
+        "jax 0.10",
+        "2026-11-23",
+        "",
+        "memory       median  ratio",
+        "──────────────────────────",
+        "batch 8",
+        "  fcn_jax  200.0 MB   1.00",
+        "  PyTorch",
+        "    not measured: no GPU",
+    ]
+
+
+def test_units() -> None:
+    assert multiple("s", 0.5) == (1e3, 1, "ms")
+    assert multiple("s", 59.7) == (1, 1, "s")
+    assert multiple("programs", 12) == (1, 0, "programs")
 
 
 def test_without_pytorch_the_comparison_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(UserError, match="--against=torch needs PyTorch"):
-        Peer()
+        command.torch_peer()
 
 
 def test_unknown_suites_and_no_repeats_are_refused() -> None:
-    with pytest.raises(UserError, match=r"--suites \(='train'\) must be among upsample, train_"):
-        benchmark(["train"], repeats=1)
+    with pytest.raises(UserError, match=r"--suites \(='train'\) must be among startup, memory, up"):
+        command.benchmark(["train"], repeats=1, settings=SMALL)
     with pytest.raises(UserError, match=r"--repeats \(=0\)"):
-        benchmark(["upsample"], repeats=0)
+        command.benchmark(["upsample"], repeats=0, settings=SMALL)
+
+
+def test_a_wrong_folder_of_images_is_told_by_its_flag(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="--voc_root") as error:
+        dataclasses.replace(SMALL, voc_root=str(tmp_path)).dataset()
+    assert "config.data" not in str(error.value)
 
 
 def test_a_file_that_cannot_be_written_is_refused_before_measuring() -> None:
     with pytest.raises(UserError, match=r"--json \(=/nowhere/x.json\) cannot be written"):
-        benchmarks.check_writable("/nowhere/x.json")
+        command.check_writable("/nowhere/x.json")

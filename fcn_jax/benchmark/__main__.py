@@ -1,0 +1,148 @@
+"""Measures how fast the parts that take the time are, beside other implementations of the same.
+
+    python -m fcn_jax.benchmark [--suites=NAME,NAME] [--against=torch] [--repeats=N] [--all]
+                                [--voc_root=VOCdevkit] [--json=FILE] [--small]
+
+startup     import, --help, and a run to its first step: with nothing compiled, again, resumed
+memory      the most memory that a training step takes, and on a GPU the largest batch that runs
+upsample    transposed convolution of 21 classes to about 320×480, batch 2, by strides 2 to 32,
+            forward and with its gradients: ours, flax's, lax's and, where asked, PyTorch's
+train_step  a whole step, from canvases of 512×512 bytes to new parameters: scale, crop and flip,
+            forward, loss, gradients, update. FCN-8s on SqueezeNet; on a GPU also torchvision's FCN
+            on ResNet-50 and FCN-8s on VGG16, in bfloat16
+input       a training iteration that reads its images, beside the bare step
+evaluate    the score of all validation images, beside a loop over them in PyTorch
+
+Times are of calls that are waited for, after a warm-up; the contenders of a case run in turn, in
+one process. --against=torch adds PyTorch on the same shapes: on a GPU with channels-last,
+torch.compile and automatic mixed precision, on the CPU contiguous or channels-last, whichever is
+faster.
+
+GFLOP are those of the compiled program, of one device, or of its convolutions and matrix products
+as traced where those are more (XLA counts loops once and calls of libraries not at all); the peak
+is what the device's maker publishes for dense products (`benchmark/cost.py`), and CPUs have none.
+
+What cannot be measured on the machine at hand is in the table, with the reason.
+"""
+
+from absl import flags
+
+from fcn_jax import cli
+
+if __name__ == "__main__":
+    flags.DEFINE_list(
+        "suites", [], "of startup, memory, upsample, train_step, input, evaluate (default: all)"
+    )
+    flags.DEFINE_enum("against", None, ["torch"], "also measure PyTorch")
+    flags.DEFINE_integer("repeats", 9, "timed calls of each contender")
+    flags.DEFINE_bool("all", False, "also what is meant for a GPU, where there is none")
+    flags.DEFINE_string("voc_root", None, "where PASCAL VOC is (default: drawn shapes stand in)")
+    flags.DEFINE_string("json", None, "file that the numbers are written to")
+    flags.DEFINE_bool("small", False, "tiny sizes, to see that it runs; their times mean nothing")
+    cli.begin()
+
+import datetime
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from fcn_jax.benchmark import evaluate, input, memory, startup, train_step, upsample
+from fcn_jax.benchmark.hardware import hardware, versions
+from fcn_jax.benchmark.measuring import Case, run_case
+from fcn_jax.benchmark.report import Report, results
+from fcn_jax.benchmark.settings import Settings, on_gpu
+from fcn_jax.errors import UserError
+from fcn_jax.progress import progress_bar
+
+SUITES: dict[str, Callable[[Settings], Iterator[Case]]] = {
+    "startup": startup.cases,
+    "memory": memory.cases,
+    "upsample": upsample.cases,
+    "train_step": train_step.cases,
+    "input": input.cases,
+    "evaluate": evaluate.cases,
+}
+"""In an order in which programs of their own, which want a device's memory, come first."""
+
+
+def main(arguments: list[str]) -> None:
+    if arguments:
+        raise UserError(f"unexpected argument {arguments[0]!r} (see --help)")
+    options = flags.FLAGS
+    if options.json:
+        check_writable(options.json)
+    # PyTorch and the programs that are started want some of a GPU's memory as well.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    settings = Settings(
+        small=options.small,
+        gpu_cases=options.all or on_gpu(),
+        voc_root=options.voc_root or "",
+        peer=torch_peer() if options.against == "torch" else None,
+    )
+    if options.voc_root:
+        settings.dataset()  # what is wrong with it is told before the time is spent
+    report = benchmark(options.suites or list(SUITES), repeats=options.repeats, settings=settings)
+    print(results(report))
+    if options.json:
+        Path(options.json).write_text(json.dumps(report, indent=1) + "\n")
+
+
+def check_writable(path: str) -> None:
+    """Raises UserError unless a file can be written there: before the time is spent."""
+    try:
+        with open(path, "a"):
+            pass
+    except OSError as error:
+        raise UserError(f"--json (={path}) cannot be written: {error.strerror}") from error
+
+
+def torch_peer():
+    """PyTorch as a peer. Raises UserError where it is not installed."""
+    try:
+        import torch  # noqa: F401
+    except ImportError as error:
+        raise UserError(
+            "--against=torch needs PyTorch, which is not installed: pip install torch"
+        ) from error
+    from fcn_jax.benchmark.torch_peer import Peer
+
+    return Peer()
+
+
+def benchmark(suites: Sequence[str], *, repeats: int, settings: Settings) -> Report:
+    """Runs suites by name; returns what can be written as JSON.
+
+    Args:
+        suites: keys of `SUITES`.
+        repeats: timed calls of each contender.
+
+    Raises:
+        UserError: an unknown suite, nothing to repeat, or images that cannot be read.
+    """
+    for name in suites:
+        if name not in SUITES:
+            raise UserError(f"--suites (={name!r}) must be among {', '.join(SUITES)}")
+    if repeats < 1:
+        raise UserError(f"--repeats (={repeats}) must be above 0")
+    rows = []
+    for name in suites:
+        cases = list(SUITES[name](settings))
+        with progress_bar(name, len(cases), "cases") as bar:
+            for case in cases:
+                rows += run_case(name, case, repeats)
+                if settings.peer is not None:
+                    settings.peer.release()
+                bar.advance()
+    return {
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "hardware": hardware(),
+        "versions": versions() | (settings.peer.versions if settings.peer else {}),
+        "repeats": repeats,
+        "small": settings.small,
+        "results": rows,
+    }
+
+
+if __name__ == "__main__":
+    cli.run(main)

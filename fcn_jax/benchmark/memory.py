@@ -1,0 +1,116 @@
+"""Suite: the most memory that a training step takes, and the largest batch that runs.
+
+Of a compiled program XLA tells what it holds at its peak on each device: arguments, results and
+what lies in between, less what of the arguments becomes results. PyTorch has such a number of GPUs
+alone, and only when the step has run.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+from fcn_jax.benchmark.hardware import device_memory_bytes
+from fcn_jax.benchmark.largest_batch import SIDE_PX
+from fcn_jax.benchmark.measuring import Case, Contender, NotMeasuredError
+from fcn_jax.benchmark.settings import Settings, on_gpu
+from fcn_jax.benchmark.workloads import Workload, random_canvases, random_variables, workloads
+
+CONTENDERS: dict[str, dict[str, Any]] = {
+    "fcn_jax": {},
+    "fcn_jax in float32": {"model__compute_dtype": "float32"},
+    "fcn_jax in bfloat16": {"model__compute_dtype": "bfloat16"},
+    "fcn_jax in 2 parts": {"train__accumulation_steps": 2},
+}
+"""Changes to the workload's settings. Those that change nothing are left out."""
+
+
+def cases(settings: Settings) -> Iterator[Case]:
+    # First, while nothing else has memory of the device.
+    yield Case(
+        f"FCN-ResNet-50 {SIDE_PX}×{SIDE_PX} bfloat16: largest batch",
+        lambda: largest(settings),
+        unit="images",
+        timed=False,
+        warm_up_calls=0,
+        most_repeats=1,
+    )
+    for workload in workloads(settings.small):
+        usual = workload.config.train.batch_size
+        for batch_size in (usual,) if settings.small else (usual, 2 * usual):
+            changed = workload.changed(train__batch_size=batch_size)
+            yield Case(
+                f"{changed.title}: a training step",
+                lambda w=changed: peaks(w, settings),  # type: ignore[misc]
+                unit="bytes",
+                timed=False,
+                warm_up_calls=0,
+                most_repeats=1,
+            )
+
+
+def peaks(workload: Workload, settings: Settings) -> dict[str, Contender | NotMeasuredError]:
+    settings.check_runs(workload)
+    made: dict[str, Contender | NotMeasuredError] = {}
+    for name, changes in CONTENDERS.items():
+        changed = workload.changed(**changes)
+        if name == "fcn_jax" or changed.config != workload.config:
+            made[name] = Contender(lambda w=changed: compiled_peak(w))  # type: ignore[misc]
+    if settings.peer is not None:
+        made["PyTorch"] = peer_peak(workload, settings.peer)
+    return made
+
+
+def compiled_peak(workload: Workload) -> int:
+    """Bytes of one device that the compiled training step holds at its peak."""
+    network = workload.network()
+    step = workload.step(network)
+    lowered = step.lower(workload.abstract_state(network), workload.abstract_batch())
+    memory: Any = lowered.compile().memory_analysis()
+    if memory is None:
+        raise NotMeasuredError("XLA does not tell of this device")
+    return (
+        memory.argument_size_in_bytes
+        + memory.output_size_in_bytes
+        + memory.temp_size_in_bytes
+        - memory.alias_size_in_bytes
+    )
+
+
+def peer_peak(workload: Workload, peer: Any) -> Contender | NotMeasuredError:
+    if not on_gpu():
+        return NotMeasuredError("PyTorch does not tell it of a CPU")
+    network = workload.network()
+    batch = random_canvases(workload.config.train.batch_size, workload.canvas_px)
+    return Contender(lambda: peer.peak_bytes(workload, random_variables(network), batch))
+
+
+def largest(settings: Settings) -> dict[str, Contender | NotMeasuredError]:
+    """Each in a process of its own, which has the whole device."""
+    if device_memory_bytes() is None:
+        raise NotMeasuredError("no GPU")
+    made: dict[str, Contender | NotMeasuredError] = {
+        "fcn_jax": Contender(lambda: largest_of("fcn_jax", settings.small))
+    }
+    if settings.peer is not None:
+        made["PyTorch"] = Contender(lambda: largest_of("torch", settings.small))
+    return made
+
+
+def largest_of(framework: str, small: bool) -> int:
+    """The largest batch that runs, found by a program of its own."""
+    finished = subprocess.run(
+        [sys.executable, "-m", "fcn_jax.benchmark.largest_batch", framework, str(int(small))],
+        # PyTorch's child asks JAX on what it runs, and leaves the memory to PyTorch.
+        env=os.environ
+        | {"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.95"}
+        | {"XLA_PYTHON_CLIENT_PREALLOCATE": "true" if framework == "fcn_jax" else "false"},
+        capture_output=True,
+        text=True,
+    )
+    if finished.returncode:
+        last = (finished.stderr.strip().splitlines() or [f"status {finished.returncode}"])[-1]
+        raise NotMeasuredError(last)
+    return json.loads(finished.stdout.splitlines()[-1])

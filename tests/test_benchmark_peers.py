@@ -1,0 +1,150 @@
+"""The peers do the same work: PyTorch's networks, steps and upsampling give what ours give."""
+
+import dataclasses
+from types import ModuleType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fcn_jax.benchmark import upsample
+from fcn_jax.benchmark.workloads import (
+    NUM_CLASSES,
+    Workload,
+    random_canvases,
+    random_variables,
+    workloads,
+)
+
+BY_BACKBONE = {w.config.model.backbone: w for w in workloads(small=True)}
+
+
+@pytest.fixture(params=BY_BACKBONE)
+def workload(request: pytest.FixtureRequest, torch: ModuleType) -> Workload:
+    if request.param == "resnet50":
+        request.getfixturevalue("torchvision")
+    return BY_BACKBONE[request.param].changed(model__compute_dtype="float32")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_all_contenders_upsample_alike(torch: ModuleType, dtype: str) -> None:
+    # A bilinear kernel is the same flipped, so all conventions give one result.
+    from fcn_jax.benchmark.torch_peer import Peer
+
+    contenders = upsample.contenders(8, (32, 64), False, dtype, Peer())
+    found: dict[str, Any] = {name: contender.call() for name, contender in contenders.items()}
+    expected = found.pop("fcn_jax learned")
+    assert expected.dtype == dtype
+    assert len(found) == 5
+    for name, result in found.items():
+        if name.startswith("PyTorch"):
+            assert str(result.dtype) == f"torch.{dtype}"
+            result = result.permute(0, 2, 3, 1).float()
+        np.testing.assert_allclose(
+            np.asarray(result, np.float32),
+            np.asarray(expected, np.float32),
+            atol=1e-5 if dtype == "float32" else 0.05,
+            err_msg=name,
+        )
+
+
+def test_pytorchs_network_is_ours(torch: Any, workload: Workload) -> None:
+    from fcn_jax.benchmark.torch_networks import peer_network
+
+    network = workload.network()
+    variables = random_variables(network)
+    image = np.random.default_rng(0).integers(0, 256, (2, 45, 70, 3)).astype(np.uint8)
+    values, _ = jax.jit(lambda variables, image: network(variables, image))(variables, image)
+    expected = np.asarray(values["logits"])
+    assert np.ptp(expected.argmax(-1)) > 0
+    normalised = np.asarray(network.preprocessing(jnp.asarray(image)))
+    for layout in (torch.channels_last, torch.contiguous_format):
+        module = peer_network(workload, variables).module.to(memory_format=layout).eval()
+        pixels = torch.tensor(normalised).permute(0, 3, 1, 2).contiguous(memory_format=layout)
+        with torch.no_grad():
+            logits = module(pixels)["out"].permute(0, 2, 3, 1)
+        np.testing.assert_allclose(logits, expected, atol=1e-4 * float(np.abs(expected).max()))
+
+
+def without_chance(workload: Workload) -> Workload:
+    """Whole canvases as crops, nothing drawn."""
+    side = workload.canvas_px
+    return workload.changed(
+        augment__crop_px=(side, side),
+        augment__scale=(1.0, 1.0),
+        augment__flip=False,
+        model__dropout=0.0,
+    )
+
+
+@pytest.mark.parametrize(
+    "backbone",
+    ["squeezenet", *(pytest.param(b, marks=pytest.mark.slow) for b in ("resnet50", "vgg16"))],
+)
+def test_pytorchs_step_is_ours(torch: Any, request: pytest.FixtureRequest, backbone: str) -> None:
+    from fcn_jax.benchmark.torch_networks import peer_network
+    from fcn_jax.benchmark.torch_peer import Treatment
+    from fcn_jax.benchmark.torch_step import TorchStep
+
+    if backbone == "resnet50":
+        request.getfixturevalue("torchvision")
+    workload = without_chance(BY_BACKBONE[backbone]).changed(model__compute_dtype="float32")
+    workload = dataclasses.replace(workload, canvas_px=64)
+    network = workload.network()
+    variables = random_variables(network)
+    batch = random_canvases(workload.config.train.batch_size, 64)
+    batch["label"][:, :20] = 255
+    state, metrics = workload.step(network)(workload.state(network, variables), batch)
+    step = TorchStep(workload, variables, torch.device("cpu"), Treatment(channels_last=False))
+    loss = step(batch)
+    gradients = [p.grad for p in step.module.parameters()]
+    norm = torch.stack([gradient.square().sum() for gradient in gradients]).sum().sqrt()
+    np.testing.assert_allclose(float(loss), float(metrics["loss"]), rtol=1e-4)
+    np.testing.assert_allclose(float(norm), float(metrics["gradient_norm"]), rtol=1e-3)
+    if workload.config.optim.name == "adamw":  # whose first step is the gradients' signs
+        return
+    before = dict(peer_network(workload, variables).module.named_parameters())
+    after = (state.params, state.batch_stats)
+    expected = dict(peer_network(workload, after).module.named_parameters())
+    for name, parameter in step.module.named_parameters():
+        moved = (expected[name] - before[name]).detach().numpy()
+        update = (parameter - before[name]).detach().numpy()
+        largest = np.abs(moved).max()
+        assert largest > 0, name
+        np.testing.assert_allclose(update, moved, atol=1e-2 * largest + 1e-7, err_msg=name)
+
+
+def test_a_pytorch_step_learns(torch: Any) -> None:
+    from fcn_jax.benchmark.torch_peer import Treatment
+    from fcn_jax.benchmark.torch_step import TorchStep
+
+    workload = BY_BACKBONE["squeezenet"]
+    variables = random_variables(workload.network())
+    step = TorchStep(workload, variables, torch.device("cpu"), Treatment(channels_last=True))
+    before = {name: p.detach().clone() for name, p in step.module.named_parameters()}
+    batch = random_canvases(2, 64)
+    step(batch)
+    assert all(not torch.equal(before[name], p) for name, p in step.module.named_parameters())
+    image, label = step.augment(batch)
+    assert tuple(image.shape) == (2, 3, 32, 32)
+    assert set(np.unique(label)) <= {*range(NUM_CLASSES), 255}
+    # BGR with the mean subtracted, and nothing else: −122.7 … 151.
+    assert -122.68 <= float(image.min()) < -60
+    assert 60 < float(image.max()) <= 255 - 104
+
+
+def test_mixed_precision_is_bfloat16s(torch: Any) -> None:
+    from fcn_jax.benchmark.torch_peer import Treatment
+    from fcn_jax.benchmark.torch_step import TorchStep
+
+    workload = BY_BACKBONE["squeezenet"].changed(model__compute_dtype="bfloat16")
+    variables = random_variables(workload.network())
+    step = TorchStep(workload, variables, torch.device("cpu"), Treatment(channels_last=True))
+    seen: list[Any] = []
+    step.module.backbone["conv1"].register_forward_hook(lambda *a: seen.append(a[-1].dtype))
+    loss = step(random_canvases(2, 64))
+    assert seen == [torch.bfloat16]
+    assert loss.dtype == torch.float32
+    assert all(p.dtype == torch.float32 for p in step.module.parameters())
