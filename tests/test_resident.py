@@ -87,14 +87,22 @@ def assert_same_batches(batches: list[Any], expected: list[Any]) -> None:
             np.testing.assert_array_equal(batch[name], values)
 
 
-@pytest.mark.parametrize("records", [Noise(), Noise(channels=4, label_maps=2)])
-@pytest.mark.parametrize("at_once", [1, 3])
-def test_the_device_finds_the_batches_that_are_streamed(records: Noise, at_once: int) -> None:
-    assert_same_batches(found(False, records, at_once), streamed(records))
+@cache
+def found_singly() -> list[dict[str, np.ndarray]]:
+    return found(False, Noise())
+
+
+def test_the_device_finds_the_batches_that_are_streamed() -> None:
+    assert_same_batches(found_singly(), streamed(Noise()))
+
+
+def test_several_steps_in_one_call_find_theirs_of_all_channels_and_label_maps() -> None:
+    records = Noise(channels=4, label_maps=2)
+    assert_same_batches(found(False, records, at_once=3), streamed(records))
 
 
 def test_an_epoch_holds_each_image_once() -> None:
-    sizes = np.concatenate([batch["size"] for batch in found(False, Noise())])
+    sizes = np.concatenate([batch["size"] for batch in found_singly()])
     images = (48 - sizes[:, 0]) // 3
     assert STEPS * BATCH == 4 * COUNT + 4
     epochs = images[: 4 * COUNT].reshape(4, COUNT)
