@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from fcn_jax import parallel
-from fcn_jax.benchmark.measuring import Case, Contender
+from fcn_jax.benchmark.measuring import Case, Contender, NotMeasuredError
 from fcn_jax.benchmark.settings import Settings, on_gpu
 from fcn_jax.benchmark.workloads import Workload, random_variables, workloads
 from fcn_jax.data.canvases import one_canvas
@@ -76,7 +76,7 @@ class Bare:
         self._batch = {}
 
 
-def iterations(workload: Workload, settings: Settings) -> dict[str, Contender]:
+def iterations(workload: Workload, settings: Settings) -> dict[str, Contender | NotMeasuredError]:
     settings.check_runs(workload)
     count = 2 if settings.small else 20 if on_gpu() else 4
     dataset = settings.dataset()
@@ -111,13 +111,16 @@ def iterations(workload: Workload, settings: Settings) -> dict[str, Contender]:
 
     with contextlib.closing(streaming(dataset, workload.config.train.batch_size)) as batches:
         first = next(batches)
+    several: Contender | NotMeasuredError
+    if settings.small or settings.gpu_cases:
+        several = fed(data__cache="device", train__steps_per_dispatch=count)
+    else:
+        several = NotMeasuredError("XLA's CPU convolves many times slower in a loop of steps")
     return {
         "bare step": contender(Bare(train_step, first)),
         "streaming": fed(data__cache="none"),
         "on the device": fed(data__cache="device", train__steps_per_dispatch=1),
-        f"on the device, {count} steps a call": fed(
-            data__cache="device", train__steps_per_dispatch=count
-        ),
+        f"on the device, {count} steps a call": several,
     }
 
 
