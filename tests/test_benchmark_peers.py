@@ -111,9 +111,10 @@ def test_pytorchs_step_is_ours(torch: Any, request: pytest.FixtureRequest, backb
     for name, parameter in step.module.named_parameters():
         moved = (expected[name] - before[name]).detach().numpy()
         update = (parameter - before[name]).detach().numpy()
-        largest = np.abs(moved).max()
-        assert largest > 0, name
-        np.testing.assert_allclose(update, moved, atol=1e-2 * largest + 1e-7, err_msg=name)
+        # As vectors: where a rectifier sees about zero, rounding decides on single numbers.
+        length = np.linalg.norm(moved)
+        assert length > 0, name
+        assert np.linalg.norm(update - moved) < 0.02 * length, name
 
 
 def test_a_pytorch_step_learns(torch: Any) -> None:
