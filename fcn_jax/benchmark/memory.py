@@ -23,6 +23,7 @@ CONTENDERS: dict[str, dict[str, Any]] = {
     "fcn_jax in float32": {"model__compute_dtype": "float32"},
     "fcn_jax in bfloat16": {"model__compute_dtype": "bfloat16"},
     "fcn_jax in 2 parts": {"train__accumulation_steps": 2},
+    "fcn_jax rematerialized": {"model__rematerialize": True},
 }
 """Changes to the workload's settings. Those that change nothing are left out."""
 
