@@ -249,6 +249,7 @@ def test_everything_in_between_has_a_name() -> None:
     assert {
         name: (feature.spatial, feature.values.shape[-1]) for name, feature in named.items()
     } == {
+        "pixels": ((100, 70), 3),
         "backbone2": ((50, 35), 4),
         "backbone4": ((25, 18), 6),
         "backbone8": ((13, 9), 8),

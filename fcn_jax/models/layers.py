@@ -20,7 +20,28 @@ from fcn_jax.models.geometry import Padding, Window, both_sides
 
 
 def relu(x: FeatureMap) -> FeatureMap:
-    return x.map(jax.nn.relu)
+    return x.map(_relu)
+
+
+@jax.custom_vjp
+def _relu(values: jax.Array) -> jax.Array:
+    """`jax.nn.relu`, that keeps its result for the backward pass, as the layer after it does.
+
+    That one keeps a mask beside it, half as large again in bfloat16.
+    """
+    return jnp.maximum(values, 0)
+
+
+def _relu_forward(values):
+    result = _relu(values)
+    return result, result
+
+
+def _relu_backward(result, cotangent):
+    return (jnp.where(result > 0, cotangent, 0),)
+
+
+_relu.defvjp(_relu_forward, _relu_backward)
 
 
 def dropout(x: FeatureMap, rate: float, keys: jax.Array | None) -> FeatureMap:
@@ -188,20 +209,17 @@ class BatchNorm(nnx.Module):
             mean, var = self.mean[...], self.var[...]
         scale = self.scale[...] * lax.rsqrt(var + self.epsilon)
         shift = self.bias[...] - mean * scale
-        return x.map(lambda values: (values * scale + shift).astype(values.dtype))
+        return x.map(lambda values: _scaled_and_shifted(values, scale, shift))
 
     def _batch_statistics(self, x: FeatureMap) -> tuple[jax.Array, jax.Array]:
-        values = x.filled().astype(jnp.float32)
-        axes = tuple(range(values.ndim - 1))
         if x.valid is None:
-            count = jnp.asarray(math.prod(values.shape[:-1]), jnp.float32)
+            count = jnp.asarray(math.prod(x.values.shape[:-1]), jnp.float32)
         else:
             count = jnp.prod(x.valid.astype(jnp.float32), axis=1).sum()
-        total, count = self._over_devices((values.sum(axes), count))
+        total, count = self._over_devices((_sum(x), count))
         mean = total / count
         # The second pass keeps the precision that E[x²] − E[x]² would lose.
-        squares = dataclasses.replace(x, values=jnp.square(values - mean)).filled().sum(axes)
-        var = self._over_devices(squares) / count
+        var = self._over_devices(_sum_of_squares(x, mean)) / count
         unbiased = var * count / jnp.maximum(count - 1, 1)
         keep = self.momentum
         self.mean[...] = keep * self.mean[...] + (1 - keep) * lax.stop_gradient(mean)
@@ -210,6 +228,27 @@ class BatchNorm(nnx.Module):
 
     def _over_devices(self, sums):
         return sums if self.axis_name is None else lax.psum(sums, self.axis_name)
+
+
+# Of features in bfloat16 these make float32, which is then not kept for the backward pass.
+
+
+@jax.checkpoint
+def _scaled_and_shifted(values: jax.Array, scale: jax.Array, shift: jax.Array) -> jax.Array:
+    return (values * scale + shift).astype(values.dtype)
+
+
+@jax.checkpoint
+def _sum(x: FeatureMap) -> jax.Array:
+    """Over all positions of all images, float32 (c,)."""
+    values = x.filled().astype(jnp.float32)
+    return values.sum(tuple(range(values.ndim - 1)))
+
+
+@jax.checkpoint
+def _sum_of_squares(x: FeatureMap, mean: jax.Array) -> jax.Array:
+    squares = x.map(lambda values: jnp.square(values.astype(jnp.float32) - mean)).filled()
+    return squares.sum(tuple(range(squares.ndim - 1)))
 
 
 class NormalisedConv(nnx.Module):
