@@ -1,4 +1,5 @@
-"""Suite: the most memory that a training step takes, and the largest batch that runs.
+"""Suite: what a training step takes of memory at its peak, what its forward pass keeps of an image
+for the backward pass, and the largest batch that runs.
 
 Of a compiled program XLA tells what it holds at its peak on each device: arguments, results and
 what lies in between, less what of the arguments becomes results. PyTorch has such a number of GPUs
@@ -13,6 +14,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from fcn_jax.benchmark.hardware import device_memory_bytes
+from fcn_jax.benchmark.kept import kept_of_an_image
 from fcn_jax.benchmark.largest_batch import SIDE_PX
 from fcn_jax.benchmark.measuring import Case, Contender, NotMeasuredError
 from fcn_jax.benchmark.settings import Settings, on_gpu
@@ -39,6 +41,15 @@ def cases(settings: Settings) -> Iterator[Case]:
         most_repeats=1,
     )
     for workload in workloads(settings.small):
+        crop = "×".join(map(str, workload.config.augment.crop_px))
+        yield Case(
+            f"{workload.name} {crop} {workload.dtype}: kept of an image for the backward pass",
+            lambda w=workload: kept(w, settings),  # type: ignore[misc]
+            unit="bytes",
+            timed=False,
+            warm_up_calls=0,
+            most_repeats=1,
+        )
         usual = workload.config.train.batch_size
         for batch_size in (usual,) if settings.small else (usual, 2 * usual):
             changed = workload.changed(train__batch_size=batch_size)
@@ -52,16 +63,36 @@ def cases(settings: Settings) -> Iterator[Case]:
             )
 
 
+def kept(workload: Workload, settings: Settings) -> dict[str, Contender | NotMeasuredError]:
+    made: dict[str, Contender | NotMeasuredError] = {
+        name: Contender(lambda w=changed: kept_of_an_image(w))  # type: ignore[misc]
+        for name, changed in contenders(workload)
+        if changed.config.train.accumulation_steps == 1
+    }
+    if settings.peer is not None:
+        from fcn_jax.benchmark import torch_kept
+
+        made["PyTorch"] = Contender(lambda: torch_kept.kept_of_an_image(workload))
+    return made
+
+
 def peaks(workload: Workload, settings: Settings) -> dict[str, Contender | NotMeasuredError]:
     settings.check_runs(workload)
-    made: dict[str, Contender | NotMeasuredError] = {}
-    for name, changes in CONTENDERS.items():
-        changed = workload.changed(**changes)
-        if name == "fcn_jax" or changed.config != workload.config:
-            made[name] = Contender(lambda w=changed: compiled_peak(w))  # type: ignore[misc]
+    made: dict[str, Contender | NotMeasuredError] = {
+        name: Contender(lambda w=changed: compiled_peak(w))  # type: ignore[misc]
+        for name, changed in contenders(workload)
+    }
     if settings.peer is not None:
         made["PyTorch"] = peer_peak(workload, settings.peer)
     return made
+
+
+def contenders(workload: Workload) -> Iterator[tuple[str, Workload]]:
+    """The workload, and as it is with each of the settings that change it."""
+    for name, changes in CONTENDERS.items():
+        changed = workload.changed(**changes)
+        if name == "fcn_jax" or changed.config != workload.config:
+            yield name, changed
 
 
 def compiled_peak(workload: Workload) -> int:

@@ -127,10 +127,14 @@ def max_pool(
     (b, *n, c) to (b, *window_count(n), c). `ceil`: windows may hang over the far border.
     """
     each = Window(window, stride, padding, ceil)
-    values = x.filled(-jnp.inf)
-    for axis, size in enumerate(x.spatial, start=1):
-        values = _max_along(values, axis, each.count(size), window, stride, padding)
-    pooled = x.windowed(values, [each] * len(x.spatial))
+
+    @jax.checkpoint  # The masks of all the maxima take more memory than the maxima time.
+    def pool(values: jax.Array) -> jax.Array:
+        for axis, size in enumerate(x.spatial, start=1):
+            values = _max_along(values, axis, each.count(size), window, stride, padding)
+        return values
+
+    pooled = x.windowed(pool(x.filled(-jnp.inf)), [each] * len(x.spatial))
     # Windows outside the image saw only −∞, of which a kernel's gradient would make nan: 0·∞.
     return dataclasses.replace(pooled, values=pooled.filled())
 

@@ -102,16 +102,19 @@ class RowBlocks:
 
     def whole(self) -> jax.Array:
         """All of it: (b, *size, c)."""
-        return self.each(lambda values: values)
+        # Where it is wanted whole, only caches gain by blocks.
+        return self._run(lambda values: values, one_by_one=jax.default_backend() == "cpu")
 
     def each(self, function: Callable[[jax.Array], jax.Array]) -> jax.Array:
         """`function` of every block, (…, c) to (…) or (…, n): (b, *size) or (b, *size, n)."""
+        return self._run(function, one_by_one=True)
 
+    def _run(self, function: Callable[[jax.Array], jax.Array], *, one_by_one: bool) -> jax.Array:
         def of_block(block: tuple[Any, Any]) -> jax.Array:
             return self.layout.in_rows(function(self.make(self.shared, *block)))
 
-        one_by_one = self.layout.blocks > 1 and jax.default_backend() == "cpu"
-        run = partial(lax.map, of_block) if one_by_one else jax.vmap(of_block)
+        several = self.layout.blocks > 1 and one_by_one
+        run = partial(lax.map, of_block) if several else jax.vmap(of_block)
         return self.layout.collected(run((self.blocks, self.fixed)))
 
     def total(
