@@ -45,8 +45,13 @@ def test_every_block_runs_again(backbone: str, blocks: int) -> None:
     traced = jax.make_jaxpr(
         lambda state, image: nnx.merge(graph, state).features(image)["pixels"].values
     )(state, jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.uint8))
-    names = [equation.primitive.name for equation in traced.eqns]
-    assert sum(name in ("checkpoint", "remat", "remat2") for name in names) == blocks
+    again = [
+        equation
+        for equation in traced.eqns
+        if equation.primitive.name in ("checkpoint", "remat", "remat2")
+    ]
+    # Poolings and normalisations, outside of blocks, run again in any case.
+    assert sum("conv_general_dilated" in str(equation) for equation in again) == blocks
 
 
 def test_a_step_gives_the_same() -> None:
@@ -118,5 +123,5 @@ def test_less_is_kept_for_the_backward_pass() -> None:
 
 
 def test_a_backbone_without_blocks_is_refused() -> None:
-    with pytest.raises(UserError, match="rematerialize does not go with alexnet"):
+    with pytest.raises(UserError, match="has no blocks to run again"):
         network("alexnet", rematerialize=True)

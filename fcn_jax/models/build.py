@@ -152,10 +152,6 @@ def build_backbone(
             f"config.model.output_stride (={config.output_stride}) must be 32 with {name}: only "
             "the ResNets from 50 on are dilated"
         )
-    if config.rematerialize and name.startswith("alexnet"):
-        raise UserError(
-            f"config.model.rematerialize does not go with {name}, which has no blocks to run again"
-        )
     common: dict[str, Any] = {"preprocessing": preprocessing, "rngs": rngs}
     norm: dict[str, Any] = {"axis_name": axis_name}
     padding: dict[str, Any] = {"padding": config.padding}

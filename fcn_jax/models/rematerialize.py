@@ -11,6 +11,8 @@ from typing import Any
 
 from flax import nnx
 
+from fcn_jax.errors import UserError
+
 
 def rematerializable(call: Callable[..., Any]) -> Callable[..., Any]:
     """Marks a module's method (self, x, **static) -> y as a block: see `rematerialize_blocks`."""
@@ -21,10 +23,18 @@ def rematerializable(call: Callable[..., Any]) -> Callable[..., Any]:
             return call(self, x, **static)
         return nnx.remat(lambda module, x: call(module, x, **static))(self, x)
 
+    run.is_block = True  # type: ignore[attr-defined]
     return run
 
 
 def rematerialize_blocks(model: nnx.Module) -> None:
-    """Tells all blocks of a model to keep their input alone."""
-    for _, module in nnx.iter_modules(model):
-        setattr(module, "rematerialize", True)  # noqa: B010  # a module has what it is given
+    """Tells all blocks of a model to keep their input alone. Raises UserError if it has none."""
+    holders = [
+        module
+        for _, module in nnx.iter_modules(model)
+        if any(getattr(member, "is_block", False) for member in vars(type(module)).values())
+    ]
+    if not holders:
+        raise UserError("config.model.rematerialize: this backbone has no blocks to run again")
+    for module in holders:
+        setattr(module, "rematerialize", True)  # noqa: B010  # not an attribute that all have
