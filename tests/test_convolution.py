@@ -8,10 +8,7 @@ import numpy as np
 import pytest
 
 from fcn_jax.models.convolution import Geometry, convolve
-
-
-def normal(seed: int, *shape: int) -> np.ndarray:
-    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+from tests.arrays import normal
 
 
 @pytest.mark.parametrize(

@@ -14,15 +14,12 @@ from fcn_jax.models.feature_map import FeatureMap
 from fcn_jax.models.interpolation import Interpolate
 from fcn_jax.models.row_blocks import Layout, RowBlocks
 from fcn_jax.models.upsampling import bilinear_upsample_blocks, conv_transpose_blocks
+from tests.arrays import normal
 
 CLASSES = 3
 COARSE = (5, 4)
 SIZE = (17, 13)
 GEOMETRY = {"stride": 4, "crop": 3, "output_size": SIZE}
-
-
-def normal(seed: int, *shape: int) -> np.ndarray:
-    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
 
 
 def learned(values: jax.Array, kernel: jax.Array) -> RowBlocks:
