@@ -150,7 +150,9 @@ def _keep_compilations() -> None:
     """Compiled programs are kept for later starts; $JAX_COMPILATION_CACHE_DIR says where.
 
     All of them, also those that JAX thinks too small: there are many, and a second start shall
-    compile nothing. JAX reads the environment when it is imported.
+    compile nothing. JAX reads the environment when it is imported. It sets no limit: the folder, by
+    default ~/.cache/fcn_jax/compiled, may be deleted at any time, or be held to so many bytes by
+    $JAX_COMPILATION_CACHE_MAX_SIZE, for which JAX needs the package filelock.
     """
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")

@@ -4,7 +4,6 @@ Both ways give the same batches (`data/order.py`), so a run may change between t
 """
 
 import contextlib
-import math
 import os
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -58,11 +57,27 @@ def open_feed(
         UserError: a record that is damaged, or a set that cannot be kept on the device.
     """
     canvas_px = config.data.canvas_px if all(config.data.canvas_px) else one_canvas(sizes)
-    share = math.ceil(len(sizes) / jax.device_count())
-    needed = share * resident.canvas_bytes(records[0], canvas_px)
-    seen = len(steps) * config.train.batch_size
-    if steps and _fits(config.data.cache, sizes, canvas_px, needed, seen):
-        return Resident(train_step, records, canvas_px, config)
+    if steps:
+        canvas_bytes = resident.canvas_bytes(records[0], canvas_px)
+        needed = resident.shares(len(sizes), canvas_bytes)[0] * canvas_bytes
+        seen = len(steps) * config.train.batch_size
+        reason = reason_to_stream(config.data.cache, sizes, canvas_px, needed, seen)
+        images = f"{len(sizes):,} images"
+        if not reason:
+            several = "s" if jax.device_count() > 1 else ""
+            say(f"{images} lie on the device{several}, {_on_each(needed)}")
+            return Resident(train_step, records, canvas_px, config)
+        if config.data.cache == "device":
+            raise UserError(
+                f"config.data.cache=device cannot keep {images} on the device: {reason}; "
+                "with config.data.cache=auto they are streamed"
+            )
+        say(f"{images} are streamed: {reason}")
+        if config.train.steps_per_dispatch > 1:
+            say(
+                f"note: config.train.steps_per_dispatch (={config.train.steps_per_dispatch}) is "
+                "for images on the device: of streamed ones each step is a call of its own"
+            )
     batches = training_batches(
         records,
         canvas_px=canvas_px,
@@ -143,41 +158,33 @@ def stretches(done: int, total: int, at_once: int, every: Sequence[int]) -> Iter
         done += count
 
 
-def _fits(cache: str, sizes: np.ndarray, canvas_px: Size, needed: int, seen: int) -> bool:
-    """Whether the set is to lie on the devices. needed: bytes on each. seen: images, in all."""
-    images = f"{len(sizes):,} images"
-    devices = jax.device_count()
-    of_each = "" if devices == 1 else f" on each of {devices} devices"
-    free = _free_bytes()
-    reason = ""
-    if jax.process_count() > 1:
-        reason = "several hosts train together"
-    elif (np.asarray(sizes) > canvas_px).any():
-        reason = "of those larger than config.data.canvas_px another part is seen each time"
-    elif cache == "auto" and seen < len(sizes):
-        reason = f"training sees no more than {seen:,} of them"
-    elif free is None:
-        reason = "" if cache == "device" else "the device does not tell how much memory it has"
-    elif cache == "device" and needed > free:
-        reason = f"they take {_in_bytes(needed)}{of_each}, where {_in_bytes(free)} are free"
-    elif cache == "auto" and needed > free * SHARE_OF_MEMORY:
-        reason = (
-            f"they would take {_in_bytes(needed)}{of_each}, and may take a quarter of "
-            f"{_in_bytes(free)} that are free"
-        )
+def reason_to_stream(cache: str, sizes: np.ndarray, canvas_px: Size, needed: int, seen: int) -> str:
+    """Why the set is not to lie on the devices; empty where it is.
+
+    cache: `config.data.cache`. needed: bytes on each device. seen: images that training takes, in
+    all.
+    """
     if cache == "none":
-        say(f"{images} are streamed, as config.data.cache=none asks")
-        return False
-    if cache == "device" and reason:
-        raise UserError(
-            f"config.data.cache=device cannot keep {images} on the device: {reason}; "
-            "with config.data.cache=auto they are streamed"
-        )
-    if reason:
-        say(f"{images} are streamed: {reason}")
-        return False
-    say(f"{images} lie on the device{'' if devices == 1 else 's'}, {_in_bytes(needed)}{of_each}")
-    return True
+        return "config.data.cache=none asks for it"
+    if jax.process_count() > 1:
+        return "several hosts train together"
+    if (np.asarray(sizes) > canvas_px).any():
+        return "of those larger than config.data.canvas_px another part is seen each time"
+    free = _free_bytes()
+    if cache == "device":
+        if free is None or needed <= free:
+            return ""
+        return f"they take {_on_each(needed)}, where {_in_bytes(free)} are free"
+    if seen < len(sizes):
+        return f"training sees no more than {seen:,} of them"
+    if free is None:
+        return "the device does not tell how much memory it has"
+    if needed <= free * SHARE_OF_MEMORY:
+        return ""
+    return (
+        f"they would take {_on_each(needed)}, and may take a quarter of {_in_bytes(free)} "
+        "that are free"
+    )
 
 
 def _free_bytes() -> int | None:
@@ -197,16 +204,26 @@ def _available_bytes(root: Path = Path("/")) -> int:
         lines = (root / "proc/meminfo").read_text().splitlines()
         told = dict(line.split(":", 1) for line in lines)
         available = int(told["MemAvailable"].split()[0]) * 1024
-        with contextlib.suppress(OSError, ValueError):  # no limit is written as "max"
+        group = root / "sys/fs/cgroup"
+        with contextlib.suppress(OSError, KeyError, ValueError):  # no limit is written as "max"
             limit, used = (
-                int((root / "sys/fs/cgroup" / name).read_text())
-                for name in ("memory.max", "memory.current")
+                int((group / name).read_text()) for name in ("memory.max", "memory.current")
             )
+            # What it has read of files counts as used, and is given up where memory is asked for.
+            of_files = dict(
+                line.split() for line in (group / "memory.stat").read_text().splitlines()
+            )
+            used -= int(of_files["inactive_file"])
             available = min(available, max(limit - used, 0))
         return available
     with contextlib.suppress(AttributeError, OSError, ValueError):  # not on Windows
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
     return 4 << 30
+
+
+def _on_each(count: int) -> str:
+    devices = jax.device_count()
+    return _in_bytes(count) + (f" on each of {devices} devices" if devices > 1 else "")
 
 
 def _in_bytes(count: int) -> str:

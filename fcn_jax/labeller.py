@@ -49,7 +49,7 @@ class Labeller:
         self.inference = inference
         self._canvases = smallest_first(canvases)
         self._label_maps = network.label_maps
-        self._predict = jax.jit(functools.partial(predict, network))
+        self._classes = jax.jit(functools.partial(_classes, network))
         self._logits = jax.jit(functools.partial(_logits, network))
 
     def labels(self, variables: Any, image: np.ndarray) -> dict[str, np.ndarray]:
@@ -59,16 +59,14 @@ class Labeller:
         """
         if self.inference == WHOLE:
             canvas, size = self._on_canvas(image)
-            by_name = {
-                name: label[0] for name, label in self._predict(variables, canvas, size).items()
-            }
+            by_name = self._classes(variables, canvas, size)
         else:
             by_name = {
                 name: _best(scores) for name, scores in self._scores(variables, image).items()
             }
         height, width, _ = image.shape
         return {
-            name: np.asarray(by_name[name])[:height, :width].astype(np.uint8)
+            name: np.asarray(by_name[name])[:height, :width].copy()  # for callers to write into
             for name in self._label_maps
         }
 
@@ -177,6 +175,12 @@ class Labeller:
         return {name: total / (weight_sum + outside) for name, total in sums.items()}
 
 
+def _classes(network: Network, variables: Any, image: jax.Array, size: jax.Array):
+    """Of a single image: uint8 (H, W), a quarter of what the host would get as int32."""
+    classes = predict(network, variables, image, size)
+    return {name: label[0].astype(jnp.uint8) for name, label in classes.items()}
+
+
 def _logits(network: Network, variables: Any, image: jax.Array, size: jax.Array):
     values, _ = network(variables, image, valid=size)
     return {name: values[f"logits{suffix(name)}"] for name in network.label_maps}
@@ -197,4 +201,4 @@ def _summed_softmax(logits: jax.Array) -> jax.Array:
 
 @jax.jit
 def _best(scores: jax.Array) -> jax.Array:
-    return jnp.argmax(scores, axis=-1)
+    return jnp.argmax(scores, axis=-1).astype(jnp.uint8)

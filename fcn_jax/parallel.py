@@ -77,7 +77,10 @@ def on_all_devices(
         # As a step returns it; from a state placed otherwise the second call would compile again.
         return everywhere(state, use_mesh=use_mesh)
 
-    def step_of(state, batch, kept):
+    # Of two arguments, the second a pair: were `in_axes` plain numbers, and as many as there are
+    # arrays, pmap would take each for that of an array, whichever argument it belongs to.
+    def step_of(state, given):
+        batch, kept = given
         return step(state, batch, *kept)
 
     def shapes(state):
@@ -99,7 +102,7 @@ def on_all_devices(
             jax.shard_map(
                 step_of,
                 mesh=mesh,
-                in_specs=(P(), P(DATA_AXIS), P()),
+                in_specs=(P(), (P(DATA_AXIS), P())),
                 out_specs=jax.tree.map(
                     lambda is_split: P(DATA_AXIS) if is_split else P(), split_results
                 ),
@@ -109,26 +112,26 @@ def on_all_devices(
         )
 
         def run_on_mesh(state, batch, *kept):
-            return compiled(placed(state), on_devices(batch, use_mesh), kept)
+            return compiled(placed(state), (on_devices(batch, use_mesh), kept))
 
         def lower_on_mesh(state, batch):
-            return compiled.lower(shapes(state), jax.tree.map(whole, batch), ())
+            return compiled.lower(shapes(state), (jax.tree.map(whole, batch), ()))
 
         return OnDevices(run_on_mesh, lower_on_mesh)
 
     mapped = jax.pmap(
         step_of,
         axis_name=DATA_AXIS,
-        in_axes=(None, 0, None),
+        in_axes=(None, (0, None)),
         out_axes=jax.tree.map(lambda is_split: 0 if is_split else None, split_results),
         donate_argnums=donated,
     )
 
     def run_on_host(state, batch, *kept):
-        return mapped(placed(state), on_devices(batch, use_mesh), kept)
+        return mapped(placed(state), (on_devices(batch, use_mesh), kept))
 
     def lower(state, batch):
-        return mapped.lower(shapes(state), jax.tree.map(dealt, batch), ())
+        return mapped.lower(shapes(state), (jax.tree.map(dealt, batch), ()))
 
     return OnDevices(run_on_host, lower)
 
@@ -166,7 +169,9 @@ def on_devices(batch: Any, use_mesh: bool | None = None) -> Any:
 
 def data_mesh(use_mesh: bool) -> Mesh:
     """The devices of all hosts, or of this one, in the order in which they share a batch."""
-    return Mesh(np.asarray(jax.devices() if use_mesh else jax.local_devices()), (DATA_AXIS,))
+    # Each host's together: its share of the batch is one piece.
+    of_all = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
+    return Mesh(np.asarray(of_all if use_mesh else jax.local_devices()), (DATA_AXIS,))
 
 
 def _over_hosts() -> bool:

@@ -32,6 +32,9 @@ FREE_TO_CHANGE = (
     "data.prepared_dir",
     "data.cache",
     "data.workers",
+    # The same sums, which another program may round otherwise, as another number of devices does.
+    "model.rematerialize",
+    "train.steps_per_dispatch",
     "train.log_every_steps",
     "train.eval_every_steps",
     "train.checkpoint_every_steps",
@@ -39,7 +42,7 @@ FREE_TO_CHANGE = (
     "eval.batch_size",
     "eval.canvases",
 )
-"""Settings that a resumed run may change: they do not touch its numbers."""
+"""Settings that a resumed run may change: they do not touch what is computed."""
 
 
 class RunSettings(NamedTuple):

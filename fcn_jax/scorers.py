@@ -3,6 +3,7 @@
 `scoring.py` makes an evaluation of what they hand it.
 """
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Container, Mapping
 from typing import Any, Self
@@ -75,12 +76,14 @@ def in_batches(
         confusions = no_confusion(num_classes)
         share = batch_size // jax.process_count()
         before: _Dispatched | None = None
-        for batch in evaluation_batches(records, buckets, batch_size=share):
-            confusions, counts, predictions = step(confusions, batch.canvases, variables)
-            dispatched = _Dispatched.of(batch, counts, predictions, shown)
-            if before is not None:
-                receive(before.read())
-            before = dispatched
+        batches = evaluation_batches(records, buckets, batch_size=share)
+        with contextlib.closing(batches):  # also where scoring fails or is interrupted
+            for batch in batches:
+                confusions, counts, predictions = step(confusions, batch.canvases, variables)
+                dispatched = _Dispatched.of(batch, counts, predictions, shown)
+                if before is not None:
+                    receive(before.read())
+                before = dispatched
         if before is not None:
             receive(before.read())
         return {name: confusion.total() for name, confusion in confusions.items()}

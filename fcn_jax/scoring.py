@@ -109,14 +109,15 @@ def evaluator(
     else:
         scorer = one_by_one(network, dataset.num_classes, records, settings, inference)
     score, canvases, empty = scorer
+    # Of several hosts each comes to know the names of its own images alone.
+    known = [records.name(index) if several_hosts else "" for index in range(len(records))]
 
     def evaluate(variables: Any) -> Evaluation:
         tallies = {
             name: _Tally.of(len(records), count, boundary)
             for name, count in dataset.num_classes.items()
         }
-        # Of several hosts each has read its own images alone.
-        names = [records.name(index) if several_hosts else "" for index in range(len(records))]
+        names = list(known)
 
         def receive(scored: ScoredImages) -> None:
             for index, name in scored.names.items():

@@ -59,7 +59,8 @@ def train(config: Config, workdir: Path) -> Evaluation:
 
     Raises:
         UserError: a setting, a file or the loss stopped it; what was saved stays.
-        SystemExit: Ctrl-C or SIGTERM, after a checkpoint.
+        SystemExit: Ctrl-C or SIGTERM, after a checkpoint. On several hosts, which save together,
+            the signal must reach all of them within one step.
     """
     # --- settings and data
     config.check()
@@ -89,7 +90,7 @@ def train(config: Config, workdir: Path) -> Evaluation:
     )
     evaluate = evaluator(network, dataset, config.data.eval_split, config.eval)
     learning_rate = jax.jit(optim.learning_rate_schedule(config.optim, total_steps))
-    first_state = jax.jit(partial(create_train_state, optimizer=optimizer))
+    first_state = jax.jit(partial(create_train_state, optimizer=optimizer), donate_argnums=0)
 
     # --- start or resume
     with Checkpoints(workdir / "checkpoints", config.train.keep_checkpoints) as checkpoints:
@@ -109,6 +110,7 @@ def train(config: Config, workdir: Path) -> Evaluation:
                     say(f"note: {note}")
                 weights = None  # half a gigabyte for VGG16
             state = first_state(variables)
+            del variables  # donated; of a file, they would stay on the host
         start_step = int(state.step)
         if start_step >= total_steps:
             say(f"{workdir} is trained: all {total_steps} steps are done")
@@ -120,6 +122,12 @@ def train(config: Config, workdir: Path) -> Evaluation:
         save_every = config.train.checkpoint_every_steps or eval_every
         steps_left = range(start_step, total_steps)
         feed = open_feed(train_step, records, statistics.sizes, config, steps_left)
+        if feed.at_once > min(eval_every, save_every):
+            say(
+                f"note: config.train.steps_per_dispatch (={feed.at_once}) is more than the "
+                f"{min(eval_every, save_every)} steps between evaluations or checkpoints: "
+                "each step is a call of its own"
+            )
         evaluation = None
         started = time.monotonic()
         with (

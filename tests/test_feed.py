@@ -14,7 +14,8 @@ from fcn_jax import feed
 from fcn_jax.config import default_config
 from fcn_jax.errors import UserError
 from fcn_jax.feed import Resident, Streamed, open_feed, stretches
-from fcn_jax.step import TrainState
+from fcn_jax.models.build import drawn
+from fcn_jax.step import Network, TrainState
 from fcn_jax.train import train
 from tests.own_folder import small_config, write_folder
 
@@ -38,8 +39,11 @@ class Blank:
         return {"image": image, "label": image[..., 0], "name": str(index)}
 
 
-def opened(records: Blank, cache: str = "auto", steps: int = 50, **data: Any) -> feed.Feed:
+def opened(
+    records: Blank, cache: str = "auto", steps: int = 50, at_once: int = 1, **data: Any
+) -> feed.Feed:
     config = default_config()
+    config.train.steps_per_dispatch = at_once
     config.data.cache = cache
     for name, value in data.items():
         setattr(config.data, name, value)
@@ -68,7 +72,7 @@ def test_device_and_none_are_obeyed(monkeypatch, capsys):
     assert isinstance(opened(Blank(11), "device"), Resident)
     streamed = opened(Blank(1), "none")
     assert isinstance(streamed, Streamed)
-    assert "1 images are streamed, as config.data.cache=none asks" in capsys.readouterr().out
+    assert "1 images are streamed: config.data.cache=none asks for it" in capsys.readouterr().out
     streamed.close()
     with pytest.raises(UserError, match=r"config.data.cache=device cannot .* 1 MB, where 1 MB are"):
         opened(Blank(12), "device")
@@ -89,10 +93,43 @@ def test_a_few_steps_do_not_wait_for_the_whole_set(capsys):
     assert isinstance(opened(Blank(16), steps=2), Resident)
 
 
-def test_several_hosts_stream(monkeypatch, capsys):
+def why(cache: str, needed: int = 100, seen: int = 8, side: int = SIDE) -> str:
+    return feed.reason_to_stream(cache, np.full((8, 2), side), (128, 128), needed, seen)
+
+
+def test_the_reason_to_stream(monkeypatch):
+    monkeypatch.setattr(feed, "_free_bytes", lambda: 400)
+    assert [why(cache, 100) for cache in ("auto", "device")] == ["", ""]
+    quarter = "they would take 0 MB, and may take a quarter of 0 MB that are free"
+    assert [why(cache, 101) for cache in ("auto", "device")] == [quarter, ""]
+    assert [why(cache, 400) for cache in ("auto", "device")] == [quarter, ""]
+    assert why("device", 401) == "they take 0 MB, where 0 MB are free"
+    seen = "training sees no more than 7 of them"
+    assert [why(cache, seen=7) for cache in ("auto", "device")] == [seen, ""]
+    assert why("auto", side=128) == ""
+    for cache in ("auto", "device"):
+        assert "another part is seen" in why(cache, side=129)
+    assert why("none") == "config.data.cache=none asks for it"
+    monkeypatch.setattr(feed, "_free_bytes", lambda: None)
+    untold = "the device does not tell how much memory it has"
+    assert [why(cache) for cache in ("auto", "device")] == [untold, ""]
+    monkeypatch.setattr(jax, "device_count", lambda: 4)
+    monkeypatch.setattr(feed, "_free_bytes", lambda: 2 * 10**9)
+    assert why("device", 3 * 10**9) == (
+        "they take 3.0 GB on each of 4 devices, where 2.0 GB are free"
+    )
     monkeypatch.setattr(jax, "process_count", lambda: 2)
-    assert not feed._fits("auto", np.full((3, 2), SIDE), (128, 128), 1, 8)
-    assert "3 images are streamed: several hosts train together" in capsys.readouterr().out
+    for cache in ("auto", "device"):
+        assert why(cache) == "several hosts train together"
+
+
+def test_steps_in_one_call_are_not_left_out_silently(capsys):
+    streamed = opened(Blank(2), "none", at_once=5)
+    streamed.close()
+    assert streamed.at_once == 1
+    assert "config.train.steps_per_dispatch (=5) is for images on the device" in (
+        capsys.readouterr().out
+    )
 
 
 def test_the_memory_is_what_the_machine_and_the_containers_limit_leave(tmp_path):
@@ -101,7 +138,8 @@ def test_the_memory_is_what_the_machine_and_the_containers_limit_leave(tmp_path)
     assert feed._available_bytes(tmp_path) == 3000 * 1024
     limits = tmp_path / "sys/fs/cgroup"
     limits.mkdir(parents=True)
-    (limits / "memory.current").write_text("500\n")
+    (limits / "memory.current").write_text("700\n")
+    (limits / "memory.stat").write_text("anon 400\ninactive_file 200\nactive_file 100\n")
     (limits / "memory.max").write_text("max\n")
     assert feed._available_bytes(tmp_path) == 3000 * 1024
     (limits / "memory.max").write_text("2500\n")
@@ -192,7 +230,9 @@ def test_a_run_logs_each_step_however_it_is_fed(folder, monkeypatch, capsys):
         "streamed": logged(folder, "streamed", data__cache="none"),
         "thrice": logged(folder, "thrice", train__steps_per_dispatch=3),
     }
-    assert "leave config.train.steps_per_dispatch at 1" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "leave config.train.steps_per_dispatch at 1" in told
+    assert "is more than" not in told
     assert len(traced) == 3  # once to stream, in the loop, and for the single step
     pixels = []
     for lines in runs.values():
@@ -204,3 +244,39 @@ def test_a_run_logs_each_step_however_it_is_fed(folder, monkeypatch, capsys):
         pixels.append([line["pixels"] for line in of_training])
     assert pixels[0] == pixels[1]
     assert len(set(pixels[0])) > 1
+
+
+def test_a_call_of_more_steps_than_lie_between_evaluations_is_told_of(folder, monkeypatch, capsys):
+    monkeypatch.setattr("fcn_jax.train.make_train_step", counting_step)
+    logged(folder, "four", train__steps_per_dispatch=4)
+    assert (
+        "config.train.steps_per_dispatch (=4) is more than the 3 steps between evaluations or "
+        "checkpoints: each step is a call of its own"
+    ) in capsys.readouterr().out
+
+
+def test_the_first_weights_do_not_stay_beside_the_state(folder, monkeypatch):
+    leaves: list[jax.Array] = []
+
+    def remembered(*arguments: Any, **settings: Any) -> Any:
+        model = drawn(*arguments, **settings)
+        leaves.extend(jax.tree.leaves(Network(model).variables))
+        return model
+
+    def open_watched(*arguments: Any) -> feed.Feed:
+        assert leaves
+        assert all(leaf.is_deleted() for leaf in leaves)
+        return open_feed(*arguments)
+
+    monkeypatch.setattr("fcn_jax.train.make_train_step", counting_step)
+    monkeypatch.setattr("fcn_jax.train.drawn", remembered)
+    monkeypatch.setattr("fcn_jax.train.open_feed", open_watched)
+    logged(folder, "deleted")
+
+
+def counting_step(*_: Any) -> Any:
+    def step(state: TrainState, batch: Any) -> tuple[TrainState, Any]:
+        state = dataclasses.replace(state, step=state.step + 1)
+        return state, {"loss": state.step / 2}
+
+    return step

@@ -1,5 +1,6 @@
 """Images in windows, in several sizes and mirrored: against loops by hand, PyTorch and MONAI."""
 
+import functools
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ from flax import nnx
 from own_folder import command
 from PIL import Image
 
+from fcn_jax import labeller as labelling
 from fcn_jax.config import Config, ModelConfig
 from fcn_jax.data.labels import read_mask
 from fcn_jax.errors import UserError
@@ -91,7 +93,16 @@ def test_as_it_stands_an_image_is_seen_whole_and_alone(network, variables, alone
     assert_close(labeller.probabilities(variables, image), {n: softmax(expected[n]) for n in MAPS})
     for name, label in labeller.labels(variables, image).items():
         assert label.dtype == np.uint8
+        assert label.flags.writeable
         np.testing.assert_array_equal(label, expected[name].argmax(-1))
+
+
+def test_classes_leave_the_device_in_a_byte(network, variables):
+    image, size = np.zeros((1, 64, 64, CHANNELS), np.uint8), np.full((1, 2), 64, np.int32)
+    classes = jax.eval_shape(functools.partial(labelling._classes, network), variables, image, size)
+    for name in MAPS:
+        assert (classes[name].shape, classes[name].dtype) == ((64, 64), np.uint8)
+    assert labelling._best(np.zeros((64, 64, 5))).dtype == np.uint8
 
 
 @pytest.mark.parametrize(("windows", "window_px"), [("average", (56, 72)), ("gaussian", (96, 80))])
@@ -154,6 +165,12 @@ class Summing:
         image = jnp.asarray(image, jnp.float32)
         whole = jnp.broadcast_to(jnp.sum(image, axis=(1, 2), keepdims=True), image.shape) / 100
         return {"logits": jnp.concatenate([whole, image], axis=-1) / 50}, None
+
+    def logits_in_blocks(self, *arguments: Any, **named: Any):
+        """All rows in one."""
+        values, _ = self(*arguments, **named)
+        logits = values["logits"]
+        return {"": SimpleNamespace(each=lambda classes: classes(logits))}, None
 
 
 def test_gaussian_windows_by_hand():

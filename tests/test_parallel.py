@@ -4,7 +4,7 @@ number is fixed when JAX starts: this file, run as a program, trains and prints 
 import json
 from collections.abc import Mapping
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -210,6 +210,35 @@ def test_the_state_is_donated_and_what_is_kept_is_not(use_mesh: bool) -> None:
     assert step(first, np.arange(4.0, dtype=np.float32), factor) == 13 + 2 * 6
     assert first.is_deleted()
     assert not factor.is_deleted()
+
+
+@pytest.mark.parametrize("use_mesh", [False, True])
+def test_as_many_arrays_as_arguments_are_no_axes_of_their_own(use_mesh: bool) -> None:
+    """A state of two, a batch of one and nothing kept: three, for three arguments."""
+
+    def add(state: Any, batch: jax.Array) -> Any:
+        first, second = state
+        return first + jax.lax.psum(batch.sum(), DATA_AXIS), 2 * second
+
+    step = parallel.on_all_devices(add, donate_state=True, use_mesh=use_mesh)
+    state = parallel.everywhere((np.float32(1), np.arange(3, dtype=np.float32)), use_mesh=use_mesh)
+    total, doubled = step(state, np.arange(4.0, dtype=np.float32))
+    assert total == 1 + 6
+    np.testing.assert_array_equal(doubled, [0, 2, 4])
+    assert all(leaf.is_deleted() for leaf in state)
+
+
+class Device(NamedTuple):
+    id: int
+    process_index: int
+
+
+def test_a_hosts_devices_lie_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    devices = [Device(0, 0), Device(1, 1), Device(2, 0), Device(3, 1)]
+    monkeypatch.setattr(jax, "devices", lambda: devices)
+    monkeypatch.setattr(parallel, "Mesh", lambda devices, axes: devices)
+    order: Any = parallel.data_mesh(use_mesh=True)
+    assert order.tolist() == [[0, 0], [2, 0], [1, 1], [3, 1]]
 
 
 def test_training_changes_everything() -> None:

@@ -157,15 +157,45 @@ def test_a_streamed_run_ends_in_the_same_bits() -> None:
     assert train(from_stream=True) == train()
 
 
-def test_pieces_make_up_the_set(monkeypatch: pytest.MonkeyPatch) -> None:
+CANVAS_BYTES = 48 * 40 * (3 + 1) + 8
+
+
+@pytest.mark.parametrize(
+    ("canvases_a_piece", "held"),
+    [(100, COUNT), (5, 12), (3, 12), (1 / 0.9, COUNT), (0.4, COUNT)],
+)
+def test_pieces_make_up_the_set(
+    canvases_a_piece: float, held: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     whole = resident.load(Noise(), CANVAS_PX)
     assert whole["image"].shape == (1, COUNT, *CANVAS_PX, 3)
-    # A canvas takes 48·40·(3 + 1) bytes, and 8 of the size: three canvases a piece.
-    monkeypatch.setattr(resident, "PIECE_BYTES", 3 * (48 * 40 * 4 + 8))
+    monkeypatch.setattr(resident, "PIECE_BYTES", int(canvases_a_piece * CANVAS_BYTES))
     pieces = resident.load(Noise(), CANVAS_PX)
-    assert pieces["image"].shape == (1, 12, *CANVAS_PX, 3)
+    assert pieces["image"].shape == (1, held, *CANVAS_PX, 3)
     for name, values in whole.items():
         np.testing.assert_array_equal(pieces[name][:, :COUNT], values)
+
+
+@pytest.mark.parametrize(
+    ("count", "canvas_bytes", "devices", "share", "length"),
+    [
+        (2975, 7_500_000, 8, 372, 1),  # eight canvases take 0.9 pieces
+        (2975, 100_000_000, 8, 372, 1),
+        (2975, 1_000_000, 8, 376, 8),
+        (9, 8_000_000, 1, 10, 5),  # eight would fit in a piece
+        (1, 1, 8, 1, 1),
+    ],
+)
+def test_little_more_is_held_than_there_are(
+    count: int,
+    canvas_bytes: int,
+    devices: int,
+    share: int,
+    length: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(jax, "local_device_count", lambda: devices)
+    assert resident.shares(count, canvas_bytes) == (share, length)
 
 
 @pytest.mark.parametrize("at_once", [1, 3])

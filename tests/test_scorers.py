@@ -1,7 +1,9 @@
 """Scoring in batches: what the host reads when, how much it holds, and what comes to it."""
 
+import time
 import weakref
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -9,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fcn_jax import conventions, parallel, scorers
+from fcn_jax import conventions, parallel, scorers, scoring
 from fcn_jax.config import EvalConfig
 from fcn_jax.conventions import ScoredSplit
 from fcn_jax.data.pipeline import READING_THREADS
@@ -108,6 +110,52 @@ def test_no_more_images_are_held_than_are_read_ahead_and_shown(score_by):
     for index, (record, labels) in looked_at.items():
         assert record["name"] == str(index)
         np.testing.assert_array_equal(labels[""][:4, :4], record["label"])
+
+
+def test_what_was_read_ahead_is_let_go_where_scoring_fails(score_by):
+    records = Watched()
+
+    def step(confusions, batch, variables):
+        raise UserError("the device is lost")
+
+    with pytest.raises(UserError, match="the device is lost") as raised:
+        score_by(records, step, shown=set())
+    deadline = time.monotonic() + 60
+    # The traceback holds the batch at hand. Threads end what they are at.
+    while records.held > BATCH:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert raised.tb is not None
+
+
+def test_several_hosts_read_names_once(monkeypatch):
+    asked: list[int] = []
+
+    class Named(Watched):
+        def record_name(self, index: int) -> str:
+            asked.append(index)
+            return f"image {index}"
+
+    class Split:
+        num_classes = {"": 2}  # noqa: RUF012
+
+        def split(self, name: str) -> Named:
+            return Named()
+
+        def statistics(self, name: str) -> Any:
+            return SimpleNamespace(sizes=np.full((IMAGES, 2), 4))
+
+    def score(variables: Any, receive: Any) -> dict[str, np.ndarray]:
+        return {"": np.ones((2, 2), np.int64)}
+
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(scoring, "in_batches", lambda *_: (score, (), 0.0))
+    network: Any = None
+    dataset: Any = Split()
+    evaluate = scoring.evaluator(network, dataset, "val", EvalConfig())
+    for _ in range(2):
+        assert evaluate({}).names == tuple(f"image {index}" for index in range(IMAGES))
+    assert asked == list(range(IMAGES))
 
 
 def test_nothing_of_full_size_but_classes_in_a_byte_comes_out_of_a_step():

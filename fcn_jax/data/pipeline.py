@@ -5,8 +5,9 @@ uint8 (H, W), or (H, W, m) of several label maps, with 255 outside the image, `s
 true height and width.
 """
 
+import contextlib
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from typing import Any
 
 import grain
@@ -102,7 +103,7 @@ class EvaluationBatch:
 
 def evaluation_batches(
     records: Any, buckets: Sequence[Bucket], *, batch_size: int
-) -> Iterator[EvaluationBatch]:
+) -> Generator[EvaluationBatch]:
     """Every image of the buckets once, a bucket after the other.
 
     The last batch of each is filled up with void canvases, which have no place in `images`; so
@@ -114,7 +115,8 @@ def evaluation_batches(
         batch_size: canvases of this host's batches; the hosts' shares together make up a batch.
 
     Where buckets have canvases of their own for labels, batches have `label_size` beside `size`.
-    Records are read and decoded by threads, two batches ahead of what is asked for.
+    Records are read and decoded by threads, two batches ahead of what is asked for; `close` ends
+    them.
     """
     whole = batch_size * jax.process_count()
     first = batch_size * jax.process_index()
@@ -130,13 +132,14 @@ def evaluation_batches(
         grain.MapDataset.source(picked).to_iter_dataset(grain.ReadOptions(READING_THREADS, ahead))
     )
     like = records[0]  # a host may have no record of its own in a batch
-    for (bucket, images), own in zip(batches, mine, strict=True):
-        held = {index: next(reader) for index in own}
-        to_canvas = ToCanvas(bucket.canvas_px, bucket.label_canvas_px)
-        canvases = to_canvas.empty(like, batch_size)
-        for place, record in enumerate(held.values()):
-            to_canvas.put(record, {key: values[place] for key, values in canvases.items()})
-        yield EvaluationBatch(canvases, images, held)
+    with contextlib.closing(reader):
+        for (bucket, images), own in zip(batches, mine, strict=True):
+            held = {index: next(reader) for index in own}
+            to_canvas = ToCanvas(bucket.canvas_px, bucket.label_canvas_px)
+            canvases = to_canvas.empty(like, batch_size)
+            for place, record in enumerate(held.values()):
+                to_canvas.put(record, {key: values[place] for key, values in canvases.items()})
+            yield EvaluationBatch(canvases, images, held)
 
 
 class _Picked:

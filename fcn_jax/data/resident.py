@@ -27,7 +27,8 @@ from fcn_jax.models.fcn import DATA_AXIS
 from fcn_jax.progress import progress_bar
 
 PIECE_BYTES = 64 << 20
-"""What the host decodes before it is copied: the most that it holds of the set."""
+"""What the host decodes before it is copied, or one canvas a device where these take more: the most
+that it holds of the set."""
 
 Step = Callable[[Any, Any], tuple[Any, dict[str, jax.Array]]]
 """A training step as `step.make_train_step` builds it: (state, batch) -> (state, metrics)."""
@@ -42,14 +43,11 @@ def load(records: Any, canvas_px: Size, use_mesh: bool = False) -> dict[str, jax
     Args:
         records: a random-access source of records (`splits.Split`), none larger than the canvas.
         canvas_px: height and width.
-        use_mesh: as of `parallel.on_all_devices`.
+        use_mesh: as of `parallel.on_all_devices`, here of one host's devices.
     """
     to_canvas, like = ToCanvas(canvas_px), records[0]
     devices = jax.local_device_count()
-    share = -(-len(records) // devices)
-    pieces = -(-share * devices * canvas_bytes(like, canvas_px) // PIECE_BYTES)
-    length = -(-share // pieces)
-    share = length * pieces
+    share, length = shares(len(records), canvas_bytes(like, canvas_px))
     sharding = NamedSharding(parallel.data_mesh(use_mesh), P(DATA_AXIS))
     held = jax.jit(
         lambda: {
@@ -83,6 +81,19 @@ def load(records: Any, canvas_px: Size, use_mesh: bool = False) -> dict[str, jax
                 bar.advance()
             held = _written(held, jax.device_put(piece, sharding), np.int32(start))
     return jax.block_until_ready(held)
+
+
+def shares(count: int, canvas_bytes: int) -> tuple[int, int]:
+    """Of so many canvases: how many each device holds, and how many of them come in a piece.
+
+    Pieces are of equal length, so the last may hold void canvases: fewer than there are pieces.
+    """
+    devices = jax.local_device_count()
+    share = -(-count // devices)
+    most = max(1, PIECE_BYTES // (devices * canvas_bytes))
+    pieces = -(-share // most)
+    length = -(-share // pieces)
+    return pieces * length, length
 
 
 def canvas_bytes(like: dict[str, Any], canvas_px: Size) -> int:
