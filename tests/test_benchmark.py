@@ -2,7 +2,9 @@
 
 import dataclasses
 import json
+import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -13,9 +15,9 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
 from fcn_jax.benchmark import __main__ as command
-from fcn_jax.benchmark import evaluate, input, largest_batch, memory, startup, train_step
-from fcn_jax.benchmark.measuring import Row, run_case
-from fcn_jax.benchmark.report import Report, multiple, results
+from fcn_jax.benchmark import evaluate, feeding, largest_batch, memory, startup, train_step
+from fcn_jax.benchmark.measuring import Case, Contender, Row, run_case
+from fcn_jax.benchmark.report import Report, heading, multiple, suite_table
 from fcn_jax.benchmark.settings import Settings
 from fcn_jax.benchmark.workloads import workloads
 from fcn_jax.errors import UserError
@@ -50,9 +52,17 @@ def measured(cases: Any, settings: Settings, repeats: int = 1) -> list[Row]:
     return [row for case in cases(settings) for row in run_case("suite", case, repeats)]
 
 
-def test_upsampling_is_measured_at_every_stride() -> None:
-    report = command.benchmark(["upsample"], repeats=2, settings=SMALL)
-    assert json.loads(json.dumps(report)) == report
+def test_upsampling_is_measured_at_every_stride(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    written = tmp_path / "made" / "report.json"
+    report = command.benchmark(
+        ["upsample"],
+        repeats=2,
+        settings=SMALL,
+        keep=lambda report: command.write_json(str(written), report),
+    )
+    assert json.loads(written.read_text()) == report
     assert report["small"] is True
     assert report["repeats"] == 2
     machine = report["hardware"]
@@ -81,16 +91,17 @@ def test_upsampling_is_measured_at_every_stride() -> None:
         if (row["case"], row["contender"]) == ("stride 8 float32", "lax.conv_transpose")
     )
     assert of_lax["flops"] == 2 * 2 * 21**2 * (16 * 4 - 8) * (16 * 8 - 8)
-    lines = results(report).splitlines()
+    lines = capsys.readouterr().out.splitlines()
     assert sum("lax.conv_transpose" in line for line in lines) == 4
     assert any(line == "stride 2 + gradients float32" for line in lines)
 
 
 def test_the_training_step_beside_pytorchs(torch: ModuleType) -> None:
-    ours, theirs, resnet, vgg = measured(train_step.cases, with_peer())
+    ours, theirs, on_crops, resnet, vgg = measured(train_step.cases, with_peer())
     assert ours["contender"] == "fcn_jax"
     assert theirs["contender"].startswith("PyTorch (")
-    for row in (ours, theirs):
+    assert on_crops["contender"].startswith("PyTorch, crops made before (")
+    for row in (ours, theirs, on_crops):
         assert row["median"]
         assert row["images_per_second"] == pytest.approx(2 / row["median"])
     assert theirs["ratio"] == theirs["median"] / ours["median"]  # type: ignore[operator]
@@ -105,12 +116,13 @@ def test_what_is_for_a_gpu_runs_elsewhere_where_asked(
     torch: ModuleType, torchvision: ModuleType
 ) -> None:
     rows = measured(train_step.cases, with_peer(dataclasses.replace(SMALL, gpu_cases=True)))
-    assert [row["contender"].partition(" (")[0] for row in rows] == ["fcn_jax", "PyTorch"] * 3
+    contenders = ["fcn_jax", "PyTorch", "PyTorch, crops made before"]
+    assert [row["contender"].partition(" (")[0] for row in rows] == contenders * 3
     assert all(row["median"] for row in rows)
 
 
 def test_an_iteration_is_set_beside_the_bare_step() -> None:
-    bare, *fed, resnet, vgg, batches, one_by_one = measured(input.cases, SMALL)
+    bare, *fed, resnet, vgg, batches, one_by_one = measured(feeding.cases, SMALL)
     assert [row["contender"] for row in (bare, *fed)] == [
         "bare step",
         "streaming",
@@ -137,7 +149,7 @@ def test_the_loop_makes_every_step_and_waits_for_the_last(at_once: int) -> None:
 
         def close(self) -> None: ...
 
-    loop = input.Loop(0)
+    loop = feeding.Loop(0)
     loop.run(Counting(), 4)
     loop.run(Counting(), 2)
     assert loop.state == 6
@@ -167,19 +179,38 @@ def test_peak_memory_of_a_compiled_step(torch: ModuleType) -> None:
     batch = 2 * 64 * 64 * 4
     crops = 4 * 2 * 32 * 32 * 3
     assert state + batch + crops < peak < 2 * state
-    largest, ours, *_ = memory.cases(with_peer())
+    largest, _, ours, *_ = memory.cases(with_peer())
     (row,) = run_case("memory", largest, 1)
     assert row["note"] == "not measured: no GPU"
-    assert list(ours.build()) == ["fcn_jax", "fcn_jax in bfloat16", "fcn_jax in 2 parts", "PyTorch"]
-    assert str(ours.build()["PyTorch"]) == "PyTorch does not tell it of a CPU"
+    made = ours.build()
+    assert list(made) == [
+        "fcn_jax",
+        "fcn_jax in bfloat16",
+        "fcn_jax in 2 parts",
+        "fcn_jax rematerialized",
+        "PyTorch",
+    ]
+    assert str(made["PyTorch"]) == "PyTorch does not tell it of a CPU"
+
+
+def test_what_is_kept_of_an_image_is_told_of_all(torch: ModuleType) -> None:
+    _, kept, *_ = memory.cases(with_peer())
+    ours, half, rematerialized, theirs = run_case("memory", kept, 1)
+    assert [row["contender"] for row in (ours, half, rematerialized, theirs)] == [
+        "fcn_jax",
+        "fcn_jax in bfloat16",
+        "fcn_jax rematerialized",
+        "PyTorch",
+    ]
+    assert half["median"] < rematerialized["median"] < ours["median"] < theirs["median"]  # type: ignore[operator]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("framework", ["fcn_jax", "torch"])
+@pytest.mark.parametrize("contender", ["fcn_jax", "fcn_jax_rematerialized", "torch"])
 def test_the_largest_batch_is_looked_for(
-    framework: str, torch: ModuleType, torchvision: ModuleType, capsys: Any
+    contender: str, torch: ModuleType, torchvision: ModuleType, capsys: Any
 ) -> None:
-    largest_batch.main(framework, small=True)
+    largest_batch.main(contender, small=True)
     assert json.loads(capsys.readouterr().out) == 2  # the most that is tried at small sizes
 
 
@@ -243,11 +274,12 @@ def test_a_remark_stands_below_its_row_and_empty_columns_are_left_out() -> None:
         "small": False,
         "results": [row, missing],
     }
-    assert results(report).splitlines()[:10] == [
+    assert heading(report).splitlines() == [
         "a CPU, 1 of 2 cores, 16 GiB; gpu:NVIDIA H100 with 80 GiB",
         "jax 0.10",
         "2026-11-23",
-        "",
+    ]
+    assert suite_table("memory", report["results"]).splitlines() == [
         "memory       median  ratio",
         "──────────────────────────",
         "batch 8",
@@ -269,11 +301,56 @@ def test_without_pytorch_the_comparison_is_refused(monkeypatch: pytest.MonkeyPat
         command.torch_peer()
 
 
-def test_unknown_suites_and_no_repeats_are_refused() -> None:
+def test_pytorch_without_a_gpu_is_no_peer_on_one(
+    torch: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UserError, match=r"JAX is on a GPU, and PyTorch .* install a CUDA build"):
+        command.torch_peer()
+
+
+def test_suites_run_in_their_own_order() -> None:
+    assert command.in_order(["evaluate", "memory", "startup", "memory"]) == [
+        "startup",
+        "memory",
+        "evaluate",
+    ]
     with pytest.raises(UserError, match=r"--suites \(='train'\) must be among startup, memory, up"):
-        command.benchmark(["train"], repeats=1, settings=SMALL)
-    with pytest.raises(UserError, match=r"--repeats \(=0\)"):
-        command.benchmark(["upsample"], repeats=0, settings=SMALL)
+        command.in_order(["upsample", "train"])
+
+
+def test_no_repeats_are_refused() -> None:
+    ended = subprocess.run(
+        [sys.executable, "-m", "fcn_jax.benchmark", "--repeats=0"], capture_output=True, text=True
+    )
+    assert ended.returncode == 2
+    assert "--repeats=0" in ended.stderr
+
+
+def test_an_interrupted_suite_tells_what_it_has_measured(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted() -> float:
+        raise KeyboardInterrupt
+
+    def cases(settings: Settings) -> Iterator[Case]:
+        for name, call in {"first": lambda: 21.0, "second": interrupted}.items():
+            yield Case(name, lambda c=call: {"ours": Contender(c)}, unit="images", timed=False)  # type: ignore[misc]
+
+    monkeypatch.setitem(command.SUITES, "upsample", lambda settings: iter([]))
+    monkeypatch.setitem(command.SUITES, "memory", cases)
+    kept: list[Report] = []
+    with pytest.raises(KeyboardInterrupt):
+        command.benchmark(["upsample", "memory"], repeats=1, settings=SMALL, keep=kept.append)
+    assert [[row["case"] for row in report["results"]] for report in kept] == [["first"]]
+    table = capsys.readouterr().out.strip().splitlines()[-4:]
+    assert [line.split() for line in table] == [
+        ["memory", "median"],
+        ["─" * len(table[0])],
+        ["first"],
+        ["ours", "21", "images"],
+    ]
 
 
 def test_a_wrong_folder_of_images_is_told_by_its_flag(tmp_path: Path) -> None:
@@ -282,6 +359,13 @@ def test_a_wrong_folder_of_images_is_told_by_its_flag(tmp_path: Path) -> None:
     assert "config.data" not in str(error.value)
 
 
-def test_a_file_that_cannot_be_written_is_refused_before_measuring() -> None:
+def test_a_file_that_cannot_be_written_is_refused_before_measuring(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"--json \(=/nowhere/x.json\) cannot be written"):
         command.check_writable("/nowhere/x.json")
+    with pytest.raises(UserError, match="cannot be written: it is no file"):
+        command.check_writable(str(tmp_path))
+    before = tmp_path / "before.json"
+    before.write_text("{}")
+    command.check_writable(str(before))
+    command.check_writable(str(tmp_path / "new.json"))
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("before.json", "{}")]

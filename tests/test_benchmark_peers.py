@@ -149,3 +149,100 @@ def test_mixed_precision_is_bfloat16s(torch: Any) -> None:
     assert seen == [torch.bfloat16]
     assert loss.dtype == torch.float32
     assert all(p.dtype == torch.float32 for p in step.module.parameters())
+
+
+def test_networks_are_compiled_for_the_size_at_hand(
+    torch: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fcn_jax.benchmark.torch_peer import Peer, Treatment
+    from fcn_jax.benchmark.torch_step import TorchStep
+
+    graphs: list[Any] = []
+
+    def counting(graph: Any, inputs: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    compiler = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda f, **o: compiler(f, backend=counting, **o))
+    workload = BY_BACKBONE["squeezenet"]
+    variables = random_variables(workload.network())
+    treatment = Treatment(channels_last=False, compiled=True)
+    peer = Peer()
+    for batch_size in (2, 3):  # as where the largest batch is looked for
+        step = TorchStep(workload, variables, peer.device, treatment)
+        step(random_canvases(batch_size, 64))
+    assert len(graphs) == 2
+    for graph, batch_size in zip(graphs, (2, 3), strict=True):
+        placeholders = [n for n in graph.graph.nodes if n.op == "placeholder"]
+        examples = [node.meta["example_value"] for node in placeholders]
+        assert not any(isinstance(example, torch.SymInt) for example in examples)
+        sizes = [size for example in examples for size in example.shape]
+        assert all(isinstance(size, int) for size in sizes)
+        assert (batch_size, 3, 32, 32) in [tuple(example.shape) for example in examples]
+
+
+def test_what_was_compiled_is_forgotten_between_cases(
+    torch: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fcn_jax.benchmark.torch_peer import Peer
+
+    peer = Peer()
+    peer.device = torch.device("cuda")  # where alone it compiles
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    graphs: list[Any] = []
+
+    def counting(graph: Any, inputs: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    @torch.compile(backend=counting, dynamic=False)
+    def doubled(x: Any) -> Any:
+        return 2 * x
+
+    limit = torch._dynamo.config.recompile_limit
+    for size in range(2, limit + 4):
+        doubled(torch.ones(size))
+        peer.release()
+    assert len(graphs) == limit + 2
+
+
+def test_on_a_gpu_upsampling_is_waited_for_after_many_calls(
+    torch: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fcn_jax.benchmark.torch_peer import Peer
+
+    monkeypatch.setattr(upsample, "on_gpu", lambda: True)
+    peer = Peer()
+    made = upsample.contenders(8, (32, 64), True, "float32", peer)
+    assert {contender.iterations for contender in made.values()} == {20}
+    waits: list[None] = []
+    convolutions: list[None] = []
+    function = torch.nn.functional.conv_transpose2d
+    monkeypatch.setattr(peer, "wait", lambda: waits.append(None))
+    monkeypatch.setattr(
+        torch.nn.functional,
+        "conv_transpose2d",
+        lambda *a, **o: convolutions.append(None) or function(*a, **o),
+    )
+    made["PyTorch (contiguous)"].call()
+    assert (len(waits), len(convolutions)) == (1, 20)
+
+
+def test_steps_on_crops_made_before_cut_none(torch: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from fcn_jax.benchmark.torch_peer import Peer
+    from fcn_jax.benchmark.torch_step import TorchStep
+
+    workload = BY_BACKBONE["squeezenet"]
+    cut: list[None] = []
+    updates: list[Any] = []
+    augment, update = TorchStep.augment, TorchStep.update
+    monkeypatch.setattr(TorchStep, "augment", lambda *a: cut.append(None) or augment(*a))
+    monkeypatch.setattr(TorchStep, "update", lambda *a: updates.append(a[1]) or update(*a))
+    variables = random_variables(workload.network())
+    made = Peer().training_steps(workload, variables, random_canvases(2, 64))
+    for _ in range(3):
+        made["PyTorch, crops made before (contiguous)"].call()
+    assert (len(cut), len(updates)) == (1, 3)
+    made["PyTorch (contiguous)"].call()
+    assert (len(cut), len(updates)) == (2, 4)

@@ -4,7 +4,9 @@ Operations are those of XLA's own analysis of the compiled program, of one devic
 and an addition count as two, products with the zeros of padding and dilation not at all. That
 analysis counts the body of a loop once, however often it runs, and calls of libraries (cuDNN's and
 cuBLAS's on a GPU, where XLA makes such) not at all. So the convolutions and matrix products of the
-program as traced are counted here as well, loops as often as they run, and the larger number holds.
+program as traced are counted here as well, and the larger number holds: the bodies of `lax.scan` as
+often as they run, those of other loops, whose trips nothing tells, once; of branches the one with
+the most.
 
 Peaks are those of dense products that the makers publish: NVIDIA's data sheets of the H100, H200,
 A100, L4 and V100 (where those quote sparse products, half of it), Google Cloud's pages on each TPU.
@@ -77,6 +79,8 @@ def products(jaxpr: Any) -> float:
             total += float(convolution(equation))
         elif equation.primitive.name == "dot_general":
             total += float(matrix_product(equation))
+        elif equation.primitive.name == "cond":
+            total += max(map(products, _inner(equation.params["branches"])))
         else:
             runs = equation.params["length"] if equation.primitive.name == "scan" else 1
             total += runs * sum(map(products, _inner(equation.params.values())))

@@ -1,6 +1,6 @@
 """Finds the largest batch of FCN-ResNet-50 at 512×512 whose training step runs on one device.
 
-    python -m fcn_jax.benchmark.largest_batch fcn_jax|torch SMALL
+    python -m fcn_jax.benchmark.largest_batch fcn_jax|fcn_jax_rematerialized|torch SMALL
 
 A program of the suite `memory`; it prints the batch size. SMALL is 1 for tiny sizes, of which it
 tries two batches at most.
@@ -20,11 +20,13 @@ SIDE_PX = 512
 MOST = 1024
 
 
-def main(framework: str, small: bool) -> None:
+def main(contender: str, small: bool) -> None:
     workload = next(w for w in workloads(small) if w.config.model.backbone == "resnet50")
     if not small:
         workload = workload.changed(augment__crop_px=(SIDE_PX, SIDE_PX))
-    runs = {"fcn_jax": runs_here, "torch": runs_in_torch}[framework]
+    if contender == "fcn_jax_rematerialized":
+        workload = workload.changed(model__rematerialize=True)
+    runs = runs_in_torch if contender == "torch" else runs_here
     try:
         print(json.dumps(largest(lambda size: runs(workload, size), 2 if small else MOST)))
     except NotMeasuredError as error:

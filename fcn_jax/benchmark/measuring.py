@@ -34,6 +34,7 @@ class Contender:
     cost: what the devices compute in one iteration; asked for after the calls, when the program is
         compiled already.
     note: makes a remark of what the last call returned.
+    peer: whether it is others' work, whose every error is told in its row.
     close: called when all is measured.
     """
 
@@ -43,6 +44,7 @@ class Contender:
     images: int = 0
     cost: Callable[[], Cost] | None = None
     note: Callable[[Any], str] = lambda _: ""
+    peer: bool = False
     close: Callable[[], object] = lambda: None
 
 
@@ -132,11 +134,11 @@ def measure(
 ) -> tuple[dict[str, list[float]], dict[str, Any], dict[str, NotMeasuredError]]:
     """The numbers of each contender, all of them in turn; the last results; and those that failed.
 
-    A contender fails where memory is short, and where a peer cannot do it.
+    A contender fails where memory is short, and where a peer fails in any way.
     """
     failures: dict[str, NotMeasuredError] = {}
     for name, contender in contenders.items():
-        with _failing_into(failures, name):
+        with _failing_into(failures, name, contender):
             for _ in range(warm_up_calls):
                 contender.call()
     numbers: dict[str, list[float]] = {name: [] for name in contenders}
@@ -145,7 +147,7 @@ def measure(
         for name, contender in contenders.items():
             if name in failures:
                 continue
-            with _failing_into(failures, name):
+            with _failing_into(failures, name, contender):
                 contender.prepare()
                 start = time.perf_counter()
                 results[name] = contender.call()
@@ -156,7 +158,9 @@ def measure(
 
 
 @contextlib.contextmanager
-def _failing_into(failures: dict[str, NotMeasuredError], name: str) -> Iterator[None]:
+def _failing_into(
+    failures: dict[str, NotMeasuredError], name: str, contender: Contender
+) -> Iterator[None]:
     try:
         yield
     except NotMeasuredError as error:
@@ -164,9 +168,13 @@ def _failing_into(failures: dict[str, NotMeasuredError], name: str) -> Iterator[
     except UserError:
         raise
     except Exception as error:
-        if not is_out_of_memory(error):
+        if is_out_of_memory(error):
+            failures[name] = NotMeasuredError("out of memory")
+        elif contender.peer:
+            said = next(iter(str(error).strip().splitlines()), "")
+            failures[name] = NotMeasuredError(f"{type(error).__name__}: {said}".removesuffix(": "))
+        else:
             raise
-        failures[name] = NotMeasuredError("out of memory")
 
 
 def is_out_of_memory(error: Exception) -> bool:

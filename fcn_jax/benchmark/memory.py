@@ -72,7 +72,7 @@ def kept(workload: Workload, settings: Settings) -> dict[str, Contender | NotMea
     if settings.peer is not None:
         from fcn_jax.benchmark import torch_kept
 
-        made["PyTorch"] = Contender(lambda: torch_kept.kept_of_an_image(workload))
+        made["PyTorch"] = Contender(lambda: torch_kept.kept_of_an_image(workload), peer=True)
     return made
 
 
@@ -116,7 +116,7 @@ def peer_peak(workload: Workload, peer: Any) -> Contender | NotMeasuredError:
         return NotMeasuredError("PyTorch does not tell it of a CPU")
     network = workload.network()
     batch = random_canvases(workload.config.train.batch_size, workload.canvas_px)
-    return Contender(lambda: peer.peak_bytes(workload, random_variables(network), batch))
+    return Contender(lambda: peer.peak_bytes(workload, random_variables(network), batch), peer=True)
 
 
 def largest(settings: Settings) -> dict[str, Contender | NotMeasuredError]:
@@ -124,21 +124,24 @@ def largest(settings: Settings) -> dict[str, Contender | NotMeasuredError]:
     if device_memory_bytes() is None:
         raise NotMeasuredError("no GPU")
     made: dict[str, Contender | NotMeasuredError] = {
-        "fcn_jax": Contender(lambda: largest_of("fcn_jax", settings.small))
+        "fcn_jax": Contender(lambda: largest_of("fcn_jax", settings.small)),
+        "fcn_jax rematerialized": Contender(
+            lambda: largest_of("fcn_jax_rematerialized", settings.small)
+        ),
     }
     if settings.peer is not None:
         made["PyTorch"] = Contender(lambda: largest_of("torch", settings.small))
     return made
 
 
-def largest_of(framework: str, small: bool) -> int:
+def largest_of(contender: str, small: bool) -> int:
     """The largest batch that runs, found by a program of its own."""
     finished = subprocess.run(
-        [sys.executable, "-m", "fcn_jax.benchmark.largest_batch", framework, str(int(small))],
+        [sys.executable, "-m", "fcn_jax.benchmark.largest_batch", contender, str(int(small))],
         # PyTorch's child asks JAX on what it runs, and leaves the memory to PyTorch.
         env=os.environ
         | {"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.95"}
-        | {"XLA_PYTHON_CLIENT_PREALLOCATE": "true" if framework == "fcn_jax" else "false"},
+        | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false" if contender == "torch" else "true"},
         capture_output=True,
         text=True,
     )

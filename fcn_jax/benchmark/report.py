@@ -1,6 +1,5 @@
-"""The table of what was measured; JSON holds the same."""
+"""The tables of what was measured; JSON holds the same."""
 
-import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any, TypedDict
 
@@ -18,19 +17,29 @@ class Report(TypedDict):
     results: list[Row]
 
 
-CAPTION = """\
+COLUMNS_MEAN = """\
 Medians; ± is half the distance between the quartiles. ratio: the time or the memory beside that of
 the first of the case, ours, or the first's images beside these: above 1 ours is ahead. With a sign:
 what is added to the first."""
 
 
-def results(report: Report) -> str:
-    """What was measured on, a table for each suite, and what the columns mean."""
-    suites = itertools.groupby(report["results"], lambda row: row["suite"])
-    parts = [heading(report), *(suite_table(suite, list(rows)) for suite, rows in suites), CAPTION]
-    if report["small"]:
-        parts.append("Small sizes: the times mean nothing.")
-    return "\n\n".join(parts)
+def heading(report: Report) -> str:
+    """What was measured on, and with what."""
+    machine = report["hardware"]
+    cores = f"{machine['cores_used']} of {machine['cores']} cores"
+    parts = [machine["cpu"], cores]
+    if machine["memory_bytes"]:
+        parts.append(f"{machine['memory_bytes'] / 2**30:.0f} GiB")
+    devices = ", ".join(machine["devices"])
+    if machine["device_memory_bytes"]:
+        devices += f" with {machine['device_memory_bytes'] / 2**30:.0f} GiB"
+    versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
+    return f"{', '.join(parts)}; {devices}\n{versions}\n{report['date']}"
+
+
+def caption(report: Report) -> str:
+    """What the columns mean."""
+    return COLUMNS_MEAN + ("\n\nSmall sizes: the times mean nothing." if report["small"] else "")
 
 
 def suite_table(suite: str, rows: Sequence[Row]) -> str:
@@ -57,19 +66,6 @@ def suite_table(suite: str, rows: Sequence[Row]) -> str:
         if row["note"]:
             lines.append(f"    {row['note']}")
     return "\n".join(lines)
-
-
-def heading(report: Report) -> str:
-    machine = report["hardware"]
-    cores = f"{machine['cores_used']} of {machine['cores']} cores"
-    parts = [machine["cpu"], cores]
-    if machine["memory_bytes"]:
-        parts.append(f"{machine['memory_bytes'] / 2**30:.0f} GiB")
-    devices = ", ".join(machine["devices"])
-    if machine["device_memory_bytes"]:
-        devices += f" with {machine['device_memory_bytes'] / 2**30:.0f} GiB"
-    versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
-    return f"{', '.join(parts)}; {devices}\n{versions}\n{report['date']}"
 
 
 def shown_median(row: Row) -> str:

@@ -18,11 +18,13 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """Attributes:
-    small: tiny sizes, that show whether all of it runs.
-    gpu_cases: whether what is meant for a GPU is run: on one, or because all is asked for.
-    voc_root: where the real images are; '': drawn shapes stand in.
-    peer: PyTorch, where it is to be compared with.
+    """What to measure, and on which images.
+
+    Attributes:
+        small: tiny sizes, that show whether all of it runs.
+        gpu_cases: whether what is meant for a GPU is run: on one, or because all is asked for.
+        voc_root: where the real images are; '': drawn shapes stand in.
+        peer: PyTorch, where it is to be compared with.
     """
 
     small: bool

@@ -54,7 +54,10 @@ def cases(settings: Settings) -> Iterator[Case]:
 def imports(settings: Settings) -> dict[str, Contender]:
     packages = ["fcn_jax", "jax", *(["torch"] if settings.peer else [])]
     return {
-        package: Contender(lambda package=package: run("-c", f"import {package}"))  # type: ignore[misc]
+        package: Contender(
+            lambda package=package: run("-c", f"import {package}"),  # type: ignore[misc]
+            peer=package == "torch",
+        )
         for package in packages
     }
 

@@ -1,11 +1,14 @@
-"""PyTorch, to compare with: on the same shapes, in its best setting.
+"""PyTorch, to compare with, on the same shapes.
 
-On a GPU that is channels-last, torch.compile and automatic mixed precision where ours computes in
-bfloat16; on the CPU contiguous or channels-last, whichever is faster. Imported only where it is
-asked for.
+On a GPU with channels-last, torch.compile and automatic mixed precision where ours computes in
+bfloat16; eager on the CPU, contiguous or channels-last, whichever is faster. Imported only where it
+is asked for.
+
+Networks are made by a contender's first call, so that one that cannot be made is told in its row.
 """
 
 import dataclasses
+import functools
 import gc
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -23,7 +26,11 @@ from fcn_jax.benchmark.torch_step import TorchStep
 from fcn_jax.benchmark.workloads import Workload
 from fcn_jax.data.splits import Split
 
-SEVERAL_DEVICES = NotMeasuredError("it runs on one device, ours on all: show it a single one")
+
+def check_one_device() -> None:
+    """Raises NotMeasuredError where ours has several."""
+    if jax.device_count() > 1:
+        raise NotMeasuredError("it runs on one device, ours on all: show it a single one")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,8 +46,12 @@ class Treatment:
 
     @property
     def name(self) -> str:
+        """In brackets, of which the faster counts."""
         how = "channels_last" if self.channels_last else "contiguous"
-        return f"PyTorch ({how}{', compiled' if self.compiled else ''})"
+        return f"({how}{', compiled' if self.compiled else ''})"
+
+
+LAYOUTS = (Treatment(channels_last=False), Treatment(channels_last=True))
 
 
 class Peer:
@@ -63,10 +74,10 @@ class Peer:
         return found
 
     @property
-    def treatments(self) -> list[Treatment]:
+    def treatments(self) -> tuple[Treatment, ...]:
         if self.device.type == "cuda":
-            return [Treatment(channels_last=True, compiled=True)]
-        return [Treatment(channels_last=False), Treatment(channels_last=True)]
+            return (Treatment(channels_last=True, compiled=True),)
+        return LAYOUTS
 
     def wait(self) -> None:
         if self.device.type == "cuda":
@@ -86,10 +97,11 @@ class Peer:
         stride: int,
         backward: bool,
         dtype: str,
+        calls: int,
     ) -> dict[str, Contender]:
-        """Of the suite `upsample`, in both layouts."""
+        """Of the suite `upsample`, in both layouts. calls: back to back, the last waited for."""
 
-        def contender(treatment: Treatment) -> Callable[[], Any]:
+        def upsampling(treatment: Treatment) -> Callable[[], Any]:
             x = self.images(values, treatment.channels_last, dtype)
             weight = torch.tensor(kernel.transpose(2, 3, 0, 1).copy(), dtype=x.dtype)
             weight = weight.to(self.device, memory_format=treatment.layout)
@@ -98,51 +110,64 @@ class Peer:
             gradient = self.images(cotangent, treatment.channels_last, dtype)
 
             def run() -> Any:
-                result = torch.nn.functional.conv_transpose2d(
-                    x, weight, stride=stride, padding=stride // 2
-                )
-                if backward:
-                    torch.autograd.grad(result, (x, weight), gradient)
+                for _ in range(calls):
+                    result = torch.nn.functional.conv_transpose2d(
+                        x, weight, stride=stride, padding=stride // 2
+                    )
+                    if backward:
+                        torch.autograd.grad(result, (x, weight), gradient)
                 self.wait()
                 return result
 
             return run
 
-        treatments = [Treatment(channels_last=False), Treatment(channels_last=True)]
-        return {treatment.name: Contender(contender(treatment)) for treatment in treatments}
+        def contender(treatment: Treatment) -> Contender:
+            run = functools.cache(lambda: upsampling(treatment))
+            return Contender(lambda: run()(), iterations=calls, peer=True)
+
+        return {f"PyTorch {treatment.name}": contender(treatment) for treatment in LAYOUTS}
 
     def training_steps(
         self, workload: Workload, variables: tuple[Any, Any], batch: Mapping[str, np.ndarray]
-    ) -> dict[str, Contender | NotMeasuredError]:
-        """Of the suite `train_step`: one for each treatment."""
-        if jax.device_count() > 1:
-            return {"PyTorch": SEVERAL_DEVICES}
-        made: dict[str, Contender | NotMeasuredError] = {}
-        for treatment in self.treatments:
-            try:
-                step = TorchStep(workload, variables, self.device, treatment)
-            except NotMeasuredError as error:
-                return {"PyTorch": error}
-            made[treatment.name] = Contender(
-                lambda step=step: self._stepped(step, batch),  # type: ignore[misc]
-                images=len(batch["image"]),
-            )
-        return made
+    ) -> dict[str, Contender]:
+        """Of the suite `train_step`: for each treatment whole steps, and steps on crops that lie on
+        the device, because PyTorch's are made image by image.
+        """
 
-    def _stepped(self, step: TorchStep, batch: Mapping[str, np.ndarray]) -> None:
-        try:
-            step(batch)
-        except Exception as error:
-            if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
-                raise
-            reason = str(error).strip().partition("\n")[0]
-            raise NotMeasuredError(f"torch.compile failed: {reason}") from error
-        self.wait()
+        def contenders(treatment: Treatment) -> dict[str, Contender]:
+            @functools.cache
+            def step() -> TorchStep:
+                check_one_device()
+                return TorchStep(workload, variables, self.device, treatment)
+
+            @functools.cache
+            def crops() -> tuple[Any, Any]:
+                return step().augment(batch)
+
+            def whole() -> None:
+                step()(batch)
+                self.wait()
+
+            def on_crops() -> None:
+                step().update(*crops())
+                self.wait()
+
+            calls = {"PyTorch": whole, "PyTorch, crops made before": on_crops}
+            return {
+                f"{name} {treatment.name}": Contender(call, images=len(batch["image"]), peer=True)
+                for name, call in calls.items()
+            }
+
+        made: dict[str, Contender] = {}
+        for treatment in self.treatments:
+            made |= contenders(treatment)
+        return made
 
     def peak_bytes(
         self, workload: Workload, variables: tuple[Any, Any], batch: Mapping[str, np.ndarray]
     ) -> int:
         """The most that was allocated on the GPU in two steps."""
+        check_one_device()
         self.release()
         torch.cuda.reset_peak_memory_stats()
         self.two_steps(workload, variables, batch)
@@ -154,30 +179,35 @@ class Peer:
         """For what they take of memory."""
         step = TorchStep(workload, variables, self.device, self.treatments[0])
         for _ in range(2):
-            self._stepped(step, batch)
+            step(batch)
+            self.wait()
 
     def release(self) -> None:
-        """Gives memory that nothing uses back to the GPU."""
+        """Forgets what was compiled, and gives memory that nothing uses back to the GPU.
+
+        torch.compile keeps it by function, whatever the network, and after some times gives up and
+        runs eagerly.
+        """
+        if self.device.type == "cuda":
+            torch.compiler.reset()
         gc.collect()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
     def evaluations(
         self, workload: Workload, variables: tuple[Any, Any], split: Split
-    ) -> dict[str, Contender | NotMeasuredError]:
+    ) -> dict[str, Contender]:
         """Of the suite `evaluate`, in both layouts; never compiled: every size would be anew."""
 
         def note(confusion: np.ndarray) -> str:
             return accuracy_note(np.trace(confusion) / confusion.sum())
 
-        if jax.device_count() > 1:
-            return {"PyTorch": SEVERAL_DEVICES}
-        made: dict[str, Contender | NotMeasuredError] = {}
-        for treatment in (Treatment(channels_last=False), Treatment(channels_last=True)):
-            run = TorchEvaluation(workload, variables, self.device, treatment.layout)
-            made[treatment.name] = Contender(
-                lambda run=run: run(split),  # type: ignore[misc]
-                images=len(split),
-                note=note,
-            )
-        return made
+        def contender(treatment: Treatment) -> Contender:
+            @functools.cache
+            def evaluation() -> TorchEvaluation:
+                check_one_device()
+                return TorchEvaluation(workload, variables, self.device, treatment.layout)
+
+            return Contender(lambda: evaluation()(split), images=len(split), note=note, peer=True)
+
+        return {f"PyTorch {treatment.name}": contender(treatment) for treatment in LAYOUTS}

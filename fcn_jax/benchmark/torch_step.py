@@ -32,11 +32,17 @@ class TorchStep:
         self.module = network.module.to(device, memory_format=self.layout).train()
         self.optimizer = optimizer(self.config.optim, network, fused=device.type == "cuda")
         self.mixed = workload.dtype == "bfloat16"
-        self.loss_of = torch.compile(self._loss) if treatment.compiled else self._loss
+        # Static, as XLA's programs are: else the second network is compiled for any size.
+        self.loss_of = (
+            torch.compile(self._loss, dynamic=False) if treatment.compiled else self._loss
+        )
 
     def __call__(self, batch: Mapping[str, np.ndarray]) -> Any:
         """The loss before the update, unwaited for."""
-        image, label = self.augment(batch)
+        return self.update(*self.augment(batch))
+
+    def update(self, image: Any, label: Any) -> Any:
+        """The step on what `augment` returns: all of it but scale, crop and flip."""
         self.optimizer.zero_grad(set_to_none=True)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.mixed):
             loss = self.loss_of(image, label)

@@ -13,8 +13,8 @@ from fcn_jax import optim, parallel
 from fcn_jax.config import Config
 from fcn_jax.models.backbones.resnet import ResNet
 from fcn_jax.models.backbones.vgg import VGG16
-from fcn_jax.models.build import build
-from fcn_jax.models.fcn import DATA_AXIS, FCN
+from fcn_jax.models.build import outline
+from fcn_jax.models.fcn import DATA_AXIS
 from fcn_jax.models.heads import score_layer
 from fcn_jax.models.upsampling import bilinear_kernel
 from fcn_jax.step import Network, TrainState, create_train_state, make_train_step
@@ -59,10 +59,7 @@ class Workload:
     def network(self) -> Network:
         """Its variables are shapes and types alone."""
 
-        def make() -> FCN:
-            return build(self.config.model, self.num_classes, rngs=nnx.Rngs(0), axis_name=DATA_AXIS)
-
-        model = nnx.eval_shape(make)
+        model = outline(self.config.model, self.num_classes, axis_name=DATA_AXIS)
         if self.small:
             shrink(model)
         return Network(model)
