@@ -101,21 +101,25 @@ class RowBlocks:
     layout: Layout
 
     def whole(self) -> jax.Array:
-        """All of it: (b, *size, c)."""
-        # Where it is wanted whole, only caches gain by blocks.
-        return self._run(lambda values: values, one_by_one=jax.default_backend() == "cpu")
+        """All of it, all blocks at once: (b, *size, c)."""
+        return self._collected(lambda values: values, jax.vmap)
 
     def each(self, function: Callable[[jax.Array], jax.Array]) -> jax.Array:
         """`function` of every block, (…, c) to (…) or (…, n): (b, *size) or (b, *size, n)."""
-        return self._run(function, one_by_one=True)
+        return self._collected(function, lambda of_block: partial(lax.map, of_block))
 
-    def _run(self, function: Callable[[jax.Array], jax.Array], *, one_by_one: bool) -> jax.Array:
+    def _collected(
+        self, function: Callable[[jax.Array], jax.Array], mapped: Callable[..., Any]
+    ) -> jax.Array:
         def of_block(block: tuple[Any, Any]) -> jax.Array:
             return self.layout.in_rows(function(self.make(self.shared, *block)))
 
-        several = self.layout.blocks > 1 and one_by_one
-        run = partial(lax.map, of_block) if several else jax.vmap(of_block)
-        return self.layout.collected(run((self.blocks, self.fixed)))
+        blocks = self.blocks, self.fixed
+        if self.layout.blocks == 1:
+            made = of_block(jax.tree.map(lambda x: x[0], blocks))[None]
+        else:
+            made = mapped(of_block)(blocks)
+        return self.layout.collected(made)
 
     def total(
         self, function: Callable[..., tuple[jax.Array, Any]], *others: jax.Array
@@ -176,7 +180,7 @@ def _added(a, b):
 
 
 def rows_in_block(row_bytes: int, rows: int) -> int:
-    """How many of so many rows make up a block: blocks of about `BLOCK_BYTES`, alike."""
+    """How many of so many rows make up a block: blocks of about `BLOCK_BYTES`, all alike."""
     most = max(1, BLOCK_BYTES.get(jax.default_backend(), 2**26) // max(row_bytes, 1))
     return math.ceil(rows / math.ceil(rows / most))
 
