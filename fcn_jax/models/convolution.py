@@ -84,8 +84,8 @@ def _filter_gradient(
     """Σ over images and places of what each tap saw, times the cotangent there: (*k, in, out).
 
     One product a tap and image, (in, places) by (places, out), instead of XLA's convolution with
-    the cotangent as a filter: on a CPU 1.1 to 2.6 times as fast for the 3×3 layers of SqueezeNet
-    and VGG16.
+    the cotangent as a filter: on a CPU 0.7 to 2.6 times as fast for eight 3×3 layers of SqueezeNet
+    and VGG16, 1.4 in the middle.
     """
     size = kernel.shape[:-2]
     places = cotangent.shape[1:-1]

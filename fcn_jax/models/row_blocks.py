@@ -18,8 +18,8 @@ import jax.numpy as jnp
 from jax import lax
 
 BLOCK_BYTES = {"cpu": 2**22, "gpu": 2**26, "tpu": 2**26}
-"""Of a block's results, by platform. On a CPU 1 to 8 MB were equally fast, 26 MB half as fast;
-accelerators want blocks that fill them (not measured)."""
+"""Of a block's results, by platform. On a CPU a loss and its gradient took 208 to 233 ms in blocks
+of 0.6 to 9 MB, 344 ms in one of 72 MB; accelerators want blocks that fill them (not measured)."""
 
 
 @dataclasses.dataclass(frozen=True)
