@@ -106,7 +106,7 @@ def test_the_loss_and_its_gradient_are_those_of_the_whole(
 @pytest.mark.parametrize("stride", [0, 2])
 def test_dealt_by_hand(stride: int) -> None:
     # Two images of 3×2, padded to 4×4 by a row before and two columns after; blocks of 4 rows.
-    layout = Layout(2, (3, 2), (1, 0), (4, 4), blocks=2, rows=4, stride=stride)
+    layout = Layout(2, (3, 2), (1, 0), (4, 4), rows=4, stride=stride)
     values = jnp.arange(1, 13).reshape(2, 3, 2)
     rows = [[0, 0, 0, 0], [1, 2, 0, 0], [3, 4, 0, 0], [5, 6, 0, 0]]
     by_phase = [[[[0, 0], [1, 2]], [[0, 0], [0, 0]]], [[[3, 4], [5, 6]], [[0, 0], [0, 0]]]]

@@ -29,7 +29,6 @@ PLACES = 2**32
 TURNS = 6
 """Of the rows and of the columns each."""
 
-
 WORKED_OUT_AT_ONCE = 1024
 """Places, by the host."""
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from fcn_jax.models.feature_map import FeatureMap
-from fcn_jax.models.row_blocks import Layout, RowBlocks, rows_in_block
+from fcn_jax.models.row_blocks import Layout, RowBlocks, in_blocks, rows_in_block
 from fcn_jax.models.upsampling import EXACT
 
 
@@ -44,11 +44,9 @@ class Interpolate(nnx.Module):
         rows = rows_in_block(4 * math.prod(others) * features, height)
         blocks_of_image = -(-height // rows)
         padded = (blocks_of_image * rows, *others)
-        layout = Layout(
-            batch, like.spatial, (0,) * len(padded), padded, batch * blocks_of_image, rows
-        )
+        layout = Layout(batch, like.spatial, (0,) * len(padded), padded, rows)
         missing = [(0, 0), (0, padded[0] - height)] + [(0, 0)] * (values.ndim - 2)
-        values = jnp.pad(values, missing).reshape(layout.blocks, rows, *values.shape[2:])
+        values = in_blocks(jnp.pad(values, missing), rows)
         weights = _weights(x, like, len(letters) - 1).astype(values.dtype)
 
         def make(_: None, rows: jax.Array, weights: jax.Array) -> jax.Array:

@@ -29,7 +29,7 @@ class Layout:
     A row is everything at one position of the first axis. All rows of all images follow each other;
     each image has `before` further ones, and some after it, on every axis.
 
-    blocks, rows: their number, and rows in each. padded: what an image has with those further ones.
+    rows: in each block. padded: what an image has with those further ones.
     stride: where it is not 0, what lies at the same place within each stride is kept together, by
     *phase*, as transposed convolutions make it: a block is then not (rows, *padded[1:], …) but
     (rows/stride, *padded[1:]/stride, stride on every axis, …).
@@ -39,9 +39,13 @@ class Layout:
     size: tuple[int, ...]
     before: tuple[int, ...]
     padded: tuple[int, ...]
-    blocks: int
     rows: int
     stride: int = 0
+
+    @property
+    def blocks(self) -> int:
+        """Their number; the last may have fewer rows of images."""
+        return -(-self.batch * self.padded[0] // self.rows)
 
     def dealt(self, values: jax.Array, fill: float) -> jax.Array:
         """(b, *size, …) to the blocks, `fill` where there is no image."""
@@ -51,19 +55,15 @@ class Layout:
         ]
         further = [(0, 0)] * (values.ndim - 1 - len(pads))
         values = jnp.pad(values, [(0, 0), *pads, *further], constant_values=fill)
-        values = values.reshape(-1, *values.shape[2:])
-        missing = self.blocks * self.rows - len(values)
-        values = jnp.pad(
-            values, [(0, missing)] + [(0, 0)] * (values.ndim - 1), constant_values=fill
-        )
+        values = in_blocks(values, self.rows, fill)
         if not self.stride:
-            return values.reshape(self.blocks, self.rows, *values.shape[1:])
+            return values
         ndim = len(self.size)
-        split = [n for size in values.shape[:ndim] for n in (size // self.stride, self.stride)]
-        values = values.reshape(*split, *values.shape[ndim:])
-        places, phases = range(0, 2 * ndim, 2), range(1, 2 * ndim, 2)
-        values = values.transpose(*places, *phases, *range(2 * ndim, values.ndim))
-        return values.reshape(self.blocks, self.rows // self.stride, *values.shape[1:])
+        sizes = values.shape[1 : 1 + ndim]
+        split = [n for size in sizes for n in (size // self.stride, self.stride)]
+        values = values.reshape(self.blocks, *split, *values.shape[1 + ndim :])
+        places, phases = range(1, 2 * ndim, 2), range(2, 1 + 2 * ndim, 2)
+        return values.transpose(0, *places, *phases, *range(1 + 2 * ndim, values.ndim))
 
     def in_rows(self, block: jax.Array) -> jax.Array:
         """A block as (rows, *padded[1:], …)."""
@@ -185,9 +185,10 @@ def rows_in_block(row_bytes: int, rows: int) -> int:
     return math.ceil(rows / math.ceil(rows / most))
 
 
-def in_blocks(values: jax.Array, rows: int) -> jax.Array:
-    """(b, n, …) to (blocks, rows, …), the last block filled up with zeros."""
+def in_blocks(values: jax.Array, rows: int, fill: float = 0) -> jax.Array:
+    """(b, n, …) to (blocks, rows, …), the last block filled up."""
     values = values.reshape(-1, *values.shape[2:])
     missing = -len(values) % rows
-    values = jnp.pad(values, [(0, missing)] + [(0, 0)] * (values.ndim - 1))
+    pads = [(0, missing)] + [(0, 0)] * (values.ndim - 1)
+    values = jnp.pad(values, pads, constant_values=fill)
     return values.reshape(-1, rows, *values.shape[1:])

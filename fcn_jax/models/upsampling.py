@@ -205,7 +205,6 @@ def _layout(
         size=tuple(output_size),
         before=(crop - crop // stride * stride,) * len(padded),
         padded=padded,
-        blocks=-(-batch * counts[0] // coarse_rows),
         rows=coarse_rows * stride,
     )
 
