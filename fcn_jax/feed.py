@@ -3,11 +3,8 @@
 Both ways give the same batches (`data/order.py`), so a run may change between them.
 """
 
-import contextlib
-import os
 from collections.abc import Iterator, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any, Protocol
 
 import grain
@@ -21,6 +18,7 @@ from fcn_jax.data.canvases import Size, one_canvas, round_up
 from fcn_jax.data.pipeline import training_batches
 from fcn_jax.data.resident import Step
 from fcn_jax.errors import UserError
+from fcn_jax.memory import free_bytes
 from fcn_jax.progress import say
 
 SHARE_OF_MEMORY = 0.25
@@ -170,7 +168,7 @@ def reason_to_stream(cache: str, sizes: np.ndarray, canvas_px: Size, needed: int
         return "several hosts train together"
     if (np.asarray(sizes) > canvas_px).any():
         return "of those larger than config.data.canvas_px another part is seen each time"
-    free = _free_bytes()
+    free = free_bytes()
     if cache == "device":
         if free is None or needed <= free:
             return ""
@@ -185,40 +183,6 @@ def reason_to_stream(cache: str, sizes: np.ndarray, canvas_px: Size, needed: int
         f"they would take {_on_each(needed)}, and may take a quarter of {_in_bytes(free)} "
         "that are free"
     )
-
-
-def _free_bytes() -> int | None:
-    """Of each device's memory; of CPUs, an equal part of the machine's. None: it does not tell."""
-    device, *_ = jax.local_devices()
-    if device.platform == "cpu":
-        return _available_bytes() // jax.local_device_count()
-    told = device.memory_stats() or {}
-    if "bytes_limit" not in told:
-        return None
-    return told["bytes_limit"] - told.get("bytes_in_use", 0)
-
-
-def _available_bytes(root: Path = Path("/")) -> int:
-    """What the machine can still give, and a container's limit lets it; else half of all it has."""
-    with contextlib.suppress(OSError, KeyError, ValueError):
-        lines = (root / "proc/meminfo").read_text().splitlines()
-        told = dict(line.split(":", 1) for line in lines)
-        available = int(told["MemAvailable"].split()[0]) * 1024
-        group = root / "sys/fs/cgroup"
-        with contextlib.suppress(OSError, KeyError, ValueError):  # no limit is written as "max"
-            limit, used = (
-                int((group / name).read_text()) for name in ("memory.max", "memory.current")
-            )
-            # What it has read of files counts as used, and is given up where memory is asked for.
-            of_files = dict(
-                line.split() for line in (group / "memory.stat").read_text().splitlines()
-            )
-            used -= int(of_files["inactive_file"])
-            available = min(available, max(limit - used, 0))
-        return available
-    with contextlib.suppress(AttributeError, OSError, ValueError):  # not on Windows
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
-    return 4 << 30
 
 
 def _on_each(count: int) -> str:

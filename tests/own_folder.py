@@ -23,6 +23,13 @@ def write_folder(root: Path, names: list[str]) -> None:
         Image.fromarray(label).save(root / "masks" / f"{name}.png")
 
 
+def write_split_folder(root: Path) -> None:
+    """Seven images, five to train on and two to score."""
+    write_folder(root, [f"train_{n:03}" for n in range(7)])
+    (root / "train.txt").write_text("".join(f"train_{n:03}\n" for n in range(5)))
+    (root / "val.txt").write_text("train_005\ntrain_006\n")
+
+
 def small_config(folder: Path) -> Config:
     config = default_config()
     config.data.name = "folder"

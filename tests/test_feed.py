@@ -14,10 +14,11 @@ from fcn_jax import feed
 from fcn_jax.config import default_config
 from fcn_jax.errors import UserError
 from fcn_jax.feed import Resident, Streamed, open_feed, stretches
+from fcn_jax.memory import available_bytes
 from fcn_jax.models.build import drawn
 from fcn_jax.step import Network, TrainState
 from fcn_jax.train import train
-from tests.own_folder import small_config, write_folder
+from tests.own_folder import small_config, write_split_folder
 
 SIDE = 100
 CANVAS_BYTES = 128 * 128 * (3 + 1) + 2 * 4
@@ -55,7 +56,7 @@ def opened(
 
 
 def test_auto_keeps_what_takes_a_quarter_of_the_free_memory(monkeypatch, capsys):
-    monkeypatch.setattr(feed, "_free_bytes", lambda: 4 * 10 * CANVAS_BYTES)
+    monkeypatch.setattr(feed, "free_bytes", lambda: 4 * 10 * CANVAS_BYTES)
     kept = opened(Blank(10))
     assert isinstance(kept, Resident)
     assert "10 images lie on the device, 1 MB" in capsys.readouterr().out
@@ -68,7 +69,7 @@ def test_auto_keeps_what_takes_a_quarter_of_the_free_memory(monkeypatch, capsys)
 
 
 def test_device_and_none_are_obeyed(monkeypatch, capsys):
-    monkeypatch.setattr(feed, "_free_bytes", lambda: 11 * CANVAS_BYTES)
+    monkeypatch.setattr(feed, "free_bytes", lambda: 11 * CANVAS_BYTES)
     assert isinstance(opened(Blank(11), "device"), Resident)
     streamed = opened(Blank(1), "none")
     assert isinstance(streamed, Streamed)
@@ -98,7 +99,7 @@ def why(cache: str, needed: int = 100, seen: int = 8, side: int = SIDE) -> str:
 
 
 def test_the_reason_to_stream(monkeypatch):
-    monkeypatch.setattr(feed, "_free_bytes", lambda: 400)
+    monkeypatch.setattr(feed, "free_bytes", lambda: 400)
     assert [why(cache, 100) for cache in ("auto", "device")] == ["", ""]
     quarter = "they would take 0 MB, and may take a quarter of 0 MB that are free"
     assert [why(cache, 101) for cache in ("auto", "device")] == [quarter, ""]
@@ -110,11 +111,11 @@ def test_the_reason_to_stream(monkeypatch):
     for cache in ("auto", "device"):
         assert "another part is seen" in why(cache, side=129)
     assert why("none") == "config.data.cache=none asks for it"
-    monkeypatch.setattr(feed, "_free_bytes", lambda: None)
+    monkeypatch.setattr(feed, "free_bytes", lambda: None)
     untold = "the device does not tell how much memory it has"
     assert [why(cache) for cache in ("auto", "device")] == [untold, ""]
     monkeypatch.setattr(jax, "device_count", lambda: 4)
-    monkeypatch.setattr(feed, "_free_bytes", lambda: 2 * 10**9)
+    monkeypatch.setattr(feed, "free_bytes", lambda: 2 * 10**9)
     assert why("device", 3 * 10**9) == (
         "they take 3.0 GB on each of 4 devices, where 2.0 GB are free"
     )
@@ -135,17 +136,17 @@ def test_steps_in_one_call_are_not_left_out_silently(capsys):
 def test_the_memory_is_what_the_machine_and_the_containers_limit_leave(tmp_path):
     (tmp_path / "proc").mkdir()
     (tmp_path / "proc/meminfo").write_text("MemTotal: 4000 kB\nMemAvailable:   3000 kB\n")
-    assert feed._available_bytes(tmp_path) == 3000 * 1024
+    assert available_bytes(tmp_path) == 3000 * 1024
     limits = tmp_path / "sys/fs/cgroup"
     limits.mkdir(parents=True)
     (limits / "memory.current").write_text("700\n")
     (limits / "memory.stat").write_text("anon 400\ninactive_file 200\nactive_file 100\n")
     (limits / "memory.max").write_text("max\n")
-    assert feed._available_bytes(tmp_path) == 3000 * 1024
+    assert available_bytes(tmp_path) == 3000 * 1024
     (limits / "memory.max").write_text("2500\n")
-    assert feed._available_bytes(tmp_path) == 2000
+    assert available_bytes(tmp_path) == 2000
     # Where nothing is told: this machine's, by its size.
-    assert 1e8 < feed._available_bytes(tmp_path / "nowhere") < 1e14
+    assert 1e8 < available_bytes(tmp_path / "nowhere") < 1e14
 
 
 @pytest.mark.parametrize(("cache", "workers"), [("device", 0), ("none", 0), ("none", 1)])
@@ -195,9 +196,7 @@ def test_a_streamed_step_is_compiled_once_and_takes_nothing_but_its_batch(
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("fed")
-    write_folder(path / "data", [f"train_{n:03}" for n in range(7)])
-    (path / "data/train.txt").write_text("".join(f"train_{n:03}\n" for n in range(5)))
-    (path / "data/val.txt").write_text("train_005\ntrain_006\n")
+    write_split_folder(path / "data")
     return path
 
 

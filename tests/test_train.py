@@ -24,16 +24,14 @@ from fcn_jax.image_counts import ImageCounts
 from fcn_jax.inference import Inference
 from fcn_jax.predict import load_run
 from fcn_jax.train import train
-from tests.own_folder import ROOT, command, small_config, write_folder
+from tests.own_folder import ROOT, command, small_config, write_folder, write_split_folder
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     """Seven images, five to train on and two to score; runs are made beside them."""
     path = tmp_path_factory.mktemp("own")
-    write_folder(path / "data", [f"train_{n:03}" for n in range(7)])
-    (path / "data/train.txt").write_text("".join(f"train_{n:03}\n" for n in range(5)))
-    (path / "data/val.txt").write_text("train_005\ntrain_006\n")
+    write_split_folder(path / "data")
     return path
 
 

@@ -8,6 +8,8 @@ from typing import Any
 
 import jax
 
+from fcn_jax.memory import device_bytes, machine_bytes
+
 
 def usable_cores() -> int:
     """Cores that this process may run on, which is how many XLA uses."""
@@ -22,16 +24,10 @@ def hardware() -> dict[str, Any]:
         "cpu": _cpu(),
         "cores": os.cpu_count(),
         "cores_used": usable_cores(),
-        "memory_bytes": _memory_bytes(),
+        "memory_bytes": machine_bytes(),
         "devices": [f"{device.platform}:{device.device_kind}" for device in jax.devices()],
-        "device_memory_bytes": device_memory_bytes(),
+        "device_memory_bytes": device_bytes(),
     }
-
-
-def device_memory_bytes() -> int | None:
-    """What programs may have of the first device; None where it does not say, as on CPUs."""
-    statistics = jax.local_devices()[0].memory_stats() or {}
-    return statistics.get("bytes_limit")
 
 
 def _cpu() -> str:
@@ -40,13 +36,6 @@ def _cpu() -> str:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
-
-
-def _memory_bytes() -> int | None:
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):  # not on Windows
-        return None
 
 
 PACKAGES = ("fcn_jax", "jax", "jaxlib", "flax", "grain", "pillow")

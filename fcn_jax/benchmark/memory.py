@@ -10,15 +10,15 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
-from fcn_jax.benchmark.hardware import device_memory_bytes
 from fcn_jax.benchmark.kept import kept_of_an_image
 from fcn_jax.benchmark.largest_batch import SIDE_PX
 from fcn_jax.benchmark.measuring import Case, Contender, NotMeasuredError
 from fcn_jax.benchmark.settings import Settings, on_gpu
 from fcn_jax.benchmark.workloads import Workload, random_canvases, random_variables, workloads
+from fcn_jax.memory import device_bytes
 
 CONTENDERS: dict[str, dict[str, Any]] = {
     "fcn_jax": {},
@@ -32,35 +32,33 @@ CONTENDERS: dict[str, dict[str, Any]] = {
 
 def cases(settings: Settings) -> Iterator[Case]:
     # First, while nothing else has memory of the device.
-    yield Case(
+    yield _numbers(
         f"FCN-ResNet-50 {SIDE_PX}×{SIDE_PX} bfloat16: largest batch",
+        "images",
         lambda: largest(settings),
-        unit="images",
-        timed=False,
-        warm_up_calls=0,
-        most_repeats=1,
     )
     for workload in workloads(settings.small):
         crop = "×".join(map(str, workload.config.augment.crop_px))
-        yield Case(
+        yield _numbers(
             f"{workload.name} {crop} {workload.dtype}: kept of an image for the backward pass",
+            "bytes",
             lambda w=workload: kept(w, settings),  # type: ignore[misc]
-            unit="bytes",
-            timed=False,
-            warm_up_calls=0,
-            most_repeats=1,
         )
         usual = workload.config.train.batch_size
         for batch_size in (usual,) if settings.small else (usual, 2 * usual):
             changed = workload.changed(train__batch_size=batch_size)
-            yield Case(
+            yield _numbers(
                 f"{changed.title}: a training step",
+                "bytes",
                 lambda w=changed: peaks(w, settings),  # type: ignore[misc]
-                unit="bytes",
-                timed=False,
-                warm_up_calls=0,
-                most_repeats=1,
             )
+
+
+def _numbers(
+    name: str, unit: str, build: Callable[[], dict[str, Contender | NotMeasuredError]]
+) -> Case:
+    """A case whose contenders tell a number, the same each time."""
+    return Case(name, build, unit=unit, timed=False, warm_up_calls=0, most_repeats=1)
 
 
 def kept(workload: Workload, settings: Settings) -> dict[str, Contender | NotMeasuredError]:
@@ -121,7 +119,7 @@ def peer_peak(workload: Workload, peer: Any) -> Contender | NotMeasuredError:
 
 def largest(settings: Settings) -> dict[str, Contender | NotMeasuredError]:
     """Each in a process of its own, which has the whole device."""
-    if device_memory_bytes() is None:
+    if device_bytes() is None:
         raise NotMeasuredError("no GPU")
     made: dict[str, Contender | NotMeasuredError] = {
         "fcn_jax": Contender(lambda: largest_of("fcn_jax", settings.small)),
