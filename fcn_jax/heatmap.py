@@ -44,7 +44,7 @@ from fcn_jax.data.labels import read_bytes, read_image
 from fcn_jax.errors import UserError
 from fcn_jax.files import write_whole
 from fcn_jax.models.backbones import Backbone
-from fcn_jax.models.build import build
+from fcn_jax.models.build import outline
 from fcn_jax.models.convolutionalize import (
     Average,
     Classifier,
@@ -188,7 +188,7 @@ def _filled_backbone(weights: Weights) -> Backbone:
         backbone=about.backbone, preprocessing=about.preprocessing, padding="original"
     )
     # As shapes alone: only the backbone of this network is kept, and all of it is replaced.
-    network = Network(nnx.eval_shape(lambda: build(as_trained, 1, rngs=nnx.Rngs(0))))
+    network = Network(outline(as_trained, 1))
     variables, _ = weights.apply(zeros(network))
     return network.model(variables).backbone
 

@@ -5,6 +5,7 @@ Each takes normalised images (b, 3, h, w) of any size and gives, as torchvision'
 """
 
 import dataclasses
+import itertools
 from collections.abc import Mapping
 from typing import Any
 
@@ -54,6 +55,31 @@ def cropped(x: Any, like: Any) -> Any:
     return x[:, :, : like.shape[2], : like.shape[3]]
 
 
+def skip_head(features: Mapping[int, int], num_classes: int, *, on_pixels: bool) -> Any:
+    """Scores of features by stride, coarse to fine, and what brings each to the next's size.
+
+    The finest goes to the image's, at stride 1.
+    """
+    strides = [*features, 1]
+    head = nn.ModuleDict()
+    for stride, count in features.items():
+        head[f"score{stride}"] = nn.Conv2d(count, num_classes, 1)
+    for stride, finer in itertools.pairwise(strides):
+        head[f"upsample{stride}"] = upsampling(num_classes, stride // finer, on_pixels=on_pixels)
+    return head
+
+
+def fused_scores(head: Any, by_stride: Mapping[int, Any], image: Any) -> dict[str, Any]:
+    """What a network gives of the features that `skip_head` was made for, coarse to fine."""
+    coarsest, *finer = by_stride
+    fused, coarse = head[f"score{coarsest}"](by_stride[coarsest]), coarsest
+    for fine in finer:
+        score = head[f"score{fine}"](by_stride[fine])
+        fused = cropped(head[f"upsample{coarse}"](fused), score) + score
+        coarse = fine
+    return {"out": cropped(head[f"upsample{coarse}"](fused), image)}
+
+
 class Fire(nn.Module):
     def __init__(self, in_features: int, squeezed: int, expanded: int):
         super().__init__()
@@ -79,17 +105,7 @@ class SqueezeNetFcn8s(nn.Module):
             features = 8 * squeezed
         self.pool = nn.MaxPool2d(3, 2, 1)
         self.dropout = nn.Dropout(workload.config.model.dropout)
-        k = workload.num_classes
-        self.head = nn.ModuleDict(
-            {
-                "score16": nn.Conv2d(512, k, 1),
-                "score8": nn.Conv2d(256, k, 1),
-                "score4": nn.Conv2d(128, k, 1),
-                "upsample16": upsampling(k, 2, on_pixels=True),
-                "upsample8": upsampling(k, 2, on_pixels=True),
-                "upsample4": upsampling(k, 4, on_pixels=True),
-            }
-        )
+        self.head = skip_head({16: 512, 8: 256, 4: 128}, workload.num_classes, on_pixels=True)
 
     def forward(self, image: Any) -> dict[str, Any]:
         x = torch.relu(self.backbone["conv1"](image))
@@ -99,11 +115,8 @@ class SqueezeNetFcn8s(nn.Module):
             for number in numbers:
                 x = self.backbone[f"fire{number}"](x)
             by_stage[stage] = x
-        fused = self.head["score16"](self.dropout(x))
-        for coarse, fine in ((16, 8), (8, 4)):
-            score = self.head[f"score{fine}"](by_stage[fine])
-            fused = cropped(self.head[f"upsample{coarse}"](fused), score) + score
-        return {"out": cropped(self.head["upsample4"](fused), image)}
+        to_score = {16: self.dropout(x), 8: by_stage[8], 4: by_stage[4]}
+        return fused_scores(self.head, to_score, image)
 
 
 class Vgg16Fcn8s(nn.Module):
@@ -123,16 +136,8 @@ class Vgg16Fcn8s(nn.Module):
         self.backbone["fc7"] = nn.Conv2d(features, features, 1)
         self.pool = nn.MaxPool2d(2, 2, ceil_mode=True)
         self.dropout = nn.Dropout(workload.config.model.dropout)
-        k = workload.num_classes
-        self.head = nn.ModuleDict(
-            {
-                "score32": nn.Conv2d(features, k, 1),
-                "score16": nn.Conv2d(512, k, 1),
-                "score8": nn.Conv2d(256, k, 1),
-                "upsample32": upsampling(k, 2, on_pixels=False),
-                "upsample16": upsampling(k, 2, on_pixels=False),
-                "upsample8": upsampling(k, 8, on_pixels=False),
-            }
+        self.head = skip_head(
+            {32: features, 16: 512, 8: 256}, workload.num_classes, on_pixels=False
         )
 
     def forward(self, image: Any) -> dict[str, Any]:
@@ -144,11 +149,7 @@ class Vgg16Fcn8s(nn.Module):
             x = by_stage[2**block] = self.pool(x)
         for name in ("fc6", "fc7"):
             x = self.dropout(torch.relu(self.backbone[name](x)))
-        fused = self.head["score32"](x)
-        for coarse, fine in ((32, 16), (16, 8)):
-            score = self.head[f"score{fine}"](by_stage[fine])
-            fused = cropped(self.head[f"upsample{coarse}"](fused), score) + score
-        return {"out": cropped(self.head["upsample8"](fused), image)}
+        return fused_scores(self.head, {32: x, 16: by_stage[16], 8: by_stage[8]}, image)
 
 
 def torchvisions_fcn_resnet50(workload: Workload) -> Any:

@@ -5,11 +5,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from flax import nnx
 
 from fcn_jax.config import Config, from_dict
 from fcn_jax.errors import UserError
-from fcn_jax.models.build import build
+from fcn_jax.models.build import outline
 from fcn_jax.pretrained import saved
 from fcn_jax.pretrained.load import Weights, flat, zeros
 from fcn_jax.step import Network
@@ -58,10 +57,7 @@ def empty_variables(
     config: Config, num_classes: int | Mapping[str, int], channels: int = 3
 ) -> tuple[Any, Any]:
     """(params, batch_stats) of a network, all zero: nothing is drawn."""
-    model = nnx.eval_shape(
-        lambda: build(config.model, num_classes, channels=channels, rngs=nnx.Rngs(0))
-    )
-    return zeros(Network(model))
+    return zeros(Network(outline(config.model, num_classes, channels=channels)))
 
 
 def _scores(name: str) -> bool:
