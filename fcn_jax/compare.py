@@ -22,7 +22,7 @@ The interval does not hold what another seed of the same training would change.
 
 from absl import flags
 
-from fcn_jax import cli
+from fcn_jax.terminal import cli
 
 if __name__ == "__main__":  # --help and mistakes in flags do not wait for what is imported below
     flags.DEFINE_string("split", "val", "the scores to compare: DIR/evaluation/SPLIT.json")
@@ -40,9 +40,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from fcn_jax import bootstrap
-from fcn_jax.bootstrap import Interval
-from fcn_jax.comparison import (
+from fcn_jax.errors import UserError
+from fcn_jax.evaluation import bootstrap
+from fcn_jax.evaluation.bootstrap import Interval
+from fcn_jax.evaluation.comparison import (
     Comparison,
     Moved,
     compare,
@@ -51,10 +52,9 @@ from fcn_jax.comparison import (
     read_scored,
     verdict,
 )
-from fcn_jax.errors import UserError
-from fcn_jax.files import write_whole
-from fcn_jax.metrics import percent
-from fcn_jax.progress import say
+from fcn_jax.evaluation.metrics import percent
+from fcn_jax.terminal.atomic_files import write_whole
+from fcn_jax.terminal.progress import say
 
 IMAGES_SHOWN = 5
 """Of those that gained most, and of those that lost most."""

@@ -23,8 +23,9 @@ sizes and mirror images SPLIT_scales_0.75_1_1.25_flip.json and so on (`fcn_jax/i
 
 from absl import flags
 
-from fcn_jax import cli, conventions
-from fcn_jax.inference import define_inference_flags
+from fcn_jax.evaluation import conventions
+from fcn_jax.inference.options import define_inference_flags
+from fcn_jax.terminal import cli
 
 if __name__ == "__main__":  # --help and mistakes in flags do not wait for what is imported below
     flags.DEFINE_string("workdir", None, "folder of the run")
@@ -53,15 +54,17 @@ import jax
 import numpy as np
 from rich.console import Console
 
-from fcn_jax import bootstrap, metrics, visualize
 from fcn_jax.data.datasets import Dataset, open_dataset
 from fcn_jax.errors import UserError
-from fcn_jax.files import write_whole
-from fcn_jax.inference import WHOLE, inference_from_flags
+from fcn_jax.evaluation import bootstrap, metrics
+from fcn_jax.evaluation.evaluator import Evaluation, evaluator
+from fcn_jax.inference.options import WHOLE, inference_from_flags
+from fcn_jax.inference.trained import load_run
 from fcn_jax.models.fcn import suffix
-from fcn_jax.progress import say
-from fcn_jax.runs import evaluation_folder, load_run
-from fcn_jax.scoring import Evaluation, evaluator
+from fcn_jax.pictures import plots, sheets
+from fcn_jax.runs import evaluation_folder
+from fcn_jax.terminal.atomic_files import write_whole
+from fcn_jax.terminal.progress import say
 
 
 def main(arguments: list[str]) -> None:
@@ -160,8 +163,8 @@ def report(evaluation: Evaluation, workdir: Path, split: str, dataset: Dataset, 
             scored.counts.save(folder / f"{stem}_images.npz")
             text = json.dumps(numbers, indent=2) + "\n"
             write_whole(folder / f"{stem}.json", partial(_write, text))
-            visualize.plot_confusion(scored.confusion, names, folder / f"{stem}_confusion.png")
-            visualize.sheet(scored.sheet_rows, names).save(folder / f"{stem}_sheet.png")
+            plots.plot_confusion(scored.confusion, names, folder / f"{stem}_confusion.png")
+            sheets.sheet(scored.sheet_rows, names).save(folder / f"{stem}_sheet.png")
         except OSError as error:
             raise UserError(f"cannot write to {folder} ({error.strerror or error})") from error
         say(f"pictures and numbers: {folder}/{stem}_sheet.png, _confusion.png, .json")

@@ -26,7 +26,7 @@ aux_loss says whether the run has an auxiliary head.
 
 from absl import flags
 
-from fcn_jax import cli
+from fcn_jax.terminal import cli
 
 if __name__ == "__main__":  # --help and mistakes in flags do not wait for what is imported below
     flags.DEFINE_string("workdir", None, "folder of the run")
@@ -43,17 +43,18 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
-from fcn_jax.conventions import NATIVE
 from fcn_jax.errors import UserError
-from fcn_jax.files import write_whole
-from fcn_jax.inference import WHOLE
+from fcn_jax.evaluation.conventions import NATIVE
+from fcn_jax.inference.options import WHOLE
+from fcn_jax.inference.trained import Run, load_run
 from fcn_jax.models.backbones.preprocess import COLOURS
 from fcn_jax.models.build import preprocessing_name
 from fcn_jax.pretrained import saved
 from fcn_jax.pretrained.load import flat
 from fcn_jax.pretrained.tables import torchvision
-from fcn_jax.progress import say
-from fcn_jax.runs import Run, evaluation_folder, load_run
+from fcn_jax.runs import evaluation_folder
+from fcn_jax.terminal.atomic_files import write_whole
+from fcn_jax.terminal.progress import say
 
 
 def main(arguments: list[str]) -> None:

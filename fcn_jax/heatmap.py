@@ -19,7 +19,7 @@ sure.
 
 from absl import flags
 
-from fcn_jax import cli
+from fcn_jax.terminal import cli
 
 if __name__ == "__main__":  # --help and mistakes in flags do not wait for what is imported below
     flags.DEFINE_string("weights", None, "file of a classifier's weights")
@@ -42,7 +42,6 @@ from flax import nnx
 from fcn_jax.config import ModelConfig
 from fcn_jax.data.labels import read_bytes, read_image
 from fcn_jax.errors import UserError
-from fcn_jax.files import write_whole
 from fcn_jax.models.backbones import Backbone
 from fcn_jax.models.build import outline
 from fcn_jax.models.convolutionalize import (
@@ -53,10 +52,11 @@ from fcn_jax.models.convolutionalize import (
     convolutionalize,
 )
 from fcn_jax.models.geometry import Grid
+from fcn_jax.models.pure_model import Network
 from fcn_jax.pretrained import Weights, read, zeros
 from fcn_jax.pretrained.tables import classifiers
-from fcn_jax.progress import say
-from fcn_jax.step import Network
+from fcn_jax.terminal.atomic_files import write_whole
+from fcn_jax.terminal.progress import say
 
 
 def main(arguments: list[str]) -> None:

@@ -45,8 +45,8 @@ several label maps `run` gives each by name. In other ways, and with the probabi
 
 from absl import flags
 
-from fcn_jax import cli
-from fcn_jax.inference import define_inference_flags
+from fcn_jax.inference.options import define_inference_flags
+from fcn_jax.terminal import cli
 
 if __name__ == "__main__":  # --help and mistakes in flags do not wait for what is imported below
     flags.DEFINE_string("workdir", None, "folder of the run")
@@ -82,12 +82,12 @@ from PIL import Image
 
 from fcn_jax.data.labels import header_size, is_tiff
 from fcn_jax.errors import UserError
-from fcn_jax.inference import WHOLE, inference_from_flags
-from fcn_jax.label_files import is_labelled, label_image, label_in_tiles
-from fcn_jax.progress import progress_bar, say
-from fcn_jax.runs import load_run
-from fcn_jax.stop import StopSignal
-from fcn_jax.tiles import receptive_field, tiling
+from fcn_jax.inference.image_files import is_labelled, label_image, label_in_tiles
+from fcn_jax.inference.options import WHOLE, inference_from_flags
+from fcn_jax.inference.tiles import receptive_field, tiling
+from fcn_jax.inference.trained import load_run
+from fcn_jax.terminal.progress import progress_bar, say
+from fcn_jax.terminal.signals import StopSignal
 
 
 def main(arguments: list[str]) -> None:
@@ -101,10 +101,10 @@ def main(arguments: list[str]) -> None:
         raise UserError(f"--{given[0]} is of VOC's submission: add --voc_submission=VOCdevkit")
     inference = inference_from_flags()
     if options.voc_submission:
-        from fcn_jax import submission
+        from fcn_jax.inference import voc_server
 
         run = load_run(options.workdir, options.checkpoint)
-        submission.submit(
+        voc_server.submit(
             run,
             Path(options.voc_submission),
             Path(options.output),

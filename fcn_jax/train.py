@@ -12,7 +12,7 @@ same command started again goes on where it was interrupted. Afterwards:
 
 from absl import flags
 
-from fcn_jax import cli
+from fcn_jax.terminal import cli
 
 if __name__ == "__main__":  # --help and mistakes in flags do not wait for what is imported below
     flags.DEFINE_string("workdir", None, "folder of the run (default: runs/NAME OF THE CONFIG)")
@@ -29,22 +29,27 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fcn_jax import optim, parallel, pretrained, runs, visualize
-from fcn_jax.checkpoint import Checkpoints
+from fcn_jax import pretrained, runs
 from fcn_jax.config import Config
-from fcn_jax.data.balance import enet_weights
 from fcn_jax.data.datasets import Dataset, Statistics, open_dataset
 from fcn_jax.errors import UserError
 from fcn_jax.evaluate import report
-from fcn_jax.feed import open_feed, stretches
-from fcn_jax.follower import Follower
-from fcn_jax.log import RunLog
+from fcn_jax.evaluation.evaluator import Evaluation, evaluator
 from fcn_jax.models.build import drawn, outline, preprocessing_name
-from fcn_jax.models.fcn import DATA_AXIS, suffix
-from fcn_jax.progress import format_duration, progress_bar, say
-from fcn_jax.scoring import Evaluation, evaluator
-from fcn_jax.step import Network, create_train_state, make_train_step
-from fcn_jax.stop import StopSignal
+from fcn_jax.models.fcn import suffix
+from fcn_jax.models.pure_model import Network
+from fcn_jax.parallel import data_parallel
+from fcn_jax.parallel.data_parallel import DATA_AXIS
+from fcn_jax.pictures import sheets
+from fcn_jax.terminal.progress import format_duration, progress_bar, say
+from fcn_jax.terminal.signals import StopSignal
+from fcn_jax.training import optim
+from fcn_jax.training.checkpoint import Checkpoints
+from fcn_jax.training.class_weights import enet_weights
+from fcn_jax.training.feed import open_feed, stretches
+from fcn_jax.training.metric_logger import Follower
+from fcn_jax.training.run_log import RunLog
+from fcn_jax.training.train_step import create_train_state, make_train_step
 
 
 def main(arguments: list[str]) -> None:
@@ -67,7 +72,7 @@ def train(config: Config, workdir: Path) -> Evaluation:
     begun = runs.is_begun(workdir)
     weights = pretrained.read(config.init) if config.init and not begun else None
     config = with_preprocessing(config, workdir if begun else None, weights)
-    parallel.check_divides(
+    data_parallel.check_divides(
         config.train.batch_size, "config.train.batch_size", config.train.accumulation_steps
     )
     dataset = open_dataset(config.data)
@@ -235,7 +240,7 @@ def _log_evaluation(log: RunLog, step: int, evaluation: Evaluation, dataset: Dat
     for label_map, scored in evaluation.by_map.items():
         scores, ending = scored.scores, suffix(label_map)
         numbers |= {f"{name}{ending}": getattr(scores, name) for name in names}
-        sheet = visualize.sheet(scored.sheet_rows, dataset.label_maps[label_map])
+        sheet = sheets.sheet(scored.sheet_rows, dataset.label_maps[label_map])
         log.picture(f"predictions{ending}", step, np.asarray(sheet))
         of_map = f" of {label_map}" if label_map else ""
         say(

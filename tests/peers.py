@@ -15,7 +15,7 @@ from flax import nnx
 from fcn_jax import pretrained
 from fcn_jax.models.backbones.preprocess import Preprocessing
 from fcn_jax.models.fcn import FCN
-from fcn_jax.step import Network
+from fcn_jax.models.pure_model import Network
 
 
 def pictures(sizes: Sequence[tuple[int, int]]) -> list[np.ndarray]:

@@ -3,10 +3,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from own_folder import command
 from PIL import Image
 
-from fcn_jax.comparison import (
+from fcn_jax.errors import UserError
+from fcn_jax.evaluation.comparison import (
     Comparison,
     Moved,
     compare,
@@ -15,9 +15,9 @@ from fcn_jax.comparison import (
     read_scored,
     verdict,
 )
-from fcn_jax.errors import UserError
-from fcn_jax.image_counts import ImageCounts
-from fcn_jax.metrics import scores, to_json
+from fcn_jax.evaluation.image_counts import ImageCounts
+from fcn_jax.evaluation.metrics import scores, to_json
+from tests.own_folder import command
 
 CLASSES = ("sky", "road", "boat")
 

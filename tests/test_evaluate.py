@@ -12,18 +12,18 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from fcn_jax import conventions, scorers
-from fcn_jax.boundary import boundary_counts
 from fcn_jax.config import EvalConfig, ModelConfig
-from fcn_jax.confusion import WideCount
 from fcn_jax.data import shapes
 from fcn_jax.data.datasets import Statistics
 from fcn_jax.errors import UserError
-from fcn_jax.image_counts import ImageCounts
-from fcn_jax.inference import WHOLE, Inference
+from fcn_jax.evaluation import conventions, scorers
+from fcn_jax.evaluation.boundary import boundary_counts
+from fcn_jax.evaluation.confusion import WideCount
+from fcn_jax.evaluation.evaluator import Evaluation, evaluator
+from fcn_jax.evaluation.image_counts import ImageCounts
+from fcn_jax.inference.options import WHOLE, Inference
 from fcn_jax.models.build import build
-from fcn_jax.scoring import Evaluation, evaluator
-from fcn_jax.step import Network
+from fcn_jax.models.pure_model import Network
 from tests.fake_devices import output_on_four_devices
 
 CLASSES = len(shapes.CLASSES)

@@ -21,10 +21,11 @@ from fcn_jax.data import shapes
 from fcn_jax.data.labels import VOC_CLASSES
 from fcn_jax.errors import UserError
 from fcn_jax.export import export, export_to_torchvision, read_metrics
+from fcn_jax.inference.trained import Run
 from fcn_jax.models.build import build
+from fcn_jax.models.pure_model import Network
 from fcn_jax.predict import load_run
-from fcn_jax.runs import Run, RunSettings
-from fcn_jax.step import Network
+from fcn_jax.runs import RunSettings
 from fcn_jax.train import train
 from tests.own_folder import command, small_config, write_folder
 

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from backbone_peers import published
 from PIL import Image
 
 from fcn_jax import heatmap
@@ -14,6 +13,7 @@ from fcn_jax.data.labels import read_image, read_mask
 from fcn_jax.errors import UserError
 from fcn_jax.models.backbones.squeezenet import SqueezeNet
 from fcn_jax.models.geometry import Grid
+from tests.backbone_peers import published
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 CATS = [281, 282, 283, 284, 285]  # ImageNet's five domestic cats

@@ -14,9 +14,9 @@ from fcn_jax.config import ModelConfig
 from fcn_jax.models.backbones.vgg import VGG16
 from fcn_jax.models.build import build
 from fcn_jax.models.fcn import FCN
+from fcn_jax.models.pure_model import Network
 from fcn_jax.models.upsampling import bilinear_upsample
 from fcn_jax.pretrained import flat, saved
-from fcn_jax.step import Network
 
 
 @pytest.mark.parametrize("upsampling", ["fixed", "learned"])

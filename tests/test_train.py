@@ -19,9 +19,9 @@ from fcn_jax.data.canvases import Bucket
 from fcn_jax.data.labels import read_mask, voc_palette
 from fcn_jax.data.pipeline import evaluation_batches
 from fcn_jax.errors import UserError
+from fcn_jax.evaluation.image_counts import ImageCounts
 from fcn_jax.export import read_metrics
-from fcn_jax.image_counts import ImageCounts
-from fcn_jax.inference import Inference
+from fcn_jax.inference.options import Inference
 from fcn_jax.predict import load_run
 from fcn_jax.train import train
 from tests.own_folder import ROOT, command, small_config, write_folder, write_split_folder

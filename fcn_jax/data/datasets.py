@@ -28,8 +28,8 @@ from fcn_jax.data.labels import by_map, label_feature
 from fcn_jax.data.splits import Split
 from fcn_jax.data.versions import Version, locked, prepared_dir, quiet, version_of
 from fcn_jax.errors import UserError
-from fcn_jax.files import write_whole
-from fcn_jax.progress import progress_bar
+from fcn_jax.terminal.atomic_files import write_whole
+from fcn_jax.terminal.progress import progress_bar
 
 OWN_NAMES = ("shapes", "voc", "voc/trainaug", "folder")
 

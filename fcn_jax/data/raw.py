@@ -17,10 +17,17 @@ import numpy as np
 
 from fcn_jax.config import DataConfig
 from fcn_jax.data import folder, voc
-from fcn_jax.data.findings import Note
 from fcn_jax.data.labels import VOC_CLASSES, read_bytes, read_palette
 from fcn_jax.data.records import Part
 from fcn_jax.errors import UserError
+
+
+class Note(NamedTuple):
+    """One sighting: of a kind of `doctor.findings.KINDS`, at a file, split or class, with what was seen there."""
+
+    kind: str
+    where: str
+    detail: str = ""
 
 
 class Pair(NamedTuple):

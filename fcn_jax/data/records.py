@@ -15,7 +15,7 @@ import tensorflow_datasets as tfds
 from fcn_jax.data.channels import channel_feature, decode_channels, join_channels
 from fcn_jax.data.labels import check_labels, decode_image, encode_png, label_feature
 from fcn_jax.errors import UserError, width_by_height
-from fcn_jax.progress import progress_bar
+from fcn_jax.terminal.progress import progress_bar
 
 RECORDS_PER_SHARD = 256  # TFDS holds one shard in memory while it writes
 JPEG_OR_PNG = (b"\xff\xd8\xff", b"\x89PNG")  # first bytes of the files that are kept as they are

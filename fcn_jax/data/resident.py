@@ -19,12 +19,12 @@ from jax import lax
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from fcn_jax import parallel
 from fcn_jax.data.canvases import Size
 from fcn_jax.data.order import images_at
 from fcn_jax.data.pipeline import ToCanvas
-from fcn_jax.models.fcn import DATA_AXIS
-from fcn_jax.progress import progress_bar
+from fcn_jax.parallel import data_parallel
+from fcn_jax.parallel.data_parallel import DATA_AXIS
+from fcn_jax.terminal.progress import progress_bar
 
 PIECE_BYTES = 64 << 20
 """What the host decodes before it is copied, or one canvas a device where these take more: the most
@@ -48,7 +48,7 @@ def load(records: Any, canvas_px: Size, use_mesh: bool = False) -> dict[str, jax
     to_canvas, like = ToCanvas(canvas_px), records[0]
     devices = jax.local_device_count()
     share, length = shares(len(records), canvas_bytes(like, canvas_px))
-    sharding = NamedSharding(parallel.data_mesh(use_mesh), P(DATA_AXIS))
+    sharding = NamedSharding(data_parallel.data_mesh(use_mesh), P(DATA_AXIS))
     held = jax.jit(
         lambda: {
             name: jnp.zeros((devices, share, *values.shape[1:]), values.dtype)

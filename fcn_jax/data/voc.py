@@ -25,7 +25,7 @@ import tensorflow_datasets as tfds
 from fcn_jax.data.labels import VOC_CLASSES, decode_mask, read_bytes, read_mask
 from fcn_jax.data.records import Part, SegmentationBuilder, Source
 from fcn_jax.errors import UserError
-from fcn_jax.progress import progress_bar
+from fcn_jax.terminal.progress import progress_bar
 
 ARCHIVE = "VOCtrainval_11-May-2012.tar"
 URL = f"http://host.robots.ox.ac.uk/pascal/VOC/voc2012/{ARCHIVE}"

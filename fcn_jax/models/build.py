@@ -12,8 +12,8 @@ from fcn_jax.errors import UserError
 from fcn_jax.models.backbones import Backbone
 from fcn_jax.models.backbones.alexnet import CAFFE_VARIANT, AlexNet
 from fcn_jax.models.backbones.efficientnet import EfficientNetLite0
-from fcn_jax.models.backbones.fusion import LateFusion
 from fcn_jax.models.backbones.googlenet import GoogLeNet
+from fcn_jax.models.backbones.late_fusion import LateFusion
 from fcn_jax.models.backbones.mobilenet import MobileNetV3Large
 from fcn_jax.models.backbones.preprocess import BY_NAME, COLOURS, Preprocessing
 from fcn_jax.models.backbones.resnet import ResNet
@@ -21,7 +21,7 @@ from fcn_jax.models.backbones.small import SmallNet
 from fcn_jax.models.backbones.squeezenet import SqueezeNet
 from fcn_jax.models.backbones.vgg import VGG16
 from fcn_jax.models.fcn import FCN
-from fcn_jax.models.rematerialize import rematerialize_blocks
+from fcn_jax.models.remat import rematerialize_blocks
 
 PAPER_GEOMETRY = ("alexnet", "alexnet_caffe", "vgg16", "vgg16_bn")
 """Those that have the paper's padding of 100."""

@@ -18,9 +18,6 @@ from fcn_jax.models.heads import SkipHead
 from fcn_jax.models.layers import Conv, max_pool, relu
 from fcn_jax.models.row_blocks import RowBlocks
 
-DATA_AXIS = "data"
-"""Name of the axis that the batch is spread over: the devices."""
-
 
 class FCN(nnx.Module):
     """A backbone, score layers on the fused stages, and upsampling to the image's size.

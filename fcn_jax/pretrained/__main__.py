@@ -16,7 +16,7 @@ and where it is a whole segmentation network it labels images as it is:
 
 from absl import flags
 
-from fcn_jax import cli
+from fcn_jax.terminal import cli
 
 if __name__ == "__main__":  # --help and mistakes in flags do not wait for what is imported below
     flags.DEFINE_string("output", None, "file to write, .safetensors")
@@ -30,7 +30,7 @@ from pathlib import Path
 from fcn_jax.errors import UserError
 from fcn_jax.pretrained import read, saved
 from fcn_jax.pretrained.convert import convert
-from fcn_jax.progress import say
+from fcn_jax.terminal.progress import say
 
 
 def main(arguments: list[str]) -> None:

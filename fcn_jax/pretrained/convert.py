@@ -9,9 +9,9 @@ import numpy as np
 from fcn_jax.config import Config, from_dict
 from fcn_jax.errors import UserError
 from fcn_jax.models.build import outline
+from fcn_jax.models.pure_model import Network
 from fcn_jax.pretrained import saved
 from fcn_jax.pretrained.load import Weights, flat, zeros
-from fcn_jax.step import Network
 
 
 def convert(

@@ -19,11 +19,11 @@ from fcn_jax.config import ModelConfig
 from fcn_jax.errors import UserError
 from fcn_jax.models.backbones.preprocess import COLOURS
 from fcn_jax.models.build import preprocessing_name
-from fcn_jax.pretrained import fusion, saved
-from fcn_jax.pretrained.files import read_weights
+from fcn_jax.models.pure_model import Network
+from fcn_jax.pretrained import saved, trunks
 from fcn_jax.pretrained.source import Source
 from fcn_jax.pretrained.tables import sources
-from fcn_jax.step import Network
+from fcn_jax.pretrained.weight_files import read_weights
 
 HEADS = ("head", "auxiliary")
 """Beginnings of our names of layers that score, where other classes than the source's are usual."""
@@ -81,16 +81,16 @@ class Weights:
         """
         ours = {name: np.asarray(value) for name, value in flat(variables).items()}
         # Made for one trunk, and wanted in each of two.
-        in_trunks = fusion.is_late(ours) and not fusion.is_late(self.tensors)
+        in_trunks = trunks.is_late(ours) and not trunks.is_late(self.tensors)
         if self.other is not None and not in_trunks:
             raise UserError(
                 f"config.init names two sources, {self.path} and {self.other.path}: that is for "
                 "config.model.fusion=late alone"
             )
         if in_trunks:
-            first, second = fusion.split(ours)
+            first, second = trunks.split(ours)
             other = self.other or self
-            taken = fusion.join([self._taken(first, whole), other._taken(second, whole)])
+            taken = trunks.join([self._taken(first, whole), other._taken(second, whole)])
         else:
             taken = self._taken(ours, whole)
         return _replaced(variables, taken), self._report(ours, taken, in_trunks)
@@ -134,7 +134,7 @@ class Weights:
         """Of the tensors those that fit, by our name."""
         backbone = {name for name in self.tensors if name.startswith("backbone/")}
         if not backbone <= ours.keys():
-            fusion_too = ", fusion=late" if fusion.is_late(self.tensors) else ""
+            fusion_too = ", fusion=late" if trunks.is_late(self.tensors) else ""
             raise UserError(
                 f"{self.path} holds {self.about.source}, which fits "
                 f"config.model.backbone={self.about.backbone}{fusion_too}, not the backbone of "
@@ -182,7 +182,7 @@ class Weights:
             (unlike, "of another shape there, so left as they were"),
             (kept, "not in it, so left as they were"),
             # Of late fusion both trunks hold what is named once in it.
-            ([] if fusion.is_late(ours) else unused, "in it, but without a place here"),
+            ([] if trunks.is_late(ours) else unused, "in it, but without a place here"),
         ]:
             if layers:
                 report += f"; {remark}: {', '.join(layers)}"
@@ -230,7 +230,7 @@ def read(init: str | Path) -> Weights:
 
 
 def _from_run(path: Path) -> Weights:
-    from fcn_jax.runs import load_run
+    from fcn_jax.inference.trained import load_run
 
     run = load_run(path)
     return Weights(path, run.about, {k: np.asarray(v) for k, v in flat(run.variables).items()})

@@ -14,7 +14,7 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from fcn_jax.errors import UserError
-from fcn_jax.files import write_whole
+from fcn_jax.terminal.atomic_files import write_whole
 
 FORMAT = "fcn_jax"
 

@@ -20,7 +20,7 @@ from fcn_jax.models.backbones.preprocess import INCEPTION, Preprocessing
 from fcn_jax.models.feature_map import FeatureMap, concatenate
 from fcn_jax.models.geometry import PIXELS
 from fcn_jax.models.layers import BatchNorm, NormalisedConv, max_pool
-from fcn_jax.models.rematerialize import rematerializable
+from fcn_jax.models.remat import rematerializable
 
 INCEPTIONS = {
     "3a": (64, 96, 128, 16, 32, 32),

@@ -15,7 +15,7 @@ from fcn_jax.models.backbones.preprocess import TORCHVISION, Preprocessing
 from fcn_jax.models.feature_map import FeatureMap, add, multiply
 from fcn_jax.models.geometry import Grid
 from fcn_jax.models.layers import BatchNorm, Conv, NormalisedConv, relu, spatial_mean
-from fcn_jax.models.rematerialize import rematerializable
+from fcn_jax.models.remat import rematerializable
 
 Activation = Callable[[jax.Array], jax.Array]
 

@@ -12,7 +12,7 @@ from fcn_jax.models.backbones.preprocess import TORCHVISION, Preprocessing
 from fcn_jax.models.feature_map import FeatureMap, add
 from fcn_jax.models.geometry import Grid
 from fcn_jax.models.layers import BatchNorm, Conv, max_pool, relu
-from fcn_jax.models.rematerialize import rematerializable
+from fcn_jax.models.remat import rematerializable
 
 DEPTHS = {
     18: (2, 2, 2, 2),

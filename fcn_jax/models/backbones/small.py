@@ -7,7 +7,7 @@ from fcn_jax.models.backbones.preprocess import TORCHVISION, Preprocessing
 from fcn_jax.models.feature_map import FeatureMap
 from fcn_jax.models.geometry import Grid
 from fcn_jax.models.layers import BatchNorm, Conv, relu
-from fcn_jax.models.rematerialize import rematerializable
+from fcn_jax.models.remat import rematerializable
 
 
 class Block(nnx.Module):

@@ -16,7 +16,7 @@ from fcn_jax.models.backbones.preprocess import CAFFE, Preprocessing
 from fcn_jax.models.feature_map import FeatureMap, concatenate
 from fcn_jax.models.geometry import PIXELS
 from fcn_jax.models.layers import Conv, dropout, max_pool, relu
-from fcn_jax.models.rematerialize import rematerializable
+from fcn_jax.models.remat import rematerializable
 
 
 class Fire(nnx.Module):

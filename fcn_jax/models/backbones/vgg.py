@@ -18,7 +18,7 @@ from fcn_jax.models.backbones.preprocess import CAFFE, Preprocessing
 from fcn_jax.models.feature_map import FeatureMap
 from fcn_jax.models.geometry import PIXELS
 from fcn_jax.models.layers import BatchNorm, Conv, dropout, max_pool, relu
-from fcn_jax.models.rematerialize import rematerializable
+from fcn_jax.models.remat import rematerializable
 
 BLOCKS = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))
 """Features and number of convolutions before each pooling."""

@@ -1,0 +1,1 @@
+"""How fast the parts that take the time are: `python -m benchmarks`."""

@@ -1,0 +1,61 @@
+"""On what, and with what, something was measured."""
+
+import importlib.metadata
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from fcn_jax.parallel.memory import device_bytes, machine_bytes
+
+
+def usable_cores() -> int:
+    """Cores that this process may run on, which is how many XLA uses."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def hardware() -> dict[str, Any]:
+    """cpu, its cores, those used of them, bytes of memory; devices and the bytes of each."""
+    return {
+        "cpu": _cpu(),
+        "cores": os.cpu_count(),
+        "cores_used": usable_cores(),
+        "memory_bytes": machine_bytes(),
+        "devices": [f"{device.platform}:{device.device_kind}" for device in jax.devices()],
+        "device_memory_bytes": device_bytes(),
+    }
+
+
+def _cpu() -> str:
+    if Path("/proc/cpuinfo").exists():
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+PACKAGES = ("fcn_jax", "jax", "jaxlib", "flax", "grain", "pillow")
+
+LIBRARIES = (
+    "jax-cuda12-plugin",
+    "jax-cuda13-plugin",
+    "nvidia-cudnn-cu12",
+    "nvidia-cudnn-cu13",
+    "libtpu",
+)
+"""Of devices: named where they are installed."""
+
+
+def versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for package in (*PACKAGES, *LIBRARIES):
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            if package in PACKAGES:  # a checkout that is not installed
+                found[package] = "unknown"
+    return found

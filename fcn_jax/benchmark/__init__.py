@@ -1,1 +1,0 @@
-"""How fast the parts that take the time are: `python -m fcn_jax.benchmark`."""

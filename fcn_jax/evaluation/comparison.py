@@ -1,0 +1,244 @@
+"""Two runs scored on the same images: read, checked, resampled together, told in words and numbers.
+
+`fcn_jax/compare.py` is the command.
+"""
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fcn_jax.errors import UserError
+from fcn_jax.evaluation import bootstrap, conventions
+from fcn_jax.evaluation.bootstrap import Intervals
+from fcn_jax.evaluation.image_counts import ImageCounts
+from fcn_jax.evaluation.metrics import Scores, number_or_none, to_json
+from fcn_jax.runs import evaluation_folder
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluatedRun:
+    """A run as evaluate has scored it.
+
+    workdir: as given. numbers: of SPLIT.json. counts: of SPLIT_images.npz.
+    """
+
+    workdir: Path
+    numbers: Mapping[str, Any]
+    counts: ImageCounts
+
+    @property
+    def folder(self) -> Path:
+        return evaluation_folder(self.workdir)
+
+    @property
+    def name(self) -> str:
+        return self.folder.parent.resolve().name
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return tuple(self.numbers["per_class_iu"])
+
+    @property
+    def scores(self) -> Scores:
+        return self.counts.total
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """Two runs on the same images, with the intervals of each and of b − a."""
+
+    a: EvaluatedRun
+    b: EvaluatedRun
+    intervals_a: Intervals
+    intervals_b: Intervals
+    intervals_of_difference: Intervals
+
+
+class Moved(NamedTuple):
+    """An image and its mean IU by each run, over the classes that it shows."""
+
+    image: str
+    a: float
+    b: float
+
+
+def read_scored(workdir: Path, split: str) -> EvaluatedRun:
+    """What evaluate has written of a run.
+
+    split: the beginning of the names of the files.
+
+    Raises:
+        UserError: it has not been evaluated on that split, or the files cannot be read or do not
+            belong together.
+    """
+    folder = evaluation_folder(workdir)
+    path, counts_path = folder / f"{split}.json", folder / f"{split}_images.npz"
+    evaluate = f"python -m fcn_jax.evaluate --workdir={workdir}"
+    if not workdir.exists() and not folder.exists():
+        raise UserError(f"there is no {workdir}")
+    if workdir.is_file() and folder.parent == workdir:
+        raise UserError(f"{workdir} is a file: give the folder of a run")
+    try:
+        numbers = json.loads(path.read_text(encoding="utf-8"))
+        per_class_iu, images, _ = numbers["per_class_iu"], numbers["images"], int(numbers["step"])
+        per_class_iu = np.array(list(per_class_iu.values()), float)
+    except FileNotFoundError:
+        _check_means(split.rpartition("_")[2], f"--split={split} is of", evaluate)
+        there = sorted(file.name.removesuffix(".json") for file in folder.glob("*.json"))
+        scored = f"; scored there: {', '.join(there)}" if there else ""
+        raise UserError(
+            f"{workdir} has no scores of {split}: {evaluate} --split={split}{scored}"
+        ) from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} cannot be read ({error}): {evaluate}") from error
+    if not counts_path.exists():
+        raise UserError(
+            f"{folder} holds {split}.json but not {counts_path.name}, the counts of each image: "
+            f"{evaluate} writes both"
+        )
+    _check_means(
+        numbers.get("convention", conventions.NATIVE.name), f"{path} was scored by", evaluate
+    )
+    counts = ImageCounts.load(counts_path)
+    iu = counts.total.per_class_iu
+    if (
+        images != len(counts.names)
+        or len(per_class_iu) != len(iu)
+        or not np.allclose(per_class_iu, iu, rtol=0, atol=1e-9, equal_nan=True)
+    ):
+        raise UserError(f"{path} and {counts_path.name} are of different evaluations: {evaluate}")
+    return EvaluatedRun(workdir, numbers, counts)
+
+
+def _check_means(convention: str, what: str, evaluate: str) -> None:
+    """Refuses a convention's scores whose means are not those of the intervals."""
+    known = conventions.BY_NAME.get(convention)
+    if known is not None and known.averaged_over != "truth":
+        raise UserError(
+            f"{what} --convention={convention}, whose means are over other classes than those of "
+            f"the intervals: compare native scores, {evaluate}"
+        )
+
+
+def compare(a: EvaluatedRun, b: EvaluatedRun) -> Comparison:
+    """Resamples the images of both.
+
+    Raises:
+        UserError: they are not of the same images, classes and truth.
+    """
+    if a.class_names != b.class_names:
+        raise UserError(
+            f"{a.workdir} and {b.workdir} have different classes: {', '.join(a.class_names)}; "
+            f"{', '.join(b.class_names)}"
+        )
+    names_a, names_b = a.counts.names, b.counts.names
+    if names_a != names_b:
+        in_a, in_b = set(names_a), set(names_b)
+        only = [f"{name} in {a.workdir}" for name in names_a if name not in in_b]
+        only += [f"{name} in {b.workdir}" for name in names_b if name not in in_a]
+        raise UserError(
+            f"{a.workdir} and {b.workdir} were scored on different images: {len(names_a)} and "
+            f"{len(names_b)}, {f'only {only[0]}' if only else 'in another order'}"
+        )
+    if not names_a:
+        raise UserError(f"{a.workdir} was scored on no images")
+    other = np.flatnonzero((a.counts.truth != b.counts.truth).any(axis=1))
+    if len(other):
+        raise UserError(
+            f"{a.workdir} and {b.workdir} were scored against different masks: {len(other)} of "
+            f"{len(names_a)} differ, such as {names_a[other[0]]}; evaluate both on the same data"
+        )
+    return Comparison(
+        a,
+        b,
+        bootstrap.intervals(a.counts),
+        bootstrap.intervals(b.counts),
+        bootstrap.intervals_of_difference(a.counts, b.counts),
+    )
+
+
+def verdict(comparison: Comparison) -> str:
+    """Whether the images can tell the two apart, in plain words."""
+    a, b = comparison.a.scores.mean_iu, comparison.b.scores.mean_iu
+    low, high = (100 * bound for bound in comparison.intervals_of_difference.mean_iu)
+    difference = 100 * (b - a)
+    if math.isnan(difference):
+        return "No pixel is scored: there is nothing to compare."
+    ahead = f"B's mean IU is {abs(difference):.1f} points {'below' if difference < 0 else 'above'}"
+    images = len(comparison.a.counts.names)
+    if low == high == 0:
+        return "A and B have the same mean IU, whichever of the images are drawn."
+    if math.isnan(low):
+        return f"{ahead} A's, on one image, which tells nothing of others."
+    found = f"{ahead} A's; 95 % interval of the difference {low:+.1f} to {high:+.1f}, "
+    if low <= 0 <= high:
+        found += f"with 0 in it: it may be due to which {images} images were drawn."
+    else:
+        found += f"without 0: more than which {images} images were drawn explains."
+    return f"{found} What another seed in training would change is not in it."
+
+
+def comparison_to_json(comparison: Comparison) -> dict[str, Any]:
+    """All numbers, as fractions; None where there is nothing to score.
+
+    Of each image its own mean IU by A and by B, from the one that lost most to the one that gained
+    most; images that are all void come last.
+    """
+    a, b = comparison.a, comparison.b
+    names = a.class_names
+    images = len(a.counts.names)
+    own_a, own_b = a.counts.mean_iu_by_image, b.counts.mean_iu_by_image
+
+    def described(scored: EvaluatedRun, intervals: Intervals) -> dict[str, Any]:
+        return {
+            "run": str(scored.workdir),
+            "step": scored.numbers["step"],
+            **to_json(scored.scores, names, images),
+            "intervals": intervals.to_json(names),
+        }
+
+    per_class = b.scores.per_class_iu - a.scores.per_class_iu
+    return {
+        "images": images,
+        "level": bootstrap.LEVEL,
+        "resamples": bootstrap.RESAMPLES,
+        "images_by_class": dict(zip(names, a.counts.images_by_class.tolist(), strict=True)),
+        "a": described(a, comparison.intervals_a),
+        "b": described(b, comparison.intervals_b),
+        "b_minus_a": {
+            "mean_iu": number_or_none(b.scores.mean_iu - a.scores.mean_iu),
+            "pixel_accuracy": number_or_none(b.scores.pixel_accuracy - a.scores.pixel_accuracy),
+            "per_class_iu": dict(zip(names, map(number_or_none, per_class), strict=True)),
+            "intervals": comparison.intervals_of_difference.to_json(names),
+        },
+        "mean_iu_by_image": [
+            {
+                "image": a.counts.names[i],
+                "a": number_or_none(own_a[i]),
+                "b": number_or_none(own_b[i]),
+            }
+            for i in np.argsort(own_b - own_a, kind="stable")
+        ],
+    }
+
+
+def images_that_moved_most(comparison: Comparison, count: int) -> tuple[list[Moved], list[Moved]]:
+    """Up to so many images that gained, then as many that lost, those that moved most first.
+
+    By the mean IU of an image by itself, over the classes that it shows: by pixel accuracy, what
+    happens to small objects would not be seen.
+    """
+    counts = comparison.a.counts
+    a, b = counts.mean_iu_by_image, comparison.b.counts.mean_iu_by_image
+    order = np.argsort(b - a, kind="stable")
+    gained = [i for i in order[::-1] if b[i] > a[i]][:count]
+    lost = [i for i in order if b[i] < a[i]][:count]
+    of_gained, of_lost = (
+        [Moved(counts.names[i], a[i], b[i]) for i in rows] for rows in (gained, lost)
+    )
+    return of_gained, of_lost

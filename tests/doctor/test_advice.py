@@ -1,0 +1,74 @@
+"""Class weights against hand-worked numbers, and the settings that are suggested from them."""
+
+import numpy as np
+import pytest
+
+from fcn_jax.config import default_config
+from fcn_jax.doctor.advice import advise, crop_px
+from fcn_jax.doctor.examine import Seen, SeenMask
+from fcn_jax.doctor.survey import Survey
+from fcn_jax.training.class_weights import enet_weights, median_frequency_weights
+
+
+def test_enet_weights():
+    """1 / ln(1.02 + p) of p = 0.98, 0.02 and 0."""
+    weights = enet_weights(np.array([98, 2, 0]))
+    np.testing.assert_allclose(weights, [1 / np.log(2), 1 / np.log(1.04), 1 / np.log(1.02)])
+
+
+def test_median_frequency_weights():
+    """f = 80/100, 20/50, 9/10: the median is 0.8. A class without pixels gets 1."""
+    weights = median_frequency_weights(np.array([80, 20, 9, 0]), np.array([100, 50, 10, 0]))
+    np.testing.assert_allclose(weights, [1, 2, 8 / 9, 1])
+
+
+@pytest.mark.parametrize(
+    ("sizes", "crop"),
+    [
+        ([(375, 500)], (384, 512)),
+        ([(375, 500), (120, 130), (111, 112)], (128, 128)),
+        ([(1024, 2048)], (512, 512)),
+        ([(20, 47)], (32, 32)),
+        ([(48, 80)], (64, 96)),  # halves go up
+    ],
+)
+def test_the_crop_is_the_median_image(sizes, crop):
+    assert crop_px(np.array(sizes)) == crop
+
+
+def survey_of(counts: list[list[int]], sizes: list[tuple[int, int]]) -> Survey:
+    survey = Survey({"": ("ground", "thing")}, ("train", "val"), ("train",))
+    for index, (pixels, size) in enumerate(zip(counts, sizes, strict=True)):
+        padded = np.zeros(256, np.int64)
+        padded[:2] = pixels
+        mask = SeenMask("mask", padded, b"", None)
+        survey.add(index, "train", Seen(str(index), size, "RGB", bytes([index]), {"": mask}))
+    return survey
+
+
+def test_weights_are_suggested_where_classes_are_rare():
+    config = default_config()
+    config.augment.crop_px = (32, 64)
+    survey = survey_of([[1900, 100], [2000, 0]], [(40, 50), (40, 50)])
+    balanced, by_frequency, crop = advise(survey, config)
+    assert balanced.setting == "--config.loss.class_weights=balanced"
+    assert "thing has 2.5 % of the pixels to train on, ground 98 %" in balanced.why
+    # f is 3900/4000 of ground and 100/2000 of thing, in the one image that has it; median 0.5125.
+    assert by_frequency.setting == "--config.loss.class_weights=0.526,10.2"
+    assert crop.setting == "--config.augment.crop_px=32,64"
+    assert crop.why.startswith("as it is now")
+
+
+def test_no_weights_where_classes_are_even():
+    weights, crop = advise(survey_of([[1200, 800]], [(40, 50)]), default_config())
+    assert weights.setting == ""
+    assert "no class weights" in weights.why
+    assert crop.setting == "--config.augment.crop_px=32,64"
+
+
+def test_a_canvas_is_suggested_where_one_image_is_huge():
+    sizes = [(100, 100)] * 30 + [(1000, 2000)]
+    *_, canvas = advise(survey_of([[1, 1]] * 31, sizes), default_config())
+    # Up to multiples of 32 these are 128² and 1024 × 2016, 126 times as much.
+    assert canvas.setting == "--config.data.canvas_px=128,128"
+    assert "2016 × 1024, 126.0 times as large" in canvas.why

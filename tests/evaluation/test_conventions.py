@@ -1,0 +1,196 @@
+"""Each convention against its source: sizes and pixels, void, and the means of its scores."""
+
+import math
+from types import ModuleType
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fcn_jax.evaluation import metrics
+from fcn_jax.evaluation.confusion import count_confusion
+from fcn_jax.evaluation.conventions import D2L, MMSEG, NATIVE, PAPER, TORCHVISION, ScoredSplit
+
+CLASSES = 5
+
+
+@pytest.fixture
+def record() -> dict:
+    random = np.random.default_rng(0)
+    small = random.integers(0, 256, (12, 16, 3), dtype=np.uint8)
+    image = np.asarray(Image.fromarray(small).resize((500, 375), Image.Resampling.BICUBIC))
+    label = np.repeat(
+        np.repeat(random.integers(0, CLASSES, (15, 20), dtype=np.uint8), 25, 0), 25, 1
+    )
+    label[100:105] = 255
+    return {"image": image, "label": label, "name": "drawn"}
+
+
+@pytest.fixture
+def predictions() -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Truth and prediction of three images. Class 3 is predicted only, class 4 in neither."""
+    random = np.random.default_rng(1)
+    truth = [random.integers(0, 3, (40, 50 + 10 * i)) for i in range(3)]
+    guess = [
+        np.where(random.random(t.shape) < 0.7, t, random.integers(0, 4, t.shape)) for t in truth
+    ]
+    for label in truth:
+        label[:3] = 255
+    return truth, guess
+
+
+def confusion(truth: list[np.ndarray], guess: list[np.ndarray]) -> np.ndarray:
+    total = np.zeros((CLASSES, CLASSES), np.int64)
+    for label, prediction in zip(truth, guess, strict=True):
+        counts = count_confusion(label, prediction, CLASSES)
+        total += counts
+    return total
+
+
+def test_native_and_paper_leave_a_record_as_it_is(record):
+    for convention in (NATIVE, PAPER):
+        assert convention.prepare(record, 3) is record
+        assert convention.image_size((375, 500)) == (375, 500)
+        assert convention.takes((1, 1))
+
+
+def test_sizes_by_hand():
+    assert TORCHVISION.image_size((375, 500)) == (520, 693)  # 693.33, rounded down
+    assert TORCHVISION.image_size((500, 333)) == (780, 520)  # 780.78
+    assert MMSEG.image_size((375, 500)) == (512, 683)  # 682.67, rounded to the nearest
+    assert MMSEG.image_size((100, 1000)) == (205, 2048)  # the longer side is what stops it
+    assert MMSEG.image_size((4000, 3000)) == (683, 512)
+    assert not D2L.takes((319, 480))
+    assert not D2L.takes((480, 320))
+    assert D2L.takes((320, 480))
+
+
+def test_torchvision_resizes_as_torchvision_does(record, torchvision: ModuleType):
+    functional = torchvision.transforms.functional
+    nearest = torchvision.transforms.InterpolationMode.NEAREST
+    ours = TORCHVISION.prepare(record, 0)
+    theirs = functional.resize(Image.fromarray(record["image"]), [520], antialias=True)
+    np.testing.assert_array_equal(ours["image"], np.asarray(theirs))
+    mask = functional.resize(Image.fromarray(record["label"]), [520], interpolation=nearest)
+    np.testing.assert_array_equal(ours["label"], np.asarray(mask))
+
+
+@pytest.mark.parametrize("size", [(375, 500), (1100, 900)])
+def test_mmseg_resizes_as_opencv_does(record, size):
+    cv2 = pytest.importorskip("cv2", reason="OpenCV is not installed")
+    image = np.asarray(Image.fromarray(record["image"]).resize(size[::-1]))
+    label = np.zeros(size, np.uint8)
+    ours = MMSEG.prepare({"image": image, "label": label}, 0)
+    height, width = MMSEG.image_size(size)
+    theirs = cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
+    assert ours["image"].shape == theirs.shape
+    assert np.abs(ours["image"].astype(int) - theirs.astype(int)).max() <= 1
+    assert ours["label"] is label
+
+
+def test_d2l_cuts_a_window_and_counts_void_as_background(record):
+    one = D2L.prepare(record, 0)
+    assert one["image"].shape == (320, 480, 3)
+    assert (one["label"] < CLASSES).all()
+    # The window is one of the picture's, the same for image and label, and the same again.
+    again = D2L.prepare(record, 0)
+    np.testing.assert_array_equal(one["image"], again["image"])
+    void_as_background = np.where(record["label"] == 255, 0, record["label"])
+    places = [
+        (top, left)
+        for top in range(375 - 320 + 1)
+        for left in range(500 - 480 + 1)
+        if np.array_equal(one["image"], record["image"][top : top + 320, left : left + 480])
+    ]
+    (top, left), *others = places
+    assert not others
+    np.testing.assert_array_equal(
+        one["label"], void_as_background[top : top + 320, left : left + 480]
+    )
+    assert any(
+        not np.array_equal(one["image"], D2L.prepare(record, index)["image"]) for index in (1, 2)
+    )
+
+
+def test_a_split_holds_what_its_convention_takes(record):
+    small = {**record, "image": record["image"][:100], "label": record["label"][:100]}
+    records = [small, record, small, record]
+    sizes = np.array([r["label"].shape for r in records])
+    taken = ScoredSplit(records, sizes, D2L)
+    assert len(taken) == 2
+    assert taken.sizes.tolist() == taken.label_sizes.tolist() == [[320, 480]] * 2
+    np.testing.assert_array_equal(taken[1]["image"], D2L.prepare(record, 3)["image"])
+    resized = ScoredSplit(records, sizes, MMSEG)
+    assert resized.sizes.tolist() == [[410, 2048], [512, 683]] * 2
+    assert resized.label_sizes.tolist() == sizes.tolist()
+    for place in range(4):
+        assert resized[place]["image"].shape[:2] == tuple(resized.sizes[place])
+        assert resized[place]["label"].shape == tuple(resized.label_sizes[place])
+    assert len(ScoredSplit([small], sizes[:1], D2L)) == 0
+
+
+def test_several_label_maps_and_channels_are_resized_alike(record):
+    both = {
+        "image": np.concatenate([record["image"], record["image"][..., :1]], axis=-1),
+        "label": np.stack([record["label"], 4 - record["label"]], axis=-1),
+    }
+    alone, ours = TORCHVISION.prepare(record, 0), TORCHVISION.prepare(both, 0)
+    np.testing.assert_array_equal(ours["image"][..., :3], alone["image"])
+    np.testing.assert_array_equal(ours["image"][..., 3], alone["image"][..., 0])
+    np.testing.assert_array_equal(ours["label"][..., 0], alone["label"])
+    np.testing.assert_array_equal(ours["label"][..., 1], 4 - alone["label"])
+
+
+def test_the_papers_scores_are_those_of_its_code(predictions, torchfcn: ModuleType):
+    """torchfcn scores by the same formulas as the authors' `score.py`."""
+    utils = pytest.importorskip("torchfcn.utils", reason="torchfcn is not installed")
+    truth, guess = predictions
+    with np.errstate(invalid="ignore"):
+        expected = utils.label_accuracy_score(truth, guess, CLASSES)
+    ours = metrics.scores(confusion(truth, guess), PAPER.averaged_over)
+    np.testing.assert_allclose(
+        (ours.pixel_accuracy, ours.mean_accuracy, ours.mean_iu, ours.frequency_weighted_iu),
+        expected,
+        rtol=1e-12,
+    )
+    # A class that was predicted where there is none lowers the mean, which ours does not count.
+    assert ours.mean_iu < metrics.scores(confusion(truth, guess), NATIVE.averaged_over).mean_iu
+
+
+def test_torchvisions_scores_are_those_of_its_formulas(predictions, torch: ModuleType):
+    truth, guess = predictions
+    matrix = torch.zeros((CLASSES, CLASSES), dtype=torch.int64)
+    for label, prediction in zip(truth, guess, strict=True):
+        a, b = torch.from_numpy(label).flatten(), torch.from_numpy(prediction).flatten()
+        counted = a < CLASSES
+        cells = CLASSES * a[counted] + b[counted]
+        matrix += torch.bincount(cells, minlength=CLASSES**2).reshape(CLASSES, CLASSES)
+    right = matrix.diag().double()
+    iu = right / (matrix.sum(1) + matrix.sum(0) - matrix.diag())
+    ours = metrics.scores(confusion(truth, guess), TORCHVISION.averaged_over)
+    assert ours.pixel_accuracy == pytest.approx((right.sum() / matrix.sum()).item(), rel=1e-12)
+    # Class 4 is nowhere: 0/0, and torchvision's mean over all classes is nan.
+    assert math.isnan(iu.mean().item())
+    assert math.isnan(ours.mean_iu)
+    four = metrics.scores(confusion(truth, guess)[:4, :4], TORCHVISION.averaged_over)
+    assert four.mean_iu == pytest.approx(iu[:4].mean().item(), rel=1e-12)
+
+
+def test_mmsegs_scores_are_those_of_its_formulas(predictions, torch: ModuleType):
+    truth, guess = predictions
+    areas = {name: torch.zeros(CLASSES, dtype=torch.float64) for name in ("both", "guess", "truth")}
+    for label, prediction in zip(truth, guess, strict=True):
+        a, b = torch.from_numpy(label), torch.from_numpy(prediction)
+        a, b = a[a != 255], b[a != 255]
+        for name, values in (("both", b[a == b]), ("guess", b), ("truth", a)):
+            areas[name] += torch.histc(values.float(), bins=CLASSES, min=0, max=CLASSES - 1)
+    union = areas["guess"] + areas["truth"] - areas["both"]
+    ours = metrics.scores(confusion(truth, guess), MMSEG.averaged_over)
+    expected = (
+        areas["both"].sum() / areas["truth"].sum(),
+        np.nanmean((areas["both"] / areas["truth"]).numpy()),
+        np.nanmean((areas["both"] / union).numpy()),
+    )
+    np.testing.assert_allclose(
+        (ours.pixel_accuracy, ours.mean_accuracy, ours.mean_iu), expected, rtol=1e-12
+    )

@@ -1,0 +1,200 @@
+"""Scoring in batches: what the host reads when, how much it holds, and what comes to it."""
+
+import time
+import weakref
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fcn_jax.config import EvalConfig
+from fcn_jax.data.pipeline import READING_THREADS
+from fcn_jax.errors import UserError
+from fcn_jax.evaluation import conventions, evaluator, scorers
+from fcn_jax.evaluation.conventions import ScoredSplit
+from fcn_jax.evaluation.eval_step import make_eval_step, no_confusion
+from fcn_jax.evaluation.scorers import ScoredImages, in_batches
+from fcn_jax.parallel.data_parallel import DATA_AXIS
+from tests import test_parallel
+
+IMAGES = 101
+BATCH = 2
+
+
+class Watched:
+    """Records of 4×4 pixels of class 1, and how many of their images someone holds."""
+
+    def __init__(self) -> None:
+        self._given: list[weakref.ref[np.ndarray]] = []
+
+    def __len__(self) -> int:
+        return IMAGES
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        image = np.zeros((4, 4, 3), np.uint8)
+        self._given.append(weakref.ref(image))
+        return {"image": image, "label": np.ones((4, 4), np.uint8), "name": str(index)}
+
+    @property
+    def held(self) -> int:
+        return sum(image() is not None for image in self._given)
+
+
+@pytest.fixture
+def score_by(monkeypatch) -> Callable[..., Any]:
+    """Scores watched records by a step of one's own, of one label map with two classes."""
+
+    def score(records: Watched, step: Callable[..., Any], shown: set[int]) -> list[ScoredImages]:
+        monkeypatch.setattr(data_parallel, "on_all_devices", lambda *_, **__: step)
+        split = ScoredSplit(records, np.full((IMAGES, 2), 4), conventions.NATIVE)
+        settings = EvalConfig(batch_size=BATCH, canvases=1)
+        network: Any = None  # the step knows it
+        run, *_ = in_batches(network, {"": 2}, split, settings, shown)
+        received: list[ScoredImages] = []
+        run({}, received.append)
+        return received
+
+    return score
+
+
+class Result:
+    """An array that calls a function when the host reads it."""
+
+    def __init__(self, when_read: Callable[[], None]) -> None:
+        self._when_read = when_read
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        self._when_read()
+        return np.zeros((BATCH, 2), np.int32)
+
+
+def test_a_batch_is_dispatched_before_the_one_before_it_is_read(score_by):
+    events: list[str] = []
+
+    def step(confusions, batch, variables):
+        number = sum(event.startswith("dispatch") for event in events)
+        events.append(f"dispatch {number}")
+        hits = Result(lambda: events.append(f"read {number}"))
+        return confusions, {"": (hits, np.zeros((BATCH, 2)), np.zeros((BATCH, 2)))}, {}
+
+    score_by(Watched(), step, shown=set())
+    batches = -(-IMAGES // BATCH)
+    expected = ["dispatch 0"]
+    for number in range(1, batches):
+        expected += [f"dispatch {number}", f"read {number - 1}"]
+    assert events == [*expected, f"read {batches - 1}"]
+
+
+def test_no_more_images_are_held_than_are_read_ahead_and_shown(score_by):
+    held: list[int] = []
+    records = Watched()
+
+    def step(confusions, batch, variables):
+        held.append(records.held)
+        labels = jnp.asarray(batch["label"])
+        return confusions, {"": (np.zeros((BATCH, 2)),) * 3}, {"": labels}
+
+    shown = {0, 57, IMAGES - 1}
+    received = score_by(records, step, shown)
+    # What the threads are at, what they have put aside, the batch at hand; the first for its shape.
+    ahead = READING_THREADS + max(READING_THREADS, 2 * BATCH) + BATCH + 1
+    assert 2 * ahead < IMAGES
+    assert max(held) <= ahead + len(shown)
+    assert [index for scored in received for index in scored.images] == list(range(IMAGES))
+    looked_at = {index: pair for scored in received for index, pair in scored.shown.items()}
+    assert looked_at.keys() == shown
+    for index, (record, labels) in looked_at.items():
+        assert record["name"] == str(index)
+        np.testing.assert_array_equal(labels[""][:4, :4], record["label"])
+
+
+def test_what_was_read_ahead_is_let_go_where_scoring_fails(score_by):
+    records = Watched()
+
+    def step(confusions, batch, variables):
+        raise UserError("the device is lost")
+
+    with pytest.raises(UserError, match="the device is lost") as raised:
+        score_by(records, step, shown=set())
+    deadline = time.monotonic() + 60
+    # The traceback holds the batch at hand. Threads end what they are at.
+    while records.held > BATCH:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert raised.tb is not None
+
+
+def test_several_hosts_read_names_once(monkeypatch):
+    asked: list[int] = []
+
+    class Named(Watched):
+        def record_name(self, index: int) -> str:
+            asked.append(index)
+            return f"image {index}"
+
+    class Split:
+        num_classes = {"": 2}  # noqa: RUF012
+
+        def split(self, name: str) -> Named:
+            return Named()
+
+        def statistics(self, name: str) -> Any:
+            return SimpleNamespace(sizes=np.full((IMAGES, 2), 4))
+
+    def score(variables: Any, receive: Any) -> dict[str, np.ndarray]:
+        return {"": np.ones((2, 2), np.int64)}
+
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(evaluator, "in_batches", lambda *_: (score, (), 0.0))
+    network: Any = None
+    dataset: Any = Split()
+    evaluate = evaluator.evaluator(network, dataset, "val", EvalConfig())
+    for _ in range(2):
+        assert evaluate({}).names == tuple(f"image {index}" for index in range(IMAGES))
+    assert asked == list(range(IMAGES))
+
+
+def test_nothing_of_full_size_but_classes_in_a_byte_comes_out_of_a_step():
+    maps = test_parallel.TWO_MAPS
+    network = test_parallel.network(normalised=False, label_maps=maps)
+    batch = test_parallel.batch(maps)
+    images, height, width, _ = batch["image"].shape
+    step = jax.vmap(
+        make_eval_step(network, maps),
+        in_axes=(None, 0, None),
+        out_axes=(None, None, 0),
+        axis_name=DATA_AXIS,
+    )
+    shares = jax.tree.map(lambda values: values.reshape(2, images // 2, *values.shape[1:]), batch)
+    confusions, counts, predictions = jax.eval_shape(
+        step, no_confusion(maps), shares, network.variables
+    )
+    for name, k in maps.items():
+        assert confusions[name].low.shape == confusions[name].high.shape == (k, k)
+        assert [(each.shape, each.dtype) for each in counts[name]] == [((images, k), np.int32)] * 3
+        assert predictions[name].shape == (2, images // 2, height, width)
+        assert predictions[name].dtype == np.uint8
+
+
+@pytest.mark.parametrize(
+    ("backend", "devices", "wanted", "images", "batch_size"),
+    [
+        ("cpu", 1, 0, 445, 1),
+        ("cpu", 4, 0, 445, 4),
+        ("gpu", 1, 0, 445, 8),
+        ("gpu", 4, 0, 445, 32),
+        ("gpu", 4, 0, 10, 12),
+        ("cpu", 1, 16, 445, 16),
+    ],
+)
+def test_how_many_images_make_a_batch(monkeypatch, backend, devices, wanted, images, batch_size):
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    monkeypatch.setattr(jax, "device_count", lambda: devices)
+    assert scorers.batch_size_of(EvalConfig(batch_size=wanted), images) == batch_size
+    if devices > 1:
+        with pytest.raises(UserError, match=r"config.eval.batch_size \(=3\) does not divide"):
+            scorers.batch_size_of(EvalConfig(batch_size=3), images)

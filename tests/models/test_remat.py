@@ -1,0 +1,128 @@
+"""Blocks that run again in the backward pass: the same numbers, in less memory."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from fcn_jax.config import Config, ModelConfig
+from fcn_jax.errors import UserError
+from fcn_jax.models.build import build
+from fcn_jax.models.feature_map import FeatureMap, add
+from fcn_jax.models.layers import Conv, relu
+from fcn_jax.models.pure_model import Network
+from fcn_jax.models.remat import rematerializable, rematerialize_blocks
+from fcn_jax.parallel.data_parallel import DATA_AXIS
+from fcn_jax.training.optim import build as build_optimizer
+from fcn_jax.training.train_step import create_train_state, make_train_step
+
+
+def network(backbone: str, *, rematerialize: bool) -> Network:
+    config = ModelConfig(backbone=backbone, dropout=0.0, rematerialize=rematerialize)
+    return Network(build(config, 5, rngs=nnx.Rngs(0), axis_name=DATA_AXIS))
+
+
+def abstract_network(backbone: str) -> tuple[nnx.GraphDef, nnx.State]:
+    config = ModelConfig(backbone=backbone, rematerialize=True)
+    return nnx.split(nnx.eval_shape(lambda: build(config, 5, rngs=nnx.Rngs(0))))
+
+
+@pytest.mark.parametrize(
+    ("backbone", "blocks"),
+    [
+        ("small", 5),
+        ("vgg16_bn", 5),
+        ("squeezenet", 8),
+        ("googlenet", 9),
+        ("resnet18", 8),
+        ("resnet50", 16),
+        ("mobilenet_v3_large", 15),
+        ("efficientnet_lite0", 16),
+    ],
+)
+def test_every_block_runs_again(backbone: str, blocks: int) -> None:
+    graph, state = abstract_network(backbone)
+    traced = jax.make_jaxpr(
+        lambda state, image: nnx.merge(graph, state).features(image)["pixels"].values
+    )(state, jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.uint8))
+    again = [
+        equation
+        for equation in traced.eqns
+        if equation.primitive.name in ("checkpoint", "remat", "remat2")
+    ]
+    # Poolings and normalisations, outside of blocks, run again in any case.
+    assert sum("conv_general_dilated" in str(equation) for equation in again) == blocks
+
+
+def test_a_step_gives_the_same() -> None:
+    random = np.random.default_rng(0)
+    batch = {
+        "image": random.integers(0, 256, (1, 2, 48, 48, 3)).astype(np.uint8),
+        "label": random.integers(0, 5, (1, 2, 48, 48)).astype(np.uint8),
+        "size": np.full((1, 2, 2), 48, np.int32),
+    }
+    config = Config()
+    config.augment.crop_px = (32, 32)
+    config.train.steps = 10
+
+    def stepped(*, rematerialize: bool):
+        net = network("small", rematerialize=rematerialize)
+        optimizer = build_optimizer(config.optim, net.variables[0], 10)
+        step = jax.pmap(
+            make_train_step(net, optimizer, config),
+            axis_name=DATA_AXIS,
+            in_axes=(None, 0),
+            out_axes=None,
+        )
+        state = create_train_state(net.variables, optimizer)
+        for _ in range(3):
+            state, metrics = step(state, batch)
+        return state.params, state.batch_stats, metrics
+
+    expected = jax.tree.leaves_with_path(stepped(rematerialize=False))
+    found = jax.tree.leaves(stepped(rematerialize=True))
+    for (path, wanted), leaf in zip(expected, found, strict=True):
+        np.testing.assert_allclose(leaf, wanted, rtol=2e-3, atol=2e-4, err_msg=str(path))
+
+
+class Wide(nnx.Module):
+    """Sixteen times the features within."""
+
+    def __init__(self, rngs: nnx.Rngs):
+        self.expand = Conv(8, 128, (1, 1), rngs=rngs)
+        self.contract = Conv(128, 8, (1, 1), rngs=rngs)
+
+    @rematerializable
+    def __call__(self, x: FeatureMap) -> FeatureMap:
+        return add(x, self.contract(relu(self.expand(x))))
+
+
+def test_less_is_kept_for_the_backward_pass() -> None:
+    def bytes_kept(*, rematerialize: bool) -> int:
+        model = nnx.List([Wide(nnx.Rngs(0)) for _ in range(6)])
+        if rematerialize:
+            rematerialize_blocks(model)
+        graph, state = nnx.split(model)
+
+        def loss(state, values):
+            x = FeatureMap(values)
+            for block in nnx.merge(graph, state):
+                x = block(x)
+            return x.values.sum()
+
+        def keep(state, values):
+            return jax.vjp(loss, state, values)[1]
+
+        kept = jax.eval_shape(keep, state, jnp.zeros((1, 64, 64, 8)))
+        return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(kept))
+
+    # Of six blocks: what lies within, with sixteen times the features, or the input of each alone.
+    of_input, of_parameters = 64 * 64 * 8 * 4, 6 * (2 * 8 * 128 + 136) * 4
+    assert bytes_kept(rematerialize=False) > 6 * 16 * of_input
+    assert bytes_kept(rematerialize=True) <= 6 * of_input + of_parameters
+
+
+def test_a_backbone_without_blocks_is_refused() -> None:
+    with pytest.raises(UserError, match="has no blocks to run again"):
+        network("alexnet", rematerialize=True)

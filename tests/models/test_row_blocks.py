@@ -1,0 +1,131 @@
+"""Results made block by block are those made at once, and so are losses, gradients and classes."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fcn_jax.data.labels import VOID_LABEL
+from fcn_jax.models import row_blocks
+from fcn_jax.models.feature_map import FeatureMap
+from fcn_jax.models.interpolation import Interpolate
+from fcn_jax.models.row_blocks import Layout, RowBlocks
+from fcn_jax.models.upsampling import bilinear_upsample_blocks, conv_transpose_blocks
+from fcn_jax.training.losses import cross_entropy
+from tests.arrays import normal
+
+CLASSES = 3
+COARSE = (5, 4)
+SIZE = (17, 13)
+GEOMETRY = {"stride": 4, "crop": 3, "output_size": SIZE}
+
+
+def learned(values: jax.Array, kernel: jax.Array) -> RowBlocks:
+    return conv_transpose_blocks(values, kernel, **GEOMETRY)
+
+
+def fixed(values: jax.Array, kernel: jax.Array) -> RowBlocks:
+    return bilinear_upsample_blocks(values + kernel.sum(), 7, **GEOMETRY)
+
+
+def interpolated(values: jax.Array, kernel: jax.Array) -> RowBlocks:
+    like = FeatureMap(jnp.zeros((len(values), *SIZE, 1)), jnp.asarray([SIZE, (11, 13)], jnp.int32))
+    valid = jnp.asarray([COARSE, (3, 4)], jnp.int32)
+    return Interpolate().in_blocks(FeatureMap(values + kernel.sum(), valid), like)
+
+
+UPSAMPLINGS = pytest.mark.parametrize("upsample", [learned, fixed, interpolated])
+
+
+@pytest.fixture(params=[1, 3000, 2**30])
+def block_bytes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
+    """Blocks of as little as there can be, of some rows, of everything."""
+    monkeypatch.setattr(row_blocks, "BLOCK_BYTES", {"cpu": request.param})
+    return request.param
+
+
+def inputs() -> tuple[jax.Array, jax.Array, jax.Array]:
+    values = jnp.asarray(normal(0, 2, *COARSE, CLASSES))
+    kernel = jnp.asarray(normal(1, 7, 7, CLASSES, CLASSES))
+    label = np.random.default_rng(2).integers(0, CLASSES, (2, *SIZE))
+    label[:, :2] = VOID_LABEL
+    return values, kernel, jnp.asarray(label)
+
+
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(row_blocks, "BLOCK_BYTES", {"cpu": 2**40})
+
+
+@UPSAMPLINGS
+def test_blocks_are_parts_of_the_whole(
+    upsample: Callable[..., RowBlocks], block_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values, kernel, _ = inputs()
+    cut = upsample(values, kernel)
+    result, classes = cut.whole(), cut.each(lambda scores: jnp.argmax(scores, axis=-1))
+    at_once(monkeypatch)
+    expected = upsample(values, kernel).whole()
+    assert result.shape == (2, *SIZE, CLASSES)
+    np.testing.assert_allclose(result, expected, rtol=1e-6, atol=1e-6)
+    np.testing.assert_array_equal(classes, jnp.argmax(expected, axis=-1))
+
+
+@UPSAMPLINGS
+def test_the_loss_and_its_gradient_are_those_of_the_whole(
+    upsample: Callable[..., RowBlocks], block_bytes: int
+) -> None:
+    values, kernel, label = inputs()
+
+    def by_blocks(values, kernel):
+        cut = upsample(values, kernel)
+
+        def of_block(scores, label):
+            return cross_entropy(scores, label)
+
+        loss, weight = cut.total(of_block, cut.layout.dealt(label, VOID_LABEL))
+        return 3 * loss, weight
+
+    def of_the_whole(values, kernel):
+        loss, weight = cross_entropy(upsample(values, kernel).whole(), label)
+        return 3 * loss, weight
+
+    def differentiated(function):
+        return jax.jit(jax.value_and_grad(function, (0, 1), has_aux=True))(values, kernel)
+
+    (loss, weight), gradients = differentiated(by_blocks)
+    (expected_loss, expected_weight), expected = differentiated(of_the_whole)
+    assert weight == expected_weight == 2 * (SIZE[0] - 2) * SIZE[1]
+    np.testing.assert_allclose(loss, expected_loss, rtol=1e-6)
+    np.testing.assert_allclose(jax.jit(by_blocks)(values, kernel)[0], loss, rtol=1e-6)
+    for gradient, wanted in zip(gradients, expected, strict=True):
+        np.testing.assert_allclose(gradient, wanted, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("stride", [0, 2])
+def test_dealt_by_hand(stride: int) -> None:
+    # Two images of 3×2, padded to 4×4 by a row before and two columns after; blocks of 4 rows.
+    layout = Layout(2, (3, 2), (1, 0), (4, 4), rows=4, stride=stride)
+    values = jnp.arange(1, 13).reshape(2, 3, 2)
+    rows = [[0, 0, 0, 0], [1, 2, 0, 0], [3, 4, 0, 0], [5, 6, 0, 0]]
+    by_phase = [[[[0, 0], [1, 2]], [[0, 0], [0, 0]]], [[[3, 4], [5, 6]], [[0, 0], [0, 0]]]]
+    dealt = layout.dealt(values, 0)
+    assert dealt[0].tolist() == (by_phase if stride else rows)
+    assert layout.in_rows(dealt[0]).tolist() == rows
+    together = jnp.stack([layout.in_rows(block) for block in dealt])
+    np.testing.assert_array_equal(layout.collected(together), values)
+
+
+def test_no_full_size_scores_are_held() -> None:
+    values, kernel = jnp.zeros((4, 64, 64, 21)), jnp.zeros((16, 16, 21, 21))
+    label = jnp.zeros((4, 512, 512), jnp.int32)
+
+    def loss(values, kernel):
+        cut = conv_transpose_blocks(values, kernel, stride=8, crop=4, output_size=(512, 512))
+        dealt = cut.layout.dealt(label, VOID_LABEL)
+        return cut.total(cross_entropy, dealt)[0]
+
+    compiled = jax.jit(jax.grad(loss, (0, 1))).lower(values, kernel).compile()
+    scores_bytes = 4 * 512 * 512 * 21 * 4
+    assert compiled.memory_analysis().temp_size_in_bytes < scores_bytes

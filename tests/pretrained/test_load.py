@@ -1,0 +1,343 @@
+"""Weights made elsewhere reach their place, and whatever does not fit is named."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from PIL import Image
+
+from fcn_jax import pretrained
+from fcn_jax.config import Config, ModelConfig
+from fcn_jax.data.labels import read_mask
+from fcn_jax.errors import UserError
+from fcn_jax.models.build import build
+from fcn_jax.models.pure_model import Network
+from fcn_jax.pretrained import saved
+from fcn_jax.pretrained.convert import convert, empty_variables
+from fcn_jax.pretrained.load import flat
+from fcn_jax.pretrained.source import from_fully_connected, from_iohw, from_oihw
+from fcn_jax.pretrained.tables import caffe, sources
+from fcn_jax.pretrained.tables import torchfcn as torchfcn_tables
+
+WEIGHTS = Path(__file__).parents[2] / "shared" / "data" / "weights"
+
+
+def shapes_of(backbone: str, channels: int = 3, **settings: Any):
+    """The (params, batch_stats) of a network of 3 classes, all zero."""
+    config = Config(model=ModelConfig(backbone=backbone, **settings))
+    return empty_variables(config, 3, channels)
+
+
+def squeezenet_file(path: Path) -> dict[str, np.ndarray]:
+    """A file in the Caffe naming with numbers drawn at random."""
+    rng = np.random.default_rng(0)
+    ours = flat(shapes_of("squeezenet"))
+    tensors = {}
+    for name, (key, _) in caffe.squeezenet().table.items():
+        shape = ours[name].shape
+        oihw = (shape[3], shape[2], shape[0], shape[1]) if len(shape) == 4 else shape
+        tensors[key] = rng.normal(size=oihw).astype(np.float32)
+    np.savez(path, **tensors)
+    return tensors
+
+
+def initialize(variables, path):
+    return pretrained.read(path).apply(variables)
+
+
+@pytest.mark.parametrize("source", [*sources()], ids=lambda source: source.title)
+def test_a_table_names_every_tensor_of_its_backbone_once(source):
+    ours = {n for n in flat(shapes_of(source.backbone)) if n.startswith("backbone/")}
+    absent = {n for n in ours if n.split("/")[1] in source.absent}
+    assert {n for n in source.table if n.startswith("backbone/")} == ours - absent
+    keys = [key for key, _ in source.table.values()]
+    assert len(set(keys)) == len(keys)
+
+
+def test_a_kernel_is_turned_from_oihw_to_hwio(tmp_path):
+    tensors = squeezenet_file(tmp_path / "w.npz")
+    (params, _), report = initialize(shapes_of("squeezenet"), tmp_path / "w.npz")
+    theirs = tensors["fire3/expand3x3/w"]
+    ours = params["backbone"]["fire3"]["expand3x3"]["kernel"]
+    assert ours.shape == (3, 3, 16, 64)
+    assert ours[2, 0, 5, 7] == theirs[7, 5, 2, 0]
+    assert "SqueezeNet 1.1, Caffe names" in report
+    assert "score16" in report
+
+
+def test_a_fully_connected_layer_gives_the_same_numbers_as_a_convolution():
+    rng = np.random.default_rng(0)
+    weight = rng.normal(size=(5, 3 * 7 * 7)).astype(np.float32)
+    features = rng.normal(size=(3, 7, 7)).astype(np.float32)  # channels first, as it was trained
+    kernel = from_fully_connected(7, 7)(weight)
+    as_convolution = np.einsum("hwc,hwco->o", features.transpose(1, 2, 0), kernel)
+    np.testing.assert_allclose(as_convolution, weight @ features.ravel(), rtol=1e-5, atol=1e-5)
+
+
+def test_every_mismatch_is_reported_at_once(tmp_path):
+    tensors = squeezenet_file(tmp_path / "w.npz")
+    del tensors["conv1/b"]
+    tensors["fire9/expand1x1/w"] = np.zeros((7, 7, 1, 1), np.float32)
+    tensors["extra/w"] = np.zeros(3, np.float32)
+    tensors["fire5/squeeze1x1/b"][0] = np.nan
+    np.savez(tmp_path / "w.npz", **tensors)
+    with pytest.raises(UserError) as error:
+        initialize(shapes_of("squeezenet"), tmp_path / "w.npz")
+    for part in (
+        "missing conv1/b",
+        "fire9/expand1x1/w has shape (7, 7, 1, 1)",
+        "unexpected extra/w",
+        "fire5/squeeze1x1/b is not finite",
+    ):
+        assert part in str(error.value)
+
+
+def test_weights_of_another_backbone_are_refused(tmp_path):
+    squeezenet_file(tmp_path / "w.npz")
+    with pytest.raises(UserError, match=r"fits config\.model\.backbone=squeezenet"):
+        initialize(shapes_of("resnet18"), tmp_path / "w.npz")
+
+
+def test_unreadable_files_are_refused_by_name(tmp_path):
+    squeezenet_file(tmp_path / "w.npz")
+    whole = (tmp_path / "w.npz").read_bytes()
+    (tmp_path / "cut.npz").write_bytes(whole[: len(whole) // 2])
+    np.savez(tmp_path / "other.npz", some=np.zeros(2))
+    (tmp_path / "w.txt").write_text("")
+    for name, message in [
+        ("none.npz", "there is no file"),
+        ("cut.npz", r"cut\.npz cannot be read"),
+        ("other.npz", "no known source"),
+        ("w.txt", r"must be a file of weights that ends in"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            initialize(shapes_of("squeezenet"), tmp_path / name)
+
+
+def test_a_pth_file_gives_the_same_as_the_npz(tmp_path):
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    tensors = squeezenet_file(tmp_path / "w.npz")
+    torch.save({key: torch.tensor(value) for key, value in tensors.items()}, tmp_path / "w.pth")
+    from_npz, _ = initialize(shapes_of("squeezenet"), tmp_path / "w.npz")
+    from_pth, _ = initialize(shapes_of("squeezenet"), tmp_path / "w.pth")
+    jax.tree.map(np.testing.assert_array_equal, from_npz, from_pth)
+
+
+def test_the_real_squeezenet_sees_a_cat():
+    """With conv10 on top, the features at stride 16 tell ImageNet's classes, so they are right."""
+    if not WEIGHTS.is_dir():
+        pytest.skip("the real weights are not at hand")
+    path = WEIGHTS / "squeezenet1_1_imagenet.npz"
+    network = Network(build(ModelConfig(backbone="squeezenet"), 21, rngs=nnx.Rngs(0)))
+    variables, _ = initialize(network.variables, path)
+    voc = WEIGHTS.parent / "VOCdevkit/VOC2012"
+    rows, columns = np.nonzero(read_mask(voc / "SegmentationClass/2007_000528.png") == 8)
+    photo = Image.open(voc / "JPEGImages/2007_000528.jpg")
+    cat = photo.crop((columns.min(), rows.min(), columns.max() + 1, rows.max() + 1))
+    image = np.asarray(cat.resize((227, 227)))
+
+    features = network.model(variables).features(jnp.asarray(image)[None])["backbone16"].values
+    with np.load(path) as file:
+        scores = np.maximum(features @ file["conv10/w"][:, :, 0, 0].T + file["conv10/b"], 0)
+    best = int(np.asarray(scores).mean((0, 1, 2)).argmax())
+    assert best in {281, 282, 283, 284, 285}  # ImageNet's five domestic cats
+
+
+def test_the_real_vgg16_trunk_loads_and_names_what_it_lacks():
+    if not WEIGHTS.is_dir():
+        pytest.skip("the real weights are not at hand")
+    path = WEIGHTS / "vgg16_conv_trunk_hed.npz"
+    (params, _), report = initialize(shapes_of("vgg16"), path)
+    with np.load(path) as file:
+        expected = file["conv3_2/kernel"].astype(np.float32)
+    np.testing.assert_array_equal(params["backbone"]["conv3_2"]["kernel"], expected)
+    assert "backbone/fc6, backbone/fc7" in report
+
+
+# Heads, channels and trunks that the source does not have
+
+
+def fcn_file(torch, path: Path) -> dict[str, Any]:
+    """torchfcn's FCN-32s with numbers drawn at random; fc6 and fc7 as wide as they are."""
+    rng = np.random.default_rng(0)
+    tensors = {}
+    ours = flat(shapes_of("vgg16", skips=0))
+    turned = {from_oihw: (3, 2, 0, 1), from_iohw: (2, 3, 0, 1)}
+    for name, (key, layout) in torchfcn_tables.torchfcn("FCN-32s").table.items():
+        shape = (64, 64, 21, 21) if name == "head/upsample32/kernel" else ours[name].shape
+        if name.startswith("head/score32"):
+            shape = (*shape[:-1], 21)
+        if layout in turned:
+            shape = tuple(shape[axis] for axis in turned[layout])
+        tensors[key] = torch.tensor(rng.random(shape, dtype=np.float32) - 0.5)
+    torch.save(tensors, path)
+    return tensors
+
+
+def test_a_head_of_other_classes_is_left_out_and_that_is_said(torch, tmp_path):
+    fcn_file(torch, tmp_path / "fcn.pth")
+    ours = shapes_of("vgg16", skips=0)  # of 3 classes
+    (params, _), report = initialize(ours, tmp_path / "fcn.pth")
+    assert np.any(params["backbone"]["fc7"]["kernel"])
+    assert not np.any(params["head"]["score32"]["kernel"])
+    assert "of another shape there, so left as they were: head/score32, head/upsample32" in report
+
+
+@pytest.mark.parametrize(
+    ("names", "shown"),
+    [
+        (["fc.weight", "fc.bias", "bn1.num_batches_tracked"], "fc"),
+        (["classifier.6.weight"], "classifier.6"),
+        (["conv10/w", "conv10/b"], "conv10"),
+        (
+            [f"aux{n}.{part}.weight" for n in (1, 2) for part in ("conv", "fc1", "fc2")],
+            "aux1, aux2",
+        ),
+    ],
+)
+def test_a_classifiers_own_last_layers_are_left_out_and_that_is_said(tmp_path, names, shown):
+    squeezenet_file(tmp_path / "w.npz")
+    left_out = dict.fromkeys(names, np.zeros(1))
+    weights = dataclasses.replace(pretrained.read(tmp_path / "w.npz"), left_out=left_out)
+    _, report = weights.apply(shapes_of("squeezenet"))
+    assert report.endswith(f"; its own last layers left out: {shown}")
+
+
+def test_what_a_network_has_no_place_for_is_said(torch, tmp_path):
+    fcn_file(torch, tmp_path / "fcn.pth")
+    _, report = initialize(shapes_of("vgg16", skips=0, upsampling="fixed"), tmp_path / "fcn.pth")
+    assert "in it, but without a place here: head/upsample32" in report
+
+
+@pytest.mark.parametrize("channels", [1, 2, 4, 6])
+def test_other_channels_take_the_colours_filters(tmp_path, channels):
+    theirs = squeezenet_file(tmp_path / "w.npz")["conv1/w"].transpose(2, 3, 1, 0)
+    (params, _), report = initialize(shapes_of("squeezenet", channels=channels), tmp_path / "w.npz")
+    assert f"made to see {channels} channels" in report
+    kernel = np.asarray(params["backbone"]["conv1"]["kernel"])
+    assert kernel.shape == (3, 3, channels, 64)
+    if channels < 3:
+        for channel in range(channels):
+            shared = theirs.sum(2) / channels
+            np.testing.assert_allclose(kernel[:, :, channel], shared, rtol=1e-5, atol=1e-6)
+    else:
+        np.testing.assert_array_equal(kernel[:, :, :3], theirs)
+        for extra in range(3, channels):
+            np.testing.assert_allclose(kernel[:, :, extra], theirs.mean(2), rtol=1e-6)
+
+
+def test_late_fusion_starts_as_the_mean_of_its_two_networks(tmp_path, randomised):
+    """Each trunk from a file of its own, with the scores of both (Long et al. 2015, NYUDv2)."""
+    networks = {}
+    for name, seed in (("rgb", 0), ("hha", 1)):
+        config = ModelConfig(backbone="squeezenet", skips=1, dropout=0.0)
+        network = Network(randomised(lambda c=config: build(c, 3, rngs=nnx.Rngs(0))))
+        variables = jax.tree.map(lambda leaf, s=seed: leaf * (1 + 0.1 * s), network.variables)
+        about = saved.About(name, {"model": {"backbone": "squeezenet", "preprocessing": "caffe"}})
+        tensors = {key: np.asarray(value) for key, value in flat(variables).items()}
+        saved.save(tmp_path / f"{name}.safetensors", tensors, about)
+        networks[name] = (network, variables)
+    config = ModelConfig(backbone="squeezenet", skips=1, dropout=0.0, fusion="late")
+    late = Network(randomised(lambda: build(config, 3, channels=6, rngs=nnx.Rngs(0))))
+    both = f"{tmp_path}/rgb.safetensors,{tmp_path}/hha.safetensors"
+    variables, report = pretrained.read(both).apply(late.variables)
+    assert "left as they were" not in report
+
+    image = np.random.default_rng(0).integers(0, 256, (1, 40, 50, 6), np.uint8)
+    # The second trunk's channels are not colours: they keep their order and have one mean.
+    preprocessing = late.preprocessing
+    assert preprocessing.channels == 6
+
+    def scores(network, variables, image, stage):
+        return network(variables, image)[0][f"score{stage}"]
+
+    first, first_variables = networks["rgb"]
+    second, second_variables = networks["hha"]
+    mean = np.mean(preprocessing.mean[:3])
+    as_bgr = np.asarray(preprocessing.mean[2::-1]) - mean  # undoes the second's own means and order
+    second_image = image[..., 3:][..., ::-1].astype(np.float32) + as_bgr
+    for stage in (16, 8):
+        expected = np.mean(
+            [
+                scores(first, first_variables, image[..., :3], stage),
+                scores(second, second_variables, jnp.asarray(second_image), stage),
+            ],
+            axis=0,
+        )
+        result = scores(late, variables, image, stage)
+        np.testing.assert_allclose(result, expected, atol=1e-4 * np.ptp(expected), rtol=0)
+
+
+def test_converted_weights_come_back_with_what_is_known_of_them(tmp_path):
+    theirs = squeezenet_file(tmp_path / "w.npz")
+    about, tensors = convert(pretrained.read(tmp_path / "w.npz"))
+    saved.save(tmp_path / "w.safetensors", tensors, about)
+    again = pretrained.read(tmp_path / "w.safetensors")
+    assert again.about == about
+    assert json.loads((tmp_path / "w.json").read_text())["source"] == "SqueezeNet 1.1, Caffe names"
+    direct, _ = initialize(shapes_of("squeezenet"), tmp_path / "w.npz")
+    through, _ = again.apply(shapes_of("squeezenet"))
+    jax.tree.map(np.testing.assert_array_equal, direct, through)
+    assert sum(t.size for t in tensors.values()) == sum(t.size for t in theirs.values())
+
+
+def test_two_sources_are_for_late_fusion_alone(tmp_path):
+    squeezenet_file(tmp_path / "a.npz")
+    with pytest.raises(UserError, match=r"names two sources.*fusion=late alone"):
+        initialize(shapes_of("squeezenet"), f"{tmp_path}/a.npz,{tmp_path}/a.npz")
+
+
+def test_a_whole_network_must_fit_to_be_converted(torch, tmp_path):
+    tensors = fcn_file(torch, tmp_path / "fcn.pth")
+    tensors["upscore.weight"] = torch.ones(21, 21, 32, 32)
+    torch.save(tensors, tmp_path / "fcn.pth")
+    with pytest.raises(UserError, match=r"upscore\.weight has shape \(21, 21, 32, 32\)"):
+        convert(pretrained.read(tmp_path / "fcn.pth"))
+
+
+def test_our_own_weights_are_not_converted_again(tmp_path):
+    squeezenet_file(tmp_path / "w.npz")
+    about, tensors = convert(pretrained.read(tmp_path / "w.npz"))
+    saved.save(tmp_path / "w.safetensors", tensors, about)
+    with pytest.raises(UserError, match="holds weights of fcn_jax already"):
+        convert(pretrained.read(tmp_path / "w.safetensors"))
+
+
+def test_what_weights_were_made_for_is_told_where_it_differs():
+    voc = {"": tuple(f"class {index}" for index in range(21))}
+    model = {
+        "backbone": "vgg16",
+        "preprocessing": "caffe",
+        "padding": "paper",
+        "score_scales": [1.0, 0.01, 0.0001],
+    }
+    about = saved.About("FCN-8s at once", {"model": model}, voc)
+    weights = pretrained.Weights(Path("fcn.caffemodel"), about, {})
+    fitting = ModelConfig("vgg16", padding="paper", score_scales=(1.0, 0.01, 0.0001))
+    assert weights.notes(fitting, voc) == []
+    (note,) = weights.notes(ModelConfig("vgg16"), voc)
+    assert "padding paper there and same here" in note
+    assert "score_scales (1.0, 0.01, 0.0001) there and () here" in note
+    # Its head is not taken for another number of classes.
+    assert weights.notes(ModelConfig("vgg16"), {"": ("a", "b")}) == []
+    (note,) = weights.notes(fitting, {"": tuple(map(str, range(21)))})
+    assert "other classes (class 0, class 1, class 2, class 3, …), as many as here" in note
+    (note,) = weights.notes(dataclasses.replace(fitting, preprocessing="torchvision"), voc)
+    assert "trained on caffe pixels, and config.model.preprocessing is torchvision" in note
+
+
+def test_what_a_file_does_not_tell_is_told(torch, tmp_path):
+    tensors = {}
+    for key, _ in torchfcn_tables.torchfcn("FCN-8s").table.values():
+        tensors[key] = torch.zeros(1)
+    torch.save(tensors, tmp_path / "fcn8s.pth")
+    weights = pretrained.read(tmp_path / "fcn8s.pth")
+    (note, *_) = weights.notes(ModelConfig("vgg16", padding="paper"), {})
+    assert "FCN8sAtOnce" in note
+    assert "score_scales=1,0.01,0.0001" in note

@@ -1,0 +1,120 @@
+"""What the commands share."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from absl import flags
+
+from fcn_jax.terminal import cli
+from tests.own_folder import ROOT, command
+
+COMMANDS = sorted(
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__main__")
+    for path in (ROOT / "fcn_jax").rglob("*.py")
+    if "cli.begin(" in path.read_text() and path.name != "cli.py"
+)
+SLOW_TO_IMPORT = {"jax", "flax", "optax", "orbax", "grain", "tensorflow_datasets", "matplotlib"}
+
+
+@pytest.fixture
+def own_flags(monkeypatch: pytest.MonkeyPatch) -> None:
+    own = flags.FlagValues()
+    flags.DEFINE_string("data_root", None, "", flag_values=own)
+    flags.DEFINE_bool("keep_all", False, "", flag_values=own)
+    monkeypatch.setattr(flags, "FLAGS", own)
+
+
+@pytest.mark.parametrize(
+    ("given", "understood"),
+    [
+        ("--data-root=my-data/a-b=c", "--data_root=my-data/a-b=c"),
+        ("--data_root=--data-root", "--data_root=--data-root"),
+        ("-data-root my-data", "-data_root my-data"),
+        ("--keep-all --nokeep-all", "--keep_all --nokeep_all"),
+        ("--config.data.eval-split=val-2", "--config.data.eval_split=val-2"),
+        ("--data-rot=x", "--data-rot=x"),
+        ("data-root -1e-3 - --1-2 ---data-root", "data-root -1e-3 - --1-2 ---data-root"),
+        ("--keep-all -- --data-root --", "--keep_all -- --data-root --"),
+    ],
+)
+def test_hyphens_in_the_names_of_flags_are_underscores(own_flags, given, understood):
+    assert cli.with_underscores(given.split(" ")) == understood.split(" ")
+
+
+def test_help_shows_flags_with_underscores():
+    shown = command("evaluate", "--data-root=x", "--help")
+    assert "\n  --data_root: where its raw files are (default: where they were)\n" in shown.stdout
+
+
+def test_a_setting_takes_hyphens():
+    refused = command("train", "--config.train.batch-size=0", "--workdir=x-y")
+    assert "config.train.batch_size (=0) must be above 0" in refused.stderr
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_waits_for_no_slow_import(name):
+    shown, imported = imports_of(name, "--help")
+    assert shown.returncode == 0
+    assert f"python -m {name}" in shown.stdout
+    assert "\nFlags:\n" in shown.stdout
+    assert "fcn_jax.terminal.cli" in imported
+    assert not SLOW_TO_IMPORT & {module.partition(".")[0] for module in imported}
+
+
+def test_nothing_slow_is_imported_with_the_package():
+    imported = imports_of("-c", "import fcn_jax")[1]
+    assert "fcn_jax" in imported
+    assert {module for module in imported if module.startswith("fcn_jax.")} == set()
+
+
+@pytest.mark.parametrize(
+    ("name", "mistake", "status", "told"),
+    [
+        ("fcn_jax.predict", "--wrokdir=x", 2, "wrokdir"),
+        ("fcn_jax.train", "--config.train.stesp=5", 2, "did you mean --config.train.steps?"),
+        ("fcn_jax.train", "--config.train.steps=five", 2, "steps"),
+        ("fcn_jax.train", "--config.eval.canvases=0", 1, "config.eval.canvases (=0) must be above"),
+        ("fcn_jax.doctor", "--config=nowhere.py", 2, "there is no file nowhere.py"),
+    ],
+)
+def test_mistakes_in_flags_wait_for_no_slow_import(name, mistake, status, told):
+    refused, imported = imports_of(name, mistake)
+    assert refused.returncode == status
+    message, *_ = (line for line in refused.stderr.splitlines() if "import time:" not in line)
+    assert told in message
+    assert not SLOW_TO_IMPORT & {module.partition(".")[0] for module in imported}
+
+
+def imports_of(*arguments: str) -> tuple[subprocess.CompletedProcess[str], set[str]]:
+    """What a command printed, and the modules that it imported."""
+    if arguments[0] != "-c":
+        arguments = ("-m", *arguments)
+    result = subprocess.run(
+        [sys.executable, "-X", "importtime", *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    lines = [line for line in result.stderr.splitlines() if line.startswith("import time:")]
+    return result, {line.rpartition("|")[2].strip() for line in lines}
+
+
+def test_an_interruption_amid_the_imports_is_no_traceback(tmp_path: Path):
+    """Here it comes when JAX is imported."""
+    (tmp_path / "jax.py").write_text(
+        "import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(10)\n"
+    )
+    path = os.pathsep.join([str(tmp_path), str(ROOT)])
+    ended = subprocess.run(
+        [sys.executable, "-m", "fcn_jax.train"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (ended.returncode, ended.stdout, ended.stderr) == (130, "", "")

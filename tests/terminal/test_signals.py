@@ -1,0 +1,84 @@
+"""A signal ends the program, wherever Python happens to be when it comes."""
+
+import gc
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+
+import pytest
+
+from fcn_jax.terminal.signals import StopSignal, interruptions
+from tests.own_folder import ROOT
+
+
+def during_garbage_collection(do: Callable[[], None]) -> None:
+    """Calls `do` in a callback of the garbage collector, once: what it raises there is dropped."""
+
+    def callback(phase: str, info: object) -> None:
+        gc.callbacks.remove(callback)
+        do()
+
+    gc.callbacks.append(callback)
+    gc.collect()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_is_noted_and_ends_with_its_status(number, capsys):
+    before = signal.getsignal(number)
+    with StopSignal("page") as stop:
+        stop.end_if_requested()
+        during_garbage_collection(lambda: signal.raise_signal(number))
+        assert stop.requested == number
+        assert "stopping after this page" in capsys.readouterr().out
+        with pytest.raises(SystemExit) as ended:
+            stop.end_if_requested()
+    assert ended.value.code == 128 + number
+    assert signal.getsignal(number) == before
+
+
+@pytest.mark.parametrize(
+    ("number", "raised"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)]
+)
+def test_what_a_handler_raises_is_raised_again_where_it_was_dropped(number, raised):
+    before = signal.getsignal(number)
+    ended = False
+
+    def program() -> None:
+        nonlocal ended
+        with interruptions():
+            during_garbage_collection(lambda: signal.raise_signal(number))
+            time.sleep(10)
+            ended = True
+
+    with pytest.raises(raised):
+        program()
+    assert not ended
+    assert signal.getsignal(number) == before
+
+
+def test_a_second_signal_kills_at_once():
+    program = (
+        "import signal; from fcn_jax.terminal.signals import StopSignal\n"
+        "with StopSignal('page'):\n"
+        "    signal.raise_signal(signal.SIGTERM)\n"
+        "    signal.raise_signal(signal.SIGINT)\n"
+        "    print('still here')\n"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert ended.returncode == -signal.SIGINT
+    assert ended.stdout == "stopping after this page (again: at once, without saving)\n"
+    assert ended.stderr == ""
+
+
+def test_a_message_that_cannot_be_printed_changes_nothing(monkeypatch):
+    def closed(*_: object, **__: object) -> None:
+        raise BrokenPipeError
+
+    monkeypatch.setattr("builtins.print", closed)
+    with StopSignal("page") as stop:
+        signal.raise_signal(signal.SIGINT)
+    assert stop.requested == signal.SIGINT
