@@ -1,0 +1,100 @@
+"""Pictures of labels and predictions: label maps, overlays, error maps, sheets, confusion plots."""
+
+import math
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+_HATCH_GREYS = (205, 95)
+
+
+def plot_confusion(
+    confusion: np.ndarray, class_names: Sequence[str], path: str | os.PathLike[str]
+) -> None:
+    """Plot a confusion matrix in percent of each true class, as a heat map with class names.
+
+    Up to 25 classes the percentages are written out. Rows of classes that the truth lacks are
+    hatched and their names put in brackets.
+
+    Args:
+      confusion: integers (k, k), rows true and columns predicted.
+      class_names: k names.
+      path: the file to write; its suffix gives the format (`.png`, `.pdf`, `.svg`).
+
+    Raises:
+      ValueError: `class_names` does not have k names.
+    """
+    # Matplotlib takes half a second to import. A Figure of its own, without pyplot, needs no
+    # display and leaves no global state behind.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    k = len(confusion)
+    if len(class_names) != k:
+        raise ValueError(f"`class_names` (={len(class_names)} names) must have {k} names")
+    truth = confusion.sum(axis=1, keepdims=True)
+    percent = np.divide(100 * confusion, truth, out=np.full((k, k), np.nan), where=truth > 0)
+    absent = truth[:, 0] == 0
+
+    side_inches = min(2.6 + 0.42 * k, 24.0)
+    figure = Figure(figsize=(side_inches + 1.2, side_inches), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    heat = axes.imshow(percent, cmap="Blues", vmin=0, vmax=100)
+    bar = figure.colorbar(heat, ax=axes, shrink=0.75, pad=0.015)
+    bar.ax.spines[:].set_visible(False)
+    bar.set_label("% of the true class's pixels")
+    axes.set_xlabel("predicted class")
+    axes.set_ylabel("true class")
+    _name_ticks(axes, class_names, absent)
+    for row in np.flatnonzero(absent):
+        axes.axhspan(row - 0.5, row + 0.5, facecolor="0.93", edgecolor="0.75", hatch="///", lw=0)
+    if k <= 25:
+        for row, column in np.argwhere(percent >= 0.5):
+            value = percent[row, column]
+            colour = "white" if value > 60 else "black"
+            axes.text(
+                column, row, f"{value:.0f}", ha="center", va="center", fontsize=8, color=colour
+            )
+    figure.savefig(path, dpi=150)
+
+
+def _name_ticks(axes: "Axes", class_names: Sequence[str], absent: np.ndarray) -> None:
+    k = len(class_names)
+    shown = range(0, k, math.ceil(k / 120))  # more than 120 names would overlap
+    names = [f"({class_names[i]})" if absent[i] else class_names[i] for i in shown]
+    font_points = 9 if k <= 40 else 6
+    axes.set_xticks(shown, names, rotation=90, fontsize=font_points)
+    axes.set_yticks(shown, names, fontsize=font_points)
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    axes.set_xticks(np.arange(k + 1) - 0.5, minor=True)
+    axes.set_yticks(np.arange(k + 1) - 0.5, minor=True)
+    axes.grid(which="minor", color="white", linewidth=0.8)
+    axes.tick_params(which="minor", length=0)
+
+
+def _clear_label(class_names: Sequence[str]) -> int | None:
+    return 0 if class_names and class_names[0] == "background" else None
+
+
+def _near_other_label(label: np.ndarray, reach_px: int) -> np.ndarray:
+    near = np.zeros(label.shape, bool)
+    for distance in range(1, reach_px + 1):
+        for a, b in (
+            (np.s_[distance:, :], np.s_[:-distance, :]),
+            (np.s_[:, distance:], np.s_[:, :-distance]),
+        ):
+            differs = label[a] != label[b]
+            near[a] |= differs
+            near[b] |= differs
+    return near
+
+
+def _hatch(shape: tuple[int, ...], stripe_px: int) -> np.ndarray:
+    y, x = np.ogrid[: shape[0], : shape[1]]
+    return (x + y) // stripe_px % 2 == 0
