@@ -25,7 +25,7 @@ CONTENDERS: dict[str, dict[str, Any]] = {
     "fcn_jax in float32": {"model__compute_dtype": "float32"},
     "fcn_jax in bfloat16": {"model__compute_dtype": "bfloat16"},
     "fcn_jax in 2 parts": {"train__accumulation_steps": 2},
-    "fcn_jax rematerialized": {"model__rematerialize": True},
+    "fcn_jax with remat": {"model__remat": True},
 }
 """Changes to the workload's settings. Those that change nothing are left out."""
 
@@ -123,9 +123,7 @@ def largest(settings: Settings) -> dict[str, Contender | NotMeasuredError]:
         raise NotMeasuredError("no GPU")
     made: dict[str, Contender | NotMeasuredError] = {
         "fcn_jax": Contender(lambda: largest_of("fcn_jax", settings.small)),
-        "fcn_jax rematerialized": Contender(
-            lambda: largest_of("fcn_jax_rematerialized", settings.small)
-        ),
+        "fcn_jax with remat": Contender(lambda: largest_of("fcn_jax_remat", settings.small)),
     }
     if settings.peer is not None:
         made["PyTorch"] = Contender(lambda: largest_of("torch", settings.small))

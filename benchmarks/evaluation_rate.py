@@ -9,7 +9,7 @@ from benchmarks.workloads import Workload, random_variables, workloads
 from fcn_jax.config import EvalConfig
 from fcn_jax.evaluation.evaluator import Evaluation, evaluator
 
-MOST_REPEATS = 3
+MAX_REPEATS = 3
 """Every call is a pass over the whole split."""
 
 
@@ -17,10 +17,10 @@ def cases(settings: Settings) -> Iterator[Case]:
     workload = next(workloads(settings.small))
     yield Case(
         f"{workload.name}, {settings.images}: the whole of {split_of(settings)}, "
-        f"at most {MOST_REPEATS} repeats",
+        f"at most {MAX_REPEATS} repeats",
         lambda: contenders(workload, settings),
         warm_up_calls=1,
-        most_repeats=MOST_REPEATS,
+        most_repeats=MAX_REPEATS,
     )
 
 

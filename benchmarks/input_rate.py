@@ -39,7 +39,7 @@ def cases(settings: Settings) -> Iterator[Case]:
 
 
 READ_BATCH_SIZE = 8
-MOST_STEPS = 1_000_000
+MAX_STEPS = 1_000_000
 """More than are ever made."""
 
 
@@ -66,8 +66,8 @@ class Bare:
     at_once = 1
 
     def __init__(self, train_step: Any, batch: Any):
-        self._step = data_parallel.on_all_devices(train_step, donate_state=True)
-        self._batch = data_parallel.on_devices(batch)
+        self._step = data_parallel.parallelize(train_step, donate_state=True)
+        self._batch = data_parallel.shard_batch(batch)
 
     def __call__(self, state: Any, steps: int) -> tuple[Any, dict[str, jax.Array]]:
         return self._step(state, self._batch)
@@ -105,7 +105,7 @@ def iterations(workload: Workload, settings: Settings) -> dict[str, Contender | 
                     dataset.split(SPLIT),
                     dataset.statistics(SPLIT).sizes,
                     workload.changed(**changes).config,
-                    range(MOST_STEPS),
+                    range(MAX_STEPS),
                 )
             )
 
@@ -161,5 +161,5 @@ def streaming(dataset: Dataset, batch_size: int) -> Any:
         batch_size=batch_size,
         seed=0,
         workers=0,
-        steps=range(MOST_STEPS),
+        steps=range(MAX_STEPS),
     )

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks.workloads import Workload
-from fcn_jax.data.labels import VOID_LABEL
+from fcn_jax.data.labels import IGNORE_INDEX
 from fcn_jax.parallel.data_parallel import DATA_AXIS
 from fcn_jax.training.losses import cross_entropy
 
@@ -28,7 +28,7 @@ def _kept(workload: Workload, batch_size: int) -> int:
     def losses(params: Any, batch_stats: Any, image: jax.Array, label: jax.Array) -> jax.Array:
         logits, _ = network.logits_in_blocks((params, batch_stats), image, train=True)
         totals = [
-            of_head.total(cross_entropy, of_head.layout.dealt(label, VOID_LABEL))[0]
+            of_head.total(cross_entropy, of_head.layout.dealt(label, IGNORE_INDEX))[0]
             for of_head in logits.values()
         ]
         return jnp.sum(jnp.stack(totals))

@@ -1,6 +1,6 @@
 """Finds the largest batch of FCN-ResNet-50 at 512×512 whose training step runs on one device.
 
-    python -m benchmarks.largest_batch fcn_jax|fcn_jax_rematerialized|torch SMALL
+    python -m benchmarks.largest_batch fcn_jax|fcn_jax_remat|torch SMALL
 
 A program of the suite `memory`; it prints the batch size. SMALL is 1 for tiny sizes, of which it
 tries two batches at most.
@@ -17,18 +17,18 @@ from benchmarks.measuring import NotMeasuredError, is_out_of_memory
 from benchmarks.workloads import Workload, random_canvases, random_variables, workloads
 
 SIDE_PX = 512
-MOST = 1024
+MAX = 1024
 
 
 def main(contender: str, small: bool) -> None:
     workload = next(w for w in workloads(small) if w.config.model.backbone == "resnet50")
     if not small:
         workload = workload.changed(augment__crop_px=(SIDE_PX, SIDE_PX))
-    if contender == "fcn_jax_rematerialized":
-        workload = workload.changed(model__rematerialize=True)
+    if contender == "fcn_jax_remat":
+        workload = workload.changed(model__remat=True)
     runs = runs_in_torch if contender == "torch" else runs_here
     try:
-        print(json.dumps(largest(lambda size: runs(workload, size), 2 if small else MOST)))
+        print(json.dumps(largest(lambda size: runs(workload, size), 2 if small else MAX)))
     except NotMeasuredError as error:
         sys.exit(str(error))
 

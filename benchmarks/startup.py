@@ -21,25 +21,25 @@ from fcn_jax.config import DataConfig
 from fcn_jax.data.datasets import open_dataset
 from fcn_jax.data.versions import prepared_dir
 
-MOST_REPEATS = 5
+MAX_REPEATS = 5
 LONGEST_START_S = 600
 LOOK_EVERY_S = 0.01
 
 
 def cases(settings: Settings) -> Iterator[Case]:
-    yield Case("import", lambda: imports(settings), warm_up_calls=1, most_repeats=MOST_REPEATS)
+    yield Case("import", lambda: imports(settings), warm_up_calls=1, most_repeats=MAX_REPEATS)
     yield Case(
         "python -m fcn_jax.train --help",
         lambda: {"fcn_jax": Contender(lambda: run("-m", "fcn_jax.train", "--help"))},
         warm_up_calls=1,
-        most_repeats=MOST_REPEATS,
+        most_repeats=MAX_REPEATS,
     )
     yield Case(
         "training, from its start to its first step",
         lambda: starts(lambda trainings, start: start(trainings)),
         timed=False,
         warm_up_calls=0,
-        most_repeats=MOST_REPEATS,
+        most_repeats=MAX_REPEATS,
     )
     yield Case(
         "training, compiled by its first step",

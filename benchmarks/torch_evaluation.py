@@ -9,9 +9,9 @@ from PIL import Image
 
 from benchmarks.torch_networks import peer_network
 from benchmarks.workloads import Workload
-from fcn_jax.data.labels import VOID_LABEL
+from fcn_jax.data.labels import IGNORE_INDEX
 from fcn_jax.data.splits import Split
-from fcn_jax.models.backbones.preprocess import BY_NAME
+from fcn_jax.models.backbones.preprocess import PREPROCESSING
 from fcn_jax.models.build import preprocessing_name
 
 
@@ -25,7 +25,7 @@ class TorchEvaluation:
         self.module = module.to(device, memory_format=layout).eval()
         self.device, self.layout = device, layout
         self.num_classes = workload.num_classes
-        self.preprocessing = BY_NAME[preprocessing_name(workload.config.model)]
+        self.preprocessing = PREPROCESSING[preprocessing_name(workload.config.model)]
         self.mean, self.std = (
             torch.tensor(values, device=device)[:, None, None]
             for values in (self.preprocessing.mean, self.preprocessing.std)
@@ -38,7 +38,7 @@ class TorchEvaluation:
         for index in range(len(split)):
             image, label = self.read(split, index)
             predicted = self.logits(image).argmax(1)[0]
-            valid = label != VOID_LABEL
+            valid = label != IGNORE_INDEX
             pairs = label[valid] * k + predicted[valid]
             confusion += torch.bincount(pairs, minlength=k * k)
         return confusion.reshape(k, k).cpu().numpy()

@@ -18,7 +18,7 @@ from benchmarks.workloads import Workload
 from fcn_jax.models.backbones.vgg import BLOCKS
 from fcn_jax.pretrained import flat
 from fcn_jax.pretrained.source import (
-    Layout,
+    KernelLayout,
     Table,
     as_it_is,
     from_iohw,
@@ -34,7 +34,11 @@ def to_iohw(kernel: np.ndarray) -> np.ndarray:
     return kernel.transpose(2, 3, 0, 1)
 
 
-INVERSE: dict[Layout, Layout] = {as_it_is: as_it_is, from_oihw: to_oihw, from_iohw: to_iohw}
+INVERSE: dict[KernelLayout, KernelLayout] = {
+    as_it_is: as_it_is,
+    from_oihw: to_oihw,
+    from_iohw: to_iohw,
+}
 
 
 def upsampling(channels: int, factor: int, *, on_pixels: bool) -> Any:

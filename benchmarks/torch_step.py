@@ -10,8 +10,8 @@ from torch.nn import functional
 from benchmarks.torch_networks import PeerNetwork, peer_network
 from benchmarks.workloads import Workload
 from fcn_jax.config import OptimConfig
-from fcn_jax.data.labels import VOID_LABEL
-from fcn_jax.models.backbones.preprocess import BY_NAME
+from fcn_jax.data.labels import IGNORE_INDEX
+from fcn_jax.models.backbones.preprocess import PREPROCESSING
 from fcn_jax.models.build import preprocessing_name
 
 
@@ -27,7 +27,7 @@ class TorchStep:
         self.config = workload.config
         self.device = device
         self.layout = treatment.layout
-        self.preprocessing = BY_NAME[preprocessing_name(self.config.model)]
+        self.preprocessing = PREPROCESSING[preprocessing_name(self.config.model)]
         network = peer_network(workload, variables)
         self.module = network.module.to(device, memory_format=self.layout).train()
         self.optimizer = optimizer(self.config.optim, network, fused=device.type == "cuda")
@@ -52,9 +52,9 @@ class TorchStep:
 
     def _loss(self, image: Any, label: Any) -> Any:
         scores = self.module(image)
-        loss = functional.cross_entropy(scores["out"], label, ignore_index=VOID_LABEL)
+        loss = functional.cross_entropy(scores["out"], label, ignore_index=IGNORE_INDEX)
         if "aux" in scores:
-            auxiliary = functional.cross_entropy(scores["aux"], label, ignore_index=VOID_LABEL)
+            auxiliary = functional.cross_entropy(scores["aux"], label, ignore_index=IGNORE_INDEX)
             loss = loss + self.config.model.auxiliary_weight * auxiliary
         return loss
 
@@ -73,7 +73,7 @@ class TorchStep:
             for values in (self.preprocessing.mean, self.preprocessing.std)
         )
         images = torch.zeros((count, 3, side, side), device=self.device)
-        labels = torch.full((count, side, side), VOID_LABEL, dtype=torch.long, device=self.device)
+        labels = torch.full((count, side, side), IGNORE_INDEX, dtype=torch.long, device=self.device)
         for index in range(count):
             scale = random.uniform(*self.config.augment.scale)
             shown = min(round(side / scale), length)

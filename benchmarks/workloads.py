@@ -12,7 +12,7 @@ from flax import nnx
 from fcn_jax.config import Config
 from fcn_jax.models.backbones.resnet import ResNet
 from fcn_jax.models.backbones.vgg import VGG16
-from fcn_jax.models.build import outline
+from fcn_jax.models.build import abstract_model
 from fcn_jax.models.heads import score_layer
 from fcn_jax.models.pure_model import Network
 from fcn_jax.models.upsampling import bilinear_kernel
@@ -61,17 +61,19 @@ class Workload:
     def network(self) -> Network:
         """Its variables are shapes and types alone."""
 
-        model = outline(self.config.model, self.num_classes, axis_name=DATA_AXIS)
+        model = abstract_model(self.config.model, self.num_classes, axis_name=DATA_AXIS)
         if self.small:
             shrink(model)
         return Network(model)
 
     def optimizer(self, network: Network) -> Any:
-        return optim.build(self.config.optim, network.variables[0], self.config.train.steps)
+        return optim.build_optimizer(
+            self.config.optim, network.variables[0], self.config.train.steps
+        )
 
-    def step(self, network: Network) -> data_parallel.OnDevices:
+    def step(self, network: Network) -> data_parallel.ParallelStep:
         """The training step on all devices."""
-        return data_parallel.on_all_devices(self.one_devices_step(network), donate_state=True)
+        return data_parallel.parallelize(self.one_devices_step(network), donate_state=True)
 
     def one_devices_step(self, network: Network) -> Any:
         return make_train_step(network, self.optimizer(network), self.config)

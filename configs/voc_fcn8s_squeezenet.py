@@ -6,7 +6,7 @@
 SqueezeNet's coarsest features have stride 16; two context layers from scratch add stride 32, as fc6
 and fc7 do in VGG16, and strides 16 and 8 are fused in.
 
-Measured on a part of VOC (437 training and 445 validation images, 18 classes present): mean IU
+Measured on a part of VOC (437 training and 445 validation images, 18 classes present): mIoU
 21.9 %, pixel accuracy 83.1 %; from random weights 6.1 % and 71.1 %. Half an hour on one core of an
 AMD EPYC, 22 November 2026.
 """

@@ -45,7 +45,7 @@ from fcn_jax.terminal.progress import format_duration, progress_bar, say
 WINDOW_PX = 32
 NO_DIGIT = 10
 NUM_CLASSES = 11
-MOST_DIGITS = 8
+MAX_DIGITS = 8
 NEAREST_PX = 13  # between the centres of neighbours: three columns of the map
 OVERSAMPLING = 2  # digits are drawn this much larger and shrunk, for smooth edges
 FONTS = (
@@ -229,11 +229,11 @@ def draw_windows(
 
 def draw_string(rng: np.random.Generator, fonts: tuple[str, ...] = FONTS) -> DrawnString:
     """Five to eight digits in one font, loosely or closely set, on noisy paper."""
-    text = "".join(map(str, rng.integers(10, size=rng.integers(5, MOST_DIGITS + 1))))
+    text = "".join(map(str, rng.integers(10, size=rng.integers(5, MAX_DIGITS + 1))))
     font = load_font(str(rng.choice(fonts)), OVERSAMPLING * int(rng.integers(21, 30)))
     stroke_px = int(rng.integers(0, 3))
     widest_gap_px = rng.integers(3, 14)
-    ink = np.zeros((WINDOW_PX, MOST_DIGITS * 2 * WINDOW_PX), np.float32)
+    ink = np.zeros((WINDOW_PX, MAX_DIGITS * 2 * WINDOW_PX), np.float32)
     centres: list[float] = []
     left = int(rng.integers(13, 20))  # so that a window can be centred on the first digit
     for digit in text:

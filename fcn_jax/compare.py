@@ -11,11 +11,11 @@ val_scales_0.75_1_1.25_flip. Of the conventions, native and d2l alone can be com
 the others are over classes that one of two runs may have and the other not.
 
 Prints the scores of both, their difference, and its 95 % interval, had other images been drawn
-(paired bootstrap: `fcn_jax/bootstrap.py`); then the images whose own mean IU, over the classes that
+(paired bootstrap: `fcn_jax/bootstrap.py`); then the images whose own mIoU, over the classes that
 each of them shows, moved most. Writes to A/evaluation/against_B, or to --output=FOLDER,
 
     SPLIT.json   all these numbers, and those of every image
-    SPLIT.png    IU of each class with its intervals
+    SPLIT.png    IoU of each class with its intervals
 
 The interval does not hold what another seed of the same training would change.
 """
@@ -91,8 +91,8 @@ def report(comparison: Comparison, split: str) -> None:
         ("A", a, comparison.intervals_a),
         ("B", b, comparison.intervals_b),
     ):
-        mean_iu = scored.scores.mean_iu
-        say(f"{letter}: {bootstrap.in_words('mean IU', mean_iu, intervals.mean_iu, images)}")
+        mean_iou = scored.scores.mean_iou
+        say(f"{letter}: {bootstrap.in_words('mIoU', mean_iou, intervals.mean_iou, images)}")
     seldom = bootstrap.seldom_shown(a.counts, a.class_names)
     if seldom:
         say(seldom)
@@ -104,7 +104,7 @@ def report(comparison: Comparison, split: str) -> None:
 
 
 def plot(comparison: Comparison, path: Path) -> None:
-    """Plots each class's IU by A and by B with the interval of each, as a PNG.
+    """Plots each class's IoU by A and by B with the interval of each, as a PNG.
 
     Names of classes that the truth lacks are put in brackets.
     """
@@ -122,23 +122,23 @@ def plot(comparison: Comparison, path: Path) -> None:
         (labels[0], a, comparison.intervals_a, A_COLOUR, -0.15),
         (labels[1], b, comparison.intervals_b, B_COLOUR, 0.15),
     ):
-        low, high = 100 * np.array(intervals.per_class_iu).T
+        low, high = 100 * np.array(intervals.per_class_iou).T
         axes.hlines(rows + shift, low, high, color=colour, linewidth=2, alpha=0.45)
-        mean = percent(scored.scores.mean_iu)
+        mean = percent(scored.scores.mean_iou)
         axes.plot(
-            100 * scored.scores.per_class_iu,
+            100 * scored.scores.per_class_iou,
             rows + shift,
             "o",
             color=colour,
             markersize=5,
-            label=_plain(f"{label}: mean IU {mean} %"),
+            label=_plain(f"{label}: mIoU {mean} %"),
         )
-    absent = np.isnan(a.scores.per_class_iu)
+    absent = np.isnan(a.scores.per_class_iou)
     ticks = [_plain(f"({name})" if absent[i] else name) for i, name in enumerate(a.class_names)]
     axes.set_yticks(rows, ticks)
     axes.set_ylim(len(rows) - 0.5, -0.5)  # the first class on top
     axes.set_xlim(-2, 102)
-    axes.set_xlabel(f"IU in %, with its 95 % interval over {len(a.counts.names)} images")
+    axes.set_xlabel(f"IoU in %, with its 95 % interval over {len(a.counts.names)} images")
     axes.grid(axis="x", color="0.9")
     axes.set_axisbelow(True)
     axes.tick_params(axis="y", length=0)
@@ -155,12 +155,12 @@ def _scores_table(comparison: Comparison, title: str) -> Table:
     for name in ("A", "B", "B − A", "95 % interval"):
         table.add_column(name, justify="right", no_wrap=True)
     for i, name in enumerate(comparison.a.class_names):
-        cells = _cells(a.per_class_iu[i], b.per_class_iu[i], of_difference.per_class_iu[i])
-        table.add_row(Text(name), *cells, style="dim" if math.isnan(a.per_class_iu[i]) else None)
+        cells = _cells(a.per_class_iou[i], b.per_class_iou[i], of_difference.per_class_iou[i])
+        table.add_row(Text(name), *cells, style="dim" if math.isnan(a.per_class_iou[i]) else None)
     table.add_section()
-    table.add_row("mean IU", *_cells(a.mean_iu, b.mean_iu, of_difference.mean_iu), style="bold")
+    table.add_row("mIoU", *_cells(a.mean_iou, b.mean_iou, of_difference.mean_iou), style="bold")
     table.add_row(
-        "frequency-weighted IU", *_cells(a.frequency_weighted_iu, b.frequency_weighted_iu)
+        "frequency-weighted IoU", *_cells(a.frequency_weighted_iou, b.frequency_weighted_iou)
     )
     table.add_row("mean Dice", *_cells(a.mean_dice, b.mean_dice))
     table.add_row("mean accuracy", *_cells(a.mean_accuracy, b.mean_accuracy))
@@ -170,10 +170,10 @@ def _scores_table(comparison: Comparison, title: str) -> Table:
     )
     # Not from the counts, which do not hold it.
     boundary_a, boundary_b = (
-        run.numbers.get("mean_boundary_iu") for run in (comparison.a, comparison.b)
+        run.numbers.get("mean_boundary_iou") for run in (comparison.a, comparison.b)
     )
     if boundary_a is not None and boundary_b is not None:
-        table.add_row("mean boundary IU", *_cells(boundary_a, boundary_b))
+        table.add_row("mean boundary IoU", *_cells(boundary_a, boundary_b))
     return table
 
 

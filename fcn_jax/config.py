@@ -154,7 +154,7 @@ class ModelConfig:
     )
     dropout: float = setting(0.5, "rate in fc6, fc7, SqueezeNet's end and the hidden layer")
     compute_dtype: str = setting("float32", "of activations", choices=("float32", "bfloat16"))
-    rematerialize: bool = setting(
+    remat: bool = setting(
         False, "save an accelerator's memory: run the backbone's blocks again in the backward pass"
     )
 

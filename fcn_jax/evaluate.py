@@ -35,13 +35,13 @@ if __name__ == "__main__":  # --help and mistakes in flags do not wait for what 
     flags.DEFINE_enum(
         "convention",
         "native",
-        list(conventions.BY_NAME),
+        list(conventions.CONVENTIONS),
         "whose way of scoring: "
-        + "; ".join(f"{c.name}: {c.says}" for c in conventions.BY_NAME.values()),
+        + "; ".join(f"{c.name}: {c.description}" for c in conventions.CONVENTIONS.values()),
     )
-    flags.DEFINE_bool("boundary", False, "also score the contours: boundary IU")
+    flags.DEFINE_bool("boundary", False, "also score the contours: boundary IoU")
     define_inference_flags()
-    flags.DEFINE_string("checkpoint", "latest", "latest, best (by mean IU), or a step")
+    flags.DEFINE_string("checkpoint", "latest", "latest, best (by mIoU), or a step")
     cli.begin()
 
 import json
@@ -102,7 +102,7 @@ def main(arguments: list[str]) -> None:
             f"now have {dataset.channels}"
         )
     split = options.split or run.config.data.eval_split
-    convention = conventions.BY_NAME[options.convention]
+    convention = conventions.CONVENTIONS[options.convention]
     inference = inference_from_flags()
     evaluate = evaluator(
         run.network,
@@ -133,8 +133,9 @@ def report(evaluation: Evaluation, workdir: Path, split: str, dataset: Dataset, 
         if canvases
         else ""
     )
-    say(f"step {step} on {split}: {len(evaluation.names)} images, {evaluation.inference.says}{how}")
-    say(f"convention {evaluation.convention.name}: {evaluation.convention.says}")
+    seen = f"{len(evaluation.names)} images, {evaluation.inference.description}"
+    say(f"step {step} on {split}: {seen}{how}")
+    say(f"convention {evaluation.convention.name}: {evaluation.convention.description}")
     for name, scored in evaluation.by_map.items():
         scores, names = scored.scores, dataset.label_maps[name]
         if name:
@@ -144,11 +145,11 @@ def report(evaluation: Evaluation, workdir: Path, split: str, dataset: Dataset, 
         if scored.averaged_over == "truth":  # which is what the intervals are of
             intervals = bootstrap.intervals(scored.counts)
             images = len(evaluation.names)
-            say(bootstrap.in_words("mean IU", scores.mean_iu, intervals.mean_iu, images))
+            say(bootstrap.in_words("mIoU", scores.mean_iou, intervals.mean_iou, images))
             if rare := bootstrap.seldom_shown(scored.counts, names):
                 say(rare)
-        elif math.isnan(scores.mean_iu):
-            absent = np.array(names)[np.isnan(scores.per_class_iu)]
+        elif math.isnan(scores.mean_iou):
+            absent = np.array(names)[np.isnan(scores.per_class_iou)]
             say(f"no mean over all classes: in neither truth nor prediction is {', '.join(absent)}")
         stem = f"{split}{suffix(name)}"
         try:
@@ -157,7 +158,7 @@ def report(evaluation: Evaluation, workdir: Path, split: str, dataset: Dataset, 
                 **metrics.to_json(scores, names, len(evaluation.names)),
                 "step": step,
                 "convention": evaluation.convention.name,
-                "inference": evaluation.inference.says,
+                "inference": evaluation.inference.description,
                 "intervals": intervals and intervals.to_json(names),
             }
             scored.counts.save(folder / f"{stem}_images.npz")

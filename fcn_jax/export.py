@@ -31,7 +31,7 @@ from fcn_jax.terminal import cli
 if __name__ == "__main__":  # --help and mistakes in flags do not wait for what is imported below
     flags.DEFINE_string("workdir", None, "folder of the run")
     flags.DEFINE_string("output", None, "folder, or file with --format=torchvision, to write")
-    flags.DEFINE_string("checkpoint", "latest", "latest, best (by mean IU), or a step")
+    flags.DEFINE_string("checkpoint", "latest", "latest, best (by mIoU), or a step")
     flags.DEFINE_enum("format", "fcn_jax", ["fcn_jax", "torchvision"], "of what is written")
     cli.begin()
 
@@ -46,7 +46,7 @@ from safetensors.numpy import save_file
 from fcn_jax.errors import UserError
 from fcn_jax.evaluation.conventions import NATIVE
 from fcn_jax.inference.options import WHOLE
-from fcn_jax.inference.trained import Run, load_run
+from fcn_jax.inference.trained import Predictor, load_run
 from fcn_jax.models.backbones.preprocess import COLOURS
 from fcn_jax.models.build import preprocessing_name
 from fcn_jax.pretrained import saved
@@ -76,7 +76,7 @@ def main(arguments: list[str]) -> None:
     say(f"{output}: the network of {options.workdir} at step {run.step}")
 
 
-def export(run: Run, folder: Path, metrics: dict[str, Any]) -> None:
+def export(run: Predictor, folder: Path, metrics: dict[str, Any]) -> None:
     """Writes a run's folder for others. metrics: the contents of evaluation/SPLIT.json by split.
 
     Raises:
@@ -118,7 +118,7 @@ def read_metrics(workdir: Path, step: int) -> tuple[dict[str, Any], dict[str, in
             ) from error
         if (
             scores.get("convention", NATIVE.name) != NATIVE.name
-            or scores.get("inference", WHOLE.says) != WHOLE.says
+            or scores.get("inference", WHOLE.description) != WHOLE.description
         ):
             continue
         if scored_step == step:
@@ -172,7 +172,7 @@ def model_card(about: saved.About, tensors: dict[str, np.ndarray]) -> str:
         lines += [title + ", ".join(f"{index} {name}" for index, name in enumerate(names)), ""]
     lines += ["## Scores", ""]
     if about.metrics:
-        names = ("images", "mean_iu", "pixel_accuracy", "mean_accuracy", "frequency_weighted_iu")
+        names = ("images", "mean_iou", "pixel_accuracy", "mean_accuracy", "frequency_weighted_iou")
         lines += [f"| split | {' | '.join(names)} |", "| --- " * (len(names) + 1) + "|"]
         for split, scores in about.metrics.items():
             lines.append(f"| {split} | {' | '.join(_shown(scores.get(n, '')) for n in names)} |")
@@ -183,7 +183,7 @@ def model_card(about: saved.About, tensors: dict[str, np.ndarray]) -> str:
     return "\n".join(lines)
 
 
-def export_to_torchvision(run: Run, path: Path) -> None:
+def export_to_torchvision(run: Predictor, path: Path) -> None:
     """Writes the state dict of torchvision's `fcn_resnet50` or `fcn_resnet101`.
 
     path: a .safetensors, or a .pth where PyTorch is installed.
@@ -227,7 +227,7 @@ def export_to_torchvision(run: Run, path: Path) -> None:
     write_whole(path, lambda part: torch.save(tensors, part))
 
 
-def _arguments(run: Run) -> str:
+def _arguments(run: Predictor) -> str:
     auxiliary = run.config.model.auxiliary_weight > 0
     return f"weights_backbone=None, num_classes={len(run.class_names)}, aux_loss={auxiliary}"
 

@@ -43,12 +43,12 @@ from fcn_jax.config import ModelConfig
 from fcn_jax.data.labels import read_bytes, read_image
 from fcn_jax.errors import UserError
 from fcn_jax.models.backbones import Backbone
-from fcn_jax.models.build import outline
+from fcn_jax.models.build import abstract_model
 from fcn_jax.models.convolutionalize import (
     Average,
     Classifier,
+    ClassifierLayer,
     FullyConnected,
-    Step,
     convolutionalize,
 )
 from fcn_jax.models.geometry import Grid
@@ -170,7 +170,7 @@ def load_classifier(path: str, window: int | None = None) -> Classifier:
             f"--window (={window}) goes with classifiers that average; {weights.about.source} has "
             "fully connected layers, whose window is given"
         )
-    steps: list[Step] = []
+    steps: list[ClassifierLayer] = []
     for step in ending.steps:
         if isinstance(step, tuple):
             weight, bias = (weights.left_out[name] for name in step)
@@ -188,7 +188,7 @@ def _filled_backbone(weights: Weights) -> Backbone:
         backbone=about.backbone, preprocessing=about.preprocessing, padding="original"
     )
     # As shapes alone: only the backbone of this network is kept, and all of it is replaced.
-    network = Network(outline(as_trained, 1))
+    network = Network(abstract_model(as_trained, 1))
     variables, _ = weights.apply(zeros(network))
     return network.model(variables).backbone
 

@@ -61,7 +61,7 @@ if __name__ == "__main__":  # --help and mistakes in flags do not wait for what 
     flags.DEFINE_integer(
         "halo", None, "pixels seen beyond a tile, where less than exact shall do", lower_bound=0
     )
-    flags.DEFINE_string("checkpoint", "latest", "latest, best (by mean IU), or a step")
+    flags.DEFINE_string("checkpoint", "latest", "latest, best (by mIoU), or a step")
     define_inference_flags()
     flags.DEFINE_string("voc_submission", None, "a VOCdevkit: pack its test images' label maps")
     flags.DEFINE_string("split", "test", "with --voc_submission: the list to label")
@@ -111,7 +111,7 @@ def main(arguments: list[str]) -> None:
             split=options.split,
             competition=options.competition,
             label=lambda image: run.label(image, inference)[""],
-            method=inference.says,
+            method=inference.description,
         )
         return
     paths = find_images(arguments)

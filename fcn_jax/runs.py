@@ -22,7 +22,7 @@ FREE_TO_CHANGE = (
     "data.cache",
     "data.workers",
     # The same sums, which another program may round otherwise, as another number of devices does.
-    "model.rematerialize",
+    "model.remat",
     "train.steps_per_dispatch",
     "train.log_every_steps",
     "train.eval_every_steps",

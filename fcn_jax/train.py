@@ -35,7 +35,8 @@ from fcn_jax.data.datasets import Dataset, Statistics, open_dataset
 from fcn_jax.errors import UserError
 from fcn_jax.evaluate import report
 from fcn_jax.evaluation.evaluator import Evaluation, evaluator
-from fcn_jax.models.build import drawn, outline, preprocessing_name
+from fcn_jax.inference.trained import load_weights
+from fcn_jax.models.build import abstract_model, init_model, preprocessing_name
 from fcn_jax.models.fcn import suffix
 from fcn_jax.models.pure_model import Network
 from fcn_jax.parallel import data_parallel
@@ -46,8 +47,8 @@ from fcn_jax.terminal.signals import StopSignal
 from fcn_jax.training import optim
 from fcn_jax.training.checkpoint import Checkpoints
 from fcn_jax.training.class_weights import enet_weights
-from fcn_jax.training.feed import open_feed, stretches
-from fcn_jax.training.metric_logger import Follower
+from fcn_jax.training.feed import open_feed, step_chunks
+from fcn_jax.training.metric_logger import MetricLogger
 from fcn_jax.training.run_log import RunLog
 from fcn_jax.training.train_step import create_train_state, make_train_step
 
@@ -70,9 +71,9 @@ def train(config: Config, workdir: Path) -> Evaluation:
     # --- settings and data
     config.check()
     begun = runs.is_begun(workdir)
-    weights = pretrained.read(config.init) if config.init and not begun else None
+    weights = load_weights(config.init) if config.init and not begun else None
     config = with_preprocessing(config, workdir if begun else None, weights)
-    data_parallel.check_divides(
+    data_parallel.check_batch_divides(
         config.train.batch_size, "config.train.batch_size", config.train.accumulation_steps
     )
     dataset = open_dataset(config.data)
@@ -87,9 +88,11 @@ def train(config: Config, workdir: Path) -> Evaluation:
 
     # --- model, optimizer, steps
     network = Network(
-        outline(config.model, dataset.num_classes, channels=dataset.channels, axis_name=DATA_AXIS)
+        abstract_model(
+            config.model, dataset.num_classes, channels=dataset.channels, axis_name=DATA_AXIS
+        )
     )
-    optimizer = optim.build(config.optim, network.variables[0], total_steps)
+    optimizer = optim.build_optimizer(config.optim, network.variables[0], total_steps)
     train_step = make_train_step(
         network, optimizer, config, class_weights(config, dataset, statistics)
     )
@@ -103,7 +106,7 @@ def train(config: Config, workdir: Path) -> Evaluation:
             shapes = jax.eval_shape(first_state, network.variables)
             state = checkpoints.restore(shapes)
         else:
-            first = drawn(
+            first = init_model(
                 config.model, dataset.num_classes, channels=dataset.channels, seed=config.seed
             )
             variables = Network(first).variables
@@ -141,8 +144,10 @@ def train(config: Config, workdir: Path) -> Evaluation:
             StopSignal("step") as stop,
             progress_bar("training", total_steps, "steps", initial=start_step) as bar,
         ):
-            follow = Follower(config, log, bar, checkpoints, learning_rate)
-            for steps in stretches(start_step, total_steps, feed.at_once, (eval_every, save_every)):
+            follow = MetricLogger(config, log, bar, checkpoints, learning_rate)
+            for steps in step_chunks(
+                start_step, total_steps, feed.at_once, (eval_every, save_every)
+            ):
                 state, step_metrics = feed(state, len(steps))
                 follow.dispatched(steps, step_metrics)
                 step = steps[-1]
@@ -154,8 +159,8 @@ def train(config: Config, workdir: Path) -> Evaluation:
                     _log_evaluation(log, step, evaluation, dataset)
                 if last or step % save_every == 0 or stop.requested:
                     follow.catch_up()
-                    mean_iu = None if evaluation is None else evaluation.scores.mean_iu
-                    checkpoints.save(state, mean_iu)
+                    mean_iou = None if evaluation is None else evaluation.scores.mean_iou
+                    checkpoints.save(state, mean_iou)
                 if stop.requested and not last:
                     checkpoints.wait()
                     say(f"stopped at step {step} of {total_steps}, saved; the same command goes on")
@@ -235,7 +240,7 @@ def _headline(config, dataset, network, total_steps, start_step, workdir) -> str
 
 
 def _log_evaluation(log: RunLog, step: int, evaluation: Evaluation, dataset: Dataset) -> None:
-    names = ("pixel_accuracy", "mean_accuracy", "mean_iu", "frequency_weighted_iu")
+    names = ("pixel_accuracy", "mean_accuracy", "mean_iou", "frequency_weighted_iou")
     numbers: dict[str, float] = {}
     for label_map, scored in evaluation.by_map.items():
         scores, ending = scored.scores, suffix(label_map)
@@ -244,7 +249,7 @@ def _log_evaluation(log: RunLog, step: int, evaluation: Evaluation, dataset: Dat
         log.picture(f"predictions{ending}", step, np.asarray(sheet))
         of_map = f" of {label_map}" if label_map else ""
         say(
-            f"step {step}: mean IU{of_map} {scores.mean_iu:.3f}, "
+            f"step {step}: mIoU{of_map} {scores.mean_iou:.3f}, "
             f"pixel accuracy {scores.pixel_accuracy:.3f}"
         )
     log.write("eval", step, numbers)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx, traverse_util
 
-from fcn_jax.pretrained.source import Source
+from fcn_jax.pretrained.source import WeightSource
 
 
 class Operations:
@@ -203,7 +203,7 @@ def published_features(
     return features
 
 
-def backbone_from(network: Callable[[], Any], source: Source, state_dict: Mapping) -> Any:
+def backbone_from(network: Callable[[], Any], source: WeightSource, state_dict: Mapping) -> Any:
     """A backbone of ours with the weights of PyTorch's, by the source's table."""
     graph, state = nnx.split(nnx.eval_shape(network))
     values = {name: jnp.asarray(ours(source, name, state_dict)) for name in flat(state)}
@@ -216,7 +216,7 @@ def flat(state: nnx.State) -> dict[str, Any]:
     return traverse_util.flatten_dict(nnx.to_pure_dict(state), sep="/")
 
 
-def ours(source: Source, name: str, state_dict: Mapping) -> np.ndarray:
+def ours(source: WeightSource, name: str, state_dict: Mapping) -> np.ndarray:
     """What a source has for our name, in our layout."""
     theirs, layout = source.table[f"backbone/{name}"]
     return layout(state_dict[theirs].numpy())

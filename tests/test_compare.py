@@ -60,17 +60,17 @@ def test_a_clear_difference_is_told_as_one(tmp_path):
     a = write_scored(tmp_path / "a", confusions_of(0.6))
     b = write_scored(tmp_path / "b", confusions_of(0.7))
     comparison = compared(a, b)
-    found = comparison.b.scores.mean_iu - comparison.a.scores.mean_iu
-    low, high = comparison.intervals_of_difference.mean_iu
+    found = comparison.b.scores.mean_iou - comparison.a.scores.mean_iou
+    low, high = comparison.intervals_of_difference.mean_iou
     assert 0 < low < found < high
     assert verdict(comparison) == (
-        f"B's mean IU is {100 * found:.1f} points above A's; 95 % interval of the difference "
+        f"B's mIoU is {100 * found:.1f} points above A's; 95 % interval of the difference "
         f"+{100 * low:.1f} to +{100 * high:.1f}, without 0: more than which 40 images were drawn "
         "explains. What another seed in training would change is not in it."
     )
     assert "points below A's" in verdict(compared(b, a))
     # Paired, the interval is narrower than what the two by themselves would give.
-    of_each = [comparison.intervals_a.mean_iu, comparison.intervals_b.mean_iu]
+    of_each = [comparison.intervals_a.mean_iou, comparison.intervals_b.mean_iou]
     assert of_each[0].low < of_each[0].high < of_each[1].low < of_each[1].high
 
 
@@ -78,7 +78,7 @@ def test_a_difference_that_other_images_might_turn_round_is_told_as_such(tmp_pat
     one, other = confusions_of(0.6), confusions_of(0.6)
     other[0], other[1] = confusions_of(0.3)[0], confusions_of(1)[1]
     comparison = compared(write_scored(tmp_path / "a", one), write_scored(tmp_path / "b", other))
-    low, high = comparison.intervals_of_difference.mean_iu
+    low, high = comparison.intervals_of_difference.mean_iou
     assert low < 0 < high
     assert "with 0 in it: it may be due to which 40 images were drawn" in verdict(comparison)
 
@@ -86,7 +86,7 @@ def test_a_difference_that_other_images_might_turn_round_is_told_as_such(tmp_pat
 def test_a_run_beside_itself_and_runs_of_one_image_or_none_scored(tmp_path):
     a = write_scored(tmp_path / "a", confusions_of(0.6))
     assert verdict(compared(a, a)) == (
-        "A and B have the same mean IU, whichever of the images are drawn."
+        "A and B have the same mIoU, whichever of the images are drawn."
     )
     a = write_scored(tmp_path / "a1", confusions_of(0.6)[:1])
     b = write_scored(tmp_path / "b1", confusions_of(0.8)[:1])
@@ -95,8 +95,8 @@ def test_a_run_beside_itself_and_runs_of_one_image_or_none_scored(tmp_path):
     assert verdict(compared(a, a)) == "No pixel is scored: there is nothing to compare."
 
 
-def test_images_that_moved_most_by_their_own_mean_iu(tmp_path):
-    # Of one class each, so that the mean IU of an image is its share of hits; the last is void.
+def test_images_that_moved_most_by_their_own_mean_iou(tmp_path):
+    # Of one class each, so that the mIoU of an image is its share of hits; the last is void.
     def images(*hits: int) -> np.ndarray:
         confusions = np.zeros((5, 3, 3), int)
         confusions[:4, 1, 1] = hits
@@ -128,19 +128,19 @@ def test_what_the_command_prints_and_writes(tmp_path):
     assert lines[1] == f"B: {b}, step 12"
     rows = [line.split() for line in lines]
     comparison = compared(a, b)
-    iu_a, iu_b = comparison.a.scores.per_class_iu, comparison.b.scores.per_class_iu
-    low, high = comparison.intervals_of_difference.per_class_iu[0]
+    iou_a, iou_b = comparison.a.scores.per_class_iou, comparison.b.scores.per_class_iou
+    low, high = comparison.intervals_of_difference.per_class_iou[0]
     assert [
         "sky",
-        f"{100 * iu_a[0]:.1f}",
-        f"{100 * iu_b[0]:.1f}",
-        f"+{100 * (iu_b[0] - iu_a[0]):.1f}",
+        f"{100 * iou_a[0]:.1f}",
+        f"{100 * iou_b[0]:.1f}",
+        f"+{100 * (iou_b[0] - iou_a[0]):.1f}",
         f"+{100 * low:.1f}",
         "to",
         f"+{100 * high:.1f}",
     ] in rows
     assert ["boat", "–", "–"] in rows
-    assert ["mean", "boundary", "IU", "37.5", "37.5", "+0.0"] in rows
+    assert ["mean", "boundary", "IoU", "37.5", "37.5", "+0.0"] in rows
     assert verdict(comparison) in lines
     gained, _ = images_that_moved_most(comparison, 5)
     assert {row[0] for row in rows if row} >= {moved.image for moved in gained}
@@ -150,13 +150,13 @@ def test_what_the_command_prints_and_writes(tmp_path):
     written = json.loads((folder / "val.json").read_text())
     assert written["split"] == "val"
     assert written["images_by_class"] == {"sky": 40, "road": 40, "boat": 0}
-    assert written["a"]["per_class_iu"]["boat"] is None
-    assert written["a"]["intervals"]["mean_iu"] == list(comparison.intervals_a.mean_iu)
+    assert written["a"]["per_class_iou"]["boat"] is None
+    assert written["a"]["intervals"]["mean_iou"] == list(comparison.intervals_a.mean_iou)
     difference = written["b_minus_a"]
-    assert difference["per_class_iu"]["sky"] == pytest.approx(iu_b[0] - iu_a[0])
-    assert difference["intervals"]["per_class_iu"] == {
+    assert difference["per_class_iou"]["sky"] == pytest.approx(iou_b[0] - iou_a[0])
+    assert difference["intervals"]["per_class_iou"] == {
         "sky": [low, high],
-        "road": list(comparison.intervals_of_difference.per_class_iu[1]),
+        "road": list(comparison.intervals_of_difference.per_class_iou[1]),
         "boat": None,
     }
     with Image.open(folder / "val.png") as picture:
@@ -224,7 +224,7 @@ def test_files_that_do_not_belong_together_are_refused(tmp_path):
         UserError, match=r"val.json and val_images.npz are of different evaluations"
     ):
         read_scored(a, "val")
-    for text in ("", "[]", "{}", '{"per_class_iu": {"sky": "x"}, "images": 1, "step": 1}'):
+    for text in ("", "[]", "{}", '{"per_class_iou": {"sky": "x"}, "images": 1, "step": 1}'):
         (a / "evaluation" / "val.json").write_text(text)
         with pytest.raises(UserError, match=r"val.json cannot be read .*fcn_jax.evaluate"):
             read_scored(a, "val")

@@ -22,7 +22,7 @@ from fcn_jax.evaluation.confusion import WideCount
 from fcn_jax.evaluation.evaluator import Evaluation, evaluator
 from fcn_jax.evaluation.image_counts import ImageCounts
 from fcn_jax.inference.options import WHOLE, Inference
-from fcn_jax.models.build import build
+from fcn_jax.models.build import build_model
 from fcn_jax.models.pure_model import Network
 from tests.fake_devices import output_on_four_devices
 
@@ -50,7 +50,7 @@ class Drawn:
 
 
 def random_network() -> Network:
-    model = build(ModelConfig(), CLASSES, rngs=nnx.Rngs(0))
+    model = build_model(ModelConfig(), CLASSES, rngs=nnx.Rngs(0))
     random = np.random.default_rng(0)
     for stage in model.stages:
         kernel = getattr(model.head, f"score{stage}").kernel
@@ -59,7 +59,7 @@ def random_network() -> Network:
 
 
 def evaluate(network: Network, **settings: Any) -> Evaluation:
-    convention = conventions.BY_NAME[settings.pop("convention", "native")]
+    convention = conventions.CONVENTIONS[settings.pop("convention", "native")]
     how = settings.pop("inference", WHOLE), settings.pop("boundary", False)
     score = evaluator(
         network,

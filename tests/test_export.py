@@ -21,8 +21,8 @@ from fcn_jax.data import shapes
 from fcn_jax.data.labels import VOC_CLASSES
 from fcn_jax.errors import UserError
 from fcn_jax.export import export, export_to_torchvision, read_metrics
-from fcn_jax.inference.trained import Run
-from fcn_jax.models.build import build
+from fcn_jax.inference.trained import Predictor, load_weights
+from fcn_jax.models.build import build_model
 from fcn_jax.models.pure_model import Network
 from fcn_jax.predict import load_run
 from fcn_jax.runs import RunSettings
@@ -64,15 +64,15 @@ def test_the_model_card_holds_classes_scores_and_settings(run_folder: Path, tmp_
     assert card.startswith("---\nlibrary_name: fcn_jax\n")
     assert "0 background, 1 disc, 2 square" in card
     written = json.loads((run_folder / "evaluation/val.json").read_text())
-    assert f"| val | {written['images']} | {written['mean_iu']:.4g} |" in card
+    assert f"| val | {written['images']} | {written['mean_iou']:.4g} |" in card
     assert '"backbone": "small"' in card
 
 
 def test_an_exported_run_is_a_start_for_another(run_folder: Path, tmp_path: Path) -> None:
     run = load_run(run_folder)
     export(run, tmp_path / "out", {})
-    from_run, _ = pretrained.read(run_folder).apply(pretrained.zeros(run.network))
-    from_export, report = pretrained.read(tmp_path / "out").apply(pretrained.zeros(run.network))
+    from_run, _ = load_weights(run_folder).apply(pretrained.zeros(run.network))
+    from_export, report = load_weights(tmp_path / "out").apply(pretrained.zeros(run.network))
     jax.tree.map(np.testing.assert_array_equal, from_run, from_export)
     assert "left as they were" not in report
 
@@ -105,7 +105,7 @@ def test_drawn_images_are_scored_without_a_root(run_folder: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def torchvision_run() -> Run:
+def torchvision_run() -> Predictor:
     """A run of torchvision's FCN-ResNet-50 with numbers drawn at random."""
     model = ModelConfig(
         backbone="resnet50",
@@ -115,18 +115,22 @@ def torchvision_run() -> Run:
         auxiliary_weight=0.5,
         upsampling="interpolate",
     )
-    network = Network(nnx.eval_shape(lambda: build(model, 21, rngs=nnx.Rngs(0))))
+    network = Network(nnx.eval_shape(lambda: build_model(model, 21, rngs=nnx.Rngs(0))))
     random = np.random.default_rng(0)
     variables = jax.tree.map(
         lambda leaf: random.random(leaf.shape, np.float32) + 0.1, pretrained.zeros(network)
     )
     settings = RunSettings(Config(model=model), 3, {"": VOC_CLASSES})
-    return Run(settings, network, variables, 7)
+    return Predictor(settings, network, variables, 7)
 
 
 @pytest.mark.parametrize("ending", ["safetensors", "pth"])
 def test_out_to_torchvision_and_back_is_the_same_to_the_bit(
-    torch: ModuleType, torchvision: ModuleType, torchvision_run: Run, tmp_path: Path, ending: str
+    torch: ModuleType,
+    torchvision: ModuleType,
+    torchvision_run: Predictor,
+    tmp_path: Path,
+    ending: str,
 ) -> None:
     path = tmp_path / f"fcn.{ending}"
     export_to_torchvision(torchvision_run, path)
@@ -199,10 +203,10 @@ def test_an_export_that_cannot_be_written_is_one_line(run_folder: Path, tmp_path
 
 
 def test_features_scaled_before_the_head_do_not_go_to_torchvision(
-    torchvision_run: Run, tmp_path: Path
+    torchvision_run: Predictor, tmp_path: Path
 ) -> None:
     model = dataclasses.replace(torchvision_run.config.model, score_scales=(0.1,))
     settings = RunSettings(Config(model=model), 3, {"": VOC_CLASSES})
-    run = Run(settings, torchvision_run.network, torchvision_run.variables, 7)
+    run = Predictor(settings, torchvision_run.network, torchvision_run.variables, 7)
     with pytest.raises(UserError, match="wants a run of torchvision's FCN"):
         export_to_torchvision(run, tmp_path / "fcn.pth")

@@ -12,7 +12,7 @@ from flax import nnx
 from fcn_jax import pretrained
 from fcn_jax.config import ModelConfig
 from fcn_jax.models.backbones.vgg import VGG16
-from fcn_jax.models.build import build
+from fcn_jax.models.build import build_model
 from fcn_jax.models.fcn import FCN
 from fcn_jax.models.pure_model import Network
 from fcn_jax.models.upsampling import bilinear_upsample
@@ -30,7 +30,7 @@ def test_a_stage_begins_with_the_scores_of_the_stage_before(
 
     def model(skips: int) -> Any:
         config = ModelConfig(backbone="small", skips=skips, upsampling=upsampling)
-        return build(config, 6, rngs=nnx.Rngs(0))
+        return build_model(config, 6, rngs=nnx.Rngs(0))
 
     network = Network(randomised(lambda: model(0)))
     about = saved.About("FCN-32s", {"model": {"backbone": "small", "preprocessing": "torchvision"}})

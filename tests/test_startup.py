@@ -12,7 +12,7 @@ import pytest
 from flax import nnx
 
 from fcn_jax.config import ModelConfig
-from fcn_jax.models.build import build, drawn, outline
+from fcn_jax.models.build import abstract_model, build_model, init_model
 from tests.own_folder import ROOT, write_folder
 
 
@@ -66,8 +66,8 @@ def test_the_second_start_compiles_nothing_and_so_does_going_on(tmp_path: Path):
 
 def test_first_weights_are_the_same_as_drawn_one_by_one():
     config = ModelConfig(backbone="small", upsampling="learned")
-    one_by_one = build(config, 5, channels=4, rngs=nnx.Rngs(3))
-    together = drawn(config, 5, channels=4, seed=3)
+    one_by_one = build_model(config, 5, channels=4, rngs=nnx.Rngs(3))
+    together = init_model(config, 5, channels=4, seed=3)
     graph, expected = nnx.split(one_by_one)
     assert nnx.split(together)[0] == graph
     jax.tree.map(
@@ -79,8 +79,8 @@ def test_first_weights_are_the_same_as_drawn_one_by_one():
 
 def test_an_outline_has_the_shapes_and_no_weights():
     config = ModelConfig(backbone="small")
-    shapes = nnx.to_pure_dict(nnx.state(outline(config, 5)))
-    weights = nnx.to_pure_dict(nnx.state(build(config, 5, rngs=nnx.Rngs(0))))
+    shapes = nnx.to_pure_dict(nnx.state(abstract_model(config, 5)))
+    weights = nnx.to_pure_dict(nnx.state(build_model(config, 5, rngs=nnx.Rngs(0))))
     leaves = jax.tree.leaves(shapes)
     assert not any(isinstance(leaf, jax.Array) for leaf in leaves)
     assert [(x.shape, x.dtype) for x in leaves] == [

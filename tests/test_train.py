@@ -63,12 +63,12 @@ def test_scores_are_those_of_each_image_labelled_alone(run_folder, folder):
         np.add.at(confusion, (truth[valid], run(image)[valid]), 1)
     right = np.diag(confusion)
     present = confusion.sum(1) > 0
-    iu = right[present] / (confusion.sum(1) + confusion.sum(0) - right)[present]
+    iou = right[present] / (confusion.sum(1) + confusion.sum(0) - right)[present]
     written = json.loads((run_folder / "evaluation/val.json").read_text())
     assert written["images"] == 2
     assert written["pixel_accuracy"] == pytest.approx(right.sum() / confusion.sum(), abs=1e-12)
-    assert written["mean_iu"] == pytest.approx(iu.mean(), abs=1e-12)
-    assert set(written["per_class_iu"]) == set(shapes.CLASSES)
+    assert written["mean_iou"] == pytest.approx(iou.mean(), abs=1e-12)
+    assert set(written["per_class_iou"]) == set(shapes.CLASSES)
 
 
 def test_evaluate_scores_by_other_conventions_and_in_other_ways(run_folder):
@@ -80,7 +80,7 @@ def test_evaluate_scores_by_other_conventions_and_in_other_ways(run_folder):
     scores = json.loads((run_folder / "evaluation/val_torchvision.json").read_text())
     assert (scores["convention"], scores["inference"]) == ("torchvision", "whole images")
     assert scores["intervals"] is None
-    assert 0 <= scores["mean_boundary_iu"] <= 1
+    assert 0 <= scores["mean_boundary_iou"] <= 1
 
     in_views = command("evaluate", f"--workdir={run_folder}", "--scales=0.5,1", "--flip")
     assert in_views.returncode == 0, in_views.stderr
@@ -195,7 +195,7 @@ def test_two_images_are_learned_by_heart(tmp_path):
     config.train.steps = 300
     config.train.eval_every_steps = 300
     scores = train(config, tmp_path / "run").scores
-    assert scores.mean_iu > 0.99
+    assert scores.mean_iou > 0.99
     assert scores.pixel_accuracy > 0.999
 
 
@@ -203,12 +203,12 @@ def test_a_finished_run_started_again_only_reports(run_folder, folder):
     before = (run_folder / "log.jsonl").read_text()
     config = small_config(folder)
     # Of another network or run the folder would be refused; these are free to change.
-    config.model.rematerialize = True
+    config.model.remat = True
     config.train.steps_per_dispatch = 3
     evaluation = train(config, run_folder)
     assert (run_folder / "log.jsonl").read_text() == before
     written = json.loads((run_folder / "evaluation/val.json").read_text())
-    assert evaluation.scores.mean_iu == written["mean_iu"]
+    assert evaluation.scores.mean_iou == written["mean_iou"]
 
 
 def test_a_folder_of_other_settings_is_left_alone(run_folder, folder):

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from fcn_jax.config import AugmentConfig
-from fcn_jax.data.labels import VOID_LABEL
+from fcn_jax.data.labels import IGNORE_INDEX
 from fcn_jax.models.backbones.preprocess import COLOURS
 
 LUMA = (0.299, 0.587, 0.114)
@@ -27,7 +27,7 @@ class Crop(NamedTuple):
     valid: jax.Array | None
 
 
-class Window(NamedTuple):
+class CropAxis(NamedTuple):
     """Where along one axis of the canvas each position of the crop lies.
 
     low, high: int32 (n,), the two nearest pixels; share: float32 (n,), of `high`; nearest: int32
@@ -85,23 +85,23 @@ def augment(
     pixels = jnp.where(inside[..., None], pixels, jnp.asarray(fill, jnp.float32))
     classes = label[rows.nearest][:, columns.nearest].astype(jnp.int32)
     shown = inside.reshape(*inside.shape, *[1] * (label.ndim - 2))
-    return Crop(pixels, jnp.where(shown, classes, VOID_LABEL), size if whole else None)
+    return Crop(pixels, jnp.where(shown, classes, IGNORE_INDEX), size if whole else None)
 
 
-def _whole(size: jax.Array, length: int) -> Window:
+def _whole(size: jax.Array, length: int) -> CropAxis:
     position = jnp.arange(length)
     inside = position < size
-    return Window(position, position, jnp.zeros((length,)), position, inside)
+    return CropAxis(position, position, jnp.zeros((length,)), position, inside)
 
 
-def _reversed(window: Window, count: int | jax.Array) -> Window:
+def _reversed(window: CropAxis, count: int | jax.Array) -> CropAxis:
     """The first `count` positions in reverse order."""
     position = jnp.arange(window.low.shape[0])
     mirror = jnp.where(position < count, count - 1 - position, position)
-    return Window(*(values[mirror] for values in window))
+    return CropAxis(*(values[mirror] for values in window))
 
 
-def _window(key: jax.Array, size: jax.Array, scale: jax.Array, length: int) -> Window:
+def _window(key: jax.Array, size: jax.Array, scale: jax.Array, length: int) -> CropAxis:
     scaled = jnp.round(size * scale)
     slack = scaled - length
     start = jnp.floor(
@@ -114,7 +114,7 @@ def _window(key: jax.Array, size: jax.Array, scale: jax.Array, length: int) -> W
     last = size - 1
     low = jnp.clip(jnp.floor(source), 0, last)
     share = jnp.clip(source - low, 0, 1)
-    return Window(
+    return CropAxis(
         low=low.astype(jnp.int32),
         high=jnp.minimum(low + 1, last).astype(jnp.int32),
         share=share,
@@ -123,7 +123,7 @@ def _window(key: jax.Array, size: jax.Array, scale: jax.Array, length: int) -> W
     )
 
 
-def _interpolate(values: jax.Array, window: Window, axis: int) -> jax.Array:
+def _interpolate(values: jax.Array, window: CropAxis, axis: int) -> jax.Array:
     low = jnp.take(values, window.low, axis, mode="clip").astype(jnp.float32)
     high = jnp.take(values, window.high, axis, mode="clip").astype(jnp.float32)
     share = jnp.expand_dims(window.share, tuple(a for a in range(values.ndim) if a != axis))

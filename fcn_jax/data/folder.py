@@ -23,8 +23,8 @@ from typing import Any
 import numpy as np
 
 from fcn_jax.data.channels import read_channels
-from fcn_jax.data.labels import VOID_LABEL, read_bytes, read_mask, read_palette
-from fcn_jax.data.records import Part, SegmentationBuilder, Source
+from fcn_jax.data.labels import IGNORE_INDEX, read_bytes, read_mask, read_palette
+from fcn_jax.data.records import RecordSource, SegmentationBuilder, UnreadFile
 from fcn_jax.errors import UserError, listed
 
 SPLITS = ("train", "val", "test")
@@ -86,7 +86,7 @@ class Folder(SegmentationBuilder, skip_registration=True):  # type: ignore[call-
             **options,
         )
 
-    def _sources(self, dl_manager: Any) -> dict[str, list[Source]]:
+    def _sources(self, dl_manager: Any) -> dict[str, list[RecordSource]]:
         del dl_manager  # nothing to download
         images = _files_by_stem(self._root, "images")
         splits = _read_lists(self._root, images)
@@ -100,18 +100,18 @@ class Folder(SegmentationBuilder, skip_registration=True):  # type: ignore[call-
             for split, stems in splits.items()
         }
 
-    def _record(self, source: Source) -> dict[str, Any]:
+    def _record(self, source: RecordSource) -> dict[str, Any]:
         try:
             return super()._record(source)
         except UserError as error:  # of the first; there may be more
             raise UserError(f"{error} (`python -m fcn_jax.doctor` tells all at once)") from error
 
-    def _source(self, stem: str, image: Path) -> Source:
-        return Source(
+    def _source(self, stem: str, image: Path) -> RecordSource:
+        return RecordSource(
             name=stem,
             image=_encoded(image),
             labels=[
-                Part(functools.partial(self._read_mask, name, files[stem]), str(files[stem]))
+                UnreadFile(functools.partial(self._read_mask, name, files[stem]), str(files[stem]))
                 for name, files in self._masks.items()
             ],
             channels=[_encoded(files[stem]) for files in self._channels.values()],
@@ -125,11 +125,11 @@ class Folder(SegmentationBuilder, skip_registration=True):  # type: ignore[call-
     def _check_all(self) -> None:
         for name, labels_seen in self._labels_seen.items():
             seen = set(np.flatnonzero(labels_seen).tolist())
-            if seen == {0, VOID_LABEL} and len(self._classes[name]) == 2:
+            if seen == {0, IGNORE_INDEX} and len(self._classes[name]) == 2:
                 raise UserError(
-                    f"{self._root / name}: every mask holds only 0 and {VOID_LABEL}, but "
-                    f"{VOID_LABEL} means void (neither trained on nor scored); save the foreground "
-                    "as 1"
+                    f"{self._root / name}: every mask holds only 0 and {IGNORE_INDEX}, but "
+                    f"{IGNORE_INDEX} means void (neither trained on nor scored); save the "
+                    "foreground as 1"
                 )
 
 
@@ -146,8 +146,8 @@ def classes_file(label_map: str) -> str:
     return "classes.txt" if label_map == "masks" else f"{label_map}.txt"
 
 
-def _encoded(path: Path) -> Part:
-    return Part(functools.partial(read_bytes, path), str(path))
+def _encoded(path: Path) -> UnreadFile:
+    return UnreadFile(functools.partial(read_bytes, path), str(path))
 
 
 def read_classes(path: Path) -> list[str]:
@@ -159,9 +159,9 @@ def read_classes(path: Path) -> list[str]:
     if not path.is_file():
         raise UserError(f"{path}: missing; write one class name per line, class 0 first")
     names = _lines(path)
-    if not 2 <= len(names) <= VOID_LABEL:
+    if not 2 <= len(names) <= IGNORE_INDEX:
         raise UserError(
-            f"{path}: {len(names)} class names; 2 to {VOID_LABEL} are needed (background counts)"
+            f"{path}: {len(names)} class names; 2 to {IGNORE_INDEX} are needed (background counts)"
         )
     if twice := _repeated(names):
         named = listed(twice, SHOWN)

@@ -19,7 +19,7 @@ from fcn_jax.errors import UserError, listed
 Array = TypeVar("Array", bound=Any)
 T = TypeVar("T")
 
-VOID_LABEL = 255
+IGNORE_INDEX = 255
 """Pixels that are neither trained on nor scored (VOC's object borders, a canvas's outside)."""
 
 TIFF_BEGINNINGS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
@@ -163,7 +163,7 @@ def mask_labels(
         if values.min() < 0 or values.max() > 255:
             raise UserError(
                 f"{name}: values from {values.min()} to {values.max()}; "
-                f"a mask holds class indices, with {VOID_LABEL} for void"
+                f"a mask holds class indices, with {IGNORE_INDEX} for void"
             )
         return values.astype(np.uint8)
     if image.mode == "P" and palette is None:
@@ -227,12 +227,12 @@ def check_labels(label: np.ndarray, num_classes: int, name: str) -> None:
     Raises:
       UserError: names the map by `name`, and the values (the first few).
     """
-    stray = label[(label >= num_classes) & (label != VOID_LABEL)]
+    stray = label[(label >= num_classes) & (label != IGNORE_INDEX)]
     if stray.size:
         shown = listed(np.unique(stray).tolist(), LABELS_SHOWN)
         raise UserError(
             f"{name}: label {shown} is outside 0 to {num_classes - 1} ({num_classes} classes, "
-            f"{VOID_LABEL} is void); fix the mask or the list of classes"
+            f"{IGNORE_INDEX} is void); fix the mask or the list of classes"
         )
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from absl import flags
 
 from fcn_jax.data.canvases import Bucket, Size
-from fcn_jax.data.labels import VOID_LABEL
+from fcn_jax.data.labels import IGNORE_INDEX
 from fcn_jax.data.order import PLACES, image_at
 
 Batch = dict[str, np.ndarray]
@@ -189,7 +189,7 @@ class ToCanvas:
         label_px = self.label_canvas_px or self.canvas_px
         canvases = {
             "image": np.zeros((count, *self.canvas_px, like["image"].shape[-1]), np.uint8),
-            "label": np.full((count, *label_px, *like["label"].shape[2:]), VOID_LABEL, np.uint8),
+            "label": np.full((count, *label_px, *like["label"].shape[2:]), IGNORE_INDEX, np.uint8),
             "size": np.tile(np.asarray(self.canvas_px, np.int32), (count, 1)),
         }
         if self.label_canvas_px:

@@ -18,12 +18,12 @@ import numpy as np
 from fcn_jax.config import DataConfig
 from fcn_jax.data import folder, voc
 from fcn_jax.data.labels import VOC_CLASSES, read_bytes, read_palette
-from fcn_jax.data.records import Part
+from fcn_jax.data.records import UnreadFile
 from fcn_jax.errors import UserError
 
 
 class Note(NamedTuple):
-    """One sighting: of a kind of `doctor.findings.KINDS`, at a file, split or class, with what was seen there."""
+    """One observation of a kind of `doctor.findings.KINDS` at a file, split or class."""
 
     kind: str
     where: str
@@ -39,9 +39,9 @@ class Pair(NamedTuple):
 
     name: str
     split: str
-    image: Part
-    masks: Mapping[str, Part]
-    channels: Mapping[str, Part]
+    image: UnreadFile
+    masks: Mapping[str, UnreadFile]
+    channels: Mapping[str, UnreadFile]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,11 +183,11 @@ def _shown(path: Path) -> str:
     return f"{path.parent.name}/{path.name}"
 
 
-def _part(path: Path) -> Part:
-    return Part(functools.partial(read_bytes, path), _shown(path))
+def _part(path: Path) -> UnreadFile:
+    return UnreadFile(functools.partial(read_bytes, path), _shown(path))
 
 
-def _parts(folders: Mapping[str, Mapping[str, Path]], stem: str) -> dict[str, Part]:
+def _parts(folders: Mapping[str, Mapping[str, Path]], stem: str) -> dict[str, UnreadFile]:
     return {name: _part(files[stem]) for name, files in folders.items() if stem in files}
 
 
@@ -199,10 +199,10 @@ def _list_voc(data: DataConfig, place: Path, read: voc.Read) -> RawSet:
         with lock:
             return read(path)
 
-    def part(path: str) -> Part:
-        return Part(functools.partial(read_alone, path), path)
+    def part(path: str) -> UnreadFile:
+        return UnreadFile(functools.partial(read_alone, path), path)
 
-    def pair(name: str, split: str, mask: Part) -> Pair:
+    def pair(name: str, split: str, mask: UnreadFile) -> Pair:
         return Pair(name, split, part(f"{voc.IMAGES}/{name}.jpg"), {"": mask}, {})
 
     lists = {split: voc.read_list(read, place, split) for split in ("train", "val")}
@@ -215,7 +215,7 @@ def _list_voc(data: DataConfig, place: Path, read: voc.Read) -> RawSet:
         own = {*lists["train"], *lists["val"]}
         masks = voc.sbd_masks(Path(data.root).expanduser())
         pairs += [
-            pair(name, "train", Part(mask, f"SBD's mask {name}"))
+            pair(name, "train", UnreadFile(mask, f"SBD's mask {name}"))
             for name, mask in sorted(masks.items())
             if name not in own
         ]

@@ -21,14 +21,14 @@ RECORDS_PER_SHARD = 256  # TFDS holds one shard in memory while it writes
 JPEG_OR_PNG = (b"\xff\xd8\xff", b"\x89PNG")  # first bytes of the files that are kept as they are
 
 
-class Part(NamedTuple):
+class UnreadFile(NamedTuple):
     """One of the pictures that make a record, unread. name: stands for it in errors."""
 
     read: Callable[[], Any]
     name: str
 
 
-class Source(NamedTuple):
+class RecordSource(NamedTuple):
     """A record before preparation.
 
     image: gives the encoded file. labels: each gives the class indices of a label map, uint8
@@ -36,13 +36,13 @@ class Source(NamedTuple):
     """
 
     name: str
-    image: Part
-    labels: Sequence[Part]
-    channels: Sequence[Part] = ()
+    image: UnreadFile
+    labels: Sequence[UnreadFile]
+    channels: Sequence[UnreadFile] = ()
 
 
 class SegmentationBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
-    """Writes the `Source`s that a subclass's `_sources` lists, after checking each.
+    """Writes the `RecordSource`s that a subclass's `_sources` lists, after checking each.
 
     label_maps: class names by label map; a single one is called "". further_channels: how many
     channels of a source's `channels`, by name.
@@ -73,7 +73,7 @@ class SegmentationBuilder(tfds.core.ShardBasedBuilder, skip_registration=True): 
         with self.open_files:
             self.download_and_prepare(download_dir=download_dir, file_format="array_record")
 
-    def _sources(self, dl_manager: Any) -> dict[str, list[Source]]:
+    def _sources(self, dl_manager: Any) -> dict[str, list[RecordSource]]:
         raise NotImplementedError
 
     def _check_all(self) -> None:
@@ -106,7 +106,7 @@ class SegmentationBuilder(tfds.core.ShardBasedBuilder, skip_registration=True): 
             for split, sources in splits.items()
         }
 
-    def _records(self, sources: list[Source]) -> Iterator[tuple[str, dict[str, Any]]]:
+    def _records(self, sources: list[RecordSource]) -> Iterator[tuple[str, dict[str, Any]]]:
         for source in sources:
             yield source.name, self._record(source)
             self._bar.advance()
@@ -114,7 +114,7 @@ class SegmentationBuilder(tfds.core.ShardBasedBuilder, skip_registration=True): 
         if not self._remaining:
             self._check_all()
 
-    def _record(self, source: Source) -> dict[str, Any]:
+    def _record(self, source: RecordSource) -> dict[str, Any]:
         image = source.image.read()
         decoded = decode_image(image, source.image.name)
         record = {"image": _kept(image, decoded), "name": source.name}

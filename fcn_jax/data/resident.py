@@ -30,7 +30,7 @@ PIECE_BYTES = 64 << 20
 """What the host decodes before it is copied, or one canvas a device where these take more: the most
 that it holds of the set."""
 
-Step = Callable[[Any, Any], tuple[Any, dict[str, jax.Array]]]
+DeviceStep = Callable[[Any, Any], tuple[Any, dict[str, jax.Array]]]
 """A training step as `step.make_train_step` builds it: (state, batch) -> (state, metrics)."""
 
 
@@ -43,7 +43,7 @@ def load(records: Any, canvas_px: Size, use_mesh: bool = False) -> dict[str, jax
     Args:
         records: a random-access source of records (`splits.Split`), none larger than the canvas.
         canvas_px: height and width.
-        use_mesh: as of `parallel.on_all_devices`, here of one host's devices.
+        use_mesh: as of `parallel.parallelize`, here of one host's devices.
     """
     to_canvas, like = ToCanvas(canvas_px), records[0]
     devices = jax.local_device_count()
@@ -109,8 +109,8 @@ def _written(held: Any, piece: Any, start: jax.Array) -> Any:
 
 
 def on_resident(
-    train_step: Step, *, count: int, batch_size: int, seed: int, steps: int = 1
-) -> Step:
+    train_step: DeviceStep, *, count: int, batch_size: int, seed: int, steps: int = 1
+) -> DeviceStep:
     """The training step that takes its batches from the set that `load` put on the devices.
 
     Args:

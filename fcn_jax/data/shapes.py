@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from fcn_jax.data.labels import VOID_LABEL, encode_png
-from fcn_jax.data.records import Part, SegmentationBuilder, Source
+from fcn_jax.data.labels import IGNORE_INDEX, encode_png
+from fcn_jax.data.records import RecordSource, SegmentationBuilder, UnreadFile
 
 CLASSES = ("background", "disc", "square", "triangle", "ring", "star")
 SEED = 2015
 SPLIT_SIZES = {"train": 400, "val": 100}
 SIDES_PX = (96, 160)
-MOST_OBJECTS = 4
+MAX_OBJECTS = 4
 TYPICAL_SHARE = 0.9  # of objects that wear their kind's texture, and of those in its colour
 OVERSAMPLING = 2  # objects are drawn this much larger and shrunk, for smooth edges
 
@@ -30,19 +30,19 @@ class Shapes(SegmentationBuilder, skip_registration=True):  # type: ignore[call-
     def __init__(self, **options: Any):
         super().__init__(label_maps={"": CLASSES}, **options)
 
-    def _sources(self, dl_manager: Any) -> dict[str, list[Source]]:
+    def _sources(self, dl_manager: Any) -> dict[str, list[RecordSource]]:
         del dl_manager  # nothing to download
-        splits: dict[str, list[Source]] = {}
+        splits: dict[str, list[RecordSource]] = {}
         for split, size in SPLIT_SIZES.items():
             splits[split] = []
             for index in range(size):
                 name = f"{split}_{index:03}"
                 drawing = functools.cache(functools.partial(_draw_encoded, name))
                 splits[split].append(
-                    Source(
+                    RecordSource(
                         name,
-                        Part(functools.partial(_part, drawing, 0), name),
-                        [Part(functools.partial(_part, drawing, 1), name)],
+                        UnreadFile(functools.partial(_part, drawing, 0), name),
+                        [UnreadFile(functools.partial(_part, drawing, 1), name)],
                     )
                 )
         return splits
@@ -60,7 +60,7 @@ def draw(name: str) -> tuple[np.ndarray, np.ndarray]:
     ground = _from_hsv(ground_hue, rng.uniform(0.15, 0.4), rng.uniform(0.6, 0.9))
     image = _texture(rng, int(rng.integers(5)), height, width, ground)
     label = np.zeros((height, width), np.uint8)
-    for _ in range(MOST_OBJECTS):
+    for _ in range(MAX_OBJECTS):
         index = int(rng.integers(1, len(CLASSES)))
         coverage = _silhouette(rng, CLASSES[index], height, width)
         if _hides_another(coverage, label):
@@ -73,7 +73,7 @@ def draw(name: str) -> tuple[np.ndarray, np.ndarray]:
         image = image * (1 - opacity) + surface * opacity
         # A box blur of 3 px turns the edge into a ramp; its middle 70 % are some 2 px wide.
         edge = _fraction(coverage.filter(ImageFilter.BoxBlur(1)))
-        label[edge >= 0.15] = VOID_LABEL
+        label[edge >= 0.15] = IGNORE_INDEX
         label[edge >= 0.85] = index
     image = image + 3 * rng.standard_normal(image.shape, np.float32)
     return np.clip(image, 0, 255).astype(np.uint8), label

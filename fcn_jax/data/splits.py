@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from fcn_jax.data.channels import decode_channels, join_channels
-from fcn_jax.data.labels import VOID_LABEL, check_labels, decode_image, decode_mask
+from fcn_jax.data.labels import IGNORE_INDEX, check_labels, decode_image, decode_mask
 from fcn_jax.errors import UserError
 
 
@@ -87,7 +87,7 @@ class Split:
             label = label[..., 0]
         if self.label_offset:
             shifted = label.astype(np.int32) + self.label_offset
-            label = np.where((label == VOID_LABEL) | (shifted < 0), VOID_LABEL, shifted)
+            label = np.where((label == IGNORE_INDEX) | (shifted < 0), IGNORE_INDEX, shifted)
         check_labels(label, num_classes, name)
         return label.astype(np.uint8, copy=False)
 

@@ -23,7 +23,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from fcn_jax.data.labels import VOC_CLASSES, decode_mask, read_bytes, read_mask
-from fcn_jax.data.records import Part, SegmentationBuilder, Source
+from fcn_jax.data.records import RecordSource, SegmentationBuilder, UnreadFile
 from fcn_jax.errors import UserError
 from fcn_jax.terminal.progress import progress_bar
 
@@ -63,7 +63,7 @@ class Voc(SegmentationBuilder, skip_registration=True):  # type: ignore[call-arg
         self._root = Path(root).expanduser() if root else None
         super().__init__(label_maps={"": VOC_CLASSES}, **options)
 
-    def _sources(self, dl_manager: Any) -> dict[str, list[Source]]:
+    def _sources(self, dl_manager: Any) -> dict[str, list[RecordSource]]:
         if self._root:
             place, read = self.open_files.enter_context(open_raw(self._root))
         else:
@@ -120,16 +120,20 @@ def raw_files(root: Path) -> list[Path]:
     return [path for path in candidates if path.exists()]
 
 
-def _source(name: str, read: Read, place: Path, mask: Callable[[], Any] | None = None) -> Source:
+def _source(
+    name: str, read: Read, place: Path, mask: Callable[[], Any] | None = None
+) -> RecordSource:
     mask_name = f"{place}/{MASKS}/{name}.png"
 
     def own_mask() -> np.ndarray:
         return decode_mask(read(f"{MASKS}/{name}.png"), mask_name)
 
-    return Source(
+    return RecordSource(
         name=name,
-        image=Part(functools.partial(read, f"{IMAGES}/{name}.jpg"), f"{place}/{IMAGES}/{name}.jpg"),
-        labels=[Part(mask or own_mask, f"SBD's mask {name}" if mask else mask_name)],
+        image=UnreadFile(
+            functools.partial(read, f"{IMAGES}/{name}.jpg"), f"{place}/{IMAGES}/{name}.jpg"
+        ),
+        labels=[UnreadFile(mask or own_mask, f"SBD's mask {name}" if mask else mask_name)],
     )
 
 

@@ -39,7 +39,7 @@ from rich.text import Text
 
 from fcn_jax.config import Config
 from fcn_jax.data import folder
-from fcn_jax.data.labels import VOID_LABEL
+from fcn_jax.data.labels import IGNORE_INDEX
 from fcn_jax.data.raw import Note
 from fcn_jax.doctor.advice import Advice, advise
 from fcn_jax.doctor.examine import Seen
@@ -231,14 +231,16 @@ def _class_table(survey: Survey, label_map: str, class_names: tuple[str, ...]) -
     names = dict(enumerate(class_names))
     if not names:  # the list of classes does not serve: whatever occurs
         pixels = sum((tally.pixels for tally in tallies.values()), np.zeros(256, np.int64))
-        names = {label: f"class {label}" for label in np.flatnonzero(pixels[:VOID_LABEL]).tolist()}
-    for label, name in [*names.items(), (VOID_LABEL, "void")]:
+        names = {
+            label: f"class {label}" for label in np.flatnonzero(pixels[:IGNORE_INDEX]).tolist()
+        }
+    for label, name in [*names.items(), (IGNORE_INDEX, "void")]:
         cells = []
         for tally in tallies.values():
-            of = tally.pixels.sum() if label == VOID_LABEL else tally.pixels[:VOID_LABEL].sum()
+            of = tally.pixels.sum() if label == IGNORE_INDEX else tally.pixels[:IGNORE_INDEX].sum()
             share = 100 * tally.pixels[label] / max(of, 1)
             cells += [f"{share:.2f}" if share else "–", f"{tally.images[label]:,}"]
-        if label == VOID_LABEL:
+        if label == IGNORE_INDEX:
             table.add_section()
         table.add_row(str(label), Text(name), *cells)
     return table

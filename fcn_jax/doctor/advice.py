@@ -11,7 +11,7 @@ from fcn_jax.errors import width_by_height
 from fcn_jax.training.class_weights import enet_weights, median_frequency_weights
 
 STRIDE_PX = 32  # of the coarsest features of most backbones
-MOST_CROP_PX = 512
+MAX_CROP_PX = 512
 IMBALANCE = 10  # largest share over smallest from which weights are worth a try
 LARGE_PERCENT = 95  # of the images lie whole on the canvas that is suggested
 
@@ -37,10 +37,10 @@ def advise(survey: Survey, config: Config) -> list[Advice]:
 def crop_px(sizes: np.ndarray) -> tuple[int, int]:
     """Height and width of a training crop for images of those sizes, int (n, 2).
 
-    The median image, to the nearest multiple of `STRIDE_PX`, and at most `MOST_CROP_PX`.
+    The median image, to the nearest multiple of `STRIDE_PX`, and at most `MAX_CROP_PX`.
     """
     cells = np.floor(np.median(sizes, axis=0) / STRIDE_PX + 0.5)
-    height, width = np.clip(cells * STRIDE_PX, STRIDE_PX, MOST_CROP_PX)
+    height, width = np.clip(cells * STRIDE_PX, STRIDE_PX, MAX_CROP_PX)
     return int(height), int(width)
 
 
@@ -50,7 +50,7 @@ def _crop(sizes: np.ndarray, config: Config) -> Advice:
     median = width_by_height(np.median(sizes, axis=0).astype(int))
     why = (
         f"height,width: of the median training image ({median}) to the nearest {STRIDE_PX}, the "
-        f"coarsest stride, and at most {MOST_CROP_PX}; less if memory runs short"
+        f"coarsest stride, and at most {MAX_CROP_PX}; less if memory runs short"
     )
     as_is = "as it is now; " if crop == tuple(config.augment.crop_px) else ""
     return Advice(setting, as_is + why)

@@ -9,9 +9,9 @@ from PIL import ExifTags, Image
 
 from fcn_jax.data.channels import decode_channels
 from fcn_jax.data.labels import (
+    IGNORE_INDEX,
     LABELS_SHOWN,
     VOC_CLASSES,
-    VOID_LABEL,
     by_map,
     colour_words,
     image_pixels,
@@ -21,17 +21,17 @@ from fcn_jax.data.labels import (
     voc_palette,
 )
 from fcn_jax.data.raw import Note, Pair
-from fcn_jax.data.records import Part
+from fcn_jax.data.records import UnreadFile
 from fcn_jax.data.splits import Split
 from fcn_jax.doctor.smears import Smear, find_smear
 from fcn_jax.errors import UserError, listed, width_by_height
 
 UPRIGHT = 1  # EXIF's value of an image that is not to be turned
 QUARTER_TURNS = range(5, 9)  # those by which height and width change places
-MOST_COLOURS = 8  # of a mask that are named
+MAX_COLOURS = 8  # of a mask that are named
 # Of a block of void, in a mask's shorter sides and pixels: a border between two classes has none.
 AREA_SIDE = 1 / 32
-LEAST_AREA_PX = 5
+MIN_AREA_PX = 5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,13 +133,13 @@ def examine_record(split: Split, index: int, label_maps: tuple[str, ...]) -> See
     masks = {
         label_map: mask
         for label_map, label in by_map(record["label"], label_maps).items()
-        if (mask := _labelled(label, name, VOID_LABEL, notes))
+        if (mask := _labelled(label, name, IGNORE_INDEX, notes))
     }
     return Seen(name, image.shape[:2], "RGB", _digest(image), masks, notes=tuple(notes))
 
 
 def _examine_mask(
-    part: Part, num_classes: int, palette: np.ndarray | None, notes: list[Note]
+    part: UnreadFile, num_classes: int, palette: np.ndarray | None, notes: list[Note]
 ) -> tuple[SeenMask | None, tuple[int, int] | None]:
     """The mask, where it can be read as class indices, and its height and width."""
     try:
@@ -167,16 +167,16 @@ def _examine_mask(
 
 def _labelled(label: np.ndarray, name: str, num_classes: int, notes: list[Note]) -> SeenMask | None:
     counts, smear = _counts(label), find_smear(label)
-    stray = np.flatnonzero(counts[num_classes:VOID_LABEL]) + num_classes
+    stray = np.flatnonzero(counts[num_classes:IGNORE_INDEX]) + num_classes
     if num_classes and stray.size:
         if smear is not None:
             notes.append(smear_note(name, smear))
             return None
         notes.append(Note("label_outside", name, listed(stray.tolist(), LABELS_SHOWN)))
-    if counts[VOID_LABEL] == label.size:
+    if counts[IGNORE_INDEX] == label.size:
         notes.append(Note("mask_void", name))
-    elif counts[VOID_LABEL] > label.size / 2:
-        notes.append(Note("mostly_void", name, f"{100 * counts[VOID_LABEL] / label.size:.0f} %"))
+    elif counts[IGNORE_INDEX] > label.size / 2:
+        notes.append(Note("mostly_void", name, f"{100 * counts[IGNORE_INDEX] / label.size:.0f} %"))
     return SeenMask(name, counts, _digest(label), smear, void_area=has_void_area(label))
 
 
@@ -187,8 +187,8 @@ def has_void_area(label: np.ndarray) -> bool:
     twice a block's side is always found, what is narrower than a block never.
     """
     height, width = label.shape
-    side = max(LEAST_AREA_PX, round(min(height, width) * AREA_SIDE))
-    void = label[: height // side * side, : width // side * side] == VOID_LABEL
+    side = max(MIN_AREA_PX, round(min(height, width) * AREA_SIDE))
+    void = label[: height // side * side, : width // side * side] == IGNORE_INDEX
     blocks = void.reshape(height // side, side, width // side, side)
     return bool(blocks.all(axis=(1, 3)).any())
 
@@ -245,23 +245,23 @@ def _orientation(opened: Image.Image) -> int:
 
 def _palette_of(opened: Image.Image, counts: np.ndarray) -> dict[int, tuple[int, ...]]:
     colours = np.reshape(opened.getpalette() or [], (-1, 3)).tolist()
-    used = np.flatnonzero(counts[:VOID_LABEL]).tolist()
+    used = np.flatnonzero(counts[:IGNORE_INDEX]).tolist()
     return {label: tuple(colours[label]) for label in used if label < len(colours)}
 
 
 def _commonest(colours: np.ndarray) -> str:
     """The colours of a mask, (h, w, 3), the most frequent first."""
     found, counts = np.unique(colours.reshape(-1, 3), axis=0, return_counts=True)
-    first = found[np.argsort(-counts, kind="stable")][:MOST_COLOURS]
+    first = found[np.argsort(-counts, kind="stable")][:MAX_COLOURS]
     shown = "; ".join(colour_words(colour) for colour in first)
-    if len(found) > MOST_COLOURS:
+    if len(found) > MAX_COLOURS:
         return f"{shown}; … {len(found)} colours"
-    of_voc = {tuple(colour) for colour in voc_palette()[[*range(len(VOC_CLASSES)), VOID_LABEL]]}
+    of_voc = {tuple(colour) for colour in voc_palette()[[*range(len(VOC_CLASSES)), IGNORE_INDEX]]}
     return shown + ("; all of VOC's" if {tuple(colour) for colour in found} <= of_voc else "")
 
 
 def _counts(label: np.ndarray) -> np.ndarray:
-    return np.bincount(label.reshape(-1), minlength=VOID_LABEL + 1)
+    return np.bincount(label.reshape(-1), minlength=IGNORE_INDEX + 1)
 
 
 def _is_flat(image: np.ndarray) -> bool:

@@ -160,7 +160,7 @@ REMARKS = {
     ),
     "class_absent": (
         "classes that a split lacks",
-        "they cannot be learnt there, or scored; mean IU is taken over the classes present",
+        "they cannot be learnt there, or scored; mIoU is taken over the classes present",
     ),
     "class_rare": (
         "classes with less than 0.1 % of the pixels to train on",

@@ -15,10 +15,10 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from fcn_jax.data.labels import VOID_LABEL
+from fcn_jax.data.labels import IGNORE_INDEX
 
 THIN_PX = 3
-LEAST_SIGHTINGS = 15  # of ramps or pixels; fewer occur in small masks drawn by hand
+MIN_SIGHTINGS = 15  # of ramps or pixels; fewer occur in small masks drawn by hand
 RAMPS = 0.12  # of the contours; VOC's masks: at most 0.011
 LONE_PIXELS = 0.08  # for each contour crossed; VOC's masks: at most 0.045, without void 0.074
 EXTREMES = 0.13  # of the lone pixels; above it, JPEG
@@ -52,8 +52,8 @@ def find_smear(values: np.ndarray) -> Smear | None:
     across, down = _ramps(values), _ramps(np.ascontiguousarray(values.T))
     ramps, contours = across.ramps + down.ramps, across.contours + down.contours
     lone, extreme = _lone_pixels(values)
-    ramped = ramps > RAMPS * contours and ramps >= LEAST_SIGHTINGS
-    strewn = lone > LONE_PIXELS * contours and lone >= LEAST_SIGHTINGS
+    ramped = ramps > RAMPS * contours and ramps >= MIN_SIGHTINGS
+    strewn = lone > LONE_PIXELS * contours and lone >= MIN_SIGHTINGS
     if not ramped and not strewn:
         return None
     in_between = across.values + down.values
@@ -80,13 +80,13 @@ def _ramps(values: np.ndarray) -> _Ramps:
     first[1:] &= ~ramp[:-1]
     at_once = (rising[:-1] != 0) & ~ramp[1:] & ~ramp[:-1]
     step = np.diff(value)
-    bump = (rising[1:] * rising[:-1] < 0) & (length[1:] <= THIN_PX) & (value[1:] != VOID_LABEL)
+    bump = (rising[1:] * rising[:-1] < 0) & (length[1:] <= THIN_PX) & (value[1:] != IGNORE_INDEX)
     bump[:-1] &= (step[:-1] == -step[1:]) & (np.abs(step[:-1]) <= BUMP_HEIGHT)
     count = int(first.sum())
     return _Ramps(
         ramps=count,
         contours=count + int(at_once.sum()),
-        values=np.bincount(value[ramp], minlength=VOID_LABEL + 1),
+        values=np.bincount(value[ramp], minlength=IGNORE_INDEX + 1),
         bumps=int(bump.sum()),
     )
 
@@ -95,7 +95,7 @@ def _lone_pixels(values: np.ndarray) -> tuple[int, int]:
     """Pixels unlike all eight around them, and those among them above or below all eight."""
     height, width = values.shape
     core = values[1:-1, 1:-1]
-    lone = core != VOID_LABEL  # a thin border of void breaks into pixels where a mask is halved
+    lone = core != IGNORE_INDEX  # a thin border of void breaks into pixels where a mask is halved
     above, below = lone.copy(), lone.copy()
     for down in range(3):
         for right in range(3):

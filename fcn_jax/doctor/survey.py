@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from fcn_jax.data.labels import VOID_LABEL, colour_words
+from fcn_jax.data.labels import IGNORE_INDEX, colour_words
 from fcn_jax.data.raw import Note
 from fcn_jax.doctor.examine import Seen, SeenMask, smear_note
 from fcn_jax.doctor.findings import KINDS
@@ -20,7 +20,7 @@ FAULTY_KEPT = 3  # images of each kind of fault, for the picture
 # Masks of 0 and 255 alone among others that hold classes: fewer, or where as large a share of the
 # others has areas of void too, may be meant so. Of VOC's 882 masks at hand none is of 0 and 255
 # alone, and a quarter has an area of void.
-LEAST_BINARY = 2
+MIN_BINARY = 2
 BINARY = 0.05
 VOID_AREAS = 0.5
 
@@ -39,7 +39,7 @@ class MapTally:
     def add(self, counts: np.ndarray) -> None:
         self.pixels += counts
         self.images += counts > 0
-        self.pixels_with[counts > 0] += counts[:VOID_LABEL].sum()
+        self.pixels_with[counts > 0] += counts[:IGNORE_INDEX].sum()
 
     def __add__(self, other: "MapTally") -> "MapTally":
         return MapTally(
@@ -125,14 +125,14 @@ class Survey:
                 self._held_back[name][split].add(mask.counts)
                 self._smears[name].append((index, mask.name, mask.smear))
             self._compare_colours(name, mask)
-            if mask.counts[1:VOID_LABEL].any():
+            if mask.counts[1:IGNORE_INDEX].any():
                 self._void_areas[name].append(mask.void_area)
-            elif mask.counts[0] and mask.counts[VOID_LABEL]:
+            elif mask.counts[0] and mask.counts[IGNORE_INDEX]:
                 self._binary[name].append((index, mask))
             if seen.size is None:
                 continue
             area = max(int(mask.counts.sum()), 1)
-            for label in np.flatnonzero(mask.counts[:VOID_LABEL]).tolist():
+            for label in np.flatnonzero(mask.counts[:IGNORE_INDEX]).tolist():
                 share = mask.counts[label] / area
                 if share > self.samples[name].get(label, (0.0, 0))[0]:
                     self.samples[name][label] = float(share), index
@@ -241,12 +241,12 @@ class Survey:
             return []
         count = len(binary) + len(void_areas)
         customary = sum(void_areas) >= VOID_AREAS * len(void_areas)
-        sure = len(binary) >= max(LEAST_BINARY, BINARY * count) and not customary
+        sure = len(binary) >= max(MIN_BINARY, BINARY * count) and not customary
         kind = "foreground_255_some" if sure else "foreground_255_maybe"
         notes: list[Note] = []
         for index, mask in binary:
             self._mark(kind, index)
-            share = f"{100 * mask.counts[VOID_LABEL] / mask.counts.sum():.3g} % are 255"
+            share = f"{100 * mask.counts[IGNORE_INDEX] / mask.counts.sum():.3g} % are 255"
             if not notes:
                 share += f"; {len(void_areas):,} other masks hold classes"
             notes.append(Note(kind, mask.name, share))
@@ -256,9 +256,9 @@ class Survey:
         names = self.label_maps[label_map]
         of_map = f" of {label_map}" if label_map else ""
         whole = sum(self.tallies[label_map].values(), MapTally()).pixels
-        if set(np.flatnonzero(whole).tolist()) == {0, VOID_LABEL} and len(names) > 1:
+        if set(np.flatnonzero(whole).tolist()) == {0, IGNORE_INDEX} and len(names) > 1:
             place = f"label map {label_map}" if label_map else "all masks"
-            share = 100 * whole[VOID_LABEL] / whole.sum()
+            share = 100 * whole[IGNORE_INDEX] / whole.sum()
             for index, _ in self._binary[label_map]:
                 self._mark("foreground_255", index)
             return [Note("foreground_255", place, f"{share:.3g} % of the pixels are 255")]

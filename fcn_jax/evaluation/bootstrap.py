@@ -7,7 +7,7 @@ image are right or wrong together, and intervals from pixels would be far too na
 
 What the intervals do not hold: that another training of the same network, from another seed, scores
 otherwise. With few images they are too narrow. A class on very few images is missing from some
-resamples, whose mean IU is over the others: such a class has usually a low IU, and without it the
+resamples, whose mIoU is over the others: such a class has usually a low IoU, and without it the
 mean is higher, so that the interval of the mean reaches up (`seldom_shown` names those classes).
 """
 
@@ -27,7 +27,7 @@ LEVEL = 0.95
 SELDOM = 5
 """A class on four images is missing from nearly e⁻⁴ = 1.8 % of the resamples, on fewer of more."""
 
-MOST_NAMED = 8
+MAX_NAMED = 8
 """Classes that are named in a line."""
 
 _WEIGHTS_AT_ONCE = 2**21
@@ -48,42 +48,42 @@ NO_INTERVAL = Interval(math.nan, math.nan)
 class Resampled:
     """The scores of b resamples of the same images, as fractions.
 
-    mean_iu, pixel_accuracy: float64 (b,). per_class_iu: float64 (b, k). They are computed as by
-    `metrics.scores`: a class that the truth of a resample lacks has nan, and the mean IU of that
+    mean_iou, pixel_accuracy: float64 (b,). per_class_iou: float64 (b, k). They are computed as by
+    `metrics.scores`: a class that the truth of a resample lacks has nan, and the mIoU of that
     resample is over the others. A resample without any scored pixel has nan throughout.
     """
 
-    mean_iu: np.ndarray
+    mean_iou: np.ndarray
     pixel_accuracy: np.ndarray
-    per_class_iu: np.ndarray
+    per_class_iou: np.ndarray
 
     def __sub__(self, other: "Resampled") -> "Resampled":
         """The differences, resample by resample; of two networks on the same images."""
         return Resampled(
-            self.mean_iu - other.mean_iu,
+            self.mean_iou - other.mean_iou,
             self.pixel_accuracy - other.pixel_accuracy,
-            self.per_class_iu - other.per_class_iu,
+            self.per_class_iou - other.per_class_iou,
         )
 
 
 @dataclass(frozen=True)
 class Intervals:
-    """Of each score its interval, at `LEVEL`; per_class_iu has k of them, by class."""
+    """Of each score its interval, at `LEVEL`; per_class_iou has k of them, by class."""
 
-    mean_iu: Interval
+    mean_iou: Interval
     pixel_accuracy: Interval
-    per_class_iu: tuple[Interval, ...]
+    per_class_iou: tuple[Interval, ...]
 
     def to_json(self, class_names: Sequence[str]) -> dict[str, Any]:
-        """As [low, high], None where there is nothing to say; per_class_iu by name."""
+        """As [low, high], None where there is nothing to say; per_class_iou by name."""
 
         def bounds(interval: Interval) -> list[float] | None:
             return None if math.isnan(interval.low) else list(interval)
 
         return {
-            "mean_iu": bounds(self.mean_iu),
+            "mean_iou": bounds(self.mean_iou),
             "pixel_accuracy": bounds(self.pixel_accuracy),
-            "per_class_iu": dict(zip(class_names, map(bounds, self.per_class_iu), strict=True)),
+            "per_class_iou": dict(zip(class_names, map(bounds, self.per_class_iou), strict=True)),
         }
 
 
@@ -145,18 +145,18 @@ def resample(counts: ImageCounts, resamples: int = RESAMPLES, seed: int = 0) -> 
     hits, truth, predicted = np.split(sums, 3, axis=1)
     present = truth > 0
     classes = present.sum(axis=1)
-    iu = ratio(hits, truth + predicted - hits, where=present)
+    iou = ratio(hits, truth + predicted - hits, where=present)
     return Resampled(
-        mean_iu=ratio(np.nansum(iu, axis=1), classes, where=classes > 0),
+        mean_iou=ratio(np.nansum(iou, axis=1), classes, where=classes > 0),
         pixel_accuracy=ratio(hits.sum(axis=1), truth.sum(axis=1), where=classes > 0),
-        per_class_iu=iu,
+        per_class_iou=iou,
     )
 
 
 def percentile_interval(values: np.ndarray) -> Interval:
     """The middle 95 % of the resampled values, interpolated between neighbours.
 
-    nan is left out: the interval of a class's IU is that over the resamples which hold the class.
+    nan is left out: the interval of a class's IoU is that over the resamples which hold the class.
     """
     present = values[~np.isnan(values)]
     if not len(present):
@@ -169,8 +169,8 @@ def in_words(name: str, score: float, interval: Interval, images: int) -> str:
     """A score with its interval for the terminal.
 
     Example:
-      >>> in_words("mean IU", 0.2190, Interval(0.2013, 0.2341), 445)
-      'mean IU 21.9 % (95 % interval 20.1 to 23.4 over 445 images)'
+      >>> in_words("mIoU", 0.2190, Interval(0.2013, 0.2341), 445)
+      'mIoU 21.9 % (95 % interval 20.1 to 23.4 over 445 images)'
     """
     if math.isnan(score):
         return f"{name} – (no pixel to score)"
@@ -191,19 +191,21 @@ def seldom_shown(counts: ImageCounts, class_names: Sequence[str]) -> str | None:
     ]
     if not seldom or len(counts.names) == 1:
         return None
-    listed = ", ".join(seldom[:MOST_NAMED])
-    more = f" and {len(seldom) - MOST_NAMED} more" if len(seldom) > MOST_NAMED else ""
+    listed = ", ".join(seldom[:MAX_NAMED])
+    more = f" and {len(seldom) - MAX_NAMED} more" if len(seldom) > MAX_NAMED else ""
     return (
         f"on fewer than {SELDOM} images: {listed}{more}; resamples may lack them and take the mean "
-        "IU over the others, which widens its interval"
+        "IoU over the others, which widens its interval"
     )
 
 
 def _intervals(resampled: Resampled, images: int) -> Intervals:
     if images == 1:  # each resample is that image again, which tells nothing of others
-        return Intervals(NO_INTERVAL, NO_INTERVAL, (NO_INTERVAL,) * resampled.per_class_iu.shape[1])
+        return Intervals(
+            NO_INTERVAL, NO_INTERVAL, (NO_INTERVAL,) * resampled.per_class_iou.shape[1]
+        )
     return Intervals(
-        mean_iu=percentile_interval(resampled.mean_iu),
+        mean_iou=percentile_interval(resampled.mean_iou),
         pixel_accuracy=percentile_interval(resampled.pixel_accuracy),
-        per_class_iu=tuple(percentile_interval(column) for column in resampled.per_class_iu.T),
+        per_class_iou=tuple(percentile_interval(column) for column in resampled.per_class_iou.T),
     )

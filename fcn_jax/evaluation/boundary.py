@@ -1,6 +1,6 @@
-"""Boundary IU: intersection over union of the pixels near the contours alone.
+"""Boundary IoU: intersection over union of the pixels near the contours alone.
 
-Cheng, Girshick, Dollár, Kirillov & Berg, 'Boundary IoU', CVPR 2021. IU of a large object hardly
+Cheng, Girshick, Dollár, Kirillov & Berg, 'Boundary IoU', CVPR 2021. IoU of a large object hardly
 moves when its outline gets better; this does.
 """
 
@@ -26,7 +26,7 @@ def boundary_counts(label: np.ndarray, prediction: np.ndarray, num_classes: int)
     authors' data have no void; where the truth has none, the counts are theirs.
 
     Args:
-      label: uint8 (h, w), the truth. `VOID_LABEL` and all else from k on is void.
+      label: uint8 (h, w), the truth. `IGNORE_INDEX` and all else from k on is void.
       prediction: uint8 (h, w). What lies outside 0..k−1 is void too, as in `confusion_matrices`.
       num_classes: k, at most 255.
 

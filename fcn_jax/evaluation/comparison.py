@@ -41,7 +41,7 @@ class EvaluatedRun:
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        return tuple(self.numbers["per_class_iu"])
+        return tuple(self.numbers["per_class_iou"])
 
     @property
     def scores(self) -> Scores:
@@ -60,7 +60,7 @@ class Comparison:
 
 
 class Moved(NamedTuple):
-    """An image and its mean IU by each run, over the classes that it shows."""
+    """An image and its mIoU by each run, over the classes that it shows."""
 
     image: str
     a: float
@@ -85,8 +85,8 @@ def read_scored(workdir: Path, split: str) -> EvaluatedRun:
         raise UserError(f"{workdir} is a file: give the folder of a run")
     try:
         numbers = json.loads(path.read_text(encoding="utf-8"))
-        per_class_iu, images, _ = numbers["per_class_iu"], numbers["images"], int(numbers["step"])
-        per_class_iu = np.array(list(per_class_iu.values()), float)
+        per_class_iou, images, _ = numbers["per_class_iou"], numbers["images"], int(numbers["step"])
+        per_class_iou = np.array(list(per_class_iou.values()), float)
     except FileNotFoundError:
         _check_means(split.rpartition("_")[2], f"--split={split} is of", evaluate)
         there = sorted(file.name.removesuffix(".json") for file in folder.glob("*.json"))
@@ -105,11 +105,11 @@ def read_scored(workdir: Path, split: str) -> EvaluatedRun:
         numbers.get("convention", conventions.NATIVE.name), f"{path} was scored by", evaluate
     )
     counts = ImageCounts.load(counts_path)
-    iu = counts.total.per_class_iu
+    iou = counts.total.per_class_iou
     if (
         images != len(counts.names)
-        or len(per_class_iu) != len(iu)
-        or not np.allclose(per_class_iu, iu, rtol=0, atol=1e-9, equal_nan=True)
+        or len(per_class_iou) != len(iou)
+        or not np.allclose(per_class_iou, iou, rtol=0, atol=1e-9, equal_nan=True)
     ):
         raise UserError(f"{path} and {counts_path.name} are of different evaluations: {evaluate}")
     return EvaluatedRun(workdir, numbers, counts)
@@ -117,7 +117,7 @@ def read_scored(workdir: Path, split: str) -> EvaluatedRun:
 
 def _check_means(convention: str, what: str, evaluate: str) -> None:
     """Refuses a convention's scores whose means are not those of the intervals."""
-    known = conventions.BY_NAME.get(convention)
+    known = conventions.CONVENTIONS.get(convention)
     if known is not None and known.averaged_over != "truth":
         raise UserError(
             f"{what} --convention={convention}, whose means are over other classes than those of "
@@ -164,15 +164,15 @@ def compare(a: EvaluatedRun, b: EvaluatedRun) -> Comparison:
 
 def verdict(comparison: Comparison) -> str:
     """Whether the images can tell the two apart, in plain words."""
-    a, b = comparison.a.scores.mean_iu, comparison.b.scores.mean_iu
-    low, high = (100 * bound for bound in comparison.intervals_of_difference.mean_iu)
+    a, b = comparison.a.scores.mean_iou, comparison.b.scores.mean_iou
+    low, high = (100 * bound for bound in comparison.intervals_of_difference.mean_iou)
     difference = 100 * (b - a)
     if math.isnan(difference):
         return "No pixel is scored: there is nothing to compare."
-    ahead = f"B's mean IU is {abs(difference):.1f} points {'below' if difference < 0 else 'above'}"
+    ahead = f"B's mIoU is {abs(difference):.1f} points {'below' if difference < 0 else 'above'}"
     images = len(comparison.a.counts.names)
     if low == high == 0:
-        return "A and B have the same mean IU, whichever of the images are drawn."
+        return "A and B have the same mIoU, whichever of the images are drawn."
     if math.isnan(low):
         return f"{ahead} A's, on one image, which tells nothing of others."
     found = f"{ahead} A's; 95 % interval of the difference {low:+.1f} to {high:+.1f}, "
@@ -186,13 +186,13 @@ def verdict(comparison: Comparison) -> str:
 def comparison_to_json(comparison: Comparison) -> dict[str, Any]:
     """All numbers, as fractions; None where there is nothing to score.
 
-    Of each image its own mean IU by A and by B, from the one that lost most to the one that gained
+    Of each image its own mIoU by A and by B, from the one that lost most to the one that gained
     most; images that are all void come last.
     """
     a, b = comparison.a, comparison.b
     names = a.class_names
     images = len(a.counts.names)
-    own_a, own_b = a.counts.mean_iu_by_image, b.counts.mean_iu_by_image
+    own_a, own_b = a.counts.mean_iou_by_image, b.counts.mean_iou_by_image
 
     def described(scored: EvaluatedRun, intervals: Intervals) -> dict[str, Any]:
         return {
@@ -202,7 +202,7 @@ def comparison_to_json(comparison: Comparison) -> dict[str, Any]:
             "intervals": intervals.to_json(names),
         }
 
-    per_class = b.scores.per_class_iu - a.scores.per_class_iu
+    per_class = b.scores.per_class_iou - a.scores.per_class_iou
     return {
         "images": images,
         "level": bootstrap.LEVEL,
@@ -211,9 +211,9 @@ def comparison_to_json(comparison: Comparison) -> dict[str, Any]:
         "a": described(a, comparison.intervals_a),
         "b": described(b, comparison.intervals_b),
         "b_minus_a": {
-            "mean_iu": number_or_none(b.scores.mean_iu - a.scores.mean_iu),
+            "mean_iou": number_or_none(b.scores.mean_iou - a.scores.mean_iou),
             "pixel_accuracy": number_or_none(b.scores.pixel_accuracy - a.scores.pixel_accuracy),
-            "per_class_iu": dict(zip(names, map(number_or_none, per_class), strict=True)),
+            "per_class_iou": dict(zip(names, map(number_or_none, per_class), strict=True)),
             "intervals": comparison.intervals_of_difference.to_json(names),
         },
         "mean_iu_by_image": [
@@ -230,11 +230,11 @@ def comparison_to_json(comparison: Comparison) -> dict[str, Any]:
 def images_that_moved_most(comparison: Comparison, count: int) -> tuple[list[Moved], list[Moved]]:
     """Up to so many images that gained, then as many that lost, those that moved most first.
 
-    By the mean IU of an image by itself, over the classes that it shows: by pixel accuracy, what
+    By the mIoU of an image by itself, over the classes that it shows: by pixel accuracy, what
     happens to small objects would not be seen.
     """
     counts = comparison.a.counts
-    a, b = counts.mean_iu_by_image, comparison.b.counts.mean_iu_by_image
+    a, b = counts.mean_iou_by_image, comparison.b.counts.mean_iou_by_image
     order = np.argsort(b - a, kind="stable")
     gained = [i for i in order[::-1] if b[i] > a[i]][:count]
     lost = [i for i in order if b[i] < a[i]][:count]

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from fcn_jax.data.labels import VOID_LABEL
+from fcn_jax.data.labels import IGNORE_INDEX
 
 Array = TypeVar("Array", bound=Any)
 
@@ -30,7 +30,7 @@ def confusion_matrices(label: jax.Array, prediction: jax.Array, num_classes: int
     the same few cells, and wait for each other; which of the two is faster there is not measured.
 
     Args:
-      label: true classes, any integer type, (b, ...). `VOID_LABEL` and every other value outside
+      label: true classes, any integer type, (b, ...). `IGNORE_INDEX` and every other value outside
         0..k−1 (padding) is left out.
       prediction: predicted classes, any integer type, same shape. A value outside 0..k−1, which no
         argmax over k scores yields, is left out too.
@@ -56,7 +56,7 @@ def confusion_matrices(label: jax.Array, prediction: jax.Array, num_classes: int
     truth = label.astype(jnp.int32).reshape(images)
     guess = prediction.astype(jnp.int32).reshape(images)
     counted = (
-        (truth != VOID_LABEL)
+        (truth != IGNORE_INDEX)
         & ((truth >= 0) & (truth < num_classes))
         & ((guess >= 0) & (guess < num_classes))
     )

@@ -25,7 +25,7 @@ import numpy as np
 from PIL import Image
 
 from fcn_jax.data.canvases import Size
-from fcn_jax.data.labels import VOID_LABEL
+from fcn_jax.data.labels import IGNORE_INDEX
 
 if TYPE_CHECKING:  # the names of conventions are flags, which are read before JAX is imported
     from fcn_jax.evaluation.metrics import Averaged
@@ -57,7 +57,7 @@ class Convention:
     """
 
     name: str
-    says: str
+    description: str
     averaged_over: "Averaged"
     takes: Callable[[Size], bool] = lambda size: True
     image_size: Callable[[Size], Size] = lambda size: size
@@ -180,7 +180,7 @@ def _d2l(record: dict[str, Any], index: int) -> dict[str, Any]:
     return {
         **record,
         "image": record["image"][rows, columns],
-        "label": np.where(label == VOID_LABEL, 0, label).astype(np.uint8),
+        "label": np.where(label == IGNORE_INDEX, 0, label).astype(np.uint8),
     }
 
 
@@ -220,6 +220,6 @@ MMSEG = Convention(
     prepare=_mmseg,
     brings_back=True,
 )
-BY_NAME: Mapping[str, Convention] = MappingProxyType(
+CONVENTIONS: Mapping[str, Convention] = MappingProxyType(
     {convention.name: convention for convention in (NATIVE, PAPER, TORCHVISION, D2L, MMSEG)}
 )

@@ -96,7 +96,7 @@ def evaluator(
     if not len(records):
         raise UserError(
             f"--convention={convention.name} takes none of the {len(native)} images of {split}: "
-            f"{convention.says}"
+            f"{convention.description}"
         )
     several_hosts = jax.process_count() > 1
     if several_hosts and (boundary or inference != WHOLE):

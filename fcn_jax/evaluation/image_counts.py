@@ -59,13 +59,13 @@ class ImageCounts:
         )
 
     @cached_property
-    def mean_iu_by_image(self) -> np.ndarray:
-        """float64 (n,): the mean IU of each image by itself, over the classes that it shows.
+    def mean_iou_by_image(self) -> np.ndarray:
+        """float64 (n,): the mIoU of each image by itself, over the classes that it shows.
 
         nan for an image that is all void.
         """
         rows = zip(self.hits, self.truth, self.predicted, strict=True)
-        return np.array([mean_of_present(scores_of_counts(*row).per_class_iu) for row in rows])
+        return np.array([mean_of_present(scores_of_counts(*row).per_class_iou) for row in rows])
 
     @property
     def images_by_class(self) -> np.ndarray:

@@ -20,7 +20,7 @@ from fcn_jax.evaluation.confusion import class_counts, count_confusion
 from fcn_jax.evaluation.conventions import ScoredSplit
 from fcn_jax.evaluation.eval_step import make_eval_step, no_confusion
 from fcn_jax.inference.options import Inference
-from fcn_jax.inference.views import Labeller
+from fcn_jax.inference.views import ViewPredictor
 from fcn_jax.models.pure_model import Network
 from fcn_jax.parallel import data_parallel
 
@@ -66,14 +66,14 @@ def in_batches(
         batch_size=batch_size,
         label_sizes=records.label_sizes if records.convention.brings_back else None,
     )
-    step = data_parallel.on_all_devices(
+    step = data_parallel.parallelize(
         make_eval_step(network, num_classes),
         donate_state=True,
         split_results=(False, False, True),
     )
 
     def score(variables: Any, receive: Callable[[ScoredImages], None]) -> Mapping[str, np.ndarray]:
-        variables = data_parallel.everywhere(variables)
+        variables = data_parallel.replicate(variables)
         confusions = no_confusion(num_classes)
         share = batch_size // jax.process_count()
         before: _Dispatched | None = None
@@ -104,7 +104,7 @@ def batch_size_of(settings: EvalConfig, images: int) -> int:
     usual = devices * (1 if jax.default_backend() == "cpu" else 8)
     # At most one image a device more than there are.
     batch_size = min(settings.batch_size or usual, round_up(images, devices))
-    data_parallel.check_divides(batch_size, "config.eval.batch_size")
+    data_parallel.check_batch_divides(batch_size, "config.eval.batch_size")
     return batch_size
 
 
@@ -140,7 +140,7 @@ class _Dispatched:
     def read(self) -> ScoredImages:
         """Waits for it."""
         labels = {
-            name: data_parallel.own_share(of_map, ndim=3)
+            name: data_parallel.local_shards(of_map, ndim=3)
             for name, of_map in self.predictions.items()
         }
         shown = {
@@ -169,7 +169,7 @@ def one_by_one(
         )
     buckets = fill_buckets(records.sizes, most=settings.canvases)
     canvases = tuple(bucket.canvas_px for bucket in buckets)
-    labeller = Labeller(network, inference, canvases)
+    labeller = ViewPredictor(network, inference, canvases)
 
     def score(variables: Any, receive: Callable[[ScoredImages], None]) -> Mapping[str, np.ndarray]:
         confusions = {name: np.zeros((k, k), np.int64) for name, k in num_classes.items()}

@@ -8,7 +8,7 @@ import numpy as np
 from fcn_jax.errors import UserError
 from fcn_jax.terminal.progress import say
 
-LARGEST_16_BIT = 65535
+MAX_16_BIT = 65535
 
 SAMPLE_PX = 128
 SAMPLES_A_SIDE = 4
@@ -69,8 +69,8 @@ def _of_16_bits(dataset: Any, bands: list[int]) -> str:
     said = "of its 16 bits the upper 8 are seen"
     if largest is None:
         return said
-    said += f", and the largest value in a sample is {largest} of {LARGEST_16_BIT}"
-    if largest > LARGEST_16_BIT // 2:
+    said += f", and the largest value in a sample is {largest} of {MAX_16_BIT}"
+    if largest > MAX_16_BIT // 2:
         return said
     return f"{said}: to the network all is darker than {(largest >> 8) + 1} of 255"
 

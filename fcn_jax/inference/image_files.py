@@ -14,14 +14,14 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from fcn_jax.data.channels import beside, join_channels, read_channels
-from fcn_jax.data.labels import VOID_LABEL, is_tiff, read_image
+from fcn_jax.data.labels import IGNORE_INDEX, is_tiff, read_image
 from fcn_jax.errors import UserError
 from fcn_jax.inference import made_with
 from fcn_jax.inference.options import WHOLE, Inference
 from fcn_jax.inference.resume import UnfinishedTiles, part_of
 from fcn_jax.inference.scenes import Picture, Scene, open_tiff, reduced_label, reduced_size
 from fcn_jax.inference.tiles import Tile, Tiling, label_tiles
-from fcn_jax.inference.trained import Run
+from fcn_jax.inference.trained import Predictor
 from fcn_jax.pictures import overlays
 from fcn_jax.terminal.atomic_files import write_whole
 from fcn_jax.terminal.progress import progress_bar, say
@@ -32,7 +32,7 @@ LONGEST_OVERLAY_PX = 2000
 
 
 def label_image(
-    run: Run, path: Path, target: Path, *, overlay: bool, inference: Inference = WHOLE
+    run: Predictor, path: Path, target: Path, *, overlay: bool, inference: Inference = WHOLE
 ) -> None:
     """Writes the label map of one image to `target`, and where wanted its overlay.
 
@@ -50,7 +50,7 @@ def label_image(
 
 
 def label_in_tiles(
-    run: Run, path: Path, target: Path, cut: Tiling, *, overlay: bool, stop: StopSignal
+    run: Predictor, path: Path, target: Path, cut: Tiling, *, overlay: bool, stop: StopSignal
 ) -> None:
     """The same as `label_image`, in tiles; of a TIFF to a TIFF. Goes on where it was interrupted.
 
@@ -101,7 +101,7 @@ def _end_if_requested(stop: StopSignal, done: UnfinishedTiles, tiles: int) -> No
     stop.end_if_requested()
 
 
-def is_labelled(run: Run, path: Path, target: Path, cut: Tiling, *, overlay: bool) -> bool:
+def is_labelled(run: Predictor, path: Path, target: Path, cut: Tiling, *, overlay: bool) -> bool:
     """Whether all that `label_in_tiles` would write is there, and of the same making."""
     places = [target.parent / name / target.name for name in run.label_maps]
     files = places + [_overlay_of(place) for place in places if overlay]
@@ -114,7 +114,7 @@ def is_labelled(run: Run, path: Path, target: Path, cut: Tiling, *, overlay: boo
     return all(made_with.read_digest(file) == digest for file in files)
 
 
-def _making(run: Run, path: Path, cut: Tiling) -> dict[str, Any]:
+def _making(run: Predictor, path: Path, cut: Tiling) -> dict[str, Any]:
     """All that the label maps of an image and their overlays depend on."""
     image = path.stat()
     further = [] if is_tiff(path) else beside(path, run.config.data.channel_folders())
@@ -132,7 +132,7 @@ def _making(run: Run, path: Path, cut: Tiling) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _open_scene(run: Run, path: Path) -> Iterator[Scene]:
+def _open_scene(run: Predictor, path: Path) -> Iterator[Scene]:
     if is_tiff(path):
         with open_tiff(path, run.channels) as scene:
             yield scene
@@ -141,7 +141,7 @@ def _open_scene(run: Run, path: Path) -> Iterator[Scene]:
 
 
 def _labels_of(
-    run: Run, scene: Scene, cut: Tiling, tiles: list[Tile]
+    run: Predictor, scene: Scene, cut: Tiling, tiles: list[Tile]
 ) -> Iterator[dict[str, np.ndarray]]:
     """The label maps of each tile by name, void where the scene holds nothing."""
     labelled = label_tiles(run.network, run.variables, cut, scene.size, tiles, scene.read)
@@ -149,7 +149,7 @@ def _labels_of(
         for tile, labels in zip(tiles, labelled, strict=True):
             nothing = scene.no_data(tile.rows, tile.columns)
             if nothing is not None:
-                labels = {name: np.where(nothing, VOID_LABEL, x) for name, x in labels.items()}
+                labels = {name: np.where(nothing, IGNORE_INDEX, x) for name, x in labels.items()}
             yield labels
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
@@ -184,7 +184,7 @@ def _overlay_of(place: Path) -> Path:
     return place.parent / "overlay" / f"{place.stem}.png"
 
 
-def read_channelled(run: Run, path: Path) -> np.ndarray:
+def read_channelled(run: Predictor, path: Path) -> np.ndarray:
     """The image in a file as the run wants it: uint8 (h, w, c).
 
     Raises:

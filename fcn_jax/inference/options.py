@@ -34,8 +34,8 @@ if TYPE_CHECKING:  # the flags below are read before JAX is imported
     from fcn_jax.models.pure_model import Network
 
 WINDOWS = ("average", "gaussian")
-LARGEST_WINDOW_PX = 2048
-LEAST_SCALE, LARGEST_SCALE, MOST_SCALES = 0.1, 4.0, 12
+MAX_WINDOW_PX = 2048
+MIN_SCALE, MAX_SCALE, MAX_SCALES = 0.1, 4.0, 12
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,30 +59,30 @@ class Inference:
     def __post_init__(self) -> None:
         if self.windows not in ("", *WINDOWS):
             raise UserError(f"windows (={self.windows!r}) must be {' or '.join(WINDOWS)}, or empty")
-        if not all(1 <= side <= LARGEST_WINDOW_PX for side in self.window_px):
+        if not all(1 <= side <= MAX_WINDOW_PX for side in self.window_px):
             raise UserError(
                 f"window_px (={_listed(self.window_px)}) must be a height and a width in "
-                f"1…{LARGEST_WINDOW_PX}"
+                f"1…{MAX_WINDOW_PX}"
             )
         if not 0 <= self.overlap < 1:
             raise UserError(
                 f"overlap (={self.overlap}) must be at least 0 and below 1: it is a share of the "
                 "window"
             )
-        if not self.scales or len(self.scales) > MOST_SCALES:
+        if not self.scales or len(self.scales) > MAX_SCALES:
             raise UserError(
-                f"scales (={_listed(self.scales)}) must be 1 to {MOST_SCALES} numbers: each is a "
+                f"scales (={_listed(self.scales)}) must be 1 to {MAX_SCALES} numbers: each is a "
                 "pass over the image"
             )
-        if not all(LEAST_SCALE <= scale <= LARGEST_SCALE for scale in self.scales):
+        if not all(MIN_SCALE <= scale <= MAX_SCALE for scale in self.scales):
             raise UserError(
-                f"scales (={_listed(self.scales)}) must each lie in {LEAST_SCALE}…{LARGEST_SCALE}"
+                f"scales (={_listed(self.scales)}) must each lie in {MIN_SCALE}…{MAX_SCALE}"
             )
         if len(set(self.scales)) < len(self.scales):
             raise UserError(f"scales (={_listed(self.scales)}) names a scale twice")
 
     @property
-    def says(self) -> str:
+    def description(self) -> str:
         """In words."""
         height, width = self.window_px
         ways = {

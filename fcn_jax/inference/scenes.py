@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image
 
-from fcn_jax.data.labels import VOID_LABEL, voc_palette
+from fcn_jax.data.labels import IGNORE_INDEX, voc_palette
 from fcn_jax.errors import UserError
 from fcn_jax.inference import made_with
 from fcn_jax.inference.bands import chosen_bands
@@ -26,7 +26,7 @@ from fcn_jax.terminal.progress import say
 CACHE_MB = 64
 """For blocks that GDAL keeps decoded; its own default is a share of the machine's memory."""
 
-LARGEST_BLOCK_PX = 512
+MAX_BLOCK_PX = 512
 
 Pieces = Callable[[], Iterator[tuple[slice, slice, np.ndarray]]]
 """Gives, each time anew, rows, columns and label map, uint8, of every part of an image."""
@@ -141,14 +141,14 @@ class Tiff:
 
         part = place.with_name(f".{place.name}.partial")
         # Pieces that are made of whole blocks are written once each.
-        block = max(n for n in range(16, LARGEST_BLOCK_PX + 1, 16) if tile % n == 0)
+        block = max(n for n in range(16, MAX_BLOCK_PX + 1, 16) if tile % n == 0)
         profile = {
             "driver": "GTiff",
             "height": self.size[0],
             "width": self.size[1],
             "count": 1,
             "dtype": "uint8",
-            "nodata": VOID_LABEL if self._has_mask else None,
+            "nodata": IGNORE_INDEX if self._has_mask else None,
             "tiled": True,
             "blockxsize": block,
             "blockysize": block,

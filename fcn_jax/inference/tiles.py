@@ -20,11 +20,11 @@ import numpy as np
 from fcn_jax.data.canvases import round_up
 from fcn_jax.errors import UserError
 from fcn_jax.models.fcn import suffix
-from fcn_jax.models.feature_map import Part
+from fcn_jax.models.feature_map import TilePosition
 from fcn_jax.models.geometry import ReceptiveField
 from fcn_jax.models.pure_model import Network, predict
 
-SMALLEST_TILE_PX = 64
+MIN_TILE_PX = 64
 BLOCK_PX = 16
 """A TIFF's own blocks have sides of a multiple of this, and a tile is made of whole ones."""
 
@@ -110,7 +110,7 @@ def tiling(field: ReceptiveField, tile_px: int, halo_px: int | None = None) -> T
         UserError: too small a tile, or a network that sees the whole image and no `halo_px`.
     """
     step = math.lcm(field.alignment, BLOCK_PX)
-    least = max(SMALLEST_TILE_PX, step)
+    least = max(MIN_TILE_PX, step)
     if tile_px < least:
         raise UserError(f"--tile (={tile_px}) must be at least {least}, in pixels")
     if halo_px is None and not field.is_bounded:
@@ -154,7 +154,7 @@ def label_tiles(
         image[0, :height, :width] = pixels
         start = jnp.asarray([[tile.seen_rows.start, tile.seen_columns.start]], jnp.int32)
         valid = jnp.asarray([[height, width]], jnp.int32)
-        labels = _labels(network, variables, image, valid, Part(start, whole))
+        labels = _labels(network, variables, image, valid, TilePosition(start, whole))
         # The device works on this tile while the host takes the last one away.
         if pending is not None:
             yield _cropped(*pending)
@@ -165,9 +165,9 @@ def label_tiles(
 
 @functools.partial(jax.jit, static_argnums=0)
 def _labels(
-    network: Network, variables: Any, image: jax.Array, valid: jax.Array, part: Part
+    network: Network, variables: Any, image: jax.Array, valid: jax.Array, position: TilePosition
 ) -> dict[str, jax.Array]:
-    labels = predict(network, variables, image, valid, part=part)
+    labels = predict(network, variables, image, valid, tile=position)
     return {name: label.astype(jnp.uint8) for name, label in labels.items()}
 
 

@@ -22,15 +22,15 @@ from fcn_jax.config import from_dict
 from fcn_jax.data.canvases import Size, choose_canvases
 from fcn_jax.errors import UserError
 from fcn_jax.inference.options import WHOLE, Inference
-from fcn_jax.inference.views import Labeller
-from fcn_jax.models.build import outline, preprocessing_name
+from fcn_jax.inference.views import ViewPredictor
+from fcn_jax.models.build import abstract_model, preprocessing_name
 from fcn_jax.models.pure_model import Network
-from fcn_jax.pretrained import saved
+from fcn_jax.pretrained import Weights, saved
 from fcn_jax.runs import RunSettings, read_settings
 from fcn_jax.training.checkpoint import Checkpoints
 
 
-class Run:
+class Predictor:
     """A trained network, ready to label images.
 
     config, channels, label_maps: as trained (see `RunSettings`). variables: (params, batch_stats).
@@ -51,7 +51,7 @@ class Run:
         self.step = step
         self.metrics = metrics or {}
         self._canvases: list[Size] = []
-        self._labellers: dict[Inference, Labeller] = {}
+        self._labellers: dict[Inference, ViewPredictor] = {}
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -103,9 +103,9 @@ class Run:
         self._check_image(image)
         return _only(self._labeller(inference).probabilities(self.variables, image))
 
-    def _labeller(self, inference: Inference) -> Labeller:
+    def _labeller(self, inference: Inference) -> ViewPredictor:
         if inference not in self._labellers:
-            self._labellers[inference] = Labeller(self.network, inference, self._canvases)
+            self._labellers[inference] = ViewPredictor(self.network, inference, self._canvases)
         return self._labellers[inference]
 
     def _check_image(self, image: np.ndarray) -> None:
@@ -134,13 +134,13 @@ def _only(by_name: dict[str, np.ndarray]) -> np.ndarray | dict[str, np.ndarray]:
     return by_name[""] if tuple(by_name) == ("",) else by_name
 
 
-def load_run(workdir: str | Path, checkpoint: str = "latest") -> Run:
+def load_run(workdir: str | Path, checkpoint: str = "latest") -> Predictor:
     """Loads the network of a run's folder, of an exported one, or of a converted file.
 
     Args:
         workdir: the `--workdir` of `fcn_jax.train`, the `--output` of `fcn_jax.export`, or that of
             `fcn_jax.pretrained` where it holds a whole segmentation network.
-        checkpoint: latest, best (by mean IU on the split that training scored), or a step.
+        checkpoint: latest, best (by mIoU on the split that training scored), or a step.
 
     Raises:
         UserError: no run, no such checkpoint, or one of another network.
@@ -165,10 +165,32 @@ def load_run(workdir: str | Path, checkpoint: str = "latest") -> Run:
             held = ", ".join(map(str, checkpoints.steps)) or "none"
             raise UserError(f"{workdir} has no checkpoint {checkpoint} (it holds: {held})")
         variables = checkpoints.restore_model(network.variables, step)
-    return Run(made_with, network, variables, step)
+    return Predictor(made_with, network, variables, step)
 
 
-def _load_exported(path: Path) -> Run:
+def load_weights(init: str | Path) -> Weights:
+    """Reads weights to start from.
+
+    Args:
+        init: a weight file of a known source (see `pretrained.read`), an exported folder, or the
+            folder of a run, whose latest checkpoint is taken. For late fusion two of them, "a,b":
+            the colours' trunk, then the other one.
+
+    Raises:
+        UserError: the file is missing, damaged or of no known source.
+    """
+    path = Path(init)
+    first, comma, second = str(init).partition(",")
+    if comma and not path.exists():
+        return dataclasses.replace(load_weights(first), other=load_weights(second))
+    if not path.is_dir():
+        return pretrained.read(path)
+    run = load_run(path)
+    tensors = {name: np.asarray(value) for name, value in pretrained.flat(run.variables).items()}
+    return Weights(path, run.about, tensors)
+
+
+def _load_exported(path: Path) -> Predictor:
     weights = pretrained.read(path)
     about = weights.about
     if not about.classes:
@@ -182,11 +204,11 @@ def _load_exported(path: Path) -> Run:
     if missing:
         raise UserError(f"{path} lacks {', '.join(sorted(missing))}: export the run again")
     variables, _ = weights.apply(pretrained.zeros(network), whole=True)
-    return Run(made_with, network, variables, about.step, about.metrics)
+    return Predictor(made_with, network, variables, about.step, about.metrics)
 
 
 def _network(made_with: RunSettings) -> Network:
     """The network of these settings, with shapes in place of weights: nothing is drawn."""
     config, channels, label_maps = made_with
     num_classes = {name: len(class_names) for name, class_names in label_maps.items()}
-    return Network(outline(config.model, num_classes, channels=channels))
+    return Network(abstract_model(config.model, num_classes, channels=channels))

@@ -23,14 +23,14 @@ from fcn_jax.models.pure_model import Network, predict
 
 CANVAS_MULTIPLE_PX = 64
 WINDOWS_AT_ONCE = 4
-MOST_WINDOWS = 4096
+MAX_WINDOWS = 4096
 """Of one image; more are a mistake, which would go on for hours."""
 
 
 _resized = jax.jit(resized, static_argnames="canvas_px")
 
 
-class Labeller:
+class ViewPredictor:
     """Labels images with a network in the way of an `Inference`.
 
     The network is compiled for each size of canvas once, and for windows once in all.
@@ -148,7 +148,7 @@ class Labeller:
             for top in window_starts(height, window_height, self.inference.overlap)
             for left in window_starts(width, window_width, self.inference.overlap)
         ]
-        if len(places) > MOST_WINDOWS:
+        if len(places) > MAX_WINDOWS:
             raise UserError(
                 f"window_px (={window_height},{window_width}) and overlap "
                 f"(={self.inference.overlap:g}) cut this image of {height}×{width} into "

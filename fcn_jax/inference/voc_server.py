@@ -39,7 +39,7 @@ from fcn_jax.data.labels import (
 )
 from fcn_jax.data.voc import LISTS, MASKS, find_folder
 from fcn_jax.errors import UserError, listed, width_by_height
-from fcn_jax.inference.trained import Run
+from fcn_jax.inference.trained import Predictor
 from fcn_jax.pictures import overlays
 from fcn_jax.runs import read_settings
 from fcn_jax.terminal.atomic_files import UNFINISHED, write_whole
@@ -58,7 +58,7 @@ PIXELS_PER_BYTE = 8
 
 
 def submit(
-    run: Run,
+    run: Predictor,
     root: Path,
     output: Path,
     *,
@@ -209,7 +209,7 @@ def _pack(part: Path, output: Path, place: str) -> None:
 # --- Before anything is written
 
 
-def _check_network(run: Run, competition: str) -> None:
+def _check_network(run: Predictor, competition: str) -> None:
     if len(run.label_maps) != 1 or run.channels != 3:
         raise UserError(
             f"the network has {run.channels} channels and {len(run.label_maps)} label maps; for "
@@ -299,7 +299,7 @@ def _check_space(output: Path, sizes: Iterable[Size]) -> None:
         )
 
 
-def _claim(output: Path, run: Run, method: str) -> None:
+def _claim(output: Path, run: Predictor, method: str) -> None:
     """Notes which network the label maps are of, or checks that those there are of the same."""
     path = output / "submission.json"
     made_by = {"step": run.step, "method": method, "network": run.digest}

@@ -9,7 +9,7 @@ import numpy as np
 SIGMA_SCALE = 0.125
 """The Gaussian's standard deviation as a share of the window's side."""
 
-LEAST_WEIGHT = 1e-3
+MIN_WEIGHT = 1e-3
 """So that the corners of windows, where there is nothing else, still count."""
 
 
@@ -39,4 +39,4 @@ def window_weights(kind: str, window_px: tuple[int, int]) -> np.ndarray:
         for side in window_px
     )
     weights = np.outer(rows, columns)
-    return np.maximum(weights, max(weights.min(), LEAST_WEIGHT)).astype(np.float32)
+    return np.maximum(weights, max(weights.min(), MIN_WEIGHT)).astype(np.float32)

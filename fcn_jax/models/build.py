@@ -15,13 +15,13 @@ from fcn_jax.models.backbones.efficientnet import EfficientNetLite0
 from fcn_jax.models.backbones.googlenet import GoogLeNet
 from fcn_jax.models.backbones.late_fusion import LateFusion
 from fcn_jax.models.backbones.mobilenet import MobileNetV3Large
-from fcn_jax.models.backbones.preprocess import BY_NAME, COLOURS, Preprocessing
+from fcn_jax.models.backbones.preprocess import COLOURS, PREPROCESSING, Preprocessing
 from fcn_jax.models.backbones.resnet import ResNet
 from fcn_jax.models.backbones.small import SmallNet
 from fcn_jax.models.backbones.squeezenet import SqueezeNet
 from fcn_jax.models.backbones.vgg import VGG16
 from fcn_jax.models.fcn import FCN
-from fcn_jax.models.remat import rematerialize_blocks
+from fcn_jax.models.remat import remat_blocks
 
 PAPER_GEOMETRY = ("alexnet", "alexnet_caffe", "vgg16", "vgg16_bn")
 """Those that have the paper's padding of 100."""
@@ -33,20 +33,22 @@ QUICKLY_COMPILED = {"xla_backend_optimization_level": 1}
 """For a program that runs once: a third of the time to compile, and the same bits."""
 
 
-def outline(
+def abstract_model(
     config: ModelConfig,
     num_classes: int | Mapping[str, int],
     *,
     channels: int = 3,
     axis_name: str | None = None,
 ) -> FCN:
-    """The network of `build` with shapes in place of weights: nothing is drawn or compiled."""
+    """Builds the network of `build_model` with shapes in place of weights; compiles nothing."""
     return nnx.eval_shape(
-        lambda: build(config, num_classes, channels=channels, rngs=nnx.Rngs(0), axis_name=axis_name)
+        lambda: build_model(
+            config, num_classes, channels=channels, rngs=nnx.Rngs(0), axis_name=axis_name
+        )
     )
 
 
-def drawn(
+def init_model(
     config: ModelConfig,
     num_classes: int | Mapping[str, int],
     *,
@@ -54,17 +56,17 @@ def drawn(
     seed: int,
     axis_name: str | None = None,
 ) -> FCN:
-    """The network of `build` with its first weights, all drawn by one program, to the same bits."""
+    """Builds the network of `build_model` with all initial weights drawn by one program."""
 
     def draw(key: jax.Array) -> Any:
         rngs = nnx.Rngs(key)
-        model = build(config, num_classes, channels=channels, rngs=rngs, axis_name=axis_name)
+        model = build_model(config, num_classes, channels=channels, rngs=rngs, axis_name=axis_name)
         return nnx.split(model)
 
     return nnx.merge(*jax.jit(draw, compiler_options=QUICKLY_COMPILED)(jax.random.key(seed)))
 
 
-def build(
+def build_model(
     config: ModelConfig,
     num_classes: int | Mapping[str, int],
     *,
@@ -80,7 +82,7 @@ def build(
     Raises:
         UserError: a setting that does not go with the backbone.
     """
-    preprocessing = BY_NAME[preprocessing_name(config)]
+    preprocessing = PREPROCESSING[preprocessing_name(config)]
     backbone: Backbone
     if config.fusion == "late":
         if channels <= COLOURS:
@@ -116,13 +118,13 @@ def build(
         axis_name=axis_name,
         rngs=rngs,
     )
-    if config.rematerialize:
-        rematerialize_blocks(model)
+    if config.remat:
+        remat_blocks(model)
     return model
 
 
 def preprocessing_name(config: ModelConfig) -> str:
-    """A name in `BY_NAME`: as the config says, else what the backbone is best known for."""
+    """A name in `PREPROCESSING`: as the config says, else what the backbone is best known for."""
     if config.preprocessing != "auto":
         return config.preprocessing
     if config.backbone == "googlenet":

@@ -57,12 +57,12 @@ class Average:
     window: int
 
 
-Step = FullyConnected | Average | Callable[[jax.Array], jax.Array]
+ClassifierLayer = FullyConnected | Average | Callable[[jax.Array], jax.Array]
 """Of a classifier's end: a layer, or an activation such as `jax.nn.relu`."""
 
 
 def convolutionalize(
-    backbone: Backbone, steps: Sequence[Step], *, stage: int | None = None
+    backbone: Backbone, steps: Sequence[ClassifierLayer], *, stage: int | None = None
 ) -> "Classifier":
     """The network that scores every window of an image as the classifier scored its whole image.
 

@@ -13,7 +13,7 @@ from flax import nnx
 
 from fcn_jax.errors import UserError
 from fcn_jax.models.backbones import Backbone
-from fcn_jax.models.feature_map import FeatureMap, Part, scaled
+from fcn_jax.models.feature_map import FeatureMap, TilePosition, scaled
 from fcn_jax.models.heads import SkipHead
 from fcn_jax.models.layers import Conv, max_pool, relu
 from fcn_jax.models.row_blocks import RowBlocks
@@ -144,7 +144,7 @@ class FCN(nnx.Module):
         *,
         train: bool = False,
         valid: jax.Array | None = None,
-        part: Part | None = None,
+        tile: TilePosition | None = None,
         keys: jax.Array | None = None,
     ) -> dict[str, FeatureMap]:
         """Everything in between, by name: pixels, backbone2 …, score32 …, fused16 …, logits.
@@ -152,9 +152,9 @@ class FCN(nnx.Module):
         With several label maps the heads' names end in theirs: score32_geometric; of an auxiliary
         head, in training, in `auxiliary`.
 
-        part: where the canvases were cut out of larger images (see `tiles.py`).
+        tile: where the canvases were cut out of larger images (see `tiles.py`).
         """
-        pixels = FeatureMap(self.backbone.preprocessing(image, self.dtype), valid, part)
+        pixels = FeatureMap(self.backbone.preprocessing(image, self.dtype), valid, tile)
         by_stage = self.backbone(pixels, train=train, keys=keys)
         named = {"pixels": pixels} | {f"backbone{stage}": x for stage, x in by_stage.items()}
         to_score = {stage: scaled(x, self.scales[stage]) for stage, x in by_stage.items()}

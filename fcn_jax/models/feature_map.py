@@ -8,7 +8,7 @@ replaces what lies outside by what it would see beyond the border of the image a
 for pooling. So the features of an image do not depend on the canvas that it lies on.
 
 It also carries, from layer to layer, which pixels its positions depend on (`field`); of a canvas
-cut out of a larger image, where it lies there (`part`), for the few layers whose result depends on
+cut out of a larger image, where it lies there (`tile`), for the few layers whose result depends on
 that.
 """
 
@@ -23,7 +23,7 @@ from jax import lax
 from fcn_jax.models.geometry import ReceptiveField, Window
 
 
-class Part(NamedTuple):
+class TilePosition(NamedTuple):
     """Where canvases lie in larger images. start, whole: int32 (b, len(spatial)), in positions.
 
     In pixels, start is a multiple of the receptive field's alignment.
@@ -39,12 +39,12 @@ class FeatureMap:
     """Features, and how much of each canvas is image.
 
     values: (b, *spatial, c). valid: int32 (b, len(spatial)), or None where all of it is image.
-    part: of canvases cut out of larger images. field: of the positions, known without values.
+    tile: of canvases cut out of larger images. field: of the positions, known without values.
     """
 
     values: jax.Array
     valid: jax.Array | None = None
-    part: Part | None = None
+    tile: TilePosition | None = None
     field: ReceptiveField = dataclasses.field(
         default=ReceptiveField(), metadata={"static": True}, kw_only=True
     )
@@ -79,14 +79,14 @@ class FeatureMap:
 
     def windowed(self, values: jax.Array, windows: Sequence[Window]) -> Self:
         """A feature map of new values, made by a layer with such a window on each axis."""
-        valid, part = self.valid, self.part
+        valid, tile = self.valid, self.tile
         if valid is not None:
             valid = jnp.maximum(_counts(valid, windows), 0)
-        if part is not None:
+        if tile is not None:
             strides = jnp.asarray([window.stride for window in windows], jnp.int32)
-            part = Part(part.start // strides, _counts(part.whole, windows))
+            tile = TilePosition(tile.start // strides, _counts(tile.whole, windows))
         field = self.field.through(windows)
-        return dataclasses.replace(self, values=values, valid=valid, part=part, field=field)
+        return dataclasses.replace(self, values=values, valid=valid, tile=tile, field=field)
 
 
 def _counts(sizes: jax.Array, windows: Sequence[Window]) -> jax.Array:

@@ -12,7 +12,7 @@ from typing import Self, TypeVar
 import jax
 import jax.numpy as jnp
 
-Size = TypeVar("Size", int, jax.Array)
+AxisSize = TypeVar("AxisSize", int, jax.Array)
 Padding = int | tuple[int, int]
 """Positions added (before, after), or as many on both sides."""
 
@@ -22,8 +22,8 @@ def both_sides(padding: Padding) -> tuple[int, int]:
 
 
 def window_count(
-    size: Size, window: int, stride: int = 1, padding: Padding = 0, *, ceil: bool = False
-) -> Size:
+    size: AxisSize, window: int, stride: int = 1, padding: Padding = 0, *, ceil: bool = False
+) -> AxisSize:
     """How many windows fit on `size` positions: the size of what a layer makes of them.
 
     With `ceil` a last window may hang over the far border, if it begins within the image or the
@@ -52,7 +52,7 @@ class Window:
     padding: Padding = 0
     ceil: bool = False
 
-    def count(self, size: Size) -> Size:
+    def count(self, size: AxisSize) -> AxisSize:
         """How many fit on so many positions."""
         return window_count(size, self.size, self.stride, self.padding, ceil=self.ceil)
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from fcn_jax.models.feature_map import FeatureMap
-from fcn_jax.models.row_blocks import Layout, RowBlocks, in_blocks, rows_in_block
+from fcn_jax.models.row_blocks import BlockLayout, RowBlocks, in_blocks, rows_in_block
 from fcn_jax.models.upsampling import EXACT
 
 
@@ -44,7 +44,7 @@ class Interpolate(nnx.Module):
         rows = rows_in_block(4 * math.prod(others) * features, height)
         blocks_of_image = -(-height // rows)
         padded = (blocks_of_image * rows, *others)
-        layout = Layout(batch, like.spatial, (0,) * len(padded), padded, rows)
+        layout = BlockLayout(batch, like.spatial, (0,) * len(padded), padded, rows)
         missing = [(0, 0), (0, padded[0] - height)] + [(0, 0)] * (values.ndim - 2)
         values = in_blocks(jnp.pad(values, missing), rows)
         weights = _weights(x, like, len(letters) - 1).astype(values.dtype)
@@ -60,9 +60,9 @@ def _weights(x: FeatureMap, like: FeatureMap, axis: int) -> jax.Array:
     size, output_size = x.spatial[axis], like.spatial[axis]
     sizes, output_sizes = jnp.asarray([size]), jnp.asarray([output_size])
     start, output_start = jnp.asarray([0]), jnp.asarray([0])
-    if x.part is not None and like.part is not None:
-        sizes, output_sizes = x.part.whole[:, axis], like.part.whole[:, axis]
-        start, output_start = x.part.start[:, axis], like.part.start[:, axis]
+    if x.tile is not None and like.tile is not None:
+        sizes, output_sizes = x.tile.whole[:, axis], like.tile.whole[:, axis]
+        start, output_start = x.tile.start[:, axis], like.tile.start[:, axis]
     elif x.valid is not None and like.valid is not None:
         sizes, output_sizes = x.valid[:, axis], like.valid[:, axis]
     position = start[:, None] + jnp.arange(size)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from fcn_jax.models.fcn import FCN
-from fcn_jax.models.feature_map import Part
+from fcn_jax.models.feature_map import TilePosition
 from fcn_jax.models.interpolation import resized
 from fcn_jax.models.row_blocks import RowBlocks
 
@@ -78,14 +78,14 @@ def predict(
     size: jax.Array | None,
     *,
     like: tuple[jax.Array, tuple[int, int]] | None = None,
-    part: Part | None = None,
+    tile: TilePosition | None = None,
 ) -> dict[str, jax.Array]:
     """The class of each pixel by label map: int32 (b, h, w); outside `size` it means nothing.
 
     like: where the logits are brought to other sizes before, these, int32 (b, 2), and the canvas
-    that they lie on then. part: see `FCN`.
+    that they lie on then. tile: see `FCN`.
     """
-    logits, _ = network.logits_in_blocks(variables, image, valid=size, part=part)
+    logits, _ = network.logits_in_blocks(variables, image, valid=size, tile=tile)
 
     def classes(rows: jax.Array) -> jax.Array:
         return jnp.argmax(rows, axis=-1)

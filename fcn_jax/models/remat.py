@@ -14,7 +14,7 @@ from flax import nnx
 from fcn_jax.errors import UserError
 
 
-def rematerializable(call: Callable[..., Any]) -> Callable[..., Any]:
+def remat_block(call: Callable[..., Any]) -> Callable[..., Any]:
     """Marks a module's method (self, x, **static) -> y as a block: see `rematerialize_blocks`."""
 
     @functools.wraps(call)
@@ -27,7 +27,7 @@ def rematerializable(call: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
-def rematerialize_blocks(model: nnx.Module) -> None:
+def remat_blocks(model: nnx.Module) -> None:
     """Tells all blocks of a model to keep their input alone. Raises UserError if it has none."""
     holders = [
         module
@@ -35,6 +35,6 @@ def rematerialize_blocks(model: nnx.Module) -> None:
         if any(getattr(member, "is_block", False) for member in vars(type(module)).values())
     ]
     if not holders:
-        raise UserError("config.model.rematerialize: this backbone has no blocks to run again")
+        raise UserError("config.model.remat: this backbone has no blocks to run again")
     for module in holders:
         setattr(module, "rematerialize", True)  # noqa: B010  # not an attribute that all have

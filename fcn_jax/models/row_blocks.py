@@ -23,7 +23,7 @@ of 0.6 to 9 MB, 344 ms in one of 72 MB; accelerators want blocks that fill them 
 
 
 @dataclasses.dataclass(frozen=True)
-class Layout:
+class BlockLayout:
     """How the rows of a batch (b, *size) are dealt to blocks.
 
     A row is everything at one position of the first axis. All rows of all images follow each other;
@@ -98,7 +98,7 @@ class RowBlocks:
     shared: Any
     blocks: Any
     fixed: Any
-    layout: Layout
+    layout: BlockLayout
 
     def whole(self) -> jax.Array:
         """All of it, all blocks at once: (b, *size, c)."""

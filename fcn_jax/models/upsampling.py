@@ -14,7 +14,7 @@ from flax import nnx
 from jax import lax
 
 from fcn_jax.models.feature_map import FeatureMap
-from fcn_jax.models.row_blocks import Layout, RowBlocks, in_blocks, rows_in_block
+from fcn_jax.models.row_blocks import BlockLayout, RowBlocks, in_blocks, rows_in_block
 
 EXACT = lax.Precision.HIGHEST
 """Of float32 products, which GPUs and TPUs round otherwise: scores are small, and these cheap."""
@@ -194,13 +194,13 @@ def _layout(
     output_size: Sequence[int],
     features: int,
     at_once: bool,
-) -> Layout:
+) -> BlockLayout:
     counts = _counts(stride, crop, output_size)
     padded = tuple(count * stride for count in counts)
     coarse_rows = batch * counts[0]
     if not at_once:
         coarse_rows = rows_in_block(4 * stride * math.prod(padded[1:]) * features, coarse_rows)
-    return Layout(
+    return BlockLayout(
         batch=batch,
         size=tuple(output_size),
         before=(crop - crop // stride * stride,) * len(padded),

@@ -20,7 +20,7 @@ DATA_AXIS = "data"
 """Name of the mapped axis over which the batch is sharded: the devices."""
 
 
-def check_divides(batch_size: int, setting: str, parts: int = 1) -> None:
+def check_batch_divides(batch_size: int, setting: str, parts: int = 1) -> None:
     """Raises UserError unless the batch falls into equal shares of equal parts."""
     devices = jax.device_count()
     if batch_size % (devices * parts):
@@ -34,7 +34,7 @@ def check_divides(batch_size: int, setting: str, parts: int = 1) -> None:
 
 
 @dataclasses.dataclass(frozen=True)
-class OnDevices:
+class ParallelStep:
     """A step on all devices: called with the state, this host's share of the batch, what is kept.
 
     lower: from the state and batch of a step that is given no more, or their shapes and types, the
@@ -48,28 +48,28 @@ class OnDevices:
         return self.run(state, batch, *kept)
 
 
-def on_all_devices(
+def parallelize(
     step: Callable[..., Any],
     *,
     donate_state: bool,
     split_results: Any = False,
     use_mesh: bool | None = None,
-) -> OnDevices:
+) -> ParallelStep:
     """Compiles `step` to take the state, this host's share of the batch, and more.
 
-    The batch: numpy arrays, or what `on_devices` or `data/resident.py` made of them.
+    The batch: numpy arrays, or what `shard_batch` or `data/resident.py` made of them.
 
     Args:
         step: (state, one device's share of the batch, *kept) -> results; what is kept is given as
-            `everywhere` places it, so that not every call has to look whether it is.
-        split_results: whether each result is one for each image of the share (see `own_share`), or
-            equal on all devices; a prefix of the results' tree.
+            `replicate` places it, so that not every call has to look whether it is.
+        split_results: a prefix of the tree of results: True where a result has one row per image
+            (read it with `local_shards`), False where it is equal on all devices.
         donate_state: whether the state's memory is given to the results.
         use_mesh: `jit(shard_map)` over all hosts' devices instead of `pmap` over this host's;
             None: where there are several hosts, whose batches then make up one.
     """
     if use_mesh is None:
-        use_mesh = _over_hosts()
+        use_mesh = _spans_hosts()
     donated = (0,) if donate_state else ()
     mesh = data_mesh(use_mesh)
 
@@ -77,7 +77,7 @@ def on_all_devices(
 
     def placed(state):
         # As a step returns it; from a state placed otherwise the second call would compile again.
-        return everywhere(state, use_mesh=use_mesh)
+        return replicate(state, use_mesh=use_mesh)
 
     # Of two arguments, the second a pair: were `in_axes` plain numbers, and as many as there are
     # arrays, pmap would take each for that of an array, whichever argument it belongs to.
@@ -114,12 +114,12 @@ def on_all_devices(
         )
 
         def run_on_mesh(state, batch, *kept):
-            return compiled(placed(state), (on_devices(batch, use_mesh), kept))
+            return compiled(placed(state), (shard_batch(batch, use_mesh), kept))
 
         def lower_on_mesh(state, batch):
             return compiled.lower(shapes(state), (jax.tree.map(whole, batch), ()))
 
-        return OnDevices(run_on_mesh, lower_on_mesh)
+        return ParallelStep(run_on_mesh, lower_on_mesh)
 
     mapped = jax.pmap(
         step_of,
@@ -130,31 +130,31 @@ def on_all_devices(
     )
 
     def run_on_host(state, batch, *kept):
-        return mapped(placed(state), (on_devices(batch, use_mesh), kept))
+        return mapped(placed(state), (shard_batch(batch, use_mesh), kept))
 
     def lower(state, batch):
         return mapped.lower(shapes(state), (jax.tree.map(dealt, batch), ()))
 
-    return OnDevices(run_on_host, lower)
+    return ParallelStep(run_on_host, lower)
 
 
-def everywhere(values: Any, *, use_mesh: bool | None = None) -> Any:
-    """The same arrays on all devices, for a step of `on_all_devices`, which is not to donate them.
+def replicate(values: Any, *, use_mesh: bool | None = None) -> Any:
+    """The same arrays on all devices, for a step of `parallelize`, which is not to donate them.
 
-    use_mesh: as of `on_all_devices`.
+    use_mesh: as of `parallelize`.
     """
     if use_mesh is None:
-        use_mesh = _over_hosts()
+        use_mesh = _spans_hosts()
     return jax.device_put(values, NamedSharding(data_mesh(use_mesh), P()))
 
 
-def on_devices(batch: Any, use_mesh: bool | None = None) -> Any:
+def shard_batch(batch: Any, use_mesh: bool | None = None) -> Any:
     """This host's share of a batch, numpy arrays, dealt to the devices; copied in their own time.
 
-    Arrays that lie there already stay as they are. use_mesh: as of `on_all_devices`.
+    Arrays that lie there already stay as they are. use_mesh: as of `parallelize`.
     """
     if use_mesh is None:
-        use_mesh = _over_hosts()
+        use_mesh = _spans_hosts()
     sharding = NamedSharding(data_mesh(use_mesh), P(DATA_AXIS))
     devices = jax.local_device_count()
 
@@ -176,11 +176,11 @@ def data_mesh(use_mesh: bool) -> Mesh:
     return Mesh(np.asarray(of_all if use_mesh else jax.local_devices()), (DATA_AXIS,))
 
 
-def _over_hosts() -> bool:
+def _spans_hosts() -> bool:
     return jax.process_count() > 1
 
 
-def own_share(result: jax.Array, ndim: int) -> np.ndarray:
+def local_shards(result: jax.Array, ndim: int) -> np.ndarray:
     """What a step gave for each of this host's images, in their order, on the host.
 
     Args:

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from fcn_jax.data.labels import VOID_LABEL, voc_palette
+from fcn_jax.data.labels import IGNORE_INDEX, voc_palette
 from fcn_jax.pictures import legend, overlays
 
 PICTURE_PX = 220
@@ -112,7 +112,7 @@ def _factor(picture: np.ndarray) -> int:
 
 def _palette() -> np.ndarray:
     palette = voc_palette()
-    palette[VOID_LABEL] = overlays.VOID_COLOUR
+    palette[IGNORE_INDEX] = overlays.VOID_COLOUR
     return palette
 
 

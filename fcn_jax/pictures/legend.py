@@ -1,26 +1,17 @@
-"""Pictures of labels and predictions: label maps, overlays, error maps, sheets, confusion plots."""
+"""The legend below a picture: a swatch and a name for each class that is present."""
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from fcn_jax.data.labels import VOID_LABEL
-
-if TYPE_CHECKING:
-    pass
-from fcn_jax.pictures.overlays import VOID_COLOUR, Colour
-from fcn_jax.pictures.plots import _HATCH_GREYS, _hatch
+from fcn_jax.data.labels import IGNORE_INDEX
+from fcn_jax.pictures.colours import FAINT_INK, HATCH_GREYS, INK, PAPER, VOID_COLOUR, Colour, hatch
 
 UNNAMED_SHOWN = 4
 """Values outside the classes that a legend tells of."""
-
-_INK: Colour = (34, 34, 34)
-_FAINT_INK: Colour = (110, 110, 110)
-_PAPER: Colour = (255, 255, 255)
 
 
 @dataclass(frozen=True)
@@ -42,14 +33,14 @@ def legend_entries(
       class_names: k names; of values beyond them the first few are told, as 'class 7'.
       palette: uint8 (256, 3), RGB.
     """
-    unnamed = [label for label in present.tolist() if len(class_names) <= label != VOID_LABEL]
+    unnamed = [label for label in present.tolist() if len(class_names) <= label != IGNORE_INDEX]
     names = dict(enumerate(class_names))
     names |= {label: f"class {label}" for label in unnamed[:UNNAMED_SHOWN]}
     if len(unnamed) > UNNAMED_SHOWN:
         names[unnamed[UNNAMED_SHOWN - 1]] += ", …"
     entries = []
     for label in present.tolist():
-        if label == VOID_LABEL:
+        if label == IGNORE_INDEX:
             entries.append(LegendEntry("void", VOID_COLOUR, hatched=True))
         elif label in names:
             red, green, blue = palette[label].tolist()
@@ -84,20 +75,20 @@ class Legend:
                 x, line = self.gap_px, line + 1
             places.append((x, self.gap_px + line * self.line_px))
             x += entry_width + 3 * self.gap_px
-        strip = Image.new("RGB", (width, 2 * self.gap_px + (line + 1) * self.line_px), _PAPER)
+        strip = Image.new("RGB", (width, 2 * self.gap_px + (line + 1) * self.line_px), PAPER)
         draw = ImageDraw.Draw(strip)
         for entry, (x, top) in zip(self.entries, places, strict=True):
             middle = top + self.line_px // 2
             self._draw_swatch(strip, entry, x, middle - self.swatch_px // 2)
             text_at = (x + self.swatch_px + self.gap_px, middle)
-            draw.text(text_at, entry.name, _INK, self.font, anchor="lm")
+            draw.text(text_at, entry.name, INK, self.font, anchor="lm")
         return strip
 
     def _draw_swatch(self, strip: Image.Image, entry: LegendEntry, x: int, y: int) -> None:
         side = self.swatch_px
         tile = np.full((side, side, 3), entry.colour, np.uint8)
         if entry.hatched:
-            stripe = _hatch((side, side), max(2, side // 6))
-            tile[stripe], tile[~stripe] = _HATCH_GREYS
+            stripe = hatch((side, side), max(2, side // 6))
+            tile[stripe], tile[~stripe] = HATCH_GREYS
         strip.paste(Image.fromarray(tile), (x, y))
-        ImageDraw.Draw(strip).rectangle((x, y, x + side - 1, y + side - 1), outline=_FAINT_INK)
+        ImageDraw.Draw(strip).rectangle((x, y, x + side - 1, y + side - 1), outline=FAINT_INK)

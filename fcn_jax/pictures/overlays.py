@@ -1,27 +1,24 @@
-"""Pictures of labels and predictions: label maps, overlays, error maps, sheets, confusion plots."""
+"""Label maps as palette PNGs, and pictures of classes or errors laid over an image."""
 
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from fcn_jax.data.labels import VOID_LABEL, voc_palette
+from fcn_jax.data.labels import IGNORE_INDEX, voc_palette
+from fcn_jax.pictures.colours import (
+    CORRECT_COLOUR,
+    HATCH_GREYS,
+    PAPER,
+    VOID_COLOUR,
+    WRONG_COLOUR,
+    hatch,
+)
+from fcn_jax.pictures.legend import Legend, legend_entries
 from fcn_jax.terminal.atomic_files import write_whole
-
-if TYPE_CHECKING:
-    pass
-from fcn_jax.pictures.legend import _PAPER, Legend, legend_entries
-from fcn_jax.pictures.plots import _HATCH_GREYS, _clear_label, _hatch, _near_other_label
-
-Colour = tuple[int, int, int]
-
-CORRECT_COLOUR: Colour = (236, 236, 232)
-WRONG_COLOUR: Colour = (214, 39, 40)
-VOID_COLOUR: Colour = (158, 158, 158)
 
 
 def save_label_map(
@@ -44,9 +41,9 @@ def save_label_map(
       UserError: the file cannot be written.
       ValueError: `label` or `palette` is not of the shape and type above.
     """
-    _check_label("label", label)
+    check_label("label", label)
     picture = Image.fromarray(label)
-    picture.putpalette(_palette_or_voc(palette).tobytes())
+    picture.putpalette(palette_or_voc(palette).tobytes())
     write_whole(Path(path), lambda part: picture.save(part, format="PNG", pnginfo=text))
 
 
@@ -75,14 +72,14 @@ def overlay(
     """
     picture = tint(image, label, class_names, palette, opacity)
     height, width = label.shape
-    palette = _palette_or_voc(palette).copy()
+    palette = palette_or_voc(palette).copy()
     clear = _clear_label(class_names)
     if clear is not None:
-        palette[clear] = _PAPER
+        palette[clear] = PAPER
     entries = legend_entries(np.unique(label), class_names, palette)
     legend = Legend(entries, font_px=max(11, round(max(height, width) / 55)))
     strip = legend.draw(max(width, legend.narrowest_px))
-    canvas = np.full((height + strip.height, strip.width, 3), _PAPER, np.uint8)
+    canvas = np.full((height + strip.height, strip.width, 3), PAPER, np.uint8)
     canvas[:height, :width] = picture
     canvas[height:] = np.asarray(strip)
     return canvas
@@ -109,13 +106,13 @@ def tint(
     Raises:
       ValueError: the arrays are not of the shapes and types above.
     """
-    _check_label("label", label)
-    _check_image(image, label)
-    palette = _palette_or_voc(palette)
+    check_label("label", label)
+    check_image(image, label)
+    palette = palette_or_voc(palette)
     long_side = max(label.shape)
     clear = _clear_label(class_names)
     picture = image.copy()
-    void = label == VOID_LABEL
+    void = label == IGNORE_INDEX
     coloured = ~void if clear is None else ~void & (label != clear)
     blend = (1 - opacity) * image[coloured] + opacity * palette[label[coloured]]
     picture[coloured] = np.rint(blend)
@@ -124,8 +121,8 @@ def tint(
     picture[outline] = np.rint(0.35 * palette[label[outline]] + 0.65 * 255)
 
     stripe_px = max(2, round(long_side / 250))
-    stripe = _hatch(label.shape, stripe_px)
-    for where, grey in zip((void & stripe, void & ~stripe), _HATCH_GREYS, strict=True):
+    stripe = hatch(label.shape, stripe_px)
+    for where, grey in zip((void & stripe, void & ~stripe), HATCH_GREYS, strict=True):
         picture[where] = np.rint(0.35 * picture[where] + 0.65 * grey)
     return picture
 
@@ -134,7 +131,7 @@ def error_map(label: np.ndarray, prediction: np.ndarray) -> np.ndarray:
     """Show where a prediction is right (pale), wrong (red), or not scored (grey).
 
     Args:
-      label: uint8 (h, w), the truth, `VOID_LABEL` where not scored.
+      label: uint8 (h, w), the truth, `IGNORE_INDEX` where not scored.
       prediction: uint8 (h, w).
 
     Returns:
@@ -143,18 +140,18 @@ def error_map(label: np.ndarray, prediction: np.ndarray) -> np.ndarray:
     Raises:
       ValueError: the arrays are not of the shapes and types above.
     """
-    _check_label("label", label)
-    _check_label("prediction", prediction)
+    check_label("label", label)
+    check_label("prediction", prediction)
     if label.shape != prediction.shape:
         raise ValueError(
             f"`label` (shape {label.shape}) and `prediction` (shape {prediction.shape}) must have "
             "the same shape"
         )
-    verdict = np.where(label == VOID_LABEL, 2, (label != prediction).astype(np.uint8))
+    verdict = np.where(label == IGNORE_INDEX, 2, (label != prediction).astype(np.uint8))
     return np.array([CORRECT_COLOUR, WRONG_COLOUR, VOID_COLOUR], np.uint8)[verdict]
 
 
-def _palette_or_voc(palette: np.ndarray | None) -> np.ndarray:
+def palette_or_voc(palette: np.ndarray | None) -> np.ndarray:
     if palette is None:
         return voc_palette()
     if palette.shape != (256, 3) or palette.dtype != np.uint8:
@@ -164,14 +161,31 @@ def _palette_or_voc(palette: np.ndarray | None) -> np.ndarray:
     return palette
 
 
-def _check_label(name: str, label: np.ndarray) -> None:
+def check_label(name: str, label: np.ndarray) -> None:
     if label.ndim != 2 or label.dtype != np.uint8:
         raise ValueError(f"`{name}` ({label.dtype}, shape {label.shape}) must be uint8 (h, w)")
 
 
-def _check_image(image: np.ndarray, label: np.ndarray) -> None:
+def check_image(image: np.ndarray, label: np.ndarray) -> None:
     if image.shape != (*label.shape, 3) or image.dtype != np.uint8:
         raise ValueError(
             f"`image` ({image.dtype}, shape {image.shape}) must be uint8 of shape "
             f"{(*label.shape, 3)}, the label's size"
         )
+
+
+def _near_other_label(label: np.ndarray, reach_px: int) -> np.ndarray:
+    near = np.zeros(label.shape, bool)
+    for distance in range(1, reach_px + 1):
+        for a, b in (
+            (np.s_[distance:, :], np.s_[:-distance, :]),
+            (np.s_[:, distance:], np.s_[:, :-distance]),
+        ):
+            differs = label[a] != label[b]
+            near[a] |= differs
+            near[b] |= differs
+    return near
+
+
+def _clear_label(class_names: Sequence[str]) -> int | None:
+    return 0 if class_names and class_names[0] == "background" else None

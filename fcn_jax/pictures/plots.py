@@ -1,4 +1,4 @@
-"""Pictures of labels and predictions: label maps, overlays, error maps, sheets, confusion plots."""
+"""The plot of a confusion matrix."""
 
 import math
 import os
@@ -9,7 +9,6 @@ import numpy as np
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-_HATCH_GREYS = (205, 95)
 
 
 def plot_confusion(
@@ -76,25 +75,3 @@ def _name_ticks(axes: "Axes", class_names: Sequence[str], absent: np.ndarray) ->
     axes.set_yticks(np.arange(k + 1) - 0.5, minor=True)
     axes.grid(which="minor", color="white", linewidth=0.8)
     axes.tick_params(which="minor", length=0)
-
-
-def _clear_label(class_names: Sequence[str]) -> int | None:
-    return 0 if class_names and class_names[0] == "background" else None
-
-
-def _near_other_label(label: np.ndarray, reach_px: int) -> np.ndarray:
-    near = np.zeros(label.shape, bool)
-    for distance in range(1, reach_px + 1):
-        for a, b in (
-            (np.s_[distance:, :], np.s_[:-distance, :]),
-            (np.s_[:, distance:], np.s_[:, :-distance]),
-        ):
-            differs = label[a] != label[b]
-            near[a] |= differs
-            near[b] |= differs
-    return near
-
-
-def _hatch(shape: tuple[int, ...], stripe_px: int) -> np.ndarray:
-    y, x = np.ogrid[: shape[0], : shape[1]]
-    return (x + y) // stripe_px % 2 == 0

@@ -1,25 +1,21 @@
-"""Pictures of labels and predictions: label maps, overlays, error maps, sheets, confusion plots."""
+"""Sheets of image | ground truth | prediction | error, one row per image."""
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from fcn_jax.data.labels import VOID_LABEL
-
-if TYPE_CHECKING:
-    pass
-from fcn_jax.pictures.legend import _FAINT_INK, _INK, _PAPER, Legend, LegendEntry, legend_entries
-from fcn_jax.pictures.overlays import (
+from fcn_jax.data.labels import IGNORE_INDEX
+from fcn_jax.pictures.colours import (
     CORRECT_COLOUR,
+    FAINT_INK,
+    INK,
+    PAPER,
     VOID_COLOUR,
     WRONG_COLOUR,
-    _check_image,
-    _check_label,
-    _palette_or_voc,
-    error_map,
 )
+from fcn_jax.pictures.legend import Legend, LegendEntry, legend_entries
+from fcn_jax.pictures.overlays import check_image, check_label, error_map, palette_or_voc
 
 _THUMBNAIL_WIDTH_PX = 280
 _GAP_PX = 12
@@ -49,26 +45,26 @@ def sheet(
     Raises:
       ValueError: the arrays are not of the shapes and types above.
     """
-    palette = _palette_or_voc(palette).copy()
-    palette[VOID_LABEL] = VOID_COLOUR
+    palette = palette_or_voc(palette).copy()
+    palette[IGNORE_INDEX] = VOID_COLOUR
     present: set[int] = set()
     bands = [_title_band()]
     for image, label, prediction, name in rows:
-        _check_label("label", label)
-        _check_image(image, label)
+        check_label("label", label)
+        check_image(image, label)
         wrong = error_map(label, prediction)
         present.update(np.unique(label).tolist(), np.unique(prediction).tolist())
         caption = f"pixel accuracy {_pixel_accuracy(label, prediction)}"
         bands.append(_row_band([image, palette[label], palette[prediction], wrong], name, caption))
 
-    entries = legend_entries(np.array(sorted(present - {VOID_LABEL})), class_names, palette)
+    entries = legend_entries(np.array(sorted(present - {IGNORE_INDEX})), class_names, palette)
     entries += [
         LegendEntry("correct", CORRECT_COLOUR),
         LegendEntry("wrong", WRONG_COLOUR),
         LegendEntry("void", VOID_COLOUR),
     ]
     bands.append(Legend(entries, _SHEET_FONT_PX).draw(bands[0].width))
-    page = Image.new("RGB", (bands[0].width, sum(band.height for band in bands)), _PAPER)
+    page = Image.new("RGB", (bands[0].width, sum(band.height for band in bands)), PAPER)
     top = 0
     for band in bands:
         page.paste(band, (0, top))
@@ -81,7 +77,7 @@ def _columns_left() -> list[int]:
 
 
 def _sheet_band(height: int) -> Image.Image:
-    return Image.new("RGB", (4 * _THUMBNAIL_WIDTH_PX + 5 * _GAP_PX, height), _PAPER)
+    return Image.new("RGB", (4 * _THUMBNAIL_WIDTH_PX + 5 * _GAP_PX, height), PAPER)
 
 
 def _title_band() -> Image.Image:
@@ -91,7 +87,7 @@ def _title_band() -> Image.Image:
     titles = ("image", "truth", "prediction", "error")
     for left, title in zip(_columns_left(), titles, strict=True):
         middle = (left + _THUMBNAIL_WIDTH_PX // 2, band.height // 2)
-        draw.text(middle, title, _INK, font, anchor="mm")
+        draw.text(middle, title, INK, font, anchor="mm")
     return band
 
 
@@ -107,13 +103,13 @@ def _row_band(pictures: list[np.ndarray], name: str, caption: str) -> Image.Imag
     font = ImageFont.load_default(_SHEET_FONT_PX)
     draw = ImageDraw.Draw(band)
     middle = size[1] + caption_px // 2
-    draw.text((_GAP_PX, middle), name, _INK, font, anchor="lm")
-    draw.text((band.width - _GAP_PX, middle), caption, _FAINT_INK, font, anchor="rm")
+    draw.text((_GAP_PX, middle), name, INK, font, anchor="lm")
+    draw.text((band.width - _GAP_PX, middle), caption, FAINT_INK, font, anchor="rm")
     return band
 
 
 def _pixel_accuracy(label: np.ndarray, prediction: np.ndarray) -> str:
-    scored = label != VOID_LABEL
+    scored = label != IGNORE_INDEX
     if not scored.any():
         return "–"
     return f"{100 * (label == prediction)[scored].mean():.1f} %"

@@ -14,7 +14,7 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message, message_fa
 
 from fcn_jax.errors import UserError
 
-LARGEST_BYTES = 2**31 - 1  # of one protocol buffer
+MAX_BYTES = 2**31 - 1  # of one protocol buffer
 
 # LayerParameter.type is a string, V1LayerParameter.type a number.
 CONVOLUTIONS = ("Convolution", "Deconvolution", 4, 39)
@@ -73,7 +73,7 @@ def read_caffe(path: Path) -> dict[str, np.ndarray]:
         UserError: the file is larger than a protocol buffer may be, or in the format of 2013.
         ValueError: the file is damaged.
     """
-    if path.stat().st_size > LARGEST_BYTES:
+    if path.stat().st_size > MAX_BYTES:
         raise UserError(f"{path} is larger than 2 GiB, more than a .caffemodel can be")
     try:
         network = _net_parameter().FromString(path.read_bytes())

@@ -8,7 +8,7 @@ import numpy as np
 
 from fcn_jax.config import Config, from_dict
 from fcn_jax.errors import UserError
-from fcn_jax.models.build import outline
+from fcn_jax.models.build import abstract_model
 from fcn_jax.models.pure_model import Network
 from fcn_jax.pretrained import saved
 from fcn_jax.pretrained.load import Weights, flat, zeros
@@ -57,7 +57,7 @@ def empty_variables(
     config: Config, num_classes: int | Mapping[str, int], channels: int = 3
 ) -> tuple[Any, Any]:
     """(params, batch_stats) of a network, all zero: nothing is drawn."""
-    return zeros(Network(outline(config.model, num_classes, channels=channels)))
+    return zeros(Network(abstract_model(config.model, num_classes, channels=channels)))
 
 
 def _scores(name: str) -> bool:

@@ -21,7 +21,7 @@ from fcn_jax.models.backbones.preprocess import COLOURS
 from fcn_jax.models.build import preprocessing_name
 from fcn_jax.models.pure_model import Network
 from fcn_jax.pretrained import saved, trunks
-from fcn_jax.pretrained.source import Source
+from fcn_jax.pretrained.source import WeightSource
 from fcn_jax.pretrained.tables import sources
 from fcn_jax.pretrained.weight_files import read_weights
 
@@ -205,23 +205,13 @@ class Weights:
         return layers if len(layers) <= 3 else sorted({re.split("[./]", n)[0] for n in names})
 
 
-def read(init: str | Path) -> Weights:
-    """Reads weights.
-
-    Args:
-        init: a file of a known source (.npz, .safetensors, .pth, .caffemodel), or the folder of
-            another run of fcn_jax, or of an exported one. For late fusion two of them, 'a,b': the
-            colours' trunk and the other one.
+def read(path: str | Path) -> Weights:
+    """Reads a weight file of a known source: .npz, .safetensors, .pth or .caffemodel.
 
     Raises:
         UserError: no such file, one that cannot be read, or one of no known source.
     """
-    path = Path(init)
-    first, comma, second = str(init).partition(",")
-    if comma and not path.exists():
-        return dataclasses.replace(read(first), other=read(second))
-    if path.is_dir():
-        return _from_run(path)
+    path = Path(path)
     theirs = read_weights(path)
     about = saved.read_about(path)
     if about is not None:
@@ -229,14 +219,7 @@ def read(init: str | Path) -> Weights:
     return _from_table(path, theirs, _recognize(path, theirs))
 
 
-def _from_run(path: Path) -> Weights:
-    from fcn_jax.inference.trained import load_run
-
-    run = load_run(path)
-    return Weights(path, run.about, {k: np.asarray(v) for k, v in flat(run.variables).items()})
-
-
-def _recognize(path: Path, theirs: Mapping[str, np.ndarray]) -> Source:
+def _recognize(path: Path, theirs: Mapping[str, np.ndarray]) -> WeightSource:
     for source in sources():
         if source.recognizes(theirs):
             return source
@@ -245,7 +228,7 @@ def _recognize(path: Path, theirs: Mapping[str, np.ndarray]) -> Source:
     raise UserError(f"{path} is of no known source (it begins with {first}); known are: {titles}")
 
 
-def _from_table(path: Path, theirs: Mapping[str, np.ndarray], source: Source) -> Weights:
+def _from_table(path: Path, theirs: Mapping[str, np.ndarray], source: WeightSource) -> Weights:
     tensors, origins, problems = {}, {}, []
     for name, (key, layout) in source.table.items():
         if key not in theirs:

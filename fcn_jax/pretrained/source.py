@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-Layout = Callable[[np.ndarray], np.ndarray]
-Table = dict[str, tuple[str, Layout]]
+KernelLayout = Callable[[np.ndarray], np.ndarray]
+Table = dict[str, tuple[str, KernelLayout]]
 
 
 def as_it_is(tensor: np.ndarray) -> np.ndarray:
@@ -33,7 +33,7 @@ def from_iohw(tensor: np.ndarray) -> np.ndarray:
     return tensor.transpose(2, 3, 0, 1)
 
 
-def from_fully_connected(height: int, width: int) -> Layout:
+def from_fully_connected(height: int, width: int) -> KernelLayout:
     """(out, in·h·w), or (out, in, h, w) already, to a kernel (h, w, in, out): the same numbers."""
 
     def reshape(tensor: np.ndarray) -> np.ndarray:
@@ -43,7 +43,7 @@ def from_fully_connected(height: int, width: int) -> Layout:
 
 
 @dataclass(frozen=True)
-class Source:
+class WeightSource:
     """A published set of weights.
 
     title: for people. backbone: the `config.model.backbone` that it fits. preprocessing: what it
@@ -80,7 +80,7 @@ def kernels_and_biases(
     layers: Mapping[str, str],
     kernel_end: str = ".weight",
     bias_end: str = ".bias",
-    layout: Layout = from_oihw,
+    layout: KernelLayout = from_oihw,
 ) -> Table:
     """The entries of convolutions with biases; layers: our path → theirs."""
     table: Table = {}

@@ -22,14 +22,14 @@ try:
 except ImportError:  # Up to 0.12 it is found under `experimental`.
     from orbax.checkpoint.experimental import v1 as ocp
 
-METRIC = "mean_iu"
+METRIC = "mean_iou"
 
 SAVE_ERRORS = (OSError, ValueError, RuntimeError)
 """What a failed save raises, there or at the next call: TensorStore tells of a full disk so."""
 
 
 class Checkpoints:
-    """The checkpoints of one run: the newest few, and the best by mean IU.
+    """The checkpoints of one run: the newest few, and the best by mIoU.
 
     Raises UserError where the folder cannot be written.
     """
@@ -74,11 +74,11 @@ class Checkpoints:
 
     @property
     def best(self) -> int | None:
-        """The step with the highest mean IU; None where none was scored."""
+        """The step with the highest mIoU; None where none was scored."""
         scored = [c for c in self._checkpointer.checkpoints if (c.metrics or {}).get(METRIC)]
         return max(scored, key=lambda c: c.metrics[METRIC]).step if scored else None
 
-    def save(self, state: TrainState, mean_iu: float | None) -> None:
+    def save(self, state: TrainState, mean_iou: float | None) -> None:
         """Starts to save; the state may be donated at once. Waits for the save before it."""
         step = int(state.step)
         # A copy: on a CPU the saving thread would read the very memory that the next step reuses.
@@ -88,7 +88,7 @@ class Checkpoints:
                 step,
                 {"model": _model(state), "optimizer": state.opt_state},
                 force=True,
-                metrics=None if mean_iu is None else {METRIC: mean_iu},
+                metrics=None if mean_iou is None else {METRIC: mean_iou},
             )
         except SAVE_ERRORS as error:
             raise self._failed(error) from error

@@ -15,7 +15,7 @@ from fcn_jax.config import Config
 from fcn_jax.data import resident
 from fcn_jax.data.canvases import Size, one_canvas, round_up
 from fcn_jax.data.pipeline import training_batches
-from fcn_jax.data.resident import Step
+from fcn_jax.data.resident import DeviceStep
 from fcn_jax.errors import UserError
 from fcn_jax.parallel import data_parallel
 from fcn_jax.parallel.memory import free_bytes
@@ -41,7 +41,7 @@ class Feed(Protocol):
 
 
 def open_feed(
-    train_step: Step, records: Any, sizes: np.ndarray, config: Config, steps: range
+    train_step: DeviceStep, records: Any, sizes: np.ndarray, config: Config, steps: range
 ) -> Feed:
     """The feed that `config.data.cache` asks for, or that suits the sizes; says which.
 
@@ -90,7 +90,7 @@ def open_feed(
 class Resident:
     """From a set that lies on the devices: nothing is taken from the host."""
 
-    def __init__(self, train_step: Step, records: Any, canvas_px: Size, config: Config):
+    def __init__(self, train_step: DeviceStep, records: Any, canvas_px: Size, config: Config):
         self.at_once = config.train.steps_per_dispatch
         if self.at_once > 1 and jax.default_backend() == "cpu":
             say(
@@ -106,7 +106,7 @@ class Resident:
         )
         # Each is compiled when it is first called.
         self._steps = {
-            count: data_parallel.on_all_devices(on_resident(steps=count), donate_state=True)
+            count: data_parallel.parallelize(on_resident(steps=count), donate_state=True)
             for count in {1, self.at_once}
         }
         self._held = resident.load(records, canvas_px)
@@ -123,8 +123,8 @@ class Streamed:
 
     at_once = 1
 
-    def __init__(self, train_step: Step, batches: grain.DatasetIterator):
-        self._step = data_parallel.on_all_devices(train_step, donate_state=True)
+    def __init__(self, train_step: DeviceStep, batches: grain.DatasetIterator):
+        self._step = data_parallel.parallelize(train_step, donate_state=True)
         self._batches = batches
         self._next: Any = None
         self._read_next()
@@ -137,13 +137,13 @@ class Streamed:
 
     def _read_next(self) -> None:
         batch = next(self._batches, None)
-        self._next = None if batch is None else data_parallel.on_devices(batch)
+        self._next = None if batch is None else data_parallel.shard_batch(batch)
 
     def close(self) -> None:
         self._batches.close()
 
 
-def stretches(done: int, total: int, at_once: int, every: Sequence[int]) -> Iterator[range]:
+def step_chunks(done: int, total: int, at_once: int, every: Sequence[int]) -> Iterator[range]:
     """The steps after `done`, numbered from 1, `at_once` together or singly.
 
     None that is a multiple of one of `every`, where something is due, lies inside of a stretch: it

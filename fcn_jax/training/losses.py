@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from fcn_jax.data.labels import VOID_LABEL
+from fcn_jax.data.labels import IGNORE_INDEX
 
 
 def cross_entropy(
@@ -22,7 +22,7 @@ def cross_entropy(
         The sum of losses, and the sum of weights Σ w[y] (the number of valid pixels where there are
         no class weights): float32 scalars. Their ratio is PyTorch's weighted mean.
     """
-    valid = label != VOID_LABEL
+    valid = label != IGNORE_INDEX
     target = jnp.where(valid, label, 0).astype(jnp.int32)
     classes = jax.lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1)
     picked = jnp.sum(jnp.where(classes == target[..., None], logits, 0), axis=-1)

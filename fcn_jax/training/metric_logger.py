@@ -15,7 +15,7 @@ from fcn_jax.training.checkpoint import Checkpoints
 from fcn_jax.training.run_log import RunLog
 
 
-class Follower:
+class MetricLogger:
     """Reads the numbers of steps when the next are under way, so that no device waits for the host.
 
     Raises UserError at a loss that is not finite.

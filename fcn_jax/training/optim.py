@@ -9,7 +9,7 @@ from fcn_jax.config import OptimConfig
 from fcn_jax.errors import UserError
 
 
-def build(config: OptimConfig, params, total_steps: int) -> optax.GradientTransformation:
+def build_optimizer(config: OptimConfig, params, total_steps: int) -> optax.GradientTransformation:
     """The optimizer that a config names, for parameters of this structure.
 
     The rate is `learning_rate` for the head, times `backbone_rate` in the backbone,

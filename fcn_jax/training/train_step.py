@@ -17,7 +17,7 @@ from jax import lax
 
 from fcn_jax.config import Config
 from fcn_jax.data.augment import augment
-from fcn_jax.data.labels import VOID_LABEL, by_map
+from fcn_jax.data.labels import IGNORE_INDEX, by_map
 from fcn_jax.models.pure_model import Network
 from fcn_jax.parallel.data_parallel import DATA_AXIS
 from fcn_jax.training.losses import cross_entropy
@@ -74,7 +74,7 @@ def make_train_step(
                 right = jnp.sum(jnp.argmax(rows, axis=-1) == label, dtype=jnp.float32)
                 return cross_entropy(rows, label, weights_of.get(label_map))[0], right
 
-            label = logits[name].layout.dealt(labels[label_map], VOID_LABEL)
+            label = logits[name].layout.dealt(labels[label_map], IGNORE_INDEX)
             return logits[name].total(of_rows, label)
 
         totals = {name: total(name, name) for name in labels}
@@ -82,7 +82,7 @@ def make_train_step(
         if auxiliary_weight:
             losses[first] += auxiliary_weight * total("auxiliary", first)[0]
         _, right = totals[first]
-        pixels = jnp.sum(labels[first] != VOID_LABEL, dtype=jnp.float32)
+        pixels = jnp.sum(labels[first] != IGNORE_INDEX, dtype=jnp.float32)
         return jnp.stack([*losses.values()]), (jnp.stack([right, pixels]), batch_stats)
 
     def train_step(state, batch):

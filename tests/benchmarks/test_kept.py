@@ -77,4 +77,4 @@ def test_half_the_precision_keeps_half_and_rematerialized_less(backbone: str) ->
     # Masks, and what is of the logits, are the same in both.
     half = kept_of_an_image(single.changed(model__compute_dtype="bfloat16"))
     assert 2 * half == pytest.approx(kept, rel=0.05)
-    assert kept_of_an_image(single.changed(model__rematerialize=True)) < 0.5 * kept
+    assert kept_of_an_image(single.changed(model__remat=True)) < 0.5 * kept

@@ -194,7 +194,7 @@ def test_peak_memory_of_a_compiled_step(torch: ModuleType) -> None:
         "fcn_jax",
         "fcn_jax in bfloat16",
         "fcn_jax in 2 parts",
-        "fcn_jax rematerialized",
+        "fcn_jax with remat",
         "PyTorch",
     ]
     assert str(made["PyTorch"]) == "PyTorch does not tell it of a CPU"
@@ -206,14 +206,14 @@ def test_what_is_kept_of_an_image_is_told_of_all(torch: ModuleType) -> None:
     assert [row["contender"] for row in (ours, half, rematerialized, theirs)] == [
         "fcn_jax",
         "fcn_jax in bfloat16",
-        "fcn_jax rematerialized",
+        "fcn_jax with remat",
         "PyTorch",
     ]
     assert half["median"] < rematerialized["median"] < ours["median"] < theirs["median"]  # type: ignore[operator]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("contender", ["fcn_jax", "fcn_jax_rematerialized", "torch"])
+@pytest.mark.parametrize("contender", ["fcn_jax", "fcn_jax_remat", "torch"])
 def test_the_largest_batch_is_looked_for(
     contender: str, torch: ModuleType, torchvision: ModuleType, capsys: Any
 ) -> None:

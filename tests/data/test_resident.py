@@ -55,7 +55,7 @@ def found(use_mesh: bool, records: Noise, at_once: int = 1) -> list[dict[str, np
         return TrainState(state.step + 1, {}, {}, {}), whole
 
     step = resident.on_resident(look, count=COUNT, batch_size=BATCH, seed=SEED, steps=at_once)
-    run = data_parallel.on_all_devices(step, donate_state=True, use_mesh=use_mesh)
+    run = data_parallel.parallelize(step, donate_state=True, use_mesh=use_mesh)
     held = resident.load(records, CANVAS_PX, use_mesh)
     state = TrainState(jnp.int32(0), {}, {}, {})
     batches = []
@@ -115,10 +115,10 @@ def train(*, from_stream: bool = False) -> dict[str, list[float]]:
     """Trains for two steps; each metric by step, and the state it ended with."""
     net = network(normalised=False)
     config = settings()
-    optimizer = optim.build(config.optim, net.variables[0], 2)
+    optimizer = optim.build_optimizer(config.optim, net.variables[0], 2)
     bare = make_train_step(net, optimizer, config)
     step = resident.on_resident(bare, count=COUNT, batch_size=BATCH, seed=SEED)
-    run = data_parallel.on_all_devices(bare if from_stream else step, donate_state=True)
+    run = data_parallel.parallelize(bare if from_stream else step, donate_state=True)
     held = resident.load(Noise(), CANVAS_PX)
     state = create_train_state(net.variables, optimizer)
     results: dict[str, list[float]] = {}
@@ -208,7 +208,7 @@ def test_a_step_takes_nothing_from_the_host_and_is_compiled_once(
         return TrainState(state.step + 1, {}, {}, {}), total
 
     step = resident.on_resident(add, count=COUNT, batch_size=BATCH, seed=SEED, steps=at_once)
-    run = data_parallel.on_all_devices(step, donate_state=True)
+    run = data_parallel.parallelize(step, donate_state=True)
     held = resident.load(Noise(), CANVAS_PX)
     sums, compilations = [], []
     state = TrainState(jnp.int32(0), {}, {}, {})

@@ -3,7 +3,7 @@
 import numpy as np
 
 from fcn_jax.data import shapes
-from fcn_jax.data.labels import VOID_LABEL
+from fcn_jax.data.labels import IGNORE_INDEX
 
 
 def test_a_name_always_gives_the_same_picture():
@@ -24,7 +24,7 @@ def test_pictures_hold_all_classes_void_borders_and_sizes():
         assert min(label.shape) >= 96
         assert max(label.shape) <= 160
         counts += np.bincount(label.reshape(-1), minlength=256)
-    assert set(np.flatnonzero(counts)) == {*range(len(shapes.CLASSES)), VOID_LABEL}
+    assert set(np.flatnonzero(counts)) == {*range(len(shapes.CLASSES)), IGNORE_INDEX}
     shares = counts / counts.sum()
     assert 0.5 < shares[0] < 0.8
     assert (shares[1:6] > 0.03).all()
@@ -34,14 +34,14 @@ def test_pictures_hold_all_classes_void_borders_and_sizes():
 def test_void_lies_between_an_object_and_the_ground():
     _, label = shapes.draw("train_003")
     left, right = label[:, :-1], label[:, 1:]
-    assert not ((left == 0) & (right != 0) & (right != VOID_LABEL)).any()
+    assert not ((left == 0) & (right != 0) & (right != IGNORE_INDEX)).any()
 
 
 def test_the_border_is_some_two_pixels_wide():
     widths = []
     for index in range(10):
         _, label = shapes.draw(f"train_{index:03}")
-        void = label == VOID_LABEL
+        void = label == IGNORE_INDEX
         touching = np.zeros_like(void)
         for axis in (0, 1):
             for step in (-1, 1):

@@ -17,7 +17,7 @@ from fcn_jax.data import shapes
 from fcn_jax.data.datasets import open_dataset
 from fcn_jax.data.labels import voc_palette
 from fcn_jax.data.raw import Pair
-from fcn_jax.data.records import Part
+from fcn_jax.data.records import UnreadFile
 from fcn_jax.data.splits import Split
 from fcn_jax.doctor import __main__
 from fcn_jax.doctor.examine import examine_pair, examine_record, has_void_area
@@ -156,7 +156,7 @@ def test_whatever_is_damaged_is_a_finding(kind):
     for _ in range(60):
         damaged = np.frombuffer(file.getvalue(), np.uint8).copy()
         damaged[rng.integers(0, 300, 6)] = rng.integers(0, 256, 6)
-        part = Part(damaged[: rng.integers(1, len(damaged))].tobytes, "file")
+        part = UnreadFile(damaged[: rng.integers(1, len(damaged))].tobytes, "file")
         seen = examine_pair(Pair("a", "train", part, {"": part}, {"depth": part}), {"": 6})
         unreadable += {note.kind for note in seen.notes} >= {"image_unreadable", "mask_unreadable"}
     assert unreadable > 30
@@ -694,7 +694,7 @@ def test_a_disk_that_is_full_at_the_end(mine, tmp_path, monkeypatch, capsys, is_
     def full(path: Path, write: Callable) -> None:
         raise UserError(f"cannot write {path} (No space left on device)")
 
-    monkeypatch.setattr(doctor_main, "write_whole", full)
+    monkeypatch.setattr(__main__, "write_whole", full)
     if is_faulty:
         edit_mask(mine, as_jpeg)
     output = tmp_path / "sheet.png"

@@ -34,12 +34,12 @@ def test_agrees_with_scoring_each_resample_by_itself():
     resampled = resample(numbered(confusions), resamples=50, seed=7)
     drawn = np.random.default_rng(7).integers(4, size=(50, 4))
     one_by_one = [scores(sum(confusions[i] for i in row)) for row in drawn]
-    for name in ("mean_iu", "pixel_accuracy", "per_class_iu"):
+    for name in ("mean_iou", "pixel_accuracy", "per_class_iou"):
         expected = np.array([getattr(result, name) for result in one_by_one])
         np.testing.assert_allclose(getattr(resampled, name), expected, rtol=1e-12)
     # Both cases that need care are among them.
-    assert np.isnan(resampled.per_class_iu).any()
-    assert np.isnan(resampled.mean_iu).any()
+    assert np.isnan(resampled.per_class_iou).any()
+    assert np.isnan(resampled.mean_iou).any()
 
 
 def test_chunks_of_resamples_are_the_same_as_all_at_once(monkeypatch):
@@ -55,31 +55,31 @@ def test_the_seed_decides_the_draws():
     counts = numbered(some_confusions(images=9, k=4, seed=1))
     again = resample(counts, resamples=20, seed=3)
     np.testing.assert_equal(vars(resample(counts, resamples=20, seed=3)), vars(again))
-    assert (resample(counts, resamples=20, seed=4).mean_iu != again.mean_iu).any()
+    assert (resample(counts, resamples=20, seed=4).mean_iou != again.mean_iou).any()
 
 
 def test_identical_images_leave_nothing_to_chance():
     counts = numbered(np.tile(np.array([[6, 2], [4, 4]]), (30, 1, 1)))
     result = intervals(counts)
-    # IU 6 / 12 and 4 / 10, as of one image.
-    assert result.per_class_iu == (Interval(0.5, 0.5), Interval(0.4, 0.4))
-    assert result.mean_iu == pytest.approx(Interval(0.45, 0.45), abs=1e-15)
+    # IoU 6 / 12 and 4 / 10, as of one image.
+    assert result.per_class_iou == (Interval(0.5, 0.5), Interval(0.4, 0.4))
+    assert result.mean_iou == pytest.approx(Interval(0.45, 0.45), abs=1e-15)
     assert result.pixel_accuracy == Interval(10 / 16, 10 / 16)
 
 
 def test_two_images_by_hand():
     # One class beside a background that holds no pixel: right on 1 of 2 pixels, and on 9 of 10.
-    # A resample holds the first twice (1/4), the second twice (1/4) or both (1/2): IU 1/2, 9/10, or
-    # 10/12; so the middle 95 % goes from one end to the other.
+    # A resample holds the first twice (1/4), the second twice (1/4) or both (1/2): IoU 1/2, 9/10
+    # or 10/12; so the middle 95 % goes from one end to the other.
     counts = numbered(np.array([[[0, 0], [1, 1]], [[0, 0], [1, 9]]]))
     resampled = resample(counts, resamples=4000)
-    values, times = np.unique(resampled.per_class_iu[:, 1], return_counts=True)
+    values, times = np.unique(resampled.per_class_iou[:, 1], return_counts=True)
     np.testing.assert_allclose(values, [1 / 2, 10 / 12, 9 / 10])
     np.testing.assert_allclose(times / 4000, [1 / 4, 1 / 2, 1 / 4], atol=0.03)
     result = intervals(counts)
-    assert result.per_class_iu[1] == pytest.approx((1 / 2, 9 / 10))
-    assert result.mean_iu == result.per_class_iu[1]
-    assert all(math.isnan(bound) for bound in result.per_class_iu[0])
+    assert result.per_class_iou[1] == pytest.approx((1 / 2, 9 / 10))
+    assert result.mean_iou == result.per_class_iou[1]
+    assert all(math.isnan(bound) for bound in result.per_class_iou[0])
 
 
 def test_percentiles_by_hand():
@@ -103,9 +103,9 @@ def test_intervals_hold_the_truth_about_as_often_as_they_say():
     for _ in range(300):
         result = intervals(draw(100))
         pairs = [
-            (result.mean_iu, truth.mean_iu),
+            (result.mean_iou, truth.mean_iou),
             (result.pixel_accuracy, truth.pixel_accuracy),
-            (result.per_class_iu[0], truth.per_class_iu[0]),
+            (result.per_class_iou[0], truth.per_class_iou[0]),
         ]
         held.append([low <= value <= high for (low, high), value in pairs])
     # ± 0.03 is 2.4 standard errors of a share of 0.95 in 300.
@@ -121,15 +121,15 @@ def test_differences_are_taken_on_the_same_images():
     assert difference.pixel_accuracy == pytest.approx((1 / 20, 1 / 20))
     alone = intervals(a).pixel_accuracy
     assert alone.high - alone.low > 0.1
-    assert intervals_of_difference(b, a).mean_iu == pytest.approx((-1 / 20, -1 / 20))
+    assert intervals_of_difference(b, a).mean_iou == pytest.approx((-1 / 20, -1 / 20))
 
 
 def test_of_one_image_there_is_no_interval_and_of_none_an_error():
     counts = numbered(np.array([[[3, 1], [0, 4]]]))
     result = intervals(counts)
-    bounds = [*result.mean_iu, *result.pixel_accuracy, *np.ravel(result.per_class_iu)]
+    bounds = [*result.mean_iou, *result.pixel_accuracy, *np.ravel(result.per_class_iou)]
     assert np.isnan(bounds).all()
-    assert len(result.per_class_iu) == 2
+    assert len(result.per_class_iou) == 2
     with pytest.raises(ValueError, match="at least one image"):
         intervals(numbered(np.zeros((0, 2, 2), np.int64)))
     with pytest.raises(ValueError, match="same images"):
@@ -137,12 +137,12 @@ def test_of_one_image_there_is_no_interval_and_of_none_an_error():
 
 
 def test_in_words():
-    assert in_words("mean IU", 0.2190, Interval(0.2013, 0.2341), 445) == (
-        "mean IU 21.9 % (95 % interval 20.1 to 23.4 over 445 images)"
+    assert in_words("mIoU", 0.2190, Interval(0.2013, 0.2341), 445) == (
+        "mIoU 21.9 % (95 % interval 20.1 to 23.4 over 445 images)"
     )
     none = Interval(math.nan, math.nan)
-    assert in_words("mean IU", 0.5, none, 1) == "mean IU 50.0 % (of 1 image: no interval)"
-    assert in_words("mean IU", math.nan, none, 3) == "mean IU – (no pixel to score)"
+    assert in_words("mIoU", 0.5, none, 1) == "mIoU 50.0 % (of 1 image: no interval)"
+    assert in_words("mIoU", math.nan, none, 3) == "mIoU – (no pixel to score)"
 
 
 def test_classes_on_few_images_are_named():
@@ -158,5 +158,5 @@ def test_classes_on_few_images_are_named():
     many = np.zeros((400, 2, 2), np.int64)
     many[:, 0, 0] = 1
     many[:4, 1, 1] = 1
-    missing = np.isnan(resample(numbered(many), resamples=20_000).per_class_iu[:, 1]).mean()
+    missing = np.isnan(resample(numbered(many), resamples=20_000).per_class_iou[:, 1]).mean()
     assert missing == pytest.approx(math.exp(-4), abs=0.004)

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy.ndimage import binary_erosion
 
-from fcn_jax.data.labels import VOID_LABEL
+from fcn_jax.data.labels import IGNORE_INDEX
 from fcn_jax.evaluation.boundary import boundary_counts, boundary_distance_px
 
 
@@ -13,7 +13,7 @@ def zone_by_erosion(mask: np.ndarray, void: np.ndarray, distance_px: int) -> np.
 
 
 def by_erosion(label: np.ndarray, prediction: np.ndarray, num_classes: int) -> np.ndarray:
-    void = label == VOID_LABEL
+    void = label == IGNORE_INDEX
     distance_px = max(1, round(0.02 * np.sqrt(label.shape[0] ** 2 + label.shape[1] ** 2)))
     counts = []
     for index in range(num_classes):
@@ -69,10 +69,10 @@ def test_agrees_with_repeated_erosion_of_each_class(size, void):
     random = np.random.default_rng(sum(size))
     pixels = 0
     for _ in range(3):
-        label = draw_blocks(random, *size, [0, 0, 1, 2, 5] + 2 * void * [VOID_LABEL])
+        label = draw_blocks(random, *size, [0, 0, 1, 2, 5] + 2 * void * [IGNORE_INDEX])
         prediction = np.roll(label, random.integers(-9, 9, 2), (0, 1))
         holes = draw_blocks(random, *size, [0, 0, 1, 2, 4])
-        prediction = np.where((prediction == VOID_LABEL) | (holes == 4), holes, prediction)
+        prediction = np.where((prediction == IGNORE_INDEX) | (holes == 4), holes, prediction)
         expected = by_erosion(label, prediction, 6)
         np.testing.assert_array_equal(boundary_counts(label, prediction, 6), expected)
         pixels += expected[1].sum()
@@ -103,7 +103,7 @@ def with_voc_band(label: np.ndarray) -> np.ndarray:
     banded = label.copy()
     for index in range(3):
         mask = label == index
-        banded[mask & ~binary_erosion(mask, np.ones((5, 5)), border_value=1)] = VOID_LABEL
+        banded[mask & ~binary_erosion(mask, np.ones((5, 5)), border_value=1)] = IGNORE_INDEX
     return banded
 
 
@@ -112,7 +112,7 @@ def test_what_is_predicted_at_void_changes_nothing():
     label = with_voc_band(draw_blocks(random, 200, 230, [0, 1, 2]))
     prediction = draw_blocks(random, 200, 230, [0, 1, 2])
     noise = random.integers(0, 3, label.shape).astype(np.uint8)
-    elsewhere = np.where(label == VOID_LABEL, noise, prediction)
+    elsewhere = np.where(label == IGNORE_INDEX, noise, prediction)
     np.testing.assert_array_equal(
         boundary_counts(label, prediction, 3), boundary_counts(label, elsewhere, 3)
     )
@@ -139,9 +139,9 @@ def test_a_missed_object_gets_no_contour_from_the_void_around_it():
 
 
 def test_labels_from_k_on_are_void():
-    label = draw_blocks(np.random.default_rng(5), 90, 90, [0, 1, 7, VOID_LABEL])
+    label = draw_blocks(np.random.default_rng(5), 90, 90, [0, 1, 7, IGNORE_INDEX])
     prediction = np.roll(label, 4) % 2
-    same = np.where(label == 7, VOID_LABEL, label)
+    same = np.where(label == 7, IGNORE_INDEX, label)
     np.testing.assert_array_equal(
         boundary_counts(label, prediction, 2), boundary_counts(same, prediction, 2)
     )

@@ -149,12 +149,12 @@ def test_the_papers_scores_are_those_of_its_code(predictions, torchfcn: ModuleTy
         expected = utils.label_accuracy_score(truth, guess, CLASSES)
     ours = metrics.scores(confusion(truth, guess), PAPER.averaged_over)
     np.testing.assert_allclose(
-        (ours.pixel_accuracy, ours.mean_accuracy, ours.mean_iu, ours.frequency_weighted_iu),
+        (ours.pixel_accuracy, ours.mean_accuracy, ours.mean_iou, ours.frequency_weighted_iou),
         expected,
         rtol=1e-12,
     )
     # A class that was predicted where there is none lowers the mean, which ours does not count.
-    assert ours.mean_iu < metrics.scores(confusion(truth, guess), NATIVE.averaged_over).mean_iu
+    assert ours.mean_iou < metrics.scores(confusion(truth, guess), NATIVE.averaged_over).mean_iou
 
 
 def test_torchvisions_scores_are_those_of_its_formulas(predictions, torch: ModuleType):
@@ -166,14 +166,14 @@ def test_torchvisions_scores_are_those_of_its_formulas(predictions, torch: Modul
         cells = CLASSES * a[counted] + b[counted]
         matrix += torch.bincount(cells, minlength=CLASSES**2).reshape(CLASSES, CLASSES)
     right = matrix.diag().double()
-    iu = right / (matrix.sum(1) + matrix.sum(0) - matrix.diag())
+    iou = right / (matrix.sum(1) + matrix.sum(0) - matrix.diag())
     ours = metrics.scores(confusion(truth, guess), TORCHVISION.averaged_over)
     assert ours.pixel_accuracy == pytest.approx((right.sum() / matrix.sum()).item(), rel=1e-12)
     # Class 4 is nowhere: 0/0, and torchvision's mean over all classes is nan.
-    assert math.isnan(iu.mean().item())
-    assert math.isnan(ours.mean_iu)
+    assert math.isnan(iou.mean().item())
+    assert math.isnan(ours.mean_iou)
     four = metrics.scores(confusion(truth, guess)[:4, :4], TORCHVISION.averaged_over)
-    assert four.mean_iu == pytest.approx(iu[:4].mean().item(), rel=1e-12)
+    assert four.mean_iou == pytest.approx(iou[:4].mean().item(), rel=1e-12)
 
 
 def test_mmsegs_scores_are_those_of_its_formulas(predictions, torch: ModuleType):
@@ -192,5 +192,5 @@ def test_mmsegs_scores_are_those_of_its_formulas(predictions, torch: ModuleType)
         np.nanmean((areas["both"] / union).numpy()),
     )
     np.testing.assert_allclose(
-        (ours.pixel_accuracy, ours.mean_accuracy, ours.mean_iu), expected, rtol=1e-12
+        (ours.pixel_accuracy, ours.mean_accuracy, ours.mean_iou), expected, rtol=1e-12
     )

@@ -22,10 +22,10 @@ def test_total_is_the_score_of_the_summed_confusion():
     np.testing.assert_equal(vars(total), vars(scores(CONFUSIONS.sum(axis=0))))
 
 
-def test_mean_iu_of_an_image_is_over_the_classes_that_it_shows():
+def test_mean_iou_of_an_image_is_over_the_classes_that_it_shows():
     # First image: 6 / 9 and 3 / 6; the second shows the second class alone, 4 of its 8 pixels.
     expected = [(6 / 9 + 3 / 6) / 2, 4 / 8, np.nan]
-    np.testing.assert_allclose(ImageCounts.of(NAMES, CONFUSIONS).mean_iu_by_image, expected)
+    np.testing.assert_allclose(ImageCounts.of(NAMES, CONFUSIONS).mean_iou_by_image, expected)
 
 
 def test_saved_and_loaded_are_the_same(tmp_path):

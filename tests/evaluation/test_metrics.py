@@ -20,16 +20,16 @@ def test_scores_by_hand():
     assert result.pixel_accuracy == pytest.approx(10 / 20)
     np.testing.assert_allclose(result.per_class_recall, [6 / 8, 4 / 12, math.nan])
     assert result.mean_accuracy == pytest.approx((6 / 8 + 4 / 12) / 2)
-    np.testing.assert_allclose(result.per_class_iu, [6 / (8 + 10 - 6), 4 / (12 + 6 - 4), math.nan])
-    assert result.mean_iu == pytest.approx((1 / 2 + 2 / 7) / 2)
-    assert result.frequency_weighted_iu == pytest.approx((8 * 1 / 2 + 12 * 2 / 7) / 20)
+    np.testing.assert_allclose(result.per_class_iou, [6 / (8 + 10 - 6), 4 / (12 + 6 - 4), math.nan])
+    assert result.mean_iou == pytest.approx((1 / 2 + 2 / 7) / 2)
+    assert result.frequency_weighted_iou == pytest.approx((8 * 1 / 2 + 12 * 2 / 7) / 20)
     # All that was predicted as the third class is wrong.
     np.testing.assert_allclose(result.per_class_precision, [6 / 10, 4 / 6, 0])
     np.testing.assert_allclose(result.per_class_dice, [12 / 18, 8 / 18, math.nan])
     assert result.mean_dice == pytest.approx((12 / 18 + 8 / 18) / 2)
     np.testing.assert_allclose(result.pixel_shares, [0.4, 0.6, 0])
-    assert result.per_class_boundary_iu is None
-    assert result.mean_boundary_iu is None
+    assert result.per_class_boundary_iou is None
+    assert result.mean_boundary_iou is None
 
 
 def test_precision_of_a_class_never_predicted_is_nan_and_its_other_scores_zero():
@@ -37,27 +37,27 @@ def test_precision_of_a_class_never_predicted_is_nan_and_its_other_scores_zero()
     np.testing.assert_allclose(result.per_class_precision, [3 / 5, math.nan])
     np.testing.assert_allclose(result.per_class_recall, [1, 0])
     np.testing.assert_allclose(result.per_class_dice, [6 / 8, 0])
-    assert result.mean_iu == pytest.approx((3 / 5 + 0) / 2)
+    assert result.mean_iou == pytest.approx((3 / 5 + 0) / 2)
 
 
-def test_dice_and_iu_and_precision_and_recall_agree():
+def test_dice_and_iou_and_precision_and_recall_agree():
     random = np.random.default_rng(3)
     result = scores(random.integers(0, 1000, (7, 7)))
-    iu, precision, recall = (
-        result.per_class_iu,
+    iou, precision, recall = (
+        result.per_class_iou,
         result.per_class_precision,
         result.per_class_recall,
     )
-    np.testing.assert_allclose(result.per_class_dice, 2 * iu / (1 + iu))
+    np.testing.assert_allclose(result.per_class_dice, 2 * iou / (1 + iou))
     harmonic_mean = 2 / (1 / precision + 1 / recall)
     np.testing.assert_allclose(result.per_class_dice, harmonic_mean)
 
 
-def test_boundary_iu_is_over_the_classes_that_the_truth_holds():
+def test_boundary_iou_is_over_the_classes_that_the_truth_holds():
     # The first class has 3 of 4; the second no zone; the third, which the truth lacks, 5 pixels.
     result = scores(CONFUSION, boundary=np.array([[3, 0, 0], [4, 0, 5]]))
-    np.testing.assert_allclose(result.per_class_boundary_iu, [3 / 4, math.nan, math.nan])
-    assert result.mean_boundary_iu == pytest.approx(3 / 4)
+    np.testing.assert_allclose(result.per_class_boundary_iou, [3 / 4, math.nan, math.nan])
+    assert result.mean_boundary_iou == pytest.approx(3 / 4)
 
 
 def test_scores_of_counts_need_no_more_than_three_sums():
@@ -69,17 +69,17 @@ def test_scores_of_counts_need_no_more_than_three_sums():
 
 def test_perfect_prediction_scores_one():
     result = scores(np.diag([5, 0, 7]))
-    four = (result.pixel_accuracy, result.mean_accuracy, result.mean_iu)
-    assert (*four, result.frequency_weighted_iu) == (1, 1, 1, 1)
+    four = (result.pixel_accuracy, result.mean_accuracy, result.mean_iou)
+    assert (*four, result.frequency_weighted_iou) == (1, 1, 1, 1)
 
 
 def test_scores_of_no_pixels_are_nan():
     result = scores(np.zeros((2, 2), np.int64))
     assert math.isnan(result.pixel_accuracy)
     assert math.isnan(result.mean_accuracy)
-    assert math.isnan(result.mean_iu)
-    assert math.isnan(result.frequency_weighted_iu)
-    assert np.isnan(result.per_class_iu).all()
+    assert math.isnan(result.mean_iou)
+    assert math.isnan(result.frequency_weighted_iou)
+    assert np.isnan(result.per_class_iou).all()
 
 
 def test_scores_of_more_pixels_than_int32_holds():
@@ -93,10 +93,10 @@ def test_to_json_has_null_for_an_absent_class():
     assert json.loads(json.dumps(document, allow_nan=False)) == {
         "pixel_accuracy": 0.5,
         "mean_accuracy": approx(13 / 24),
-        "mean_iu": approx(11 / 28),
-        "frequency_weighted_iu": approx(13 / 35),
+        "mean_iou": approx(11 / 28),
+        "frequency_weighted_iou": approx(13 / 35),
         "mean_dice": approx(5 / 9),
-        "per_class_iu": {"sky": 0.5, "road": approx(2 / 7), "boat": None},
+        "per_class_iou": {"sky": 0.5, "road": approx(2 / 7), "boat": None},
         "per_class_dice": {"sky": approx(2 / 3), "road": approx(4 / 9), "boat": None},
         "per_class_precision": {"sky": 0.6, "road": approx(2 / 3), "boat": 0},
         "per_class_recall": {"sky": 0.75, "road": approx(1 / 3), "boat": None},
@@ -105,16 +105,16 @@ def test_to_json_has_null_for_an_absent_class():
     }
 
 
-def test_to_json_has_boundary_iu_where_it_was_asked_for():
+def test_to_json_has_boundary_iou_where_it_was_asked_for():
     result = scores(CONFUSION, boundary=np.array([[3, 1, 0], [4, 2, 5]]))
     document = json.loads(json.dumps(to_json(result, ["sky", "road", "boat"], images=3)))
-    assert document["per_class_boundary_iu"] == {"sky": 0.75, "road": 0.5, "boat": None}
-    assert document["mean_boundary_iu"] == 0.625
+    assert document["per_class_boundary_iou"] == {"sky": 0.75, "road": 0.5, "boat": None}
+    assert document["mean_boundary_iou"] == 0.625
 
 
 def test_to_json_of_no_pixels_is_valid_json():
     document = to_json(scores(np.zeros((1, 1), np.int64)), ["sky"], images=0)
-    assert json.loads(json.dumps(document, allow_nan=False))["mean_iu"] is None
+    assert json.loads(json.dumps(document, allow_nan=False))["mean_iou"] is None
 
 
 def _printed(result: Scores, names: Sequence[str]) -> list[str]:
@@ -127,18 +127,18 @@ def test_scores_table_lists_classes_then_the_overall_scores():
     lines = _printed(scores(CONFUSION), ["sky", "road", "[boat]"])
     assert max(map(len, lines)) <= 80
     rows = [line.split() for line in lines if line.strip()]
-    assert ["class", "IU", "Dice", "precision", "(accuracy)", "pixels"] in rows
+    assert ["class", "IoU", "Dice", "precision", "(accuracy)", "pixels"] in rows
     assert ["sky", "50.0", "66.7", "60.0", "75.0", "40.0"] in rows
     assert ["road", "28.6", "44.4", "66.7", "33.3", "60.0"] in rows
     assert ["[boat]", "–", "–", "0.0", "–", "–"] in rows
-    assert ["mean", "IU", "39.3"] in rows
-    assert ["frequency-weighted", "IU", "37.1"] in rows
+    assert ["mean", "IoU", "39.3"] in rows
+    assert ["frequency-weighted", "IoU", "37.1"] in rows
     assert ["mean", "Dice", "55.6"] in rows
     assert ["mean", "accuracy", "54.2"] in rows
     assert ["pixel", "accuracy", "50.0"] in rows
 
 
-def test_scores_table_of_voc_fits_a_terminal_with_boundary_iu_too():
+def test_scores_table_of_voc_fits_a_terminal_with_boundary_iou_too():
     k = len(VOC_CLASSES)
     result = scores(np.diag(np.arange(1, k + 1)), boundary=np.ones((2, k), np.int64))
     lines = _printed(result, VOC_CLASSES)
@@ -146,8 +146,8 @@ def test_scores_table_of_voc_fits_a_terminal_with_boundary_iu_too():
     rows = [line.split() for line in lines if line.strip()]
     assert ["background", *["100.0"] * 5, "0.4"] in rows  # 1 / 231
     assert ["tvmonitor", *["100.0"] * 5, "9.1"] in rows  # 21 / 231
-    assert ["mean", "boundary", "IU", "100.0"] in rows
-    assert ["frequency-weighted", "IU", "100.0"] in rows
+    assert ["mean", "boundary", "IoU", "100.0"] in rows
+    assert ["frequency-weighted", "IoU", "100.0"] in rows
 
 
 def test_scores_table_keeps_its_numbers_beside_a_very_long_name():
@@ -167,16 +167,16 @@ def test_what_the_means_are_over():
     # The third class is predicted but not in the truth, the fourth in neither.
     confusion = np.zeros((4, 4), np.int64)
     confusion[:3, :3] = CONFUSION
-    iu = [6 / 12, 4 / 14]  # of t + p − hits: 8 + 10 − 6, 12 + 6 − 4
+    iou = [6 / 12, 4 / 14]  # of t + p − hits: 8 + 10 − 6, 12 + 6 − 4
     by_truth, by_union, of_all = (scores(confusion, over) for over in ("truth", "union", "all"))
-    assert by_truth.mean_iu == pytest.approx(np.mean(iu))
-    assert by_union.mean_iu == pytest.approx(np.mean([*iu, 0]))
-    assert math.isnan(of_all.mean_iu)
+    assert by_truth.mean_iou == pytest.approx(np.mean(iou))
+    assert by_union.mean_iou == pytest.approx(np.mean([*iou, 0]))
+    assert math.isnan(of_all.mean_iou)
     assert math.isnan(of_all.mean_accuracy)
-    np.testing.assert_array_equal(np.isnan(by_truth.per_class_iu), [0, 0, 1, 1])
-    np.testing.assert_array_equal(np.isnan(by_union.per_class_iu), [0, 0, 0, 1])
+    np.testing.assert_array_equal(np.isnan(by_truth.per_class_iou), [0, 0, 1, 1])
+    np.testing.assert_array_equal(np.isnan(by_union.per_class_iou), [0, 0, 0, 1])
     three = scores(confusion[:3, :3], "all")
-    assert three.mean_iu == by_union.mean_iu
+    assert three.mean_iou == by_union.mean_iou
     for other in (by_union, of_all):
         assert other.pixel_accuracy == by_truth.pixel_accuracy
-        assert other.frequency_weighted_iu == by_truth.frequency_weighted_iu
+        assert other.frequency_weighted_iou == by_truth.frequency_weighted_iou

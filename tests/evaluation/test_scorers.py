@@ -18,6 +18,7 @@ from fcn_jax.evaluation import conventions, evaluator, scorers
 from fcn_jax.evaluation.conventions import ScoredSplit
 from fcn_jax.evaluation.eval_step import make_eval_step, no_confusion
 from fcn_jax.evaluation.scorers import ScoredImages, in_batches
+from fcn_jax.parallel import data_parallel
 from fcn_jax.parallel.data_parallel import DATA_AXIS
 from tests import test_parallel
 
@@ -49,7 +50,7 @@ def score_by(monkeypatch) -> Callable[..., Any]:
     """Scores watched records by a step of one's own, of one label map with two classes."""
 
     def score(records: Watched, step: Callable[..., Any], shown: set[int]) -> list[ScoredImages]:
-        monkeypatch.setattr(data_parallel, "on_all_devices", lambda *_, **__: step)
+        monkeypatch.setattr(data_parallel, "parallelize", lambda *_, **__: step)
         split = ScoredSplit(records, np.full((IMAGES, 2), 4), conventions.NATIVE)
         settings = EvalConfig(batch_size=BATCH, canvases=1)
         network: Any = None  # the step knows it

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fcn_jax.data.labels import VOID_LABEL, is_tiff, read_image, read_mask, voc_palette
+from fcn_jax.data.labels import IGNORE_INDEX, is_tiff, read_image, read_mask, voc_palette
 from fcn_jax.errors import UserError
 from fcn_jax.inference import scenes
 from fcn_jax.inference.made_with import read_digest
@@ -258,7 +258,7 @@ def test_where_a_scene_holds_no_data(rasterio: ModuleType, tmp_path: Path) -> No
         assert nothing.tolist() == [[True] * 50] * 2 + [[False] * 50] * 3
         scene.write(tmp_path / "out.tif", 16, partial(pieces_of, pixels(40, 50)), DIGEST)
     with rasterio.open(tmp_path / "out.tif") as file:
-        assert file.nodata == VOID_LABEL
+        assert file.nodata == IGNORE_INDEX
     with open_tiff(write_tiff(tmp_path / "b.tif", values), 3) as scene:
         assert scene.no_data(slice(5, 10), slice(0, 50)) is None
 

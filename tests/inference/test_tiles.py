@@ -19,13 +19,13 @@ from PIL import Image
 
 from fcn_jax import predict
 from fcn_jax.config import ModelConfig, default_config
-from fcn_jax.data.labels import VOID_LABEL, read_mask
+from fcn_jax.data.labels import IGNORE_INDEX, read_mask
 from fcn_jax.errors import UserError
 from fcn_jax.export import export
 from fcn_jax.inference import image_files, tiles
 from fcn_jax.inference.resume import UnfinishedTiles
 from fcn_jax.inference.tiles import Tiling, label_tiles, receptive_field, tiling
-from fcn_jax.inference.trained import Run, load_run
+from fcn_jax.inference.trained import Predictor, load_run
 from fcn_jax.models.backbones import resnet
 from fcn_jax.models.backbones.alexnet import AlexNet
 from fcn_jax.models.backbones.mobilenet import MobileNetV3Large
@@ -33,9 +33,9 @@ from fcn_jax.models.backbones.resnet import ResNet
 from fcn_jax.models.backbones.small import SmallNet
 from fcn_jax.models.backbones.squeezenet import SqueezeNet
 from fcn_jax.models.backbones.vgg import VGG16
-from fcn_jax.models.build import build
+from fcn_jax.models.build import build_model
 from fcn_jax.models.fcn import FCN
-from fcn_jax.models.feature_map import Part
+from fcn_jax.models.feature_map import TilePosition
 from fcn_jax.models.geometry import ReceptiveField
 from fcn_jax.models.pure_model import Network
 from fcn_jax.runs import RunSettings
@@ -138,7 +138,7 @@ NETWORKS: dict[str, tuple[Callable[[], FCN], tuple[int, int]]] = {
 
 def tiled(network: Network, cut: Tiling, image: np.ndarray) -> dict[str, np.ndarray]:
     size = image.shape[:2]
-    label = {name: np.full(size, VOID_LABEL, np.uint8) for name in network.label_maps}
+    label = {name: np.full(size, IGNORE_INDEX, np.uint8) for name in network.label_maps}
     tiles = cut.tiles(size)
     read = lambda rows, columns: image[rows, columns]  # noqa: E731
     parts = label_tiles(network, network.variables, cut, size, tiles, read)
@@ -189,8 +189,8 @@ def test_the_logits_are_those_of_the_whole_image(randomised: Any) -> None:
     expected = whole_logits(network, image)
 
     @jax.jit
-    def run(image: jax.Array, valid: jax.Array, part: Part) -> jax.Array:
-        return network(network.variables, image, valid=valid, part=part)[0]["logits"][0]
+    def run(image: jax.Array, valid: jax.Array, part: TilePosition) -> jax.Array:
+        return network(network.variables, image, valid=valid, tile=part)[0]["logits"][0]
 
     largest, inner = 0.0, 0
     for tile in cut.tiles(size):
@@ -198,7 +198,7 @@ def test_the_logits_are_those_of_the_whole_image(randomised: Any) -> None:
         canvas = np.full((1, *cut.canvas(size), 3), 255, np.uint8)
         canvas[0, : seen.shape[0], : seen.shape[1]] = seen
         top, left = tile.seen_rows.start, tile.seen_columns.start
-        part = Part(jnp.asarray([[top, left]]), jnp.asarray([size]))
+        part = TilePosition(jnp.asarray([[top, left]]), jnp.asarray([size]))
         logits = run(jnp.asarray(canvas), jnp.asarray([seen.shape[:2]]), part)
         rows = slice(tile.rows.start - top, tile.rows.stop - top)
         columns = slice(tile.columns.start - left, tile.columns.stop - left)
@@ -246,7 +246,7 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config.data.label_maps = "masks,heights"
     label_maps = {"masks": CLASSES, "heights": CLASSES[:3]}
     counts = {name: len(names) for name, names in label_maps.items()}
-    network = Network(nnx.eval_shape(lambda: build(config.model, counts, rngs=nnx.Rngs(0))))
+    network = Network(nnx.eval_shape(lambda: build_model(config.model, counts, rngs=nnx.Rngs(0))))
     random = np.random.default_rng(0)
 
     def draw(path: Any, leaf: jax.ShapeDtypeStruct) -> np.ndarray:
@@ -255,7 +255,7 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     variables = jax.tree_util.tree_map_with_path(draw, network.variables)
     folder = tmp_path_factory.mktemp("run")
-    export(Run(RunSettings(config, 3, label_maps), network, variables, step=7), folder, {})
+    export(Predictor(RunSettings(config, 3, label_maps), network, variables, step=7), folder, {})
     return folder
 
 
@@ -441,7 +441,7 @@ def test_a_scenes_missing_pixels_are_void(run_folder: Path, tmp_path: Path) -> N
         run, tmp_path / "a.tif", tmp_path / "out/a.tif", cut, overlay=True, stop=NEVER
     )
     for name, label in run.label(image).items():
-        label[:70, :20] = VOID_LABEL
+        label[:70, :20] = IGNORE_INDEX
         np.testing.assert_array_equal(read_mask(tmp_path / "out" / name / "a.tif"), label)
 
 

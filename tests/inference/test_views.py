@@ -20,11 +20,11 @@ from fcn_jax.errors import UserError
 from fcn_jax.export import export
 from fcn_jax.inference import views as labelling
 from fcn_jax.inference.options import WHOLE, Inference
-from fcn_jax.inference.trained import Run, load_run
-from fcn_jax.inference.views import WINDOWS_AT_ONCE, Labeller
+from fcn_jax.inference.trained import Predictor, load_run
+from fcn_jax.inference.views import WINDOWS_AT_ONCE, ViewPredictor
 from fcn_jax.models.backbones.preprocess import TORCHVISION
 from fcn_jax.models.backbones.small import SmallNet
-from fcn_jax.models.build import build
+from fcn_jax.models.build import build_model
 from fcn_jax.models.fcn import FCN
 from fcn_jax.models.pure_model import Network
 from fcn_jax.runs import RunSettings
@@ -89,7 +89,7 @@ def assert_close(by_name: dict[str, np.ndarray], expected: dict[str, np.ndarray]
 
 def test_as_it_stands_an_image_is_seen_whole_and_alone(network, variables, alone):
     image = picture(50, 70)
-    labeller = Labeller(network)
+    labeller = ViewPredictor(network)
     expected = alone(image)
     assert_close(labeller.probabilities(variables, image), {n: softmax(expected[n]) for n in MAPS})
     for name, label in labeller.labels(variables, image).items():
@@ -111,7 +111,7 @@ def test_a_window_around_the_whole_image_changes_nothing(
     network, variables, alone, windows, window_px
 ):
     image = picture(56, 72)
-    labeller = Labeller(network, Inference(windows, window_px))
+    labeller = ViewPredictor(network, Inference(windows, window_px))
     assert_close(
         labeller.probabilities(variables, image),
         {name: softmax(logits) for name, logits in alone(image).items()},
@@ -143,7 +143,7 @@ def test_rectangles_are_averaged_before_the_softmax(
                 sums[name][inside] += logits
     assert times.max() > 1
     expected = {name: softmax(total / times) for name, total in sums.items()}
-    labeller = Labeller(network, Inference("average", window_px, overlap))
+    labeller = ViewPredictor(network, Inference("average", window_px, overlap))
     assert_close(labeller.probabilities(variables, image), expected)
     for name, label in labeller.labels(variables, image).items():
         np.testing.assert_array_equal(label, expected[name].argmax(-1))
@@ -177,7 +177,7 @@ class Summing:
 def test_gaussian_windows_by_hand():
     # Windows at 0, 3 and 6 of 4 pixels, each scored by its sum.
     image = np.asarray([10, 20, 30, 40, 50, 60, 70, 80, 90, 100], np.uint8)[None, :, None]
-    labeller = Labeller(Summing(), Inference("gaussian", (1, 4), 0.25))
+    labeller = ViewPredictor(Summing(), Inference("gaussian", (1, 4), 0.25))
     scores = labeller.probabilities(None, image)[""][0]
     sums = np.asarray([100, 220, 340]) / 5000
     # Pixel 3 is the last of one window and the first of the next; so are pixels 6 of the others.
@@ -186,7 +186,7 @@ def test_gaussian_windows_by_hand():
     expected = 1 / (1 + np.exp(image[0, :, 0] / 50 - logits))
     np.testing.assert_allclose(scores[:, 0], expected, atol=1e-6)
     # With half of it covered again, pixel 2 is a third of one and a first of the next.
-    labeller = Labeller(Summing(), Inference("gaussian", (1, 4), 0.5))
+    labeller = ViewPredictor(Summing(), Inference("gaussian", (1, 4), 0.5))
     inner, outer = np.exp(-0.5), np.exp(-4.5)  # at 0.5 and 1.5 with σ = 0.5
     logit = (inner * 100 + outer * 180) / (inner + outer) / 5000
     assert labeller.probabilities(None, image)[""][0, 2, 0] == pytest.approx(
@@ -210,7 +210,7 @@ def test_windows_are_blended_as_in_monai(torch: ModuleType, monai: ModuleType, s
         pixels, (16, 20), 3, predictor, overlap=0.25, mode=mode
     )
     windows = "average" if mode == "constant" else mode
-    labeller = Labeller(network, Inference(windows, (16, 20), 0.25))
+    labeller = ViewPredictor(network, Inference(windows, (16, 20), 0.25))
     np.testing.assert_allclose(
         labeller.probabilities(None, image)[""],
         blended.softmax(1)[0].permute(1, 2, 0).numpy(),
@@ -231,7 +231,7 @@ def test_a_network_sees_the_windows_that_monai_would_give_it(
     blended = monai.sliding_window_inference(
         pixels, (24, 36), 2, predictor, overlap=0.5, mode="gaussian"
     )
-    labeller = Labeller(network, Inference("gaussian", (24, 36), 0.5))
+    labeller = ViewPredictor(network, Inference("gaussian", (24, 36), 0.5))
     np.testing.assert_allclose(
         labeller.probabilities(variables, image)["things"],
         blended.softmax(1)[0].permute(1, 2, 0).numpy(),
@@ -242,7 +242,7 @@ def test_a_network_sees_the_windows_that_monai_would_give_it(
 def test_windows_are_compiled_once_and_images_once_a_canvas():
     by_windows, whole = Summing(), Summing()
     for network, inference in [(by_windows, Inference("gaussian", (16, 20))), (whole, WHOLE)]:
-        labeller = Labeller(network, inference)
+        labeller = ViewPredictor(network, inference)
         for size in [(37, 50), (64, 20), (9, 12), (65, 50)]:
             labeller.labels(None, picture(*size, 2))
     assert by_windows.traced == [(WINDOWS_AT_ONCE, 16, 20, 2)]
@@ -250,7 +250,7 @@ def test_windows_are_compiled_once_and_images_once_a_canvas():
 
 
 def test_windows_without_end_are_refused():
-    labeller = Labeller(Summing(), Inference("gaussian", (1, 1), 0))
+    labeller = ViewPredictor(Summing(), Inference("gaussian", (1, 1), 0))
     assert labeller.labels(None, picture(64, 64, 2))[""].shape == (64, 64)
     with pytest.raises(UserError, match="cut this image of 64×65 into 4160 windows: give larger"):
         labeller.labels(None, picture(64, 65, 2))
@@ -258,11 +258,11 @@ def test_windows_without_end_are_refused():
 
 def test_images_go_to_the_smallest_of_given_canvases_and_else_to_their_own():
     whole = Summing()
-    labeller = Labeller(whole, canvases=[(96, 96), (40, 64)])
+    labeller = ViewPredictor(whole, canvases=[(96, 96), (40, 64)])
     for size in [(37, 50), (40, 64), (41, 64), (9, 12), (96, 96), (97, 3)]:
         image = picture(*size, 2)
         np.testing.assert_array_equal(
-            labeller.labels(None, image)[""], Labeller(Summing()).labels(None, image)[""]
+            labeller.labels(None, image)[""], ViewPredictor(Summing()).labels(None, image)[""]
         )
     assert whole.traced == [(1, 40, 64, 2), (1, 96, 96, 2), (1, 128, 64, 2)]
 
@@ -319,7 +319,7 @@ def test_views_are_averaged_as_by_pytorch(
     expected = {name: np.mean(views, axis=0) for name, views in probabilities.items()}
     inference = Inference(windows, (64, 48), 0.0, scales, flip)
     assert inference.views == len(probabilities["things"])
-    labeller = Labeller(network, inference)
+    labeller = ViewPredictor(network, inference)
     assert_close(labeller.probabilities(variables, image), expected)
     for name, label in labeller.labels(variables, image).items():
         np.testing.assert_array_equal(label, expected[name].argmax(-1))
@@ -327,7 +327,7 @@ def test_views_are_averaged_as_by_pytorch(
 
 def test_with_flip_a_mirror_image_gets_the_mirrored_labels(network, variables):
     image = picture(40, 67)
-    labeller = Labeller(network, Inference(flip=True))
+    labeller = ViewPredictor(network, Inference(flip=True))
     expected = labeller.probabilities(variables, image)
     for name, probabilities in labeller.probabilities(variables, image[:, ::-1]).items():
         np.testing.assert_allclose(probabilities[:, ::-1], expected[name], atol=2e-5)
@@ -335,7 +335,7 @@ def test_with_flip_a_mirror_image_gets_the_mirrored_labels(network, variables):
 
 def test_an_image_of_one_pixel_has_views_too(network, variables):
     image = picture(1, 1)
-    labeller = Labeller(network, Inference("gaussian", (16, 16), 0.5, (0.1, 2.0), flip=True))
+    labeller = ViewPredictor(network, Inference("gaussian", (16, 16), 0.5, (0.1, 2.0), flip=True))
     for name, probabilities in labeller.probabilities(variables, image).items():
         assert probabilities.shape == (1, 1, MAPS[name])
         assert probabilities.sum() == pytest.approx(1)
@@ -366,8 +366,8 @@ def test_what_cannot_be_done_is_refused(settings, message):
 
 def test_averaged_rectangles_are_multiples_of_the_stride(network):
     with pytest.raises(UserError, match=r"\(=30,48\) .* coarsest stride, 4, .*: 32,48 would do"):
-        Labeller(network, Inference("average", (30, 48)))
-    Labeller(network, Inference("gaussian", (30, 48)))
+        ViewPredictor(network, Inference("average", (30, 48)))
+    ViewPredictor(network, Inference("gaussian", (30, 48)))
 
 
 @pytest.fixture(scope="module")
@@ -376,10 +376,10 @@ def exported(
 ) -> Path:
     """A run's folder of a network that has not been trained."""
     model = ModelConfig(backbone="small", skips=2)
-    network = Network(randomised(lambda: build(model, 4, rngs=nnx.Rngs(0))))
+    network = Network(randomised(lambda: build_model(model, 4, rngs=nnx.Rngs(0))))
     settings = RunSettings(Config(model=model), 3, {"": ("ground", "disc", "square", "cross")})
     folder = tmp_path_factory.mktemp("exported")
-    export(Run(settings, network, network.variables, 0), folder, {})
+    export(Predictor(settings, network, network.variables, 0), folder, {})
     return folder
 
 
@@ -422,10 +422,10 @@ def test_predict_tells_in_one_line_what_cannot_be_done(exported, tmp_path, way, 
 
 
 def test_a_way_is_told_in_words_and_in_names_of_files() -> None:
-    assert (WHOLE.says, WHOLE.tag) == ("whole images", "")
+    assert (WHOLE.description, WHOLE.tag) == ("whole images", "")
     views = Inference(scales=(0.5, 1, 1.25), flip=True)
-    assert views.says == "whole images, in sizes 0.5, 1, 1.25, mirrored too"
+    assert views.description == "whole images, in sizes 0.5, 1, 1.25, mirrored too"
     assert views.tag == "scales_0.5_1_1.25_flip"
     windows = Inference("gaussian", (96, 128), 0.5)
-    assert windows.says == "windows of 96×128, Gaussian weights, overlap 0.5"
+    assert windows.description == "windows of 96×128, Gaussian weights, overlap 0.5"
     assert windows.tag == "gaussian_96x128_0.5"

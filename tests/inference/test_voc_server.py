@@ -24,9 +24,9 @@ from fcn_jax.data.labels import VOC_CLASSES, voc_palette
 from fcn_jax.errors import UserError
 from fcn_jax.export import export
 from fcn_jax.inference import voc_server
-from fcn_jax.inference.trained import Run
+from fcn_jax.inference.trained import Predictor
 from fcn_jax.inference.voc_server import submit
-from fcn_jax.models.build import build
+from fcn_jax.models.build import build_model
 from fcn_jax.models.pure_model import Network
 from fcn_jax.pictures import overlays
 from fcn_jax.runs import RunSettings, claim
@@ -60,20 +60,22 @@ def voc_config(init: str = "") -> Config:
 
 
 @pytest.fixture
-def make_run(randomised: Callable[..., Any]) -> Callable[..., Run]:
+def make_run(randomised: Callable[..., Any]) -> Callable[..., Predictor]:
     def make(
         class_names: tuple[str, ...] = VOC_CLASSES,
         config: Config | None = None,
         step: int = 3,
         channels: int = 3,
         label_maps: tuple[str, ...] = ("",),
-    ) -> Run:
+    ) -> Predictor:
         config = config or voc_config()
         counts = dict.fromkeys(label_maps, len(class_names))
-        model = randomised(lambda: build(config.model, counts, channels=channels, rngs=nnx.Rngs(0)))
+        model = randomised(
+            lambda: build_model(config.model, counts, channels=channels, rngs=nnx.Rngs(0))
+        )
         network = Network(model)
         settings = RunSettings(config, channels, dict.fromkeys(label_maps, class_names))
-        return Run(settings, network, network.variables, step)
+        return Predictor(settings, network, network.variables, step)
 
     return make
 
@@ -83,7 +85,7 @@ def known_label(image: np.ndarray) -> np.ndarray:
     return image[..., 1] % 21
 
 
-def send(run: Run, voc: Path, output: Path, label=known_label, **options: str) -> None:
+def send(run: Predictor, voc: Path, output: Path, label=known_label, **options: str) -> None:
     choices = {"split": "test", "competition": "comp6", "method": "known", **options}
     submit(run, voc, output, label=label, **choices)
 

@@ -23,10 +23,10 @@ from fcn_jax.models.backbones.resnet import ResNet
 from fcn_jax.models.backbones.small import SmallNet
 from fcn_jax.models.backbones.squeezenet import SqueezeNet
 from fcn_jax.models.backbones.vgg import VGG16
-from fcn_jax.models.build import build
+from fcn_jax.models.build import build_model
 from fcn_jax.models.feature_map import FeatureMap
 from fcn_jax.models.layers import Conv
-from fcn_jax.pretrained.source import Source
+from fcn_jax.pretrained.source import WeightSource
 from fcn_jax.pretrained.tables import timm as timm_tables
 from fcn_jax.pretrained.tables import torchvision as torchvision_tables
 from tests import backbone_peers as peers
@@ -124,7 +124,7 @@ class Published:
     """A network of torchvision's or timm's, its arguments, and ours that has its weights."""
 
     name: str
-    source: Source
+    source: WeightSource
     ours: Callable[[], Any]
     arguments: dict[str, Any] = dataclasses.field(default_factory=dict)
 
@@ -299,7 +299,7 @@ def test_a_config_names_a_backbone_and_its_pixels(
     name: str, kind: type, preprocessing: Preprocessing
 ) -> None:
     config = ModelConfig(backbone=name)
-    network = nnx.eval_shape(lambda: build(config, 2, rngs=nnx.Rngs(0)))
+    network = nnx.eval_shape(lambda: build_model(config, 2, rngs=nnx.Rngs(0)))
     assert isinstance(network.backbone, kind)
     assert network.backbone.preprocessing == preprocessing
 

@@ -8,14 +8,14 @@ import pytest
 from flax import nnx
 
 from fcn_jax.config import ModelConfig
-from fcn_jax.data.labels import VOID_LABEL
+from fcn_jax.data.labels import IGNORE_INDEX
 from fcn_jax.errors import UserError
 from fcn_jax.models.backbones.preprocess import TORCHVISION, Preprocessing
 from fcn_jax.models.backbones.resnet import ResNet
 from fcn_jax.models.backbones.small import SmallNet
 from fcn_jax.models.backbones.squeezenet import SqueezeNet
 from fcn_jax.models.backbones.vgg import VGG16
-from fcn_jax.models.build import build
+from fcn_jax.models.build import build_model
 from fcn_jax.models.fcn import FCN
 from fcn_jax.models.feature_map import FeatureMap
 from fcn_jax.models.geometry import Grid, Window, upsampling_geometry
@@ -215,7 +215,7 @@ def test_an_image_gives_the_same_gradient_on_any_canvas(train: bool, randomised:
     params, batch_stats = network.variables
     size = (21, 30)
     canvas = pictures(1, 48, 52)
-    label = np.full(canvas.shape[:3], VOID_LABEL)
+    label = np.full(canvas.shape[:3], IGNORE_INDEX)
     label[:, : size[0], : size[1]] = canvas[:, : size[0], : size[1], 0] % 5
 
     @jax.jit
@@ -322,7 +322,7 @@ def test_a_score_scale_is_wanted_for_each_stride() -> None:
 
 def test_build_follows_the_config() -> None:
     config = ModelConfig(backbone="squeezenet", skips=1, upsampling="fixed", dropout=0.25)
-    model = shapes_of(lambda: build(config, 7, rngs=nnx.Rngs(0)))
+    model = shapes_of(lambda: build_model(config, 7, rngs=nnx.Rngs(0)))
     assert isinstance(model.backbone, SqueezeNet)
     assert model.backbone.dropout_rate == 0.25
     assert model.stages == (16, 8)
@@ -335,7 +335,7 @@ def test_build_follows_the_config() -> None:
         compute_dtype="bfloat16",
         score_scales=(1.0, 0.1, 0.2),
     )
-    model = shapes_of(lambda: build(half_pixel, 7, rngs=nnx.Rngs(0)))
+    model = shapes_of(lambda: build_model(half_pixel, 7, rngs=nnx.Rngs(0)))
     assert model.dtype == jnp.bfloat16
     assert model.stages == (16, 8, 4)
     assert model.scales == {16: 1.0, 8: 0.1, 4: 0.2, 2: 1.0}
@@ -346,4 +346,4 @@ def test_build_follows_the_config() -> None:
 
 def test_build_refuses_an_unknown_backbone() -> None:
     with pytest.raises(UserError, match=r"config.model.backbone \(='vgg'\)"):
-        build(ModelConfig(backbone="vgg"), 7, rngs=nnx.Rngs(0))
+        build_model(ModelConfig(backbone="vgg"), 7, rngs=nnx.Rngs(0))

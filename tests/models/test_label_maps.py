@@ -104,7 +104,7 @@ def test_each_map_counts_by_its_own_pixels(normalization: str, weighted: bool) -
     config.model.auxiliary_weight = AUXILIARY_WEIGHT
     optimizer = optax.sgd(1.0)
     weights = jax.tree.map(jnp.asarray, CLASS_WEIGHTS) if weighted else None
-    step = data_parallel.on_all_devices(
+    step = data_parallel.parallelize(
         make_train_step(network, optimizer, config, weights), donate_state=False
     )
     state, metrics = step(create_train_state((params, batch_stats), optimizer), batch)
@@ -309,7 +309,7 @@ def test_the_map_that_only_depth_shows_is_learned_from_depth(run_folder: Path, d
         name: json.loads((run_folder / f"evaluation/val_{name}.json").read_text())
         for name in ("masks", "geometry")
     }
-    assert list(written["geometry"]["per_class_iu"]) == ["far", "near"]
+    assert list(written["geometry"]["per_class_iou"]) == ["far", "near"]
     assert written["masks"]["pixel_accuracy"] > 0.9
     assert written["geometry"]["pixel_accuracy"] > 0.9
     for name in ("val_masks_sheet.png", "val_geometry_confusion.png"):
@@ -339,7 +339,7 @@ def test_the_run_says_what_it_was_made_with(run_folder: Path) -> None:
     lines = [json.loads(line) for line in (run_folder / "log.jsonl").read_text().splitlines()]
     last = next(line for line in lines if line["kind"] == "eval")
     masks, geometry = (
-        json.loads((run_folder / f"evaluation/val_{name}.json").read_text())["mean_iu"]
+        json.loads((run_folder / f"evaluation/val_{name}.json").read_text())["mean_iou"]
         for name in ("masks", "geometry")
     )
     assert (last["mean_iu_masks"], last["mean_iu_geometry"]) == (masks, geometry)

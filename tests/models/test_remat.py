@@ -8,24 +8,24 @@ from flax import nnx
 
 from fcn_jax.config import Config, ModelConfig
 from fcn_jax.errors import UserError
-from fcn_jax.models.build import build
+from fcn_jax.models.build import build_model
 from fcn_jax.models.feature_map import FeatureMap, add
 from fcn_jax.models.layers import Conv, relu
 from fcn_jax.models.pure_model import Network
-from fcn_jax.models.remat import rematerializable, rematerialize_blocks
+from fcn_jax.models.remat import remat_block, remat_blocks
 from fcn_jax.parallel.data_parallel import DATA_AXIS
-from fcn_jax.training.optim import build as build_optimizer
+from fcn_jax.training.optim import build_optimizer
 from fcn_jax.training.train_step import create_train_state, make_train_step
 
 
-def network(backbone: str, *, rematerialize: bool) -> Network:
-    config = ModelConfig(backbone=backbone, dropout=0.0, rematerialize=rematerialize)
-    return Network(build(config, 5, rngs=nnx.Rngs(0), axis_name=DATA_AXIS))
+def network(backbone: str, *, remat: bool) -> Network:
+    config = ModelConfig(backbone=backbone, dropout=0.0, remat=remat)
+    return Network(build_model(config, 5, rngs=nnx.Rngs(0), axis_name=DATA_AXIS))
 
 
 def abstract_network(backbone: str) -> tuple[nnx.GraphDef, nnx.State]:
-    config = ModelConfig(backbone=backbone, rematerialize=True)
-    return nnx.split(nnx.eval_shape(lambda: build(config, 5, rngs=nnx.Rngs(0))))
+    config = ModelConfig(backbone=backbone, remat=True)
+    return nnx.split(nnx.eval_shape(lambda: build_model(config, 5, rngs=nnx.Rngs(0))))
 
 
 @pytest.mark.parametrize(
@@ -66,8 +66,8 @@ def test_a_step_gives_the_same() -> None:
     config.augment.crop_px = (32, 32)
     config.train.steps = 10
 
-    def stepped(*, rematerialize: bool):
-        net = network("small", rematerialize=rematerialize)
+    def stepped(*, remat: bool):
+        net = network("small", remat=remat)
         optimizer = build_optimizer(config.optim, net.variables[0], 10)
         step = jax.pmap(
             make_train_step(net, optimizer, config),
@@ -80,8 +80,8 @@ def test_a_step_gives_the_same() -> None:
             state, metrics = step(state, batch)
         return state.params, state.batch_stats, metrics
 
-    expected = jax.tree.leaves_with_path(stepped(rematerialize=False))
-    found = jax.tree.leaves(stepped(rematerialize=True))
+    expected = jax.tree.leaves_with_path(stepped(remat=False))
+    found = jax.tree.leaves(stepped(remat=True))
     for (path, wanted), leaf in zip(expected, found, strict=True):
         np.testing.assert_allclose(leaf, wanted, rtol=2e-3, atol=2e-4, err_msg=str(path))
 
@@ -93,16 +93,16 @@ class Wide(nnx.Module):
         self.expand = Conv(8, 128, (1, 1), rngs=rngs)
         self.contract = Conv(128, 8, (1, 1), rngs=rngs)
 
-    @rematerializable
+    @remat_block
     def __call__(self, x: FeatureMap) -> FeatureMap:
         return add(x, self.contract(relu(self.expand(x))))
 
 
 def test_less_is_kept_for_the_backward_pass() -> None:
-    def bytes_kept(*, rematerialize: bool) -> int:
+    def bytes_kept(*, remat: bool) -> int:
         model = nnx.List([Wide(nnx.Rngs(0)) for _ in range(6)])
-        if rematerialize:
-            rematerialize_blocks(model)
+        if remat:
+            remat_blocks(model)
         graph, state = nnx.split(model)
 
         def loss(state, values):
@@ -119,10 +119,10 @@ def test_less_is_kept_for_the_backward_pass() -> None:
 
     # Of six blocks: what lies within, with sixteen times the features, or the input of each alone.
     of_input, of_parameters = 64 * 64 * 8 * 4, 6 * (2 * 8 * 128 + 136) * 4
-    assert bytes_kept(rematerialize=False) > 6 * 16 * of_input
-    assert bytes_kept(rematerialize=True) <= 6 * of_input + of_parameters
+    assert bytes_kept(remat=False) > 6 * 16 * of_input
+    assert bytes_kept(remat=True) <= 6 * of_input + of_parameters
 
 
 def test_a_backbone_without_blocks_is_refused() -> None:
     with pytest.raises(UserError, match="has no blocks to run again"):
-        network("alexnet", rematerialize=True)
+        network("alexnet", remat=True)

@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fcn_jax.data.labels import VOID_LABEL
+from fcn_jax.data.labels import IGNORE_INDEX
 from fcn_jax.models import row_blocks
 from fcn_jax.models.feature_map import FeatureMap
 from fcn_jax.models.interpolation import Interpolate
-from fcn_jax.models.row_blocks import Layout, RowBlocks
+from fcn_jax.models.row_blocks import BlockLayout, RowBlocks
 from fcn_jax.models.upsampling import bilinear_upsample_blocks, conv_transpose_blocks
 from fcn_jax.training.losses import cross_entropy
 from tests.arrays import normal
@@ -50,7 +50,7 @@ def inputs() -> tuple[jax.Array, jax.Array, jax.Array]:
     values = jnp.asarray(normal(0, 2, *COARSE, CLASSES))
     kernel = jnp.asarray(normal(1, 7, 7, CLASSES, CLASSES))
     label = np.random.default_rng(2).integers(0, CLASSES, (2, *SIZE))
-    label[:, :2] = VOID_LABEL
+    label[:, :2] = IGNORE_INDEX
     return values, kernel, jnp.asarray(label)
 
 
@@ -84,7 +84,7 @@ def test_the_loss_and_its_gradient_are_those_of_the_whole(
         def of_block(scores, label):
             return cross_entropy(scores, label)
 
-        loss, weight = cut.total(of_block, cut.layout.dealt(label, VOID_LABEL))
+        loss, weight = cut.total(of_block, cut.layout.dealt(label, IGNORE_INDEX))
         return 3 * loss, weight
 
     def of_the_whole(values, kernel):
@@ -106,7 +106,7 @@ def test_the_loss_and_its_gradient_are_those_of_the_whole(
 @pytest.mark.parametrize("stride", [0, 2])
 def test_dealt_by_hand(stride: int) -> None:
     # Two images of 3×2, padded to 4×4 by a row before and two columns after; blocks of 4 rows.
-    layout = Layout(2, (3, 2), (1, 0), (4, 4), rows=4, stride=stride)
+    layout = BlockLayout(2, (3, 2), (1, 0), (4, 4), rows=4, stride=stride)
     values = jnp.arange(1, 13).reshape(2, 3, 2)
     rows = [[0, 0, 0, 0], [1, 2, 0, 0], [3, 4, 0, 0], [5, 6, 0, 0]]
     by_phase = [[[[0, 0], [1, 2]], [[0, 0], [0, 0]]], [[[3, 4], [5, 6]], [[0, 0], [0, 0]]]]
@@ -123,7 +123,7 @@ def test_no_full_size_scores_are_held() -> None:
 
     def loss(values, kernel):
         cut = conv_transpose_blocks(values, kernel, stride=8, crop=4, output_size=(512, 512))
-        dealt = cut.layout.dealt(label, VOID_LABEL)
+        dealt = cut.layout.dealt(label, IGNORE_INDEX)
         return cut.total(cross_entropy, dealt)[0]
 
     compiled = jax.jit(jax.grad(loss, (0, 1))).lower(values, kernel).compile()

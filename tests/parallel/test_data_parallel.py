@@ -108,8 +108,8 @@ def train(
     """Trains for a few steps; returns each metric by step, and the state it ended with."""
     config = settings(accumulation_steps)
     net = network(normalised, label_maps)
-    optimizer = optim.build(config.optim, net.variables[0], STEPS)
-    step = data_parallel.on_all_devices(
+    optimizer = optim.build_optimizer(config.optim, net.variables[0], STEPS)
+    step = data_parallel.parallelize(
         make_train_step(net, optimizer, config), donate_state=True, use_mesh=use_mesh
     )
     state = create_train_state(net.variables, optimizer)
@@ -121,20 +121,20 @@ def train(
     leaves, _ = jax.tree_util.tree_flatten_with_path((state.params, state.batch_stats))
     for path, leaf in leaves:
         results[jax.tree_util.keystr(path)] = np.asarray(leaf).ravel().tolist()
-    evaluate = data_parallel.on_all_devices(
+    evaluate = data_parallel.parallelize(
         make_eval_step(net, label_maps),
         donate_state=True,
         split_results=(False, False, True),
         use_mesh=use_mesh,
     )
-    variables = data_parallel.everywhere((state.params, state.batch_stats), use_mesh=use_mesh)
+    variables = data_parallel.replicate((state.params, state.batch_stats), use_mesh=use_mesh)
     confusions = no_confusion(label_maps)
     for _ in range(2):  # the second batch is counted to the first
         confusions, counts, predictions = evaluate(confusions, batch(label_maps), variables)
     for name, confusion in confusions.items():
         results[f"confusion{suffix(name)}"] = confusion.total().ravel().tolist()
         results[f"counts{suffix(name)}"] = np.stack(counts[name]).ravel().tolist()
-        share = data_parallel.own_share(predictions[name], ndim=3)
+        share = data_parallel.local_shards(predictions[name], ndim=3)
         results[f"prediction{suffix(name)}"] = share.ravel().tolist()
     return results
 
@@ -183,7 +183,7 @@ def test_a_step_is_compiled_once(use_mesh: bool, caplog: pytest.LogCaptureFixtur
         total = state + jax.lax.psum(batch.sum(), DATA_AXIS)
         return total, 2 * total
 
-    step = data_parallel.on_all_devices(add, donate_state=True, use_mesh=use_mesh)
+    step = data_parallel.parallelize(add, donate_state=True, use_mesh=use_mesh)
     state = jax.numpy.float32(1)
     with jax.log_compiles():
         compilations = []
@@ -201,8 +201,8 @@ def test_the_state_is_donated_and_what_is_kept_is_not(use_mesh: bool) -> None:
     def add(state: jax.Array, batch: jax.Array, factor: jax.Array) -> jax.Array:
         return state + factor * jax.lax.psum(batch.sum(), DATA_AXIS)
 
-    step = data_parallel.on_all_devices(add, donate_state=True, use_mesh=use_mesh)
-    factor = data_parallel.everywhere(np.float32(2), use_mesh=use_mesh)
+    step = data_parallel.parallelize(add, donate_state=True, use_mesh=use_mesh)
+    factor = data_parallel.replicate(np.float32(2), use_mesh=use_mesh)
     first = step(np.float32(1), np.arange(4.0, dtype=np.float32), factor)
     assert first == 1 + 2 * 6
     assert step(first, np.arange(4.0, dtype=np.float32), factor) == 13 + 2 * 6
@@ -218,8 +218,8 @@ def test_as_many_arrays_as_arguments_are_no_axes_of_their_own(use_mesh: bool) ->
         first, second = state
         return first + jax.lax.psum(batch.sum(), DATA_AXIS), 2 * second
 
-    step = data_parallel.on_all_devices(add, donate_state=True, use_mesh=use_mesh)
-    state = data_parallel.everywhere(
+    step = data_parallel.parallelize(add, donate_state=True, use_mesh=use_mesh)
+    state = data_parallel.replicate(
         (np.float32(1), np.arange(3, dtype=np.float32)), use_mesh=use_mesh
     )
     total, doubled = step(state, np.arange(4.0, dtype=np.float32))
@@ -264,8 +264,8 @@ def test_a_batch_that_does_not_divide_is_refused_with_one_that_does() -> None:
     with pytest.raises(
         UserError, match=r"config.eval.batch_size \(=3\).*× 4 accumulation steps; 4 would"
     ):
-        data_parallel.check_divides(3, "config.eval.batch_size", parts=4)
-    data_parallel.check_divides(8, "config.train.batch_size", parts=4)
+        data_parallel.check_batch_divides(3, "config.eval.batch_size", parts=4)
+    data_parallel.check_batch_divides(8, "config.train.batch_size", parts=4)
 
 
 def main() -> None:
@@ -273,7 +273,7 @@ def main() -> None:
     results: dict[str, Any] = {"pmap": train(use_mesh=False), "mesh": train(use_mesh=True)}
     results["two maps"] = train(use_mesh=False, normalised=False, label_maps=TWO_MAPS)
     try:
-        data_parallel.check_divides(6, "config.train.batch_size")
+        data_parallel.check_batch_divides(6, "config.train.batch_size")
     except UserError as error:
         results["refusal"] = str(error)
     print(json.dumps(results))

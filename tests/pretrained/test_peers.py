@@ -16,9 +16,9 @@ from flax import nnx
 
 from fcn_jax import pretrained
 from fcn_jax.config import ModelConfig
-from fcn_jax.models.backbones.preprocess import BY_NAME
+from fcn_jax.models.backbones.preprocess import PREPROCESSING
 from fcn_jax.models.backbones.vgg import VGG16
-from fcn_jax.models.build import build, build_backbone
+from fcn_jax.models.build import build_backbone, build_model
 from fcn_jax.models.fcn import FCN
 from fcn_jax.models.feature_map import FeatureMap
 from tests.peers import (
@@ -49,12 +49,12 @@ def test_torchvisions_fcn_resnet(
 
     def logits(image: np.ndarray) -> np.ndarray:
         with torch.no_grad():
-            scores = peer(to_torch(torch, image, BY_NAME["torchvision"]))["out"]
+            scores = peer(to_torch(torch, image, PREPROCESSING["torchvision"]))["out"]
         return scores[0].numpy().transpose(1, 2, 0)
 
     check_segmentation(
         f"torchvision fcn_resnet{depth}",
-        lambda: build(config, 21, rngs=nnx.Rngs(0)),
+        lambda: build_model(config, 21, rngs=nnx.Rngs(0)),
         tmp_path / "fcn.pth",
         logits,
         [(96, 64), (75, 101), (33, 120)],
@@ -73,12 +73,12 @@ def test_torchvisions_auxiliary_head(
     config = ModelConfig(**pretrained.read(str(tmp_path / "fcn.pth")).about.config["model"])
     assert config.auxiliary_weight == 0.5
     network, variables = initialized(
-        lambda: build(config, 21, rngs=nnx.Rngs(0)), tmp_path / "fcn.pth"
+        lambda: build_model(config, 21, rngs=nnx.Rngs(0)), tmp_path / "fcn.pth"
     )
     image = pictures([(65, 70)])[0]
     peer.train()  # batch normalisation by the batch; it returns the head only then
     with torch.no_grad():
-        expected = peer(to_torch(torch, image, BY_NAME["torchvision"]))
+        expected = peer(to_torch(torch, image, PREPROCESSING["torchvision"]))
     values, _ = jax.jit(lambda v, x: network(v, x, train=True))(variables, image[None])
     for ours, theirs in {"logits": "out", "logits_auxiliary": "aux"}.items():
         scores = expected[theirs].numpy().transpose(0, 2, 3, 1)
@@ -106,7 +106,7 @@ def test_torchfcns_networks(
 
     def logits(image: np.ndarray) -> np.ndarray:
         with torch.no_grad():
-            scores = peer(to_torch(torch, image, BY_NAME["caffe"]))
+            scores = peer(to_torch(torch, image, PREPROCESSING["caffe"]))
         return scores[0].numpy().transpose(1, 2, 0)
 
     skips = {"FCN32s": 0, "FCN16s": 1}.get(name, 2)
@@ -159,7 +159,7 @@ class Trunk(nnx.Module):
 def trunk_as_trained(backbone: str, preprocessing: str) -> Trunk:
     """In the geometry of the classifier itself."""
     config = ModelConfig(backbone=backbone, padding="original")
-    return Trunk(build_backbone(config, BY_NAME[preprocessing], rngs=nnx.Rngs(0)))
+    return Trunk(build_backbone(config, PREPROCESSING[preprocessing], rngs=nnx.Rngs(0)))
 
 
 def last_layers(peer: Any, name: str, features: Any) -> Any:
@@ -220,7 +220,7 @@ def test_classifiers(
     ours, theirs = [], []
     for index, image in enumerate(images):
         with torch.no_grad():
-            theirs.append(peer(to_torch(torch, image, BY_NAME["torchvision"]))[0].numpy())
+            theirs.append(peer(to_torch(torch, image, PREPROCESSING["torchvision"]))[0].numpy())
             height, width = features.valid[index]
             values = torch.tensor(np.array(features.values[index, :height, :width]))
             ours.append(last_layers(peer, name, values).numpy())

@@ -165,14 +165,14 @@ def test_a_failed_loop_leaves_the_terminal_free_for_the_next_bar(monkeypatch):
 def test_say_reaches_a_redirected_stdout_though_a_bar_is_on_the_terminal(monkeypatch, capsys):
     terminal = _attach_terminal(monkeypatch)
     with progress_bar("training", total=1):
-        say("mean IU 65.5")
-    assert capsys.readouterr().out == "mean IU 65.5\n"
-    assert "mean IU" not in terminal.getvalue()
+        say("mIoU 65.5")
+    assert capsys.readouterr().out == "mIoU 65.5\n"
+    assert "mIoU" not in terminal.getvalue()
 
 
 def test_say_is_drawn_above_the_bar_where_both_are_on_the_terminal(monkeypatch):
     terminal = _attach_terminal(monkeypatch)
     monkeypatch.setattr(sys, "stdout", Terminal())
     with progress_bar("training", total=1):
-        say("mean IU [65.5]")
-    assert "mean IU [65.5]\n" in terminal.getvalue()
+        say("mIoU [65.5]")
+    assert "mIoU [65.5]\n" in terminal.getvalue()

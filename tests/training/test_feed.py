@@ -12,12 +12,12 @@ import pytest
 
 from fcn_jax.config import default_config
 from fcn_jax.errors import UserError
-from fcn_jax.models.build import drawn
+from fcn_jax.models.build import init_model
 from fcn_jax.models.pure_model import Network
 from fcn_jax.parallel.memory import available_bytes
 from fcn_jax.train import train
 from fcn_jax.training import feed
-from fcn_jax.training.feed import Resident, Streamed, open_feed, stretches
+from fcn_jax.training.feed import Resident, Streamed, open_feed, step_chunks
 from fcn_jax.training.train_step import TrainState
 from tests.own_folder import small_config, write_split_folder
 
@@ -164,15 +164,15 @@ def test_a_damaged_record_is_told_of_alike(cache, workers):
 
 
 def test_no_stretch_passes_what_is_due():
-    assert [list(steps) for steps in stretches(2, 13, 3, (5, 8))] == [
+    assert [list(steps) for steps in step_chunks(2, 13, 3, (5, 8))] == [
         [3, 4, 5],
         [6, 7, 8],
         [9],
         [10],
         [11, 12, 13],
     ]
-    assert [len(steps) for steps in stretches(0, 4, 1, (2,))] == [1] * 4
-    assert list(stretches(4, 4, 1, (2,))) == []
+    assert [len(steps) for steps in step_chunks(0, 4, 1, (2,))] == [1] * 4
+    assert list(step_chunks(4, 4, 1, (2,))) == []
 
 
 def test_a_streamed_step_is_compiled_once_and_takes_nothing_but_its_batch(
@@ -259,7 +259,7 @@ def test_the_first_weights_do_not_stay_beside_the_state(folder, monkeypatch):
     leaves: list[jax.Array] = []
 
     def remembered(*arguments: Any, **settings: Any) -> Any:
-        model = drawn(*arguments, **settings)
+        model = init_model(*arguments, **settings)
         leaves.extend(jax.tree.leaves(Network(model).variables))
         return model
 

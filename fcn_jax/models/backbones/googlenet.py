@@ -20,7 +20,7 @@ from fcn_jax.models.backbones.preprocess import INCEPTION, Preprocessing
 from fcn_jax.models.feature_map import FeatureMap, concatenate
 from fcn_jax.models.geometry import PIXELS
 from fcn_jax.models.layers import BatchNorm, NormalisedConv, max_pool
-from fcn_jax.models.remat import rematerializable
+from fcn_jax.models.remat import remat_block
 
 INCEPTIONS = {
     "3a": (64, 96, 128, 16, 32, 32),
@@ -60,7 +60,7 @@ class Inception(nnx.Module):
         self.branch3 = conv(reduced3, features3, 3)
         self.branch4 = conv(in_features, projected, 1)
 
-    @rematerializable
+    @remat_block
     def __call__(self, x: FeatureMap, *, train: bool) -> FeatureMap:
         pooled = max_pool(x, window=3, stride=1, padding=1)
         branches = (

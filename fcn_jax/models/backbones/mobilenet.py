@@ -15,7 +15,7 @@ from fcn_jax.models.backbones.preprocess import TORCHVISION, Preprocessing
 from fcn_jax.models.feature_map import FeatureMap, add, multiply
 from fcn_jax.models.geometry import Grid
 from fcn_jax.models.layers import BatchNorm, Conv, NormalisedConv, relu, spatial_mean
-from fcn_jax.models.remat import rematerializable
+from fcn_jax.models.remat import remat_block
 
 Activation = Callable[[jax.Array], jax.Array]
 
@@ -93,7 +93,7 @@ class InvertedResidual(nnx.Module):
             self.excitation = SqueezeExcitation(expanded, block.squeezed, rngs=rngs)
         self.project = conv(expanded, block.features)
 
-    @rematerializable
+    @remat_block
     def __call__(self, x: FeatureMap, *, train: bool) -> FeatureMap:
         y = self.expand(x, train=train) if self.expands else x
         y = self.depthwise(y, train=train)

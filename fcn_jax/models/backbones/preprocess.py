@@ -81,4 +81,4 @@ published weights (`transform_input`): of z = (x/255 − m) / s it makes z·s/0.
 which is (x/255 − 0.5) / 0.5 = (x − 127.5) / 127.5.
 """
 
-BY_NAME = {"caffe": CAFFE, "torchvision": TORCHVISION, "inception": INCEPTION}
+PREPROCESSING = {"caffe": CAFFE, "torchvision": TORCHVISION, "inception": INCEPTION}

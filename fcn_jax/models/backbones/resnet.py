@@ -12,7 +12,7 @@ from fcn_jax.models.backbones.preprocess import TORCHVISION, Preprocessing
 from fcn_jax.models.feature_map import FeatureMap, add
 from fcn_jax.models.geometry import Grid
 from fcn_jax.models.layers import BatchNorm, Conv, max_pool, relu
-from fcn_jax.models.remat import rematerializable
+from fcn_jax.models.remat import remat_block
 
 DEPTHS = {
     18: (2, 2, 2, 2),
@@ -50,7 +50,7 @@ class BasicBlock(nnx.Module):
             in_features, features, stride=stride, axis_name=axis_name, rngs=rngs
         )
 
-    @rematerializable
+    @remat_block
     def __call__(self, x: FeatureMap, *, train: bool) -> FeatureMap:
         y = relu(self.bn1(self.conv1(x), train=train))
         y = self.bn2(self.conv2(y), train=train)
@@ -88,7 +88,7 @@ class Bottleneck(nnx.Module):
             in_features, 4 * features, stride=stride, axis_name=axis_name, rngs=rngs
         )
 
-    @rematerializable
+    @remat_block
     def __call__(self, x: FeatureMap, *, train: bool) -> FeatureMap:
         y = relu(self.bn1(self.conv1(x), train=train))
         y = relu(self.bn2(self.conv2(y), train=train))

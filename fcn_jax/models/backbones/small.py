@@ -7,7 +7,7 @@ from fcn_jax.models.backbones.preprocess import TORCHVISION, Preprocessing
 from fcn_jax.models.feature_map import FeatureMap
 from fcn_jax.models.geometry import Grid
 from fcn_jax.models.layers import BatchNorm, Conv, relu
-from fcn_jax.models.remat import rematerializable
+from fcn_jax.models.remat import remat_block
 
 
 class Block(nnx.Module):
@@ -19,7 +19,7 @@ class Block(nnx.Module):
         self.conv2 = Conv(features, features, (3, 3), use_bias=False, rngs=rngs)
         self.bn2 = BatchNorm(features, axis_name=axis_name)
 
-    @rematerializable
+    @remat_block
     def __call__(self, x: FeatureMap, *, train: bool) -> FeatureMap:
         x = relu(self.bn1(self.conv1(x), train=train))
         return relu(self.bn2(self.conv2(x), train=train))

@@ -16,7 +16,7 @@ from fcn_jax.models.backbones.preprocess import CAFFE, Preprocessing
 from fcn_jax.models.feature_map import FeatureMap, concatenate
 from fcn_jax.models.geometry import PIXELS
 from fcn_jax.models.layers import Conv, dropout, max_pool, relu
-from fcn_jax.models.remat import rematerializable
+from fcn_jax.models.remat import remat_block
 
 
 class Fire(nnx.Module):
@@ -27,7 +27,7 @@ class Fire(nnx.Module):
         self.expand1x1 = Conv(squeezed, expanded, (1, 1), rngs=rngs)
         self.expand3x3 = Conv(squeezed, expanded, (3, 3), rngs=rngs)
 
-    @rematerializable
+    @remat_block
     def __call__(self, x: FeatureMap) -> FeatureMap:
         x = relu(self.squeeze1x1(x))
         return concatenate(relu(self.expand1x1(x)), relu(self.expand3x3(x)))

@@ -18,7 +18,7 @@ from fcn_jax.models.backbones.preprocess import CAFFE, Preprocessing
 from fcn_jax.models.feature_map import FeatureMap
 from fcn_jax.models.geometry import PIXELS
 from fcn_jax.models.layers import BatchNorm, Conv, dropout, max_pool, relu
-from fcn_jax.models.remat import rematerializable
+from fcn_jax.models.remat import remat_block
 
 BLOCKS = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))
 """Features and number of convolutions before each pooling."""
@@ -82,7 +82,7 @@ class VGG16(nnx.Module):
         )
         return features
 
-    @rematerializable
+    @remat_block
     def _block(self, x: FeatureMap, *, number: int, train: bool) -> FeatureMap:
         _, depth = BLOCKS[number - 1]
         for layer in range(1, depth + 1):

@@ -3,11 +3,11 @@
 from collections.abc import Iterator
 
 from fcn_jax.models.backbones.resnet import DEPTHS
-from fcn_jax.pretrained.source import Source
+from fcn_jax.pretrained.source import WeightSource
 from fcn_jax.pretrained.tables import caffe, timm, torchfcn, torchvision
 
 
-def sources() -> Iterator[Source]:
+def sources() -> Iterator[WeightSource]:
     """All that are known."""
     yield caffe.squeezenet()
     yield caffe.vgg16_trunk()

@@ -8,8 +8,8 @@ import dataclasses
 
 from fcn_jax.data.labels import VOC_CLASSES
 from fcn_jax.pretrained.source import (
-    Source,
     Table,
+    WeightSource,
     as_it_is,
     from_fully_connected,
     from_iohw,
@@ -23,13 +23,13 @@ SQUEEZENET_FIRES = tuple(f"fire{number}" for number in range(2, 10))
 ALEXNET_CONVOLUTIONS = ("conv1", "conv2", "conv3", "conv4", "conv5")
 
 
-def squeezenet() -> Source:
+def squeezenet() -> WeightSource:
     """SqueezeNet 1.1 (.npz)."""
     layers = {"backbone/conv1": "conv1"}
     for fire in SQUEEZENET_FIRES:
         for part in ("squeeze1x1", "expand1x1", "expand3x3"):
             layers[f"backbone/{fire}/{part}"] = f"{fire}/{part}"
-    return Source(
+    return WeightSource(
         "SqueezeNet 1.1, Caffe names",
         "squeezenet",
         "caffe",
@@ -39,10 +39,10 @@ def squeezenet() -> Source:
     )
 
 
-def vgg16_trunk() -> Source:
+def vgg16_trunk() -> WeightSource:
     """The 13 convolutions of VGG16, kernels already HWIO (.npz)."""
     layers = {f"backbone/{name}": name for name in VGG16_LAYERS[:-2]}
-    return Source(
+    return WeightSource(
         "VGG16 convolutions, Caffe names",
         "vgg16",
         "caffe",
@@ -53,9 +53,9 @@ def vgg16_trunk() -> Source:
     )
 
 
-def vgg16() -> Source:
+def vgg16() -> WeightSource:
     """The classifier VGG_ILSVRC_16_layers (.caffemodel)."""
-    return Source(
+    return WeightSource(
         "VGG16, Caffe",
         "vgg16",
         "caffe",
@@ -65,11 +65,11 @@ def vgg16() -> Source:
     )
 
 
-def vgg16_fcn(net: str) -> Source:
+def vgg16_fcn(net: str) -> WeightSource:
     """voc-fcn32s, -16s and -8s (.caffemodel)."""
     scores, upsamplings = SKIP_LAYERS[net]
     last = list(upsamplings.values())[-1]
-    return Source(
+    return WeightSource(
         f"{net} on VGG16, Caffe",
         "vgg16",
         "caffe",
@@ -81,7 +81,7 @@ def vgg16_fcn(net: str) -> Source:
     )
 
 
-def vgg16_fcn_at_once() -> Source:
+def vgg16_fcn_at_once() -> WeightSource:
     """voc-fcn8s-atonce (.caffemodel): its layers that scale pool4 and pool3 are a setting here."""
     trained_in_stages = vgg16_fcn("FCN-8s")
     return dataclasses.replace(
@@ -94,9 +94,9 @@ def vgg16_fcn_at_once() -> Source:
     )
 
 
-def alexnet() -> Source:
+def alexnet() -> WeightSource:
     """The classifier bvlc_reference_caffenet (.caffemodel)."""
-    return Source(
+    return WeightSource(
         "AlexNet (CaffeNet), Caffe",
         "alexnet_caffe",
         "caffe",
@@ -106,10 +106,10 @@ def alexnet() -> Source:
     )
 
 
-def alexnet_fcn() -> Source:
+def alexnet_fcn() -> WeightSource:
     """voc-fcn-alexnet (.caffemodel)."""
     scores, upsamplings = SKIP_LAYERS["FCN-32s"]
-    return Source(
+    return WeightSource(
         "FCN-32s on AlexNet, Caffe",
         "alexnet_caffe",
         "caffe",

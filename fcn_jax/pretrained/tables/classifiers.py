@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import jax
 
 from fcn_jax.models.backbones.resnet import DEPTHS
-from fcn_jax.models.convolutionalize import Average, Step
+from fcn_jax.models.convolutionalize import Average, ClassifierLayer
 
 Names = tuple[str, str]
 """Theirs, of the weight and the bias of a fully connected layer, or of a 1×1 convolution."""
@@ -25,7 +25,7 @@ class Ending:
     """
 
     backbone: str
-    steps: tuple[Names | Step, ...]
+    steps: tuple[Names | ClassifierLayer, ...]
 
     @property
     def names(self) -> set[str]:

@@ -1,11 +1,11 @@
 """Ross Wightman's image models."""
 
 from fcn_jax.models.backbones.efficientnet import GROUPS
-from fcn_jax.pretrained.source import Source, batch_norms, kernels
+from fcn_jax.pretrained.source import WeightSource, batch_norms, kernels
 from fcn_jax.pretrained.tables.torchvision import COUNTERS
 
 
-def efficientnet_lite0() -> Source:
+def efficientnet_lite0() -> WeightSource:
     """`efficientnet_lite0`, not `tf_efficientnet_lite0`, which pads as TensorFlow does."""
     convolutions = {"backbone/conv1/conv": "conv_stem", "backbone/conv2/conv": "conv_head"}
     norms = {"backbone/conv1/bn": "bn1", "backbone/conv2/bn": "bn2"}
@@ -18,7 +18,7 @@ def efficientnet_lite0() -> Source:
             for number, (ours, theirs) in enumerate(parts.items(), start=1):
                 convolutions[f"{block}/{ours}/conv"] = f"{prefix}.{theirs}"
                 norms[f"{block}/{ours}/bn"] = f"{prefix}.bn{number}"
-    return Source(
+    return WeightSource(
         "EfficientNet-Lite0, timm",
         "efficientnet_lite0",
         "torchvision",

@@ -6,7 +6,7 @@ FCN-8s at once has the same names as FCN-8s; it scales pool4 and pool3, so it wa
 
 from fcn_jax.data.labels import VOC_CLASSES
 from fcn_jax.models.backbones.vgg import BLOCKS
-from fcn_jax.pretrained.source import Source, from_iohw, from_oihw, kernels_and_biases
+from fcn_jax.pretrained.source import WeightSource, from_iohw, from_oihw, kernels_and_biases
 
 VGG16_LAYERS = (
     *(
@@ -37,7 +37,7 @@ PAPER_MODEL = {"padding": "paper", "upsampling": "learned"}
 AT_ONCE = "if this is FCN8sAtOnce, whose names are the same, it wants score_scales=1,0.01,0.0001"
 
 
-def torchfcn(net: str) -> Source:
+def torchfcn(net: str) -> WeightSource:
     scores, upsamplings = SKIP_LAYERS[net]
     table = kernels_and_biases(
         {f"backbone/{name}": name for name in VGG16_LAYERS}, layout=from_oihw
@@ -46,7 +46,7 @@ def torchfcn(net: str) -> Source:
     for ours, theirs in upsamplings.items():
         table[f"head/{ours}/kernel"] = (f"{theirs}.weight", from_iohw)
     last = list(upsamplings.values())[-1]
-    return Source(
+    return WeightSource(
         f"{net} on VGG16, torchfcn",
         "vgg16",
         "caffe",

@@ -11,9 +11,9 @@ from fcn_jax.models.backbones.googlenet import INCEPTIONS
 from fcn_jax.models.backbones.resnet import DEPTHS
 from fcn_jax.models.backbones.vgg import BLOCKS
 from fcn_jax.pretrained.source import (
-    Layout,
-    Source,
+    KernelLayout,
     Table,
+    WeightSource,
     as_it_is,
     batch_norms,
     from_fully_connected,
@@ -28,13 +28,13 @@ COUNTERS = "num_batches_tracked"
 """Ending of the numbers of batches that PyTorch's normalisations count."""
 
 
-def alexnet() -> Source:
+def alexnet() -> WeightSource:
     """`alexnet`, its classifier's first two layers as fc6 and fc7."""
     positions = {"conv1": 0, "conv2": 3, "conv3": 6, "conv4": 8, "conv5": 10}
     convolutions = {f"backbone/{ours}": f"features.{n}" for ours, n in positions.items()}
     table = kernels_and_biases(convolutions)
     table |= _fully_connected({"fc6": ("classifier.1", 6), "fc7": ("classifier.4", 1)})
-    return Source(
+    return WeightSource(
         "AlexNet, torchvision",
         "alexnet",
         "torchvision",
@@ -45,12 +45,12 @@ def alexnet() -> Source:
     )
 
 
-def vgg16() -> Source:
+def vgg16() -> WeightSource:
     """`vgg16`, its classifier's first two layers as fc6 and fc7."""
     layers = {f"backbone/conv{name}": f"features.{n}" for name, n in _vgg16_positions(2).items()}
     table = kernels_and_biases(layers)
     table |= _fully_connected({"fc6": ("classifier.0", 7), "fc7": ("classifier.3", 1)})
-    return Source(
+    return WeightSource(
         "VGG16, torchvision",
         "vgg16",
         "torchvision",
@@ -61,13 +61,13 @@ def vgg16() -> Source:
     )
 
 
-def vgg16_bn() -> Source:
+def vgg16_bn() -> WeightSource:
     """`vgg16_bn`."""
     positions = _vgg16_positions(3)
     table = kernels_and_biases({f"backbone/conv{k}": f"features.{n}" for k, n in positions.items()})
     table |= batch_norms({f"backbone/bn{k}": f"features.{n + 1}" for k, n in positions.items()})
     table |= _fully_connected({"fc6": ("classifier.0", 7), "fc7": ("classifier.3", 1)})
-    return Source(
+    return WeightSource(
         "VGG16 with batch normalisation, torchvision",
         "vgg16_bn",
         "torchvision",
@@ -78,14 +78,14 @@ def vgg16_bn() -> Source:
     )
 
 
-def squeezenet() -> Source:
+def squeezenet() -> WeightSource:
     """`squeezenet1_1`."""
     layers = {"backbone/conv1": "features.0"}
     for fire, position in zip(SQUEEZENET_FIRES, (3, 4, 6, 7, 9, 10, 11, 12), strict=True):
         layers[f"backbone/{fire}/squeeze1x1"] = f"features.{position}.squeeze"
         for part in ("expand1x1", "expand3x3"):
             layers[f"backbone/{fire}/{part}"] = f"features.{position}.{part}"
-    return Source(
+    return WeightSource(
         "SqueezeNet 1.1, torchvision",
         "squeezenet",
         "torchvision",
@@ -95,7 +95,7 @@ def squeezenet() -> Source:
     )
 
 
-def googlenet() -> Source:
+def googlenet() -> WeightSource:
     """`googlenet`, with the auxiliary classifiers or without."""
     layers = {f"backbone/{name}": name for name in ("conv1", "conv2", "conv3")}
     branches = {
@@ -109,7 +109,7 @@ def googlenet() -> Source:
     for name in INCEPTIONS:
         for ours, theirs in branches.items():
             layers[f"backbone/inception{name}/{ours}"] = f"inception{name}.{theirs}"
-    return Source(
+    return WeightSource(
         "GoogLeNet, torchvision",
         "googlenet",
         "inception",
@@ -119,7 +119,7 @@ def googlenet() -> Source:
     )
 
 
-def mobilenet_v3_large() -> Source:
+def mobilenet_v3_large() -> WeightSource:
     """`mobilenet_v3_large`."""
     last = len(mobilenet.BLOCKS) + 1
     layers = {"backbone/conv1": "features.0", "backbone/conv2": f"features.{last}"}
@@ -136,7 +136,7 @@ def mobilenet_v3_large() -> Source:
                 excitations[f"{ours}/excite"] = f"{theirs}.fc2"
             else:
                 layers[ours] = theirs
-    return Source(
+    return WeightSource(
         "MobileNetV3-Large, torchvision",
         "mobilenet_v3_large",
         "torchvision",
@@ -146,9 +146,9 @@ def mobilenet_v3_large() -> Source:
     )
 
 
-def resnet(depth: int) -> Source:
+def resnet(depth: int) -> WeightSource:
     """`resnet18` to `resnet152`."""
-    return Source(
+    return WeightSource(
         f"ResNet-{depth}, torchvision",
         f"resnet{depth}",
         "torchvision",
@@ -158,7 +158,7 @@ def resnet(depth: int) -> Source:
     )
 
 
-def fcn_resnet(depth: int) -> Source:
+def fcn_resnet(depth: int) -> WeightSource:
     """`segmentation.fcn_resnet50` and `fcn_resnet101`, with the auxiliary head or without."""
     table = _resnet_table(depth, prefix="backbone.")
     for ours, theirs in {
@@ -168,7 +168,7 @@ def fcn_resnet(depth: int) -> Source:
         table |= kernels({f"{ours}/conv": f"{theirs}.0"})
         table |= batch_norms({f"{ours}/bn": f"{theirs}.1"})
         table |= kernels_and_biases({f"{ours}/score": f"{theirs}.4"})
-    return Source(
+    return WeightSource(
         f"FCN on ResNet-{depth}, torchvision",
         f"resnet{depth}",
         "torchvision",
@@ -189,13 +189,13 @@ def fcn_resnet(depth: int) -> Source:
     )
 
 
-def to_state_dict(source: Source, ours: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def to_state_dict(source: WeightSource, ours: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The inverse of a source's table: our tensors under their names, as PyTorch holds them.
 
     Raises KeyError where one of the backbone or the head is missing. The counters of batches, which
     PyTorch does not use where it has a momentum, are zero.
     """
-    inverse: dict[Layout, Layout] = {as_it_is: as_it_is, from_oihw: to_oihw}
+    inverse: dict[KernelLayout, KernelLayout] = {as_it_is: as_it_is, from_oihw: to_oihw}
     state = {
         theirs: np.ascontiguousarray(inverse[layout](ours[name]))
         for name, (theirs, layout) in source.table.items()
