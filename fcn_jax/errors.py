@@ -1,6 +1,7 @@
-"""What people at the terminal see: the one exception, and words of which messages are made."""
+"""Errors that a person can mend, and the words that their messages share."""
 
 from collections.abc import Sequence
+from typing import Any
 
 
 class UserError(Exception):
@@ -8,6 +9,25 @@ class UserError(Exception):
 
     The commands print it as one line, without a traceback, and exit with status 1.
     """
+
+
+class ArgumentError(UserError, ValueError):
+    """An argument or setting whose value cannot be used.
+
+    The message speaks of the API: "model.skips (=5) must be in 0…2". The commands print the same
+    with the name of the flag: "config.model.skips (=5) must be in 0…2".
+
+    Args:
+        argument: its name; for a setting the dotted name without "config", such as "model.skips".
+        value: what was given.
+        problem: what is allowed, as the rest of a sentence: "must be in 0…2".
+    """
+
+    def __init__(self, argument: str, value: Any, problem: str):
+        super().__init__(f"{argument} (={value}) {problem}")
+        self.argument = argument
+        self.value = value
+        self.problem = problem
 
 
 def listed(things: Sequence[object], most: int) -> str:

@@ -16,7 +16,7 @@ from pathlib import Path
 from absl import flags
 
 from fcn_jax import config as config_lib
-from fcn_jax.errors import UserError
+from fcn_jax.errors import ArgumentError, UserError
 from fcn_jax.terminal import signals
 
 
@@ -56,7 +56,7 @@ def begin(*, with_config: bool = False) -> None:
         if config is not None:
             config.check()
     except UserError as error:
-        print(f"{_command()}: {error}", file=sys.stderr)
+        print(f"{_command()}: {_message(error)}", file=sys.stderr)
         sys.exit(1)
     sys.argv[1:] = arguments
     _keep_compilations()
@@ -75,7 +75,7 @@ def run(main: Callable[[list[str]], None]) -> None:
         with signals.interruptions():
             main(sys.argv[1:])
     except UserError as error:
-        print(f"{_command()}: {error}", file=sys.stderr)
+        print(f"{_command()}: {_message(error)}", file=sys.stderr)
         sys.exit(1)
     except OSError as error:  # a full disk above all
         print(
@@ -87,6 +87,18 @@ def run(main: Callable[[list[str]], None]) -> None:
         os._exit(1)  # past the exit handlers, which would fail in the same way and say so at length
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def _message(error: UserError) -> str:
+    """Returns the error's line, with an argument named as the setting or flag that sets it."""
+    if not isinstance(error, ArgumentError):
+        return str(error)
+    name = error.argument
+    if name in {known for known, _, _ in config_lib.settings(config_lib.Config())}:
+        name = f"config.{name}"
+    elif name in flags.FLAGS:
+        name = f"--{name}"
+    return f"{name} (={error.value}) {error.problem}"
 
 
 def _module_name() -> str:

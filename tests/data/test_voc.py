@@ -20,7 +20,7 @@ from fcn_jax.data.datasets import Dataset, open_dataset
 from fcn_jax.data.labels import VOC_CLASSES, voc_palette
 from fcn_jax.errors import UserError
 
-REAL = Path(__file__).parents[2] / "shared" / "data"
+REAL = Path(__file__).parents[3] / "shared" / "data"
 LABELS = {"a": 1, "b": 2, "c": 3, "d": 4}
 
 

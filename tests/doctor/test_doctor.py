@@ -10,7 +10,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from PIL import Image
-from test_voc import REAL, write_archive, write_sbd, write_voc
 
 from fcn_jax.config import Config, default_config
 from fcn_jax.data import shapes
@@ -25,6 +24,7 @@ from fcn_jax.doctor.findings import FAULTS, Finding
 from fcn_jax.doctor.subject import open_subject
 from fcn_jax.errors import UserError
 from fcn_jax.pictures import contact_sheet
+from tests.data.test_voc import REAL, write_archive, write_sbd, write_voc
 from tests.own_folder import command, write_folder
 
 TRAIN = [f"train_{index:03}" for index in range(8)]

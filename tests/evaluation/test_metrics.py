@@ -131,7 +131,7 @@ def test_scores_table_lists_classes_then_the_overall_scores():
     assert ["sky", "50.0", "66.7", "60.0", "75.0", "40.0"] in rows
     assert ["road", "28.6", "44.4", "66.7", "33.3", "60.0"] in rows
     assert ["[boat]", "–", "–", "0.0", "–", "–"] in rows
-    assert ["mean", "IoU", "39.3"] in rows
+    assert ["mIoU", "39.3"] in rows
     assert ["frequency-weighted", "IoU", "37.1"] in rows
     assert ["mean", "Dice", "55.6"] in rows
     assert ["mean", "accuracy", "54.2"] in rows

@@ -20,7 +20,7 @@ from fcn_jax.evaluation.eval_step import make_eval_step, no_confusion
 from fcn_jax.evaluation.scorers import ScoredImages, in_batches
 from fcn_jax.parallel import data_parallel
 from fcn_jax.parallel.data_parallel import DATA_AXIS
-from tests import test_parallel
+from tests.parallel import test_data_parallel
 
 IMAGES = 101
 BATCH = 2
@@ -160,9 +160,9 @@ def test_several_hosts_read_names_once(monkeypatch):
 
 
 def test_nothing_of_full_size_but_classes_in_a_byte_comes_out_of_a_step():
-    maps = test_parallel.TWO_MAPS
-    network = test_parallel.network(normalised=False, label_maps=maps)
-    batch = test_parallel.batch(maps)
+    maps = test_data_parallel.TWO_MAPS
+    network = test_data_parallel.network(normalised=False, label_maps=maps)
+    batch = test_data_parallel.batch(maps)
     images, height, width, _ = batch["image"].shape
     step = jax.vmap(
         make_eval_step(network, maps),

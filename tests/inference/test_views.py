@@ -161,7 +161,7 @@ class Summing:
     def model(self, variables: Any) -> SimpleNamespace:
         return SimpleNamespace(stages=(1,))
 
-    def __call__(self, variables: Any, image: jax.Array, valid: jax.Array, part: Any = None):
+    def __call__(self, variables: Any, image: jax.Array, valid: jax.Array, tile: Any = None):
         self.traced.append(image.shape)
         image = jnp.asarray(image, jnp.float32)
         whole = jnp.broadcast_to(jnp.sum(image, axis=(1, 2), keepdims=True), image.shape) / 100

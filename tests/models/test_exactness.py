@@ -28,7 +28,7 @@ from fcn_jax.models.layers import BatchNorm
 
 SIZES = [(97, 131), (120, 80), (64, 64), (33, 140), (101, 67), (75, 128)]
 CANVAS = (128, 160)
-VOC = Path(__file__).parents[2] / "shared/data/VOCdevkit/VOC2012"
+VOC = Path(__file__).parents[3] / "shared/data/VOCdevkit/VOC2012"
 
 BACKBONES: dict[str, Callable[[], Backbone]] = {
     "small": lambda: SmallNet(rngs=nnx.Rngs(0)),

@@ -342,7 +342,7 @@ def test_the_run_says_what_it_was_made_with(run_folder: Path) -> None:
         json.loads((run_folder / f"evaluation/val_{name}.json").read_text())["mean_iou"]
         for name in ("masks", "geometry")
     )
-    assert (last["mean_iu_masks"], last["mean_iu_geometry"]) == (masks, geometry)
+    assert (last["mean_iou_masks"], last["mean_iou_geometry"]) == (masks, geometry)
 
 
 def test_predict_finds_the_channels_and_writes_each_map(

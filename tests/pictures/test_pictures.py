@@ -169,7 +169,8 @@ def test_plot_confusion_draws_absent_classes_and_large_matrices(tmp_path):
 
 
 def test_import_does_not_load_matplotlib():
-    code = "import sys, fcn_jax.visualize; sys.exit('matplotlib' in sys.modules)"
+    modules = "fcn_jax.pictures.overlays, fcn_jax.pictures.sheets"
+    code = f"import sys, {modules}; sys.exit('matplotlib' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 

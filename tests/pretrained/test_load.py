@@ -26,7 +26,7 @@ from fcn_jax.pretrained.source import from_fully_connected, from_iohw, from_oihw
 from fcn_jax.pretrained.tables import caffe, sources
 from fcn_jax.pretrained.tables import torchfcn as torchfcn_tables
 
-WEIGHTS = Path(__file__).parents[2] / "shared" / "data" / "weights"
+WEIGHTS = Path(__file__).parents[3] / "shared" / "data" / "weights"
 
 
 def shapes_of(backbone: str, channels: int = 3, **settings: Any):
@@ -49,7 +49,7 @@ def squeezenet_file(path: Path) -> dict[str, np.ndarray]:
 
 
 def initialize(variables, path):
-    return pretrained.read(path).apply(variables)
+    return load_weights(path).apply(variables)
 
 
 @pytest.mark.parametrize("source", [*sources()], ids=lambda source: source.title)

@@ -269,7 +269,7 @@ def test_the_first_weights_do_not_stay_beside_the_state(folder, monkeypatch):
         return open_feed(*arguments)
 
     monkeypatch.setattr("fcn_jax.train.make_train_step", counting_step)
-    monkeypatch.setattr("fcn_jax.train.drawn", remembered)
+    monkeypatch.setattr("fcn_jax.train.init_model", remembered)
     monkeypatch.setattr("fcn_jax.train.open_feed", open_watched)
     logged(folder, "deleted")
 

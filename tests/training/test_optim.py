@@ -9,7 +9,7 @@ import pytest
 
 from fcn_jax.config import OptimConfig
 from fcn_jax.errors import UserError
-from fcn_jax.training.optim import build, learning_rate_schedule
+from fcn_jax.training.optim import build_optimizer, learning_rate_schedule
 
 STEPS = 5
 
@@ -55,7 +55,7 @@ def flat(tree: Any) -> dict[str, np.ndarray]:
 
 def run(config: OptimConfig) -> dict[str, np.ndarray]:
     params = jax.tree.map(jnp.asarray, parameters())
-    optimizer = build(config, params, total_steps=STEPS)
+    optimizer = build_optimizer(config, params, total_steps=STEPS)
     state = optimizer.init(params)
     update = jax.jit(optimizer.update)
     for step in range(STEPS):
@@ -126,7 +126,7 @@ def test_the_optimizer_is_pytorchs_with_parameter_groups(
 def test_without_a_gradient_only_kernels_of_convolutions_shrink(name: str) -> None:
     config = OptimConfig(name=name, learning_rate=0.1, weight_decay=0.5, schedule="constant")
     params = jax.tree.map(jnp.asarray, parameters())
-    optimizer = build(config, params, total_steps=STEPS)
+    optimizer = build_optimizer(config, params, total_steps=STEPS)
     updates, _ = optimizer.update(
         jax.tree.map(jnp.zeros_like, params), optimizer.init(params), params
     )
@@ -148,4 +148,4 @@ def test_schedule_numbers() -> None:
 
 def test_an_unknown_optimizer_is_refused() -> None:
     with pytest.raises(UserError, match=r"config.optim.name \(='adam'\)"):
-        build(OptimConfig(name="adam"), parameters(), STEPS)
+        build_optimizer(OptimConfig(name="adam"), parameters(), STEPS)

@@ -1,0 +1,103 @@
+"""Names on the command line -> the code that they stand for: backbones, losses and data sets.
+
+A name comes from one of three places, in this order:
+
+1. code that was imported, such as a config file, and called the decorator:
+   `@register_backbone("mine")`;
+2. fcn_jax itself: the tables at the end of this file hold "module:attribute" strings, so that
+   nothing is imported before it is used;
+3. installed packages: the entry points of the groups `fcn_jax.backbones`, `fcn_jax.losses` and
+   `fcn_jax.datasets`.
+"""
+
+import difflib
+import importlib
+import importlib.metadata
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+from fcn_jax.errors import ArgumentError
+
+T = TypeVar("T", bound=Callable[..., Any])
+
+
+class Registry:
+    """The code that names of one kind stand for.
+
+    Args:
+        setting: the setting that takes the name, such as "model.backbone"; for error messages.
+        group: the entry-point group of other packages.
+        builtin: name -> "module:attribute".
+    """
+
+    def __init__(self, setting: str, group: str, builtin: Mapping[str, str]):
+        self._setting = setting
+        self._group = group
+        self._builtin = dict(builtin)
+        self._registered: dict[str, Any] = {}
+
+    def register(self, name: str) -> Callable[[T], T]:
+        """Decorator that makes `name` stand for the decorated function or class.
+
+        Raises:
+            ValueError: the name already stands for other code.
+        """
+
+        def decorate(made: T) -> T:
+            known = self._registered.get(name)
+            same = known is not None and (known.__module__, known.__qualname__) == (
+                made.__module__,
+                made.__qualname__,
+            )  # a config file may be executed twice
+            if name in self._builtin or (known is not None and not same):
+                raise ValueError(f"{name!r} is already registered for {self._setting}")
+            self._registered[name] = made
+            return made
+
+        return decorate
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Every known name: built in, of installed packages, then registered ones."""
+        return tuple(dict.fromkeys([*self._builtin, *self._entry_points(), *self._registered]))
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._registered or name in self._builtin or name in self._entry_points()
+
+    def __getitem__(self, name: str) -> Any:
+        """The registered function or class, imported on first use.
+
+        Raises:
+            ArgumentError: the name is unknown; suggests the nearest one.
+        """
+        self.check(name)
+        if name in self._registered:
+            return self._registered[name]
+        if name in self._builtin:
+            module, _, attribute = self._builtin[name].partition(":")
+            return getattr(importlib.import_module(module), attribute)
+        return self._entry_points()[name].load()
+
+    def check(self, name: str) -> None:
+        """Raises ArgumentError for an unknown name, with the nearest known one."""
+        if name in self:
+            return
+        near = difflib.get_close_matches(name, self.names, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise ArgumentError(self._setting, name, f"must be one of {', '.join(self.names)}{hint}")
+
+    def _entry_points(self) -> dict[str, importlib.metadata.EntryPoint]:
+        return {entry.name: entry for entry in importlib.metadata.entry_points(group=self._group)}
+
+
+backbones = Registry(
+    "model.backbone",
+    "fcn_jax.backbones",
+    {},
+)
+losses = Registry("loss.name", "fcn_jax.losses", {})
+datasets = Registry("data.name", "fcn_jax.datasets", {})
+
+register_backbone = backbones.register
+register_loss = losses.register
+register_dataset = datasets.register
