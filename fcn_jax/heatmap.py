@@ -40,7 +40,7 @@ import numpy as np
 from flax import nnx
 
 from fcn_jax.config import ModelConfig
-from fcn_jax.data.labels import read_bytes, read_image
+from fcn_jax.data.images import read_bytes, read_image
 from fcn_jax.errors import UserError
 from fcn_jax.models.backbones import Backbone
 from fcn_jax.models.build import abstract_model

@@ -78,9 +78,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
-from fcn_jax.data.labels import header_size, is_tiff
+from fcn_jax.data.images import IMAGE_SUFFIXES, header_size, is_tiff
 from fcn_jax.errors import UserError
 from fcn_jax.inference.image_files import is_labelled, label_image, label_in_tiles
 from fcn_jax.inference.options import WHOLE, inference_from_flags
@@ -177,7 +176,6 @@ def find_images(patterns: Iterable[str]) -> list[Path]:
     Raises:
         UserError: a pattern that names nothing, or a folder without images.
     """
-    Image.init()
     found: dict[Path, None] = {}
     for pattern in patterns:
         path = Path(pattern)
@@ -185,7 +183,7 @@ def find_images(patterns: Iterable[str]) -> list[Path]:
             inside = sorted(
                 entry
                 for entry in path.iterdir()
-                if entry.suffix.lower() in Image.EXTENSION and entry.is_file()
+                if entry.suffix.lower() in IMAGE_SUFFIXES and entry.is_file()
             )
             if not inside:
                 raise UserError(f"{path} holds no images")

@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 from fcn_jax import heatmap
-from fcn_jax.data.labels import read_image, read_mask
+from fcn_jax.data.images import read_image
+from fcn_jax.data.masks import read_mask
 from fcn_jax.errors import UserError
 from fcn_jax.models.backbones.squeezenet import SqueezeNet
 from fcn_jax.models.geometry import Grid

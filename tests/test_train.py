@@ -16,7 +16,8 @@ from PIL import Image
 
 from fcn_jax.data import shapes
 from fcn_jax.data.canvases import Bucket
-from fcn_jax.data.labels import read_mask, voc_palette
+from fcn_jax.data.masks import read_mask
+from fcn_jax.data.palettes import voc_palette
 from fcn_jax.data.pipeline import evaluation_batches
 from fcn_jax.errors import UserError
 from fcn_jax.evaluation.image_counts import ImageCounts

@@ -8,9 +8,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
-from fcn_jax.data.labels import open_image, png_bits, read_bytes
+from fcn_jax.data.images import IMAGE_SUFFIXES, open_image, png_bits, read_bytes
 from fcn_jax.errors import UserError, width_by_height
 
 
@@ -74,7 +73,7 @@ def beside(image: Path, folders: Sequence[str]) -> list[Path]:
         found = [
             path
             for path in folder.glob("*")
-            if path.stem == image.stem and path.suffix.lower() in Image.registered_extensions()
+            if path.stem == image.stem and path.suffix.lower() in IMAGE_SUFFIXES
         ]
         if len(found) != 1:
             raise UserError(

@@ -23,28 +23,15 @@ from typing import Any
 import numpy as np
 
 from fcn_jax.data.channels import read_channels
-from fcn_jax.data.labels import IGNORE_INDEX, read_bytes, read_mask, read_palette
+from fcn_jax.data.images import IMAGE_SUFFIXES, read_bytes
+from fcn_jax.data.labels import IGNORE_INDEX
+from fcn_jax.data.masks import read_mask
+from fcn_jax.data.palettes import read_palette
 from fcn_jax.data.records import RecordSource, SegmentationBuilder, UnreadFile
 from fcn_jax.errors import UserError, listed
 
 SPLITS = ("train", "val", "test")
 SHOWN = 5  # names in a message
-EXTENSIONS = frozenset(
-    [
-        ".bmp",
-        ".gif",
-        ".jp2",
-        ".jpeg",
-        ".jpg",
-        ".pbm",
-        ".pgm",
-        ".png",
-        ".ppm",
-        ".tif",
-        ".tiff",
-        ".webp",
-    ]  # of image files
-)
 
 
 class Folder(SegmentationBuilder, skip_registration=True):  # type: ignore[call-arg]
@@ -191,7 +178,7 @@ def image_files(root: Path, name: str, setting: str = "") -> list[Path]:
     files = [
         path
         for path in sorted(folder.iterdir())
-        if path.suffix.lower() in EXTENSIONS and not path.name.startswith(".")
+        if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
     ]
     if not files:
         raise UserError(f"{folder}: no image files in it (folders within are not searched)")

@@ -17,7 +17,9 @@ import numpy as np
 
 from fcn_jax.config import DataConfig
 from fcn_jax.data import folder, voc
-from fcn_jax.data.labels import VOC_CLASSES, read_bytes, read_palette
+from fcn_jax.data.images import IMAGE_SUFFIXES, read_bytes
+from fcn_jax.data.labels import VOC_CLASSES
+from fcn_jax.data.palettes import read_palette
 from fcn_jax.data.records import UnreadFile
 from fcn_jax.errors import UserError
 
@@ -170,7 +172,7 @@ def _ignored(images: Path) -> list[str]:
     return [
         _shown(path) + ("/" if path.is_dir() else "")
         for path in sorted(images.iterdir())
-        if not path.name.startswith(".") and path.suffix.lower() not in folder.EXTENSIONS
+        if not path.name.startswith(".") and path.suffix.lower() not in IMAGE_SUFFIXES
     ]
 
 

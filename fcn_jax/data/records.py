@@ -13,7 +13,8 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from fcn_jax.data.channels import channel_feature, decode_channels, join_channels
-from fcn_jax.data.labels import check_labels, decode_image, encode_png, label_feature
+from fcn_jax.data.images import decode_image, encode_png
+from fcn_jax.data.labels import check_labels, label_feature
 from fcn_jax.errors import UserError, width_by_height
 from fcn_jax.terminal.progress import progress_bar
 

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from fcn_jax.data.labels import IGNORE_INDEX, encode_png
+from fcn_jax.data.images import encode_png
+from fcn_jax.data.labels import IGNORE_INDEX
 from fcn_jax.data.records import RecordSource, SegmentationBuilder, UnreadFile
 
 CLASSES = ("background", "disc", "square", "triangle", "ring", "star")

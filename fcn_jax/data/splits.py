@@ -7,7 +7,9 @@ from typing import Any
 import numpy as np
 
 from fcn_jax.data.channels import decode_channels, join_channels
-from fcn_jax.data.labels import IGNORE_INDEX, check_labels, decode_image, decode_mask
+from fcn_jax.data.images import decode_image
+from fcn_jax.data.labels import IGNORE_INDEX, check_labels
+from fcn_jax.data.masks import decode_mask
 from fcn_jax.errors import UserError
 
 

@@ -22,7 +22,9 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
-from fcn_jax.data.labels import VOC_CLASSES, decode_mask, read_bytes, read_mask
+from fcn_jax.data.images import read_bytes
+from fcn_jax.data.labels import VOC_CLASSES
+from fcn_jax.data.masks import decode_mask, read_mask
 from fcn_jax.data.records import RecordSource, SegmentationBuilder, UnreadFile
 from fcn_jax.errors import UserError
 from fcn_jax.terminal.progress import progress_bar

@@ -8,18 +8,10 @@ import numpy as np
 from PIL import ExifTags, Image
 
 from fcn_jax.data.channels import decode_channels
-from fcn_jax.data.labels import (
-    IGNORE_INDEX,
-    LABELS_SHOWN,
-    VOC_CLASSES,
-    by_map,
-    colour_words,
-    image_pixels,
-    mask_labels,
-    open_image,
-    png_bits,
-    voc_palette,
-)
+from fcn_jax.data.images import image_pixels, is_lossy, open_image, png_bits
+from fcn_jax.data.labels import IGNORE_INDEX, LABELS_SHOWN, VOC_CLASSES, by_map
+from fcn_jax.data.masks import mask_labels
+from fcn_jax.data.palettes import format_colour, voc_palette
 from fcn_jax.data.raw import Note, Pair
 from fcn_jax.data.records import UnreadFile
 from fcn_jax.data.splits import Split
@@ -151,7 +143,7 @@ def _examine_mask(
         notes.append(Note("mask_unreadable", part.name, _reason(error, part.name)))
         return None, None
     size = opened.height, opened.width
-    if opened.format in ("JPEG", "MPO"):
+    if is_lossy(opened, content):
         notes.append(Note("mask_jpeg", part.name))
         return None, size
     try:
@@ -253,7 +245,7 @@ def _commonest(colours: np.ndarray) -> str:
     """The colours of a mask, (h, w, 3), the most frequent first."""
     found, counts = np.unique(colours.reshape(-1, 3), axis=0, return_counts=True)
     first = found[np.argsort(-counts, kind="stable")][:MAX_COLOURS]
-    shown = "; ".join(colour_words(colour) for colour in first)
+    shown = "; ".join(format_colour(colour) for colour in first)
     if len(found) > MAX_COLOURS:
         return f"{shown}; … {len(found)} colours"
     of_voc = {tuple(colour) for colour in voc_palette()[[*range(len(VOC_CLASSES)), IGNORE_INDEX]]}

@@ -9,7 +9,9 @@ import numpy as np
 
 from fcn_jax.config import DataConfig
 from fcn_jax.data.datasets import Dataset, open_dataset
-from fcn_jax.data.labels import by_map, decode_image, decode_mask, image_pixels, open_image
+from fcn_jax.data.images import decode_image, image_pixels, open_image
+from fcn_jax.data.labels import by_map
+from fcn_jax.data.masks import decode_mask
 from fcn_jax.data.raw import Note, Pair, RawSet, open_raw_set
 from fcn_jax.doctor.examine import Seen, examine_pair, examine_record
 from fcn_jax.errors import UserError

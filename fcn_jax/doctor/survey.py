@@ -6,7 +6,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from fcn_jax.data.labels import IGNORE_INDEX, colour_words
+from fcn_jax.data.labels import IGNORE_INDEX
+from fcn_jax.data.palettes import format_colour
 from fcn_jax.data.raw import Note
 from fcn_jax.doctor.examine import Seen, SeenMask, smear_note
 from fcn_jax.doctor.findings import KINDS
@@ -159,7 +160,7 @@ class Survey:
         for label, colour in mask.colours.items():
             first = self._colours[label_map].setdefault(label, colour)
             if colour != first:
-                shown = f"{label} is {colour_words(colour)}, not {colour_words(first)}"
+                shown = f"{label} is {format_colour(colour)}, not {format_colour(first)}"
                 self._notes.append(Note("palettes_differ", mask.name, shown))
                 return
 

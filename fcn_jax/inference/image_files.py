@@ -14,7 +14,8 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from fcn_jax.data.channels import beside, join_channels, read_channels
-from fcn_jax.data.labels import IGNORE_INDEX, is_tiff, read_image
+from fcn_jax.data.images import is_tiff, read_image
+from fcn_jax.data.labels import IGNORE_INDEX
 from fcn_jax.errors import UserError
 from fcn_jax.inference import made_with
 from fcn_jax.inference.options import WHOLE, Inference

@@ -12,7 +12,7 @@ from typing import Any
 
 from PIL.PngImagePlugin import PngInfo
 
-from fcn_jax.data.labels import is_tiff, read_header
+from fcn_jax.data.images import is_tiff, read_header
 
 TAG = "FCN_JAX_MADE_WITH"
 """Of a TIFF's metadata, and of a PNG's text."""

@@ -16,7 +16,8 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image
 
-from fcn_jax.data.labels import IGNORE_INDEX, voc_palette
+from fcn_jax.data.labels import IGNORE_INDEX
+from fcn_jax.data.palettes import voc_palette
 from fcn_jax.errors import UserError
 from fcn_jax.inference import made_with
 from fcn_jax.inference.bands import chosen_bands
@@ -87,7 +88,7 @@ class Picture:
 class Tiff:
     """A TIFF, open. Its bands: grey, palette, RGB, or RGB and the further channels of the network.
 
-    16 bits become the upper 8 and transparency is dropped, as by `labels.read_image`.
+    16 bits become the upper 8 and transparency is dropped, as by `images.read_image`.
     """
 
     suffix = ".tif"

@@ -6,7 +6,8 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from fcn_jax.data.labels import IGNORE_INDEX, voc_palette
+from fcn_jax.data.labels import IGNORE_INDEX
+from fcn_jax.data.palettes import voc_palette
 from fcn_jax.pictures import legend, overlays
 
 PICTURE_PX = 220

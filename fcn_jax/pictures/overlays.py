@@ -8,7 +8,8 @@ import numpy as np
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from fcn_jax.data.labels import IGNORE_INDEX, voc_palette
+from fcn_jax.data.labels import IGNORE_INDEX
+from fcn_jax.data.palettes import voc_palette
 from fcn_jax.pictures.colours import (
     CORRECT_COLOUR,
     HATCH_GREYS,

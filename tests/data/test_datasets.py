@@ -250,7 +250,7 @@ def write_foreign(data_dir: Path, **label_options) -> None:
             return {"train": [self._records]}
 
         def _records(self):
-            from fcn_jax.data.labels import encode_png
+            from fcn_jax.data.images import encode_png
 
             yield (
                 "a",

@@ -17,7 +17,8 @@ from PIL import Image
 from fcn_jax.config import DataConfig
 from fcn_jax.data import voc
 from fcn_jax.data.datasets import Dataset, open_dataset
-from fcn_jax.data.labels import VOC_CLASSES, voc_palette
+from fcn_jax.data.labels import VOC_CLASSES
+from fcn_jax.data.palettes import voc_palette
 from fcn_jax.errors import UserError
 
 REAL = Path(__file__).parents[3] / "shared" / "data"

@@ -14,7 +14,7 @@ from PIL import Image
 from fcn_jax.config import Config, default_config
 from fcn_jax.data import shapes
 from fcn_jax.data.datasets import open_dataset
-from fcn_jax.data.labels import voc_palette
+from fcn_jax.data.palettes import voc_palette
 from fcn_jax.data.raw import Pair
 from fcn_jax.data.records import UnreadFile
 from fcn_jax.data.splits import Split

@@ -11,7 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fcn_jax.data.labels import IGNORE_INDEX, is_tiff, read_image, read_mask, voc_palette
+from fcn_jax.data.images import is_tiff, read_image
+from fcn_jax.data.labels import IGNORE_INDEX
+from fcn_jax.data.masks import read_mask
+from fcn_jax.data.palettes import voc_palette
 from fcn_jax.errors import UserError
 from fcn_jax.inference import scenes
 from fcn_jax.inference.made_with import read_digest

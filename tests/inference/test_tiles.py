@@ -19,7 +19,8 @@ from PIL import Image
 
 from fcn_jax import predict
 from fcn_jax.config import ModelConfig, default_config
-from fcn_jax.data.labels import IGNORE_INDEX, read_mask
+from fcn_jax.data.labels import IGNORE_INDEX
+from fcn_jax.data.masks import read_mask
 from fcn_jax.errors import UserError
 from fcn_jax.export import export
 from fcn_jax.inference import image_files, tiles

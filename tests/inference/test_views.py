@@ -15,7 +15,7 @@ from flax import nnx
 from PIL import Image
 
 from fcn_jax.config import Config, ModelConfig
-from fcn_jax.data.labels import read_mask
+from fcn_jax.data.masks import read_mask
 from fcn_jax.errors import UserError
 from fcn_jax.export import export
 from fcn_jax.inference import views as labelling

@@ -11,7 +11,7 @@ import pytest
 from flax import nnx
 
 from fcn_jax.data import shapes
-from fcn_jax.data.labels import read_image
+from fcn_jax.data.images import read_image
 from fcn_jax.models.backbones import Backbone
 from fcn_jax.models.backbones.alexnet import CAFFE_VARIANT, AlexNet
 from fcn_jax.models.backbones.efficientnet import EfficientNetLite0

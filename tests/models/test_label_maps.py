@@ -15,7 +15,8 @@ from PIL import Image
 from fcn_jax.config import Config, DataConfig
 from fcn_jax.data.channels import beside
 from fcn_jax.data.datasets import Dataset, open_dataset
-from fcn_jax.data.labels import by_map, read_mask
+from fcn_jax.data.labels import by_map
+from fcn_jax.data.masks import read_mask
 from fcn_jax.errors import UserError
 from fcn_jax.inference import image_files
 from fcn_jax.models.backbones.preprocess import TORCHVISION

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageFont
 
-from fcn_jax.data.labels import voc_palette
+from fcn_jax.data.palettes import voc_palette
 from fcn_jax.pictures import contact_sheet
 from fcn_jax.pictures.contact_sheet import DETAIL, FONT_PX, PICTURE_PX, Entry, draw
 from fcn_jax.pictures.legend import Legend, legend_entries

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fcn_jax.data.labels import VOC_CLASSES, voc_palette
+from fcn_jax.data.labels import VOC_CLASSES
+from fcn_jax.data.palettes import voc_palette
 from fcn_jax.errors import UserError
 from fcn_jax.pictures.legend import legend_entries
 from fcn_jax.pictures.overlays import (

@@ -14,7 +14,7 @@ from PIL import Image
 
 from fcn_jax import pretrained
 from fcn_jax.config import Config, ModelConfig
-from fcn_jax.data.labels import read_mask
+from fcn_jax.data.masks import read_mask
 from fcn_jax.errors import UserError
 from fcn_jax.inference.trained import load_weights
 from fcn_jax.models.build import build_model
