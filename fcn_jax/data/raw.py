@@ -25,11 +25,16 @@ from fcn_jax.errors import UserError
 
 
 class Note(NamedTuple):
-    """One observation of a kind of `doctor.findings.KINDS` at a file, split or class."""
+    """Observation of a fault or of something unusual.
+
+    kind: key of `doctor.kinds.KINDS`. where: the file, split or class. images: indices of the
+    images concerned, if known.
+    """
 
     kind: str
     where: str
     detail: str = ""
+    images: tuple[int, ...] = ()
 
 
 class Pair(NamedTuple):
@@ -116,20 +121,17 @@ def _unmatched(
     channels: Mapping[str, Mapping[str, Path]],
     splits: Mapping[str, list[str]],
 ) -> list[Note]:
-    """Images that lack a mask or channels, and masks without an image.
+    """Notes masks without an image, images without extra channels, and images in no list.
 
-    Where there are lists, what none names is left out, and its mask is not missed.
+    With lists, images that no list names are not used, so they and their masks may be missing.
     """
     listed = {stem for stems in splits.values() for stem in stems} if splits else set(images)
     notes = [
         Note("image_unlisted", _shown(images[stem])) for stem in sorted(images.keys() - listed)
     ]
-    for name, files in masks.items():
+    for files in masks.values():
         lonely = sorted(files.keys() - images.keys()) if not splits else []
         notes += [Note("mask_without_image", _shown(files[stem])) for stem in lonely]
-        which = f"in {name}/" if len(masks) > 1 else ""
-        bare = sorted(listed - files.keys())
-        notes += [Note("image_without_mask", _shown(images[stem]), which) for stem in bare]
     for name, files in channels.items():
         bare = sorted(listed - files.keys())
         notes += [Note("channels_missing", _shown(images[stem]), f"in {name}/") for stem in bare]

@@ -1,4 +1,4 @@
-"""What one image with its masks is like, and what is wrong with it."""
+"""Examines one image with its masks: what it contains, and what is wrong with it."""
 
 import dataclasses
 import hashlib
@@ -15,249 +15,252 @@ from fcn_jax.data.palettes import format_colour, voc_palette
 from fcn_jax.data.raw import Note, Pair
 from fcn_jax.data.records import UnreadFile
 from fcn_jax.data.splits import Split
-from fcn_jax.doctor.smears import Smear, find_smear
+from fcn_jax.doctor.artefacts import Artefact, find_artefact
 from fcn_jax.errors import UserError, listed, width_by_height
 
-UPRIGHT = 1  # EXIF's value of an image that is not to be turned
-QUARTER_TURNS = range(5, 9)  # those by which height and width change places
-MAX_COLOURS = 8  # of a mask that are named
-# Of a block of void, in a mask's shorter sides and pixels: a border between two classes has none.
-AREA_SIDE = 1 / 32
-MIN_AREA_PX = 5
+UPRIGHT = 1  # EXIF orientation of an image that needs no rotation
+QUARTER_TURNS = range(5, 9)  # EXIF orientations that swap height and width
+MAX_COLOURS = 8
+VOID_BLOCK_SIDE = 1 / 32  # of the mask's shorter side; borders between classes are narrower
+MIN_VOID_BLOCK_PX = 5
 
 
-@dataclasses.dataclass(frozen=True)
-class SeenMask:
-    """What is kept of a mask.
+@dataclasses.dataclass(slots=True)
+class MaskReport:
+    """Contents of a mask.
 
-    counts: pixels of each value, int64 (256,). digest: of the values. smear: see `contours`; here
-    of a mask whose labels are classes all the same, so that only the whole set can tell. colours:
-    of an indexed file, R G B by value, as far as the values occur. void_area: whether void is
-    anywhere more than a border.
+    pixels: the number of pixels of each value that occurs. digest: hash of the values.
+    artefact: traces of interpolation or JPEG although every value is a class, so that only the
+    whole set can decide. colours: of an indexed file, RGB of each value that occurs.
     """
 
     name: str
-    counts: np.ndarray
+    pixels: Mapping[int, int]
     digest: bytes
-    smear: Smear | None
+    artefact: Artefact | None = None
     colours: Mapping[int, tuple[int, ...]] = dataclasses.field(default_factory=dict)
-    void_area: bool = False
+    has_void_area: bool = False
 
 
-@dataclasses.dataclass(frozen=True)
-class Seen:
-    """What is kept of an image; little, whatever its size.
+@dataclasses.dataclass(slots=True)
+class ImageReport:
+    """Contents of an image and its masks, about a kilobyte whatever the image's size.
 
-    size: height and width, or None of an image that cannot be read. mode: Pillow's. digest: of the
-    decoded pixels. masks: by label map, where they are readable, not spoilt and of the image's
-    size. lacks_mask: of any label map. channels: by folder, how many and whether all are alike.
+    size: height and width; None if the image is unreadable. mode: Pillow's. digest: hash of the
+    pixels. masks: by label map, without those that are unreadable, spoilt or of another size.
+    channels: by folder, the number of extra channels and whether all of them are equal.
     """
 
     name: str
+    split: str
     size: tuple[int, int] | None = None
     mode: str = ""
     digest: bytes = b""
-    masks: Mapping[str, SeenMask] = dataclasses.field(default_factory=dict)
-    lacks_mask: bool = False
-    channels: Mapping[str, tuple[int, bool]] = dataclasses.field(default_factory=dict)
-    notes: tuple[Note, ...] = ()
+    masks: dict[str, MaskReport] = dataclasses.field(default_factory=dict)
+    channels: dict[str, tuple[int, bool]] = dataclasses.field(default_factory=dict)
+    notes: list[Note] = dataclasses.field(default_factory=list)
+
+    def note(self, kind: str, where: str, detail: str = "") -> None:
+        self.notes.append(Note(kind, where, detail))
 
 
 def examine_pair(
     pair: Pair, num_classes: Mapping[str, int], palette: np.ndarray | None = None
-) -> Seen:
-    """Reads an image and what goes with it.
+) -> ImageReport:
+    """Reads an image with its masks and extra channels.
 
     Args:
-      pair: the raw files.
-      num_classes: of each label map; 0 where unknown.
-      palette: of masks in colour, uint8 (k, 3).
+      pair: the unread files.
+      num_classes: by label map; 0 if unknown.
+      palette: colour of each class, uint8 (k, 3), if the masks are in colour.
     """
-    notes: list[Note] = []
-    size, mode, digest, orientation = None, "", b"", UPRIGHT
-    try:
-        data = pair.image.read()
-        opened = open_image(data, pair.image.name)
-        pixels = image_pixels(opened, pair.image.name)
-    except UserError as error:
-        notes.append(Note("image_unreadable", pair.image.name, _reason(error, pair.image.name)))
-    else:
-        size, mode, digest = (opened.height, opened.width), opened.mode, _digest(pixels)
-        orientation = _orientation(opened)
-        if png_bits(data) == 16 or mode.startswith("I"):
-            notes.append(Note("image_16_bits", pair.image.name))
-        if _is_flat(pixels):
-            notes.append(Note("image_flat", pair.image.name))
-    seen_masks = {}
-    fits = True
-    for name, part in pair.masks.items():
-        mask, mask_size = _examine_mask(part, num_classes[name], palette, notes)
-        if size is not None and mask_size is not None and mask_size != size:
-            fits = False
-            turned = orientation in QUARTER_TURNS and mask_size == size[::-1]
-            sizes = f"{width_by_height(mask_size)}, its image {width_by_height(size)}"
-            notes.append(Note("mask_turned" if turned else "mask_size", part.name, sizes))
+    report = ImageReport(pair.name, pair.split)
+    orientation = _examine_image(report, pair.image)
+    masks_fit = True
+    for label_map, count in num_classes.items():
+        if label_map not in pair.masks:
+            where = f"in {label_map}/" if label_map else ""
+            report.note("image_without_mask", pair.image.name, where)
+            continue
+        file = pair.masks[label_map]
+        mask, size = _examine_mask(report, file, count, palette)
+        if report.size is not None and size is not None and size != report.size:
+            masks_fit = False
+            turned = orientation in QUARTER_TURNS and size == report.size[::-1]
+            _note_sizes(report, "mask_turned" if turned else "mask_size", file.name, size)
         elif mask is not None:
-            seen_masks[name] = mask
-    if orientation != UPRIGHT and fits:
-        notes.append(Note("exif_turned", pair.image.name))
-    return Seen(
-        name=pair.name,
-        size=size,
-        mode=mode,
-        digest=digest,
-        masks=seen_masks,
-        lacks_mask=num_classes.keys() != pair.masks.keys(),
-        channels=_examine_channels(pair, size, notes),
-        notes=tuple(notes),
-    )
+            report.masks[label_map] = mask
+    if orientation != UPRIGHT and masks_fit:
+        report.note("exif_turned", pair.image.name)
+    for folder, file in pair.channels.items():
+        _examine_channels(report, folder, file)
+    return report
 
 
-def examine_record(split: Split, index: int, label_maps: tuple[str, ...]) -> Seen:
-    """Reads a prepared record; the first thing that is wrong with it stops its decoding."""
+def examine_record(split: Split, index: int, label_maps: tuple[str, ...]) -> ImageReport:
+    """Reads a prepared record. Only its first fault is found, because decoding stops there."""
     try:
         record = split[index]
     except UserError as error:
-        name = f"{split.name}[{index}]"
-        return Seen(name, notes=(Note("record_unusable", name, str(error)),))
+        report = ImageReport(f"{split.name}[{index}]", split.name)
+        report.note("record_unusable", report.name, str(error))
+        return report
     name, image = record["name"], record["image"]
-    notes = [Note("image_flat", name)] if _is_flat(image) else []
-    masks = {
-        label_map: mask
-        for label_map, label in by_map(record["label"], label_maps).items()
-        if (mask := _labelled(label, name, IGNORE_INDEX, notes))
-    }
-    return Seen(name, image.shape[:2], "RGB", _digest(image), masks, notes=tuple(notes))
-
-
-def _examine_mask(
-    part: UnreadFile, num_classes: int, palette: np.ndarray | None, notes: list[Note]
-) -> tuple[SeenMask | None, tuple[int, int] | None]:
-    """The mask, where it can be read as class indices, and its height and width."""
-    try:
-        content = part.read()
-        if isinstance(content, np.ndarray):
-            return _labelled(content, part.name, num_classes, notes), content.shape[:2]
-        opened = open_image(content, part.name)
-    except UserError as error:
-        notes.append(Note("mask_unreadable", part.name, _reason(error, part.name)))
-        return None, None
-    size = opened.height, opened.width
-    if is_lossy(opened, content):
-        notes.append(Note("mask_jpeg", part.name))
-        return None, size
-    try:
-        label = mask_labels(opened, content, part.name, palette)
-    except UserError as error:
-        notes += _why_no_labels(opened, part.name, palette, error)
-        return None, size
-    mask = _labelled(label, part.name, num_classes, notes)
-    if mask is not None and opened.mode == "P" and palette is None:
-        mask = dataclasses.replace(mask, colours=_palette_of(opened, mask.counts))
-    return mask, size
-
-
-def _labelled(label: np.ndarray, name: str, num_classes: int, notes: list[Note]) -> SeenMask | None:
-    counts, smear = _counts(label), find_smear(label)
-    stray = np.flatnonzero(counts[num_classes:IGNORE_INDEX]) + num_classes
-    if num_classes and stray.size:
-        if smear is not None:
-            notes.append(smear_note(name, smear))
-            return None
-        notes.append(Note("label_outside", name, listed(stray.tolist(), LABELS_SHOWN)))
-    if counts[IGNORE_INDEX] == label.size:
-        notes.append(Note("mask_void", name))
-    elif counts[IGNORE_INDEX] > label.size / 2:
-        notes.append(Note("mostly_void", name, f"{100 * counts[IGNORE_INDEX] / label.size:.0f} %"))
-    return SeenMask(name, counts, _digest(label), smear, void_area=has_void_area(label))
+    report = ImageReport(name, split.name, image.shape[:2], "RGB", _digest(image))
+    if _is_flat(image):
+        report.note("image_flat", name)
+    for label_map, label in by_map(record["label"], label_maps).items():
+        mask = _examine_label(report, label, name, IGNORE_INDEX)
+        if mask is not None:
+            report.masks[label_map] = mask
+    return report
 
 
 def has_void_area(label: np.ndarray) -> bool:
-    """Whether a label map, (h, w), has void of more than a border's breadth.
+    """Returns whether a label map, (h, w), has void that is wider than a border.
 
-    Looked for in blocks of `AREA_SIDE` of the shorter side that lie edge to edge: a square of
-    twice a block's side is always found, what is narrower than a block never.
+    Searches adjacent blocks of `VOID_BLOCK_SIDE` of the shorter side. A square of twice a block's
+    side always contains one; a line narrower than a block never does.
     """
     height, width = label.shape
-    side = max(MIN_AREA_PX, round(min(height, width) * AREA_SIDE))
+    side = max(MIN_VOID_BLOCK_PX, round(min(height, width) * VOID_BLOCK_SIDE))
     void = label[: height // side * side, : width // side * side] == IGNORE_INDEX
     blocks = void.reshape(height // side, side, width // side, side)
     return bool(blocks.all(axis=(1, 3)).any())
 
 
-def _why_no_labels(
-    opened: Image.Image, name: str, palette: np.ndarray | None, error: UserError
-) -> list[Note]:
-    """What is wrong with a mask that is an image, but holds no class indices."""
-    if opened.mode.startswith("I"):
-        return [Note("label_outside", name, _reason(error, name))]
-    if opened.mode not in ("P", "RGB", "RGBA"):
-        return [Note("mask_mode", name, opened.mode)]
-    colours = np.asarray(opened.convert("RGB"))
-    smears = [smear for plane in range(3) if (smear := find_smear(colours[..., plane]))]
-    notes = [smear_note(name, smears[0])] if smears else []
-    if palette is None:
-        notes.append(Note("mask_colours", name, _commonest(colours)))
-    elif not smears:
-        notes.append(
-            Note("mask_stray_colours", name, _reason(error, name).partition(" (R G B)")[0])
-        )
-    return notes
+def artefact_kind(artefact: Artefact) -> str:
+    """Returns the kind of fault that an artefact is."""
+    return "mask_was_jpeg" if artefact.cause == "jpeg" else "mask_interpolated"
 
 
-def smear_note(name: str, smear: Smear) -> Note:
-    """The fault that a mask's contours show."""
-    return Note("mask_was_jpeg" if smear.cause == "jpeg" else "mask_interpolated", name)
-
-
-def _examine_channels(
-    pair: Pair, size: tuple[int, int] | None, notes: list[Note]
-) -> dict[str, tuple[int, bool]]:
-    seen = {}
-    for name, part in pair.channels.items():
-        try:
-            channels = decode_channels(part.read(), part.name)
-        except UserError as error:
-            notes.append(Note("channels_unreadable", part.name, _reason(error, part.name)))
-            continue
-        if size is not None and channels.shape[:2] != size:
-            sizes = f"{width_by_height(channels.shape[:2])}, its image {width_by_height(size)}"
-            notes.append(Note("channels_size", part.name, sizes))
-        alike = bool((channels == channels[..., :1]).all())
-        seen[name] = channels.shape[-1], alike
-    return seen
-
-
-def _orientation(opened: Image.Image) -> int:
+def _examine_image(report: ImageReport, file: UnreadFile) -> int:
+    """Fills in the image's part of the report and returns its EXIF orientation."""
     try:
-        return opened.getexif().get(ExifTags.Base.Orientation, UPRIGHT)
-    except Exception:  # damaged notes raise many things, and say nothing of the pixels
+        data = file.read()
+        image = open_image(data, file.name)
+        pixels = image_pixels(image, file.name)
+    except UserError as error:
+        report.note("image_unreadable", file.name, _reason(error, file.name))
+        return UPRIGHT
+    report.size, report.mode = (image.height, image.width), image.mode
+    report.digest = _digest(pixels)
+    if png_bits(data) == 16 or image.mode.startswith("I"):
+        report.note("image_16_bits", file.name)
+    if _is_flat(pixels):
+        report.note("image_flat", file.name)
+    try:
+        return image.getexif().get(ExifTags.Base.Orientation, UPRIGHT)
+    except Exception:  # damaged EXIF data raise many types, and do not affect the pixels
         return UPRIGHT
 
 
-def _palette_of(opened: Image.Image, counts: np.ndarray) -> dict[int, tuple[int, ...]]:
-    colours = np.reshape(opened.getpalette() or [], (-1, 3)).tolist()
-    used = np.flatnonzero(counts[:IGNORE_INDEX]).tolist()
-    return {label: tuple(colours[label]) for label in used if label < len(colours)}
+def _examine_mask(
+    report: ImageReport, file: UnreadFile, num_classes: int, palette: np.ndarray | None
+) -> tuple[MaskReport | None, tuple[int, int] | None]:
+    """Returns the mask, if it contains class indices, and its height and width, if readable."""
+    try:
+        content = file.read()
+        if isinstance(content, np.ndarray):
+            mask = _examine_label(report, content, file.name, num_classes)
+            return mask, (content.shape[0], content.shape[1])
+        image = open_image(content, file.name)
+    except UserError as error:
+        report.note("mask_unreadable", file.name, _reason(error, file.name))
+        return None, None
+    size = image.height, image.width
+    if is_lossy(image, content):
+        report.note("mask_jpeg", file.name)
+        return None, size
+    try:
+        label = mask_labels(image, content, file.name, palette)
+    except UserError as error:
+        _note_why_no_labels(report, image, file.name, palette, _reason(error, file.name))
+        return None, size
+    mask = _examine_label(report, label, file.name, num_classes)
+    if mask is not None and image.mode == "P" and palette is None:
+        colours = np.reshape(image.getpalette() or [], (-1, 3)).tolist()
+        mask.colours = {
+            value: tuple(colours[value])
+            for value in mask.pixels
+            if value < len(colours) and value != IGNORE_INDEX
+        }
+    return mask, size
 
 
-def _commonest(colours: np.ndarray) -> str:
-    """The colours of a mask, (h, w, 3), the most frequent first."""
-    found, counts = np.unique(colours.reshape(-1, 3), axis=0, return_counts=True)
-    first = found[np.argsort(-counts, kind="stable")][:MAX_COLOURS]
+def _examine_label(
+    report: ImageReport, label: np.ndarray, name: str, num_classes: int
+) -> MaskReport | None:
+    """Examines a decoded mask, uint8 (h, w). Returns None if its values are spoilt."""
+    counts = np.bincount(label.reshape(-1))
+    pixels = {value: int(counts[value]) for value in np.flatnonzero(counts).tolist()}
+    artefact = find_artefact(label)
+    stray = [value for value in pixels if num_classes <= value != IGNORE_INDEX]
+    if num_classes and stray:
+        if artefact is not None:
+            report.note(artefact_kind(artefact), name)
+            return None
+        report.note("label_outside", name, listed(stray, LABELS_SHOWN))
+    void_share = pixels.get(IGNORE_INDEX, 0) / label.size
+    if void_share == 1:
+        report.note("mask_void", name)
+    elif void_share > 0.5:
+        report.note("mostly_void", name, f"{100 * void_share:.0f} %")
+    return MaskReport(name, pixels, _digest(label), artefact, has_void_area=has_void_area(label))
+
+
+def _note_why_no_labels(
+    report: ImageReport, image: Image.Image, name: str, palette: np.ndarray | None, reason: str
+) -> None:
+    """Notes why a readable mask contains no class indices."""
+    if image.mode.startswith("I"):
+        report.note("label_outside", name, reason)
+        return
+    if image.mode not in ("P", "RGB", "RGBA"):
+        report.note("mask_mode", name, image.mode)
+        return
+    colours = np.asarray(image.convert("RGB"))
+    artefacts = [found for plane in range(3) if (found := find_artefact(colours[..., plane]))]
+    if artefacts:
+        report.note(artefact_kind(artefacts[0]), name)
+    if palette is None:
+        report.note("mask_colours", name, _most_frequent_colours(colours))
+    elif not artefacts:
+        report.note("mask_stray_colours", name, reason.partition(" (R G B)")[0])
+
+
+def _examine_channels(report: ImageReport, folder: str, file: UnreadFile) -> None:
+    try:
+        channels = decode_channels(file.read(), file.name)
+    except UserError as error:
+        report.note("channels_unreadable", file.name, _reason(error, file.name))
+        return
+    size = channels.shape[0], channels.shape[1]
+    if report.size is not None and size != report.size:
+        _note_sizes(report, "channels_size", file.name, size)
+    report.channels[folder] = channels.shape[-1], bool((channels == channels[..., :1]).all())
+
+
+def _note_sizes(report: ImageReport, kind: str, name: str, size: tuple[int, int]) -> None:
+    assert report.size is not None
+    sizes = f"{width_by_height(size)}, its image {width_by_height(report.size)}"
+    report.note(kind, name, sizes)
+
+
+def _most_frequent_colours(colours: np.ndarray) -> str:
+    """Lists the colours of a mask, (h, w, 3), the most frequent first."""
+    distinct, counts = np.unique(colours.reshape(-1, 3), axis=0, return_counts=True)
+    first = distinct[np.argsort(-counts, kind="stable")][:MAX_COLOURS]
     shown = "; ".join(format_colour(colour) for colour in first)
-    if len(found) > MAX_COLOURS:
-        return f"{shown}; … {len(found)} colours"
-    of_voc = {tuple(colour) for colour in voc_palette()[[*range(len(VOC_CLASSES)), IGNORE_INDEX]]}
-    return shown + ("; all of VOC's" if {tuple(colour) for colour in found} <= of_voc else "")
-
-
-def _counts(label: np.ndarray) -> np.ndarray:
-    return np.bincount(label.reshape(-1), minlength=IGNORE_INDEX + 1)
+    if len(distinct) > MAX_COLOURS:
+        return f"{shown}; … {len(distinct)} colours"
+    voc = voc_palette()[[*range(len(VOC_CLASSES)), IGNORE_INDEX]]
+    only_voc = set(map(tuple, distinct.tolist())) <= set(map(tuple, voc.tolist()))
+    return shown + ("; all in VOC's palette" if only_voc else "")
 
 
 def _is_flat(image: np.ndarray) -> bool:
-    """Whether the RGB of an image, (h, w, c), is one colour throughout."""
+    """Returns whether the RGB channels of an image, (h, w, c), have a single colour."""
     return bool((image[..., :3] == image[0, 0, :3]).all())
 
 
@@ -268,7 +271,10 @@ def _digest(pixels: np.ndarray) -> bytes:
 
 
 def _reason(error: UserError, name: str) -> str:
-    """An error of a file that is named beside it, and whose remedy follows."""
-    told = str(error)
-    reason = told.removeprefix(f"{name}: ") if told.startswith(name) else told.partition(": ")[2]
+    """Returns an error's reason, without the file's name before it and the remedy after it."""
+    message = str(error)
+    if message.startswith(name):
+        reason = message.removeprefix(f"{name}: ")
+    else:
+        reason = message.partition(": ")[2]
     return reason.partition(";")[0]

@@ -1,9 +1,8 @@
-"""A data set as the doctor looks at it: raw files where there are any, else prepared records."""
+"""A data set as the doctor reads it: raw files if there are any, else prepared records."""
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 
@@ -13,107 +12,106 @@ from fcn_jax.data.images import decode_image, image_pixels, open_image
 from fcn_jax.data.labels import by_map
 from fcn_jax.data.masks import decode_mask
 from fcn_jax.data.raw import Note, Pair, RawSet, open_raw_set
-from fcn_jax.doctor.examine import Seen, examine_pair, examine_record
+from fcn_jax.doctor.examine import ImageReport, examine_pair, examine_record
 from fcn_jax.errors import UserError
+from fcn_jax.pictures.contact_sheet import Entry
 
-UNREADABLE, MISSING = "cannot be read", "missing"
-
-
-class Shown(NamedTuple):
-    """An image to be looked at; what is wrong with it was told before.
-
-    image: uint8 (h, w, 3). mask: class indices, (h, w), or the picture that it is, (h, w, 3).
-    `UNREADABLE` or `MISSING` where there is none.
-    """
-
-    name: str
-    image: np.ndarray | str
-    mask: np.ndarray | str
+UNREADABLE, MISSING = "unreadable", "missing"
 
 
 @dataclasses.dataclass(frozen=True)
 class Subject:
-    """split_of: the split of each image. examine, show: an image by its index in that."""
+    """An opened data set.
 
-    label_maps: dict[str, tuple[str, ...]]
+    examine: reads and checks an image, by its index. load: reads an image and the mask of a label
+    map for the picture; both may be texts that say why there is no image.
+    """
+
+    label_maps: Mapping[str, tuple[str, ...]]
     splits: tuple[str, ...]
-    split_of: Sequence[str]
-    examine: Callable[[int], Seen]
-    show: Callable[[int, str], Shown]
+    num_images: int
+    examine: Callable[[int], ImageReport]
+    load: Callable[[int, str], Entry]
     notes: tuple[Note, ...] = ()
     is_part: bool = False
 
 
 @contextlib.contextmanager
 def open_subject(data: DataConfig) -> Iterator[Subject]:
-    """The data set that the settings name, open for reading.
+    """Opens the data set that the settings name.
 
     Raises:
-      UserError: there is nothing to look at, or a set without raw files cannot be prepared.
+      UserError: there is nothing to examine, or a set without raw files cannot be prepared.
     """
     with open_raw_set(data) as raw:
-        yield _of_files(raw) if raw is not None else _of_records(open_dataset(data))
+        yield _from_files(raw) if raw is not None else _from_records(open_dataset(data))
 
 
-def _of_files(raw: RawSet) -> Subject:
+def _from_files(raw: RawSet) -> Subject:
     num_classes = {name: len(class_names) for name, class_names in raw.label_maps.items()}
 
-    def show(index: int, label_map: str) -> Shown:
-        return _shown(raw.pairs[index], label_map, raw.palette)
+    def load(index: int, label_map: str) -> Entry:
+        pair = raw.pairs[index]
+        image, mask = _load_image(pair), _load_mask(pair, label_map, raw.palette)
+        return Entry(pair.name, image, mask, raw.label_maps[label_map])
 
     return Subject(
-        label_maps=dict(raw.label_maps),
+        label_maps=raw.label_maps,
         splits=raw.splits,
-        split_of=[pair.split for pair in raw.pairs],
+        num_images=len(raw.pairs),
         examine=lambda index: examine_pair(raw.pairs[index], num_classes, raw.palette),
-        show=show,
+        load=load,
         notes=raw.notes,
         is_part=raw.is_part,
     )
 
 
-def _of_records(dataset: Dataset) -> Subject:
+def _from_records(dataset: Dataset) -> Subject:
     splits = {name: dataset.split(name) for name in dataset.splits}
     places = [(name, index) for name, split in splits.items() for index in range(len(split))]
     label_maps = tuple(dataset.label_maps)
 
-    def examine(index: int) -> Seen:
-        name, place = places[index]
-        return examine_record(splits[name], place, label_maps)
+    def examine(index: int) -> ImageReport:
+        split, place = places[index]
+        return examine_record(splits[split], place, label_maps)
 
-    def show(index: int, label_map: str) -> Shown:
-        name, place = places[index]
+    def load(index: int, label_map: str) -> Entry:
+        split, place = places[index]
+        class_names = dataset.label_maps[label_map]
         try:
-            record = splits[name][place]
+            record = splits[split][place]
         except UserError:
-            return Shown(f"{name}[{place}]", UNREADABLE, UNREADABLE)
+            return Entry(f"{split}[{place}]", UNREADABLE, UNREADABLE, class_names)
         label = by_map(record["label"], label_maps)[label_map]
-        return Shown(record["name"], record["image"][..., :3], label)
+        return Entry(record["name"], record["image"][..., :3], label, class_names)
 
     return Subject(
-        label_maps=dict(dataset.label_maps),
+        label_maps=dataset.label_maps,
         splits=tuple(splits),
-        split_of=[name for name, _ in places],
+        num_images=len(places),
         examine=examine,
-        show=show,
+        load=load,
         notes=tuple(Note("split_empty", name) for name, split in splits.items() if not len(split)),
     )
 
 
-def _shown(pair: Pair, label_map: str, palette: np.ndarray | None) -> Shown:
-    image: np.ndarray | str = UNREADABLE
-    mask: np.ndarray | str = UNREADABLE if label_map in pair.masks else MISSING
-    with contextlib.suppress(UserError):
-        image = decode_image(pair.image.read(), pair.image.name)
-    if label_map in pair.masks:
-        with contextlib.suppress(UserError):
-            content = pair.masks[label_map].read()
-            mask = content if isinstance(content, np.ndarray) else _mask(content, palette)
-    return Shown(pair.name, image, mask)
-
-
-def _mask(content: bytes, palette: np.ndarray | None) -> np.ndarray:
+def _load_image(pair: Pair) -> np.ndarray | str:
     try:
-        return decode_mask(content, "", palette)
+        return decode_image(pair.image.read(), pair.image.name)
     except UserError:
+        return UNREADABLE
+
+
+def _load_mask(pair: Pair, label_map: str, palette: np.ndarray | None) -> np.ndarray | str:
+    """Returns class indices, (h, w); if the mask has none, its picture, (h, w, 3)."""
+    if label_map not in pair.masks:
+        return MISSING
+    try:
+        content = pair.masks[label_map].read()
+        if isinstance(content, np.ndarray):
+            return content
+        with contextlib.suppress(UserError):
+            return decode_mask(content, "", palette)
         return image_pixels(open_image(content, ""), "")
+    except UserError:
+        return UNREADABLE

@@ -27,11 +27,11 @@ class Entry(NamedTuple):
     (h, w, 3), where it holds none. Where there is none to draw, a word that says why.
     """
 
-    name: str
+    caption: str
     image: np.ndarray | str
     mask: np.ndarray | str
     class_names: Sequence[str]
-    is_faulty: bool
+    is_faulty: bool = False
 
 
 def draw(entries: Iterable[Entry]) -> Image.Image | None:
@@ -78,7 +78,7 @@ def _band(entry: Entry) -> Image.Image:
             shrunk = Image.fromarray(picture).resize(size, Image.Resampling.BOX)
             band.paste(shrunk, (left, GAP_PX))
     ink = FAULT_INK if entry.is_faulty else INK
-    pen.text((GAP_PX, below + LINE_PX // 2 + 2), entry.name, ink, font, anchor="lm")
+    pen.text((GAP_PX, below + LINE_PX // 2 + 2), entry.caption, ink, font, anchor="lm")
     if legend:
         band.paste(legend, (0, below + LINE_PX))
     return band

@@ -5,7 +5,7 @@ import pytest
 
 from fcn_jax.config import default_config
 from fcn_jax.doctor.advice import advise, crop_px
-from fcn_jax.doctor.examine import Seen, SeenMask
+from fcn_jax.doctor.examine import ImageReport, MaskReport
 from fcn_jax.doctor.survey import Survey
 from fcn_jax.training.class_weights import enet_weights, median_frequency_weights
 
@@ -37,38 +37,36 @@ def test_the_crop_is_the_median_image(sizes, crop):
 
 
 def survey_of(counts: list[list[int]], sizes: list[tuple[int, int]]) -> Survey:
-    survey = Survey({"": ("ground", "thing")}, ("train", "val"), ("train",))
+    reports = []
     for index, (pixels, size) in enumerate(zip(counts, sizes, strict=True)):
-        padded = np.zeros(256, np.int64)
-        padded[:2] = pixels
-        mask = SeenMask("mask", padded, b"", None)
-        survey.add(index, "train", Seen(str(index), size, "RGB", bytes([index]), {"": mask}))
-    return survey
+        mask = MaskReport("mask", {label: n for label, n in enumerate(pixels) if n}, b"")
+        reports.append(ImageReport(str(index), "train", size, "RGB", bytes([index]), {"": mask}))
+    return Survey({"": ("ground", "thing")}, ("train", "val"), ("train",), reports)
 
 
-def test_weights_are_suggested_where_classes_are_rare():
+def test_weights_are_suggested_if_classes_are_rare():
     config = default_config()
     config.augment.crop_px = (32, 64)
     survey = survey_of([[1900, 100], [2000, 0]], [(40, 50), (40, 50)])
     balanced, by_frequency, crop = advise(survey, config)
     assert balanced.setting == "--config.loss.class_weights=balanced"
-    assert "thing has 2.5 % of the pixels to train on, ground 98 %" in balanced.why
+    assert "thing has 2.5 % of the training pixels, ground 98 %" in balanced.reason
     # f is 3900/4000 of ground and 100/2000 of thing, in the one image that has it; median 0.5125.
     assert by_frequency.setting == "--config.loss.class_weights=0.526,10.2"
     assert crop.setting == "--config.augment.crop_px=32,64"
-    assert crop.why.startswith("as it is now")
+    assert crop.reason.startswith("unchanged")
 
 
-def test_no_weights_where_classes_are_even():
+def test_no_weights_if_classes_are_balanced():
     weights, crop = advise(survey_of([[1200, 800]], [(40, 50)]), default_config())
-    assert weights.setting == ""
-    assert "no class weights" in weights.why
+    assert weights.setting is None
+    assert "no class weights are needed" in weights.reason
     assert crop.setting == "--config.augment.crop_px=32,64"
 
 
-def test_a_canvas_is_suggested_where_one_image_is_huge():
+def test_a_canvas_is_suggested_if_one_image_is_huge():
     sizes = [(100, 100)] * 30 + [(1000, 2000)]
     *_, canvas = advise(survey_of([[1, 1]] * 31, sizes), default_config())
-    # Up to multiples of 32 these are 128² and 1024 × 2016, 126 times as much.
+    # Up to multiples of 32 these are 128² and 1024 × 2016, 126 times as many pixels.
     assert canvas.setting == "--config.data.canvas_px=128,128"
-    assert "2016 × 1024, 126.0 times as large" in canvas.why
+    assert "2016 × 1024, 126.0 times as large" in canvas.reason

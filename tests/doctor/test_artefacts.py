@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from fcn_jax.data import shapes
-from fcn_jax.doctor.smears import Smear, find_smear
+from fcn_jax.doctor.artefacts import Artefact, find_artefact
 
 DRAWN = [shapes.draw(f"train_{index:03}")[1] for index in range(20)]
 SCALES = (0.5, 0.8, 1.3, 2, 4)
@@ -27,50 +27,50 @@ def scaled(label: np.ndarray, scale: float, method: Image.Resampling) -> np.ndar
 
 
 def test_thin_lines_of_a_value_in_between():
-    assert find_smear(stripes(15, 3)) == Smear("interpolated", (1,))
-    assert find_smear(stripes(15, 3).T) == Smear("interpolated", (1,))
-    assert find_smear(stripes(15, 4)) is None  # too wide
-    assert find_smear(stripes(14, 3)) is None  # too few
+    assert find_artefact(stripes(15, 3)) == Artefact("interpolation", (1,))
+    assert find_artefact(stripes(15, 3).T) == Artefact("interpolation", (1,))
+    assert find_artefact(stripes(15, 4)) is None  # too wide
+    assert find_artefact(stripes(14, 3)) is None  # too few
 
 
 def test_few_thin_lines_among_many_contours_are_drawn():
     """150 rows cross a contour, and 3 columns where the thin line ends: 12 % of it are 18.36."""
     for ramps, seen in ((18, False), (19, True)):
         label = np.concatenate([stripes(ramps, 3), stripes(150 - ramps, 0)])
-        assert (find_smear(label) is not None) == seen
+        assert (find_artefact(label) is not None) == seen
 
 
 def test_a_thin_line_beside_one_class_is_no_ramp():
     label = stripes(40, 3)
     label[label == 3] = 0  # 0, 1, 0: a pole
     label[:5, :5] = 7
-    assert find_smear(label) is None
+    assert find_artefact(label) is None
 
 
 def test_single_pixels_strewn_about():
     label = stripes(40, 0)
     label[2:-2:4, 10] = 2  # nine beside the 40 contours of the stripes, each crossed four times
-    assert find_smear(label) is None
+    assert find_artefact(label) is None
     label[4:-2:4, 10] = 2  # eighteen
-    smear = find_smear(label)
-    assert smear is not None
-    assert smear.cause == "jpeg"
+    artefact = find_artefact(label)
+    assert artefact is not None
+    assert artefact.cause == "jpeg"
 
 
 @pytest.mark.parametrize("scale", SCALES)
 def test_nearest_neighbours_leave_nothing(scale):
     for label in DRAWN:
-        assert find_smear(scaled(label, scale, Image.Resampling.NEAREST)) is None
+        assert find_artefact(scaled(label, scale, Image.Resampling.NEAREST)) is None
 
 
 @pytest.mark.parametrize("scale", SCALES)
 @pytest.mark.parametrize("method", [Image.Resampling.BILINEAR, Image.Resampling.BICUBIC])
 def test_interpolation_is_seen(scale, method):
     for label in DRAWN:
-        smear = find_smear(scaled(label, scale, method))
-        assert smear is not None
+        artefact = find_artefact(scaled(label, scale, method))
+        assert artefact is not None
         # Halving with a cubic filter can look like JPEG.
-        assert smear.cause == "interpolated" or (scale == 0.5 and method.name == "BICUBIC")
+        assert artefact.cause == "interpolation" or (scale == 0.5 and method.name == "BICUBIC")
 
 
 @pytest.mark.parametrize("quality", [50, 75, 95, 100])
@@ -78,12 +78,12 @@ def test_jpeg_is_seen(quality):
     for label in DRAWN:
         file = io.BytesIO()
         Image.fromarray(label).save(file, "JPEG", quality=quality)
-        smear = find_smear(np.asarray(Image.open(file)))
-        assert smear is not None
-        assert smear.cause == "jpeg"
+        artefact = find_artefact(np.asarray(Image.open(file)))
+        assert artefact is not None
+        assert artefact.cause == "jpeg"
 
 
 def test_maps_that_hold_too_little():
-    assert find_smear(np.zeros((2, 2), np.uint8)) is None
-    assert find_smear(np.zeros((50, 50), np.uint8)) is None
-    assert find_smear(np.indices((50, 50)).sum(axis=0).astype(np.uint8) % 2 * 9) is None
+    assert find_artefact(np.zeros((2, 2), np.uint8)) is None
+    assert find_artefact(np.zeros((50, 50), np.uint8)) is None
+    assert find_artefact(np.indices((50, 50)).sum(axis=0).astype(np.uint8) % 2 * 9) is None
