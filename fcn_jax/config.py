@@ -164,7 +164,9 @@ class LossConfig:
     normalization: str = setting(
         "mean", "over valid pixels: mean, or the paper's sum", choices=("mean", "sum")
     )
-    class_weights: str = setting("", "'balanced' (from the training labels), or numbers a,b,c,…")
+    class_weights: str = setting(
+        "", "'balanced': ENet's 1/ln(1.02 + share of the training pixels); or numbers a,b,c,…"
+    )
 
 
 @dataclasses.dataclass

@@ -26,12 +26,11 @@ from functools import partial
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from fcn_jax import pretrained, runs
 from fcn_jax.config import Config
-from fcn_jax.data.datasets import Dataset, Statistics, open_dataset
+from fcn_jax.data.datasets import Dataset, open_dataset
 from fcn_jax.errors import UserError
 from fcn_jax.evaluate import report
 from fcn_jax.evaluation.evaluator import Evaluation, evaluator
@@ -45,8 +44,8 @@ from fcn_jax.pictures import sheets
 from fcn_jax.terminal.progress import format_duration, progress_bar, say
 from fcn_jax.terminal.signals import StopSignal
 from fcn_jax.training import optim
-from fcn_jax.training.checkpoint import Checkpoints
-from fcn_jax.training.class_weights import enet_weights
+from fcn_jax.training.checkpoint import CheckpointWriter
+from fcn_jax.training.class_weights import class_weights
 from fcn_jax.training.feed import open_feed, step_chunks
 from fcn_jax.training.metric_logger import MetricLogger
 from fcn_jax.training.run_log import RunLog
@@ -93,15 +92,16 @@ def train(config: Config, workdir: Path) -> Evaluation:
         )
     )
     optimizer = optim.build_optimizer(config.optim, network.variables[0], total_steps)
-    train_step = make_train_step(
-        network, optimizer, config, class_weights(config, dataset, statistics)
+    weights_by_map = class_weights(
+        config.loss.class_weights, dataset.num_classes, statistics.label_counts
     )
+    train_step = make_train_step(network, optimizer, config, weights_by_map)
     evaluate = evaluator(network, dataset, config.data.eval_split, config.eval)
     learning_rate = jax.jit(optim.learning_rate_schedule(config.optim, total_steps))
     first_state = jax.jit(partial(create_train_state, optimizer=optimizer), donate_argnums=0)
 
     # --- start or resume
-    with Checkpoints(workdir / "checkpoints", config.train.keep_checkpoints) as checkpoints:
+    with CheckpointWriter(workdir / "checkpoints", config.train.keep_checkpoints) as checkpoints:
         if checkpoints.latest is not None:
             shapes = jax.eval_shape(first_state, network.variables)
             state = checkpoints.restore(shapes)
@@ -144,24 +144,25 @@ def train(config: Config, workdir: Path) -> Evaluation:
             StopSignal("step") as stop,
             progress_bar("training", total_steps, "steps", initial=start_step) as bar,
         ):
-            follow = MetricLogger(config, log, bar, checkpoints, learning_rate)
+            logger = MetricLogger(config, total_steps, log, bar, checkpoints, learning_rate)
             for steps in step_chunks(
                 start_step, total_steps, feed.at_once, (eval_every, save_every)
             ):
                 state, step_metrics = feed(state, len(steps))
-                follow.dispatched(steps, step_metrics)
+                logger.dispatched(steps, step_metrics)
                 step = steps[-1]
                 last = step == total_steps
                 evaluation = None
                 if last or step % eval_every == 0:
-                    follow.catch_up()
-                    evaluation = evaluate((state.params, state.batch_stats))
-                    _log_evaluation(log, step, evaluation, dataset)
-                if last or step % save_every == 0 or stop.requested:
-                    follow.catch_up()
+                    with logger.paused():
+                        evaluation = evaluate((state.params, state.batch_stats))
+                        _log_evaluation(log, step, evaluation, dataset)
+                stopping = stop.requested and not last
+                if last or step % save_every == 0 or stopping:
                     mean_iou = None if evaluation is None else evaluation.scores.mean_iou
-                    checkpoints.save(state, mean_iou)
-                if stop.requested and not last:
+                    with logger.paused():
+                        checkpoints.save(state, mean_iou)
+                if stopping:
                     checkpoints.wait()
                     say(f"stopped at step {step} of {total_steps}, saved; the same command goes on")
                     stop.end_if_requested()
@@ -191,40 +192,6 @@ def with_preprocessing(
         settled = preprocessing_name(config.model)
     model = dataclasses.replace(config.model, preprocessing=settled)
     return dataclasses.replace(config, model=model)
-
-
-def class_weights(
-    config: Config, dataset: Dataset, statistics: Statistics
-) -> dict[str, jax.Array] | None:
-    """The weights that `config.loss.class_weights` asks for: float32 (k,) by label map, or None.
-
-    'balanced' is `enet_weights` of the training pixels.
-    """
-    wanted = config.loss.class_weights
-    if not wanted:
-        return None
-    if wanted == "balanced":
-        balanced = {}
-        for name, count in dataset.num_classes.items():
-            weights = enet_weights(statistics.label_counts[name][:count])
-            balanced[name] = jnp.asarray(weights, jnp.float32)
-        return balanced
-    if len(dataset.label_maps) > 1:
-        raise UserError(
-            f"config.loss.class_weights (={wanted!r}) must be 'balanced' or empty with several "
-            f"label maps ({', '.join(dataset.label_maps)})"
-        )
-    try:
-        given = [float(weight) for weight in wanted.split(",")]
-    except ValueError:
-        given = []
-    (name, num_classes), *_ = dataset.num_classes.items()
-    if len(given) != num_classes or min(given) < 0:
-        raise UserError(
-            f"config.loss.class_weights (={wanted!r}) must be 'balanced' or "
-            f"{num_classes} numbers of at least 0, one for each class"
-        )
-    return {name: jnp.asarray(given, jnp.float32)}
 
 
 def _headline(config, dataset, network, total_steps, start_step, workdir) -> str:

@@ -2,6 +2,7 @@ import importlib.util
 import sys
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
 
@@ -15,6 +16,28 @@ M = TypeVar("M", bound=nnx.Module)
 
 # GPUs and TPUs round float32 products otherwise; here they are compared with exact ones.
 jax.config.update("jax_default_matmul_precision", "highest")
+
+
+@pytest.fixture(scope="session")
+def trained_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tiny run, for all tests to read: data/, prepared/ and run/.
+
+    `run` was trained for six steps with `small_config(trained_folder)`. Tests that change a run
+    copy it; tests that train put their runs into folders of their own.
+    """
+    from fcn_jax.train import train  # not imported by tests that train nothing
+    from tests.own_folder import small_config, write_split_folder
+
+    folder = tmp_path_factory.mktemp("trained")
+    write_split_folder(folder / "data")
+    train(small_config(folder), folder / "run")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def trained_run(trained_folder: Path) -> Path:
+    """The run of `trained_folder`."""
+    return trained_folder / "run"
 
 
 @pytest.fixture

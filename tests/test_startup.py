@@ -12,7 +12,7 @@ import pytest
 from flax import nnx
 
 from fcn_jax.config import ModelConfig
-from fcn_jax.models.build import abstract_model, build_model, init_model
+from fcn_jax.models.build import INIT_STREAM, abstract_model, build_model, init_key, init_model
 from tests.own_folder import ROOT, write_folder
 
 
@@ -66,7 +66,7 @@ def test_the_second_start_compiles_nothing_and_so_does_going_on(tmp_path: Path):
 
 def test_first_weights_are_the_same_as_drawn_one_by_one():
     config = ModelConfig(backbone="small", upsampling="learned")
-    one_by_one = build_model(config, 5, channels=4, rngs=nnx.Rngs(3))
+    one_by_one = build_model(config, 5, channels=4, rngs=nnx.Rngs(init_key(3)))
     together = init_model(config, 5, channels=4, seed=3)
     graph, expected = nnx.split(one_by_one)
     assert nnx.split(together)[0] == graph
@@ -75,6 +75,21 @@ def test_first_weights_are_the_same_as_drawn_one_by_one():
         nnx.to_pure_dict(nnx.state(together)),
         nnx.to_pure_dict(expected),
     )
+
+
+def test_the_initial_weights_have_a_key_that_no_step_has():
+    """A step's key is folded from the seed's by its number, and so were once the weights' keys."""
+    seed = jax.random.key(0)
+    of_steps = {key_bits(seed)} | {key_bits(jax.random.fold_in(seed, step)) for step in range(100)}
+    rngs = nnx.Rngs(init_key(0))
+    of_weights = [init_key(0), *(rngs.params() for _ in range(100))]
+    assert of_steps.isdisjoint(map(key_bits, of_weights))
+    # The largest step there can be, an int32, does not reach what the seed's key is folded with.
+    assert np.iinfo(np.int32).max < INIT_STREAM
+
+
+def key_bits(key: jax.Array) -> tuple[int, ...]:
+    return tuple(jax.random.key_data(key).tolist())
 
 
 def test_an_outline_has_the_shapes_and_no_weights():

@@ -27,7 +27,7 @@ from fcn_jax.models.build import abstract_model, preprocessing_name
 from fcn_jax.models.pure_model import Network
 from fcn_jax.pretrained import Weights, saved
 from fcn_jax.runs import RunSettings, read_settings
-from fcn_jax.training.checkpoint import Checkpoints
+from fcn_jax.training.checkpoint import CheckpointReader
 
 
 class Predictor:
@@ -158,13 +158,13 @@ def load_run(workdir: str | Path, checkpoint: str = "latest") -> Predictor:
         )
     made_with = read_settings(workdir)
     network = _network(made_with)
-    with Checkpoints(workdir / "checkpoints") as checkpoints:
-        steps = {"latest": checkpoints.latest, "best": checkpoints.best}
-        step = int(checkpoint) if checkpoint.isdigit() else steps.get(checkpoint)
-        if step is None or step not in checkpoints.steps:
-            held = ", ".join(map(str, checkpoints.steps)) or "none"
-            raise UserError(f"{workdir} has no checkpoint {checkpoint} (it holds: {held})")
-        variables = checkpoints.restore_model(network.variables, step)
+    checkpoints = CheckpointReader(workdir / "checkpoints")
+    steps = {"latest": checkpoints.latest, "best": checkpoints.best}
+    step = int(checkpoint) if checkpoint.isdigit() else steps.get(checkpoint)
+    if step is None or step not in checkpoints.steps:
+        held = ", ".join(map(str, checkpoints.steps)) or "none"
+        raise UserError(f"{workdir} has no checkpoint {checkpoint} (it holds: {held})")
+    variables = checkpoints.restore_model(network.variables, step)
     return Predictor(made_with, network, variables, step)
 
 

@@ -29,6 +29,9 @@ PAPER_GEOMETRY = ("alexnet", "alexnet_caffe", "vgg16", "vgg16_bn")
 CAFFE_BACKBONES = ("vgg16", "squeezenet", "alexnet_caffe")
 """Those whose published weights mostly come from Caffe."""
 
+INIT_STREAM = 2**32 - 1
+"""Folded into the key of the initial weights. Training folds in the step, which is smaller."""
+
 QUICKLY_COMPILED = {"xla_backend_optimization_level": 1}
 """For a program that runs once: a third of the time to compile, and the same bits."""
 
@@ -63,7 +66,13 @@ def init_model(
         model = build_model(config, num_classes, channels=channels, rngs=rngs, axis_name=axis_name)
         return nnx.split(model)
 
-    return nnx.merge(*jax.jit(draw, compiler_options=QUICKLY_COMPILED)(jax.random.key(seed)))
+    key = init_key(seed)
+    return nnx.merge(*jax.jit(draw, compiler_options=QUICKLY_COMPILED)(key))
+
+
+def init_key(seed: int) -> jax.Array:
+    """Returns the PRNG key of the initial weights: the seed's, which training uses, folded."""
+    return jax.random.fold_in(jax.random.key(seed), INIT_STREAM)
 
 
 def build_model(

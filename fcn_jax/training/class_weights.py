@@ -1,28 +1,85 @@
-"""Weights of classes against their imbalance, from the pixels that each has."""
+"""Class weights against class imbalance, from the number of pixels of each class."""
 
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
 import numpy as np
+
+from fcn_jax.errors import ArgumentError
+
+
+def class_weights(
+    setting: str, num_classes: Mapping[str, int], label_counts: Mapping[str, np.ndarray]
+) -> dict[str, jax.Array]:
+    """Returns the weights that the setting `loss.class_weights` asks for.
+
+    Args:
+        setting: 'balanced' for `enet_weights`; numbers 'a,b,c,…', one for each class; '' for none.
+        num_classes: k by label map.
+        label_counts: training pixels of each class by label map, at least (k,).
+
+    Returns:
+        float32 (k,) by label map; an empty dictionary without weights.
+
+    Raises:
+        ArgumentError: the setting is neither, or gives numbers to several label maps.
+    """
+    if not setting:
+        return {}
+    if setting == "balanced":
+        return {
+            name: jnp.asarray(enet_weights(label_counts[name][:count]), jnp.float32)
+            for name, count in num_classes.items()
+        }
+    if len(num_classes) > 1:
+        raise ArgumentError(
+            "loss.class_weights",
+            repr(setting),
+            f"must be 'balanced' or empty with several label maps ({', '.join(num_classes)})",
+        )
+    try:
+        weights = [float(weight) for weight in setting.split(",")]
+    except ValueError:
+        weights = []
+    ((name, count),) = num_classes.items()
+    if len(weights) != count or not all(0 <= weight < np.inf for weight in weights):
+        raise ArgumentError(
+            "loss.class_weights",
+            repr(setting),
+            f"must be 'balanced' or {count} numbers of at least 0, one for each class",
+        )
+    return {name: jnp.asarray(weights, jnp.float32)}
 
 
 def enet_weights(counts: np.ndarray) -> np.ndarray:
-    """1 / ln(1.02 + p) of a class with share p of the pixels: float64 (k,), from 1.4 to 50.
+    """Returns ENet's class weights, 1 / ln(1.02 + p) for a class with share p of the pixels.
 
-    Paszke et al. 2016 (ENet), section 5.2. A class without pixels gets the largest.
+    Paszke et al. 2016 (ENet), section 5.2. They are between 1.4 and 50; a class without pixels gets
+    the largest.
 
     Args:
-      counts: pixels of each class, (k,); void left out.
+        counts: valid pixels of each class, int (k,).
+
+    Returns:
+        float64 (k,).
     """
     return 1 / np.log(1.02 + counts / max(counts.sum(), 1))
 
 
 def median_frequency_weights(counts: np.ndarray, pixels_where_present: np.ndarray) -> np.ndarray:
-    """median(f) / f: float64 (k,); f is a class's share of the pixels of the images that have it.
+    """Returns median-frequency class weights, median(f) / f.
 
-    Eigen & Fergus 2015; Badrinarayanan et al. 2017 (SegNet). The median is over the classes that
-    have pixels; one without gets 1, which changes nothing.
+    The frequency f of a class is its share of the pixels of the images in which it occurs (Eigen &
+    Fergus 2015; Badrinarayanan et al. 2017, SegNet). The median is over the classes that have
+    pixels; a class without pixels gets the weight 1, which no pixel uses.
 
     Args:
-      counts: pixels of each class, (k,).
-      pixels_where_present: pixels, void left out, of all images in which the class occurs, (k,).
+        counts: valid pixels of each class, int (k,).
+        pixels_where_present: valid pixels of all images in which the class occurs, int (k,).
+
+    Returns:
+        float64 (k,).
     """
     present = counts > 0
     frequency = counts[present] / pixels_where_present[present]

@@ -59,7 +59,6 @@ def _decays(names: list[str]) -> bool:
 def _rate(config: OptimConfig, names: list[str]) -> np.float32:
     shares = {
         "backbone": config.backbone_rate,
-        "context": config.backbone_rate,
         "auxiliary": config.auxiliary_rate,
     }
     rate = shares.get(names[0], 1.0)

@@ -8,6 +8,7 @@ label maps that holds for each of them.
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from operator import itemgetter
 from typing import Any
 
 import jax
@@ -125,8 +126,10 @@ def make_train_step(
         )
         zeros = jax.tree.map(jnp.zeros_like, state.params)
         carry = (zeros, jnp.zeros_like(weights), jnp.zeros((2,), jnp.float32), state.batch_stats)
-        if parts == 1:
-            carry, _ = add_part(carry, jax.tree.map(lambda x: x[0], split))
+        if parts == 1 or jax.default_backend() == "cpu":
+            # XLA's CPU backend runs convolutions inside a loop many times slower.
+            for part in range(parts):
+                carry, _ = add_part(carry, jax.tree.map(itemgetter(part), split))
         else:
             carry, _ = lax.scan(add_part, carry, split)
         *sums, batch_stats = carry

@@ -1,4 +1,4 @@
-"""Class weights against hand-worked numbers, and the settings that are suggested from them."""
+"""The settings that are suggested from what a data set is like."""
 
 import numpy as np
 import pytest
@@ -7,19 +7,6 @@ from fcn_jax.config import default_config
 from fcn_jax.doctor.advice import advise, crop_px
 from fcn_jax.doctor.examine import ImageReport, MaskReport
 from fcn_jax.doctor.survey import Survey
-from fcn_jax.training.class_weights import enet_weights, median_frequency_weights
-
-
-def test_enet_weights():
-    """1 / ln(1.02 + p) of p = 0.98, 0.02 and 0."""
-    weights = enet_weights(np.array([98, 2, 0]))
-    np.testing.assert_allclose(weights, [1 / np.log(2), 1 / np.log(1.04), 1 / np.log(1.02)])
-
-
-def test_median_frequency_weights():
-    """f = 80/100, 20/50, 9/10: the median is 0.8. A class without pixels gets 1."""
-    weights = median_frequency_weights(np.array([80, 20, 9, 0]), np.array([100, 50, 10, 0]))
-    np.testing.assert_allclose(weights, [1, 2, 8 / 9, 1])
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,7 @@ def parameters() -> dict[str, Any]:
             "conv1": {"kernel": draw(3, 3, 2, 4), "bias": draw(4)},
             "bn1": {"scale": draw(4), "bias": draw(4)},
         },
+        "context": {"conv1": {"kernel": draw(3, 3, 4, 4)}},
         "score8": {"kernel": draw(1, 1, 4, 3), "bias": draw(3)},
         "upsample8": {"kernel": draw(4, 4, 3, 3)},
     }
@@ -42,6 +43,8 @@ KINDS = {
     "backbone.conv1.bias": (True, True, False),
     "backbone.bn1.scale": (True, False, False),
     "backbone.bn1.bias": (True, True, False),
+    # New layers, as the head's are: they are not part of any pretrained backbone.
+    "context.conv1.kernel": (False, False, True),
     "score8.kernel": (False, False, True),
     "score8.bias": (False, True, False),
     "upsample8.kernel": (False, False, False),
@@ -132,7 +135,7 @@ def test_without_a_gradient_only_kernels_of_convolutions_shrink(name: str) -> No
     )
     for path, update in flat(updates).items():
         # −rate · decay · value: 0.05 of each weight.
-        share = 0.05 if path in ("backbone.conv1.kernel", "score8.kernel") else 0.0
+        share = 0.05 if KINDS[path][2] else 0.0
         np.testing.assert_allclose(update, -share * flat(params)[path], rtol=1e-5)
 
 
