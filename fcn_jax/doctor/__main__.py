@@ -34,10 +34,11 @@ from rich.console import Console
 from rich.text import Text
 
 from fcn_jax.config import Config
-from fcn_jax.data import folder
+from fcn_jax.data import folder, images
 from fcn_jax.data.raw import Note
 from fcn_jax.doctor import report
 from fcn_jax.doctor.advice import advise
+from fcn_jax.doctor.examine import exif_value
 from fcn_jax.doctor.kinds import Finding, group_by_kind
 from fcn_jax.doctor.set_checks import check_set
 from fcn_jax.doctor.subject import Subject, open_subject
@@ -60,48 +61,41 @@ def main(arguments: list[str]) -> None:
     name = config.data.name.replace("/", "_")
     if config.data.name == "folder":
         name = Path(config.data.root).resolve().name
-    findings, write_error = diagnose(config, Path(output or f"doctor_{name}.png"))
-    faults = sum(finding.is_fault for finding in findings)
-    failures = [write_error] if write_error else []
-    if faults:
-        where = config.data.root or config.data.name
-        failures.append(f"{faults} {'fault' if faults == 1 else 'faults'} in {where}")
-    if failures:
-        raise UserError("; ".join(failures))
+    diagnose(config, Path(output or f"doctor_{name}.png"))
 
 
-def diagnose(config: Config, output: Path) -> tuple[list[Finding], str | None]:
+def diagnose(config: Config, output: Path) -> None:
     """Examines a data set, prints the result and draws the picture.
 
-    Returns:
-      The findings, and the error if the picture could not be written.
-
     Raises:
-      UserError: a setting is invalid, there is nothing to examine, or `output` cannot be written.
+      UserError: the set has faults, or it or `output` cannot be used; the message ends the output.
     """
     config.check()
     check_output(output)
-    write_error = None
+    errors = []
     with open_subject(config.data) as subject:
         console = Console(highlight=False)
         where = f" in {config.data.root}" if config.data.root else ""
         console.print(Text(f"data set: {config.data.name}{where}"), soft_wrap=True)
         survey, findings = examine(subject, config)
-        faults = [finding for finding in findings if finding.is_fault]
-        remarks = [finding for finding in findings if not finding.is_fault]
         report.print_statistics(console, survey)
-        report.print_findings(console, [*faults, *remarks])
+        report.print_findings(console, findings)
         report.print_advice(console, advise(survey, config))
+        faults = [finding for finding in findings if finding.is_fault]
         sheet = contact_sheet.draw(_sheet_entries(subject, survey, faults))
         if sheet is not None:
             try:
                 save_picture(sheet, output)
                 say(f"picture: {output}")
-            except UserError as error:  # for example a full disk; the findings still count
-                write_error = str(error)
-    if not faults:
+            except UserError as error:  # for example a full disk; the faults still count
+                errors.append(str(error))
+    if faults:
+        noun = "fault" if len(faults) == 1 else "faults"
+        errors.append(f"{len(faults)} {noun} in {config.data.root or config.data.name}")
+    else:
         say("no faults")
-    return findings, write_error
+    if errors:
+        raise UserError("; ".join(errors))
 
 
 def examine(subject: Subject, config: Config) -> tuple[Survey, list[Finding]]:
@@ -159,11 +153,8 @@ def save_picture(picture: Image.Image, path: Path) -> None:
 
 def is_own_picture(path: Path) -> bool:
     """Returns whether the doctor drew this picture."""
-    try:
-        with Image.open(path, formats=sorted(set(FORMATS.values()))) as picture:
-            return picture.getexif().get(ExifTags.Base.Software) == SOFTWARE
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
-        return False
+    software = images.read_header(path, lambda image: exif_value(image, ExifTags.Base.Software))
+    return software == SOFTWARE
 
 
 def _split_names(expression: str) -> tuple[str, ...]:

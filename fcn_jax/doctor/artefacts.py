@@ -28,9 +28,9 @@ VALUE_SHARE = 0.05  # of the ramps; a value that is rarer is there by chance
 
 
 class Artefact(NamedTuple):
-    """Cause of the intermediate values, and those that occur in ramps, in ascending order."""
+    """kind: the kind of fault. between: the intermediate values that occur in ramps, ascending."""
 
-    cause: Literal["interpolation", "jpeg"]
+    kind: Literal["mask_interpolated", "mask_was_jpeg"]
     between: tuple[int, ...]
 
 
@@ -59,7 +59,7 @@ def find_artefact(values: np.ndarray) -> Artefact | None:
         return None
     between = np.flatnonzero(in_ramps > VALUE_SHARE * in_ramps.sum())
     is_jpeg = (has_lone and extreme > EXTREME_SHARE * lone) or bumps > BUMP_SHARE * (ramps + bumps)
-    return Artefact("jpeg" if is_jpeg else "interpolation", tuple(between.tolist()))
+    return Artefact("mask_was_jpeg" if is_jpeg else "mask_interpolated", tuple(between.tolist()))
 
 
 def _cross_rows(values: np.ndarray) -> _Crossings:

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from PIL import ExifTags, Image
@@ -44,7 +45,7 @@ class MaskReport:
 
 @dataclasses.dataclass(slots=True)
 class ImageReport:
-    """Contents of an image and its masks, about a kilobyte whatever the image's size.
+    """Contents of an image and its masks, about a kilobyte for any size of image.
 
     size: height and width; None if the image is unreadable. mode: Pillow's. digest: hash of the
     pixels. masks: by label map, without those that are unreadable, spoilt or of another size.
@@ -129,9 +130,12 @@ def has_void_area(label: np.ndarray) -> bool:
     return bool(blocks.all(axis=(1, 3)).any())
 
 
-def artefact_kind(artefact: Artefact) -> str:
-    """Returns the kind of fault that an artefact is."""
-    return "mask_was_jpeg" if artefact.cause == "jpeg" else "mask_interpolated"
+def exif_value(image: Image.Image, tag: int, default: Any = None) -> Any:
+    """Returns the value of an EXIF tag, or the default if there is none or EXIF is damaged."""
+    try:
+        return image.getexif().get(tag, default)
+    except Exception:  # damaged EXIF data raise many types of exceptions
+        return default
 
 
 def _examine_image(report: ImageReport, file: UnreadFile) -> int:
@@ -149,10 +153,7 @@ def _examine_image(report: ImageReport, file: UnreadFile) -> int:
         report.note("image_16_bits", file.name)
     if _is_flat(pixels):
         report.note("image_flat", file.name)
-    try:
-        return image.getexif().get(ExifTags.Base.Orientation, UPRIGHT)
-    except Exception:  # damaged EXIF data raise many types, and do not affect the pixels
-        return UPRIGHT
+    return exif_value(image, ExifTags.Base.Orientation, UPRIGHT)
 
 
 def _examine_mask(
@@ -198,7 +199,7 @@ def _examine_label(
     stray = [value for value in pixels if num_classes <= value != IGNORE_INDEX]
     if num_classes and stray:
         if artefact is not None:
-            report.note(artefact_kind(artefact), name)
+            report.note(artefact.kind, name)
             return None
         report.note("label_outside", name, listed(stray, LABELS_SHOWN))
     void_share = pixels.get(IGNORE_INDEX, 0) / label.size
@@ -222,7 +223,7 @@ def _note_why_no_labels(
     colours = np.asarray(image.convert("RGB"))
     artefacts = [found for plane in range(3) if (found := find_artefact(colours[..., plane]))]
     if artefacts:
-        report.note(artefact_kind(artefacts[0]), name)
+        report.note(artefacts[0].kind, name)
     if palette is None:
         report.note("mask_colours", name, _most_frequent_colours(colours))
     elif not artefacts:

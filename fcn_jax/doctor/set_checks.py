@@ -7,7 +7,7 @@ import numpy as np
 from fcn_jax.data.labels import IGNORE_INDEX
 from fcn_jax.data.palettes import format_colour
 from fcn_jax.data.raw import Note
-from fcn_jax.doctor.examine import MaskReport, artefact_kind
+from fcn_jax.doctor.examine import MaskReport
 from fcn_jax.doctor.survey import Survey
 from fcn_jax.errors import width_by_height
 
@@ -83,37 +83,28 @@ def _unusual_sizes(survey: Survey) -> list[Note]:
 
 def _mixed_channels(survey: Survey) -> list[Note]:
     notes = []
-    folders = dict.fromkeys(folder for report in survey.reports for folder in report.channels)
-    for folder in folders:
-        names: dict[int, list[str]] = defaultdict(list)  # of images, by their number of channels
-        all_equal = True
-        for report in survey.reports:
-            if folder in report.channels:
-                count, is_equal = report.channels[folder]
-                names[count].append(report.name)
-                all_equal &= is_equal
-        if len(names) > 1:
-            rarer = min(names, key=lambda count: len(names[count]))
-            detail = "grey" if rarer == 1 else "in colour"
-            notes += [Note("channels_differ", f"{folder}/{name}", detail) for name in names[rarer]]
-        elif 3 in names:
+    for folder in dict.fromkeys(name for report in survey.reports for name in report.channels):
+        reports = [report for report in survey.reports if folder in report.channels]
+        coloured = [report for report in reports if report.channels[folder][0] == 3]
+        grey = [report for report in reports if report.channels[folder][0] == 1]
+        if coloured and grey:
+            detail, rarer = min(("in colour", coloured), ("grey", grey), key=lambda x: len(x[1]))
+            notes += [Note("channels_differ", f"{folder}/{r.name}", detail) for r in rarer]
+        elif coloured:
+            all_equal = all(report.channels[folder][1] for report in coloured)
             detail = "the three are equal in all files: grey, saved as RGB" if all_equal else ""
             notes.append(Note("channels_coloured", f"{folder}/", detail))
     return notes
 
 
 def _artefacts(survey: Survey, label_map: str) -> list[Note]:
-    masks = [(index, mask) for index, mask in survey.masks(label_map) if mask.artefact]
+    found = [(i, mask, mask.artefact) for i, mask in survey.masks(label_map) if mask.artefact]
     thin = survey.thin_class(label_map)
     if thin is None:
-        return [
-            Note(artefact_kind(mask.artefact), mask.name, images=(index,))
-            for index, mask in masks
-            if mask.artefact
-        ]
+        return [Note(artefact.kind, mask.name, images=(i,)) for i, mask, artefact in found]
     names = survey.label_maps[label_map]
     shown = names[thin] if thin < len(names) else f"class {thin}"
-    return [Note("thin_class", shown, f"in {len(masks)} masks, {masks[0][1].name} first")]
+    return [Note("thin_class", shown, f"in {len(found)} masks, {found[0][1].name} first")]
 
 
 def _palettes(survey: Survey, label_map: str) -> list[Note]:

@@ -1,12 +1,12 @@
 """Statistics of a whole data set, computed from the reports of its images."""
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
 from fcn_jax.data.labels import IGNORE_INDEX
-from fcn_jax.doctor.examine import ImageReport, MaskReport, artefact_kind
+from fcn_jax.doctor.examine import ImageReport, MaskReport
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,17 +20,6 @@ class LabelStatistics:
     pixels: np.ndarray
     images: np.ndarray
     pixels_where_present: np.ndarray
-
-
-def label_statistics(masks: Iterable[MaskReport]) -> LabelStatistics:
-    statistics = LabelStatistics(*(np.zeros(256, np.int64) for _ in range(3)))
-    for mask in masks:
-        not_void = sum(mask.pixels.values()) - mask.pixels.get(IGNORE_INDEX, 0)
-        for value, count in mask.pixels.items():
-            statistics.pixels[value] += count
-            statistics.images[value] += 1
-            statistics.pixels_where_present[value] += not_void
-    return statistics
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,12 +49,18 @@ class Survey:
 
     def statistics(self, label_map: str, splits: Sequence[str]) -> LabelStatistics:
         """Returns the statistics of a label map in some splits, without spoilt masks."""
-        count_all = self.thin_class(label_map) is not None
-        return label_statistics(
-            mask
-            for index, mask in self.masks(label_map)
-            if self.reports[index].split in splits and (count_all or mask.artefact is None)
-        )
+        statistics = LabelStatistics(*np.zeros((3, 256), np.int64))
+        artefacts_are_spoilt = self.thin_class(label_map) is None
+        for index, mask in self.masks(label_map):
+            is_spoilt = mask.artefact is not None and artefacts_are_spoilt
+            if self.reports[index].split not in splits or is_spoilt:
+                continue
+            not_void = sum(mask.pixels.values()) - mask.pixels.get(IGNORE_INDEX, 0)
+            for value, count in mask.pixels.items():
+                statistics.pixels[value] += count
+                statistics.images[value] += 1
+                statistics.pixels_where_present[value] += not_void
+        return statistics
 
     def thin_class(self, label_map: str) -> int | None:
         """Returns the value whose thin lines look like interpolation but may be drawn as such.
@@ -76,7 +71,7 @@ class Survey:
         """
         artefacts = [mask.artefact for _, mask in self.masks(label_map) if mask.artefact]
         values = {value for artefact in artefacts for value in artefact.between}
-        kinds = {artefact_kind(artefact) for artefact in artefacts}
+        kinds = {artefact.kind for artefact in artefacts}
         noted = {note.kind for report in self.reports for note in report.notes}
         other_signs = noted & {"mask_interpolated", "mask_was_jpeg"}
         is_thin = kinds == {"mask_interpolated"} and len(values) == 1 and not other_signs

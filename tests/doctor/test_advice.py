@@ -1,4 +1,4 @@
-"""The settings that are suggested from what a data set is like."""
+"""Settings suggested for a data set, against numbers worked out by hand."""
 
 import numpy as np
 import pytest
@@ -54,6 +54,6 @@ def test_no_weights_if_classes_are_balanced():
 def test_a_canvas_is_suggested_if_one_image_is_huge():
     sizes = [(100, 100)] * 30 + [(1000, 2000)]
     *_, canvas = advise(survey_of([[1, 1]] * 31, sizes), default_config())
-    # Up to multiples of 32 these are 128² and 1024 × 2016, 126 times as many pixels.
+    # Rounded up to multiples of 32 these are 128² and 1024 × 2016, which is 126 times larger.
     assert canvas.setting == "--config.data.canvas_px=128,128"
     assert "2016 × 1024, 126.0 times as large" in canvas.reason

@@ -1,5 +1,6 @@
 """The doctor's command: its report, its picture and its exit status."""
 
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -12,14 +13,15 @@ from PIL import Image
 from fcn_jax.doctor import __main__
 from fcn_jax.errors import UserError
 from fcn_jax.pictures import contact_sheet
-from tests.doctor.example_set import FIRST, as_jpeg, binary, edit_mask, faults, settings
+from tests.doctor.example_set import FIRST, as_jpeg, binary, edit_mask, examine, faults, settings
 from tests.own_folder import command
 
 
 def test_unusable_list_of_classes(mine, tmp_path, capsys):
     (mine / "classes.txt").unlink()
     assert faults(mine) == {"classes": (f"{mine}/classes.txt: missing",)}  # the remedy only once
-    __main__.diagnose(settings(mine), tmp_path / "sheet.png")
+    with pytest.raises(UserError, match=r"^1 fault in "):
+        __main__.diagnose(settings(mine), tmp_path / "sheet.png")
     assert "class 5" in capsys.readouterr().out  # the table of shares is printed nevertheless
 
 
@@ -28,14 +30,12 @@ def test_all_faults_are_reported_in_one_run(mine, tmp_path, capsys):
     edit_mask(mine, as_jpeg, "masks/train_001.png")
     edit_mask(mine, lambda label: label[:50], "masks/train_002.png")
     before = {path: path.stat().st_mtime_ns for path in mine.rglob("*")}
-    findings, _ = __main__.diagnose(settings(mine), tmp_path / "pictures" / "sheet.png")
-    assert {finding.kind for finding in findings} == {
-        "image_without_mask",
-        "mask_was_jpeg",
-        "mask_size",
-    }
+    findings = examine(mine)
+    assert set(findings) == {"image_without_mask", "mask_was_jpeg", "mask_size"}
+    with pytest.raises(UserError, match=r"^3 faults in "):
+        __main__.diagnose(settings(mine), tmp_path / "pictures" / "sheet.png")
     printed = " ".join(capsys.readouterr().out.split())
-    for finding in findings:
+    for finding in findings.values():
         assert f"✗ {finding.title} (1) {finding.places[0]} → {finding.remedy}" in printed
     assert {path: path.stat().st_mtime_ns for path in mine.rglob("*")} == before
     with Image.open(tmp_path / "pictures" / "sheet.png") as sheet:
@@ -54,7 +54,8 @@ def test_the_picture_shows_each_kind_of_fault(mine, tmp_path, monkeypatch):
         edit_mask(mine, binary, f"masks/{name}.png")
     entries: list[contact_sheet.Entry] = []
     monkeypatch.setattr(contact_sheet, "draw", entries.extend)
-    __main__.diagnose(settings(mine), tmp_path / "sheet.png")
+    with pytest.raises(UserError, match=r"^7 faults in "):
+        __main__.diagnose(settings(mine), tmp_path / "sheet.png")
     duplicates = "images in two splits; duplicate images with different masks"
     alone = "masks of 0 and 255 only, in a set whose other masks contain classes"
     faulty = {entry.caption: entry for entry in entries if entry.is_faulty}
@@ -87,13 +88,27 @@ def test_unwritable_output_is_refused_before_the_data_set_is_opened(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "sheet.png"]
 
 
-@pytest.mark.parametrize("name", ["images/train_000.png", "notes.jpg"])
+@pytest.mark.parametrize("name", ["images/train_000.png", "notes.jpg", "link.png"])
 def test_files_that_the_doctor_did_not_draw_are_not_overwritten(mine, name):
     (mine / "notes.jpg").write_text("not a picture")
+    (mine / "link.png").symlink_to(mine / "images" / "train_001.png")
     before = (mine / name).read_bytes()
     with pytest.raises(UserError, match=r"exists and is not a picture that the doctor drew; remov"):
         __main__.diagnose(settings(mine), mine / name)
     assert (mine / name).read_bytes() == before
+
+
+def test_named_pipes_are_not_opened(mine):
+    """Opening one would wait for a writer, during which SIGTERM has no effect."""
+    for name in ("images/train_001.png", "masks/train_000.png"):
+        (mine / name).unlink()
+        os.mkfifo(mine / name)
+    assert faults(mine) == {
+        "image_unreadable": ("images/train_001.png (not a regular file)",),
+        "mask_unreadable": (f"{FIRST} (not a regular file)",),
+    }
+    with pytest.raises(UserError, match="exists and is not a picture"):
+        __main__.diagnose(settings(mine), mine / FIRST)
 
 
 @pytest.mark.parametrize("ending", [".png", ".jpg", ".tiff"])

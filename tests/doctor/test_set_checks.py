@@ -89,10 +89,10 @@ def test_class_whose_masks_are_all_faulty(mine):
     """If some masks were not counted, their remedy comes first."""
     (mine / "classes.txt").write_text("\n".join([*shapes.CLASSES, "moon"]))
     alone = examine(mine)["class_untrained"].remedy
-    assert alone == FAULTS["class_untrained"][1]
+    assert alone == FAULTS["class_untrained"].remedy
     edit_mask(mine, lambda label: label[:50])
     assert examine(mine)["class_untrained"].remedy == (
-        "correct the other faults first, which hide pixels; then: " + alone
+        "correct the other faults first, which may hide pixels; then: " + alone
     )
 
 
