@@ -1,1 +1,10 @@
-"""."""
+"""Pictures for people: label maps over images, sheets of predictions, plots. Two-dimensional only.
+
+colours.py        colours that all pictures share, and hatching
+layout.py         parts of sheets: rows of thumbnails, captions, stacked bands
+legend.py         names and colours of the classes below a picture
+overlays.py       label maps as palette PNGs, over an image, and maps of errors
+sheets.py         image, truth, prediction and error of several images
+contact_sheet.py  images with their masks, as the doctor draws them
+plots.py          the plot of a confusion matrix
+"""

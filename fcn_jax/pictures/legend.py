@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -10,13 +10,12 @@ from PIL import Image, ImageDraw, ImageFont
 from fcn_jax.data.labels import IGNORE_INDEX
 from fcn_jax.pictures.colours import FAINT_INK, HATCH_GREYS, INK, PAPER, VOID_COLOUR, Colour, hatch
 
-UNNAMED_SHOWN = 4
-"""Values outside the classes that a legend tells of."""
+MAX_UNNAMED = 4
+"""Largest number of values outside the classes that a legend lists."""
 
 
-@dataclass(frozen=True)
-class LegendEntry:
-    """What a swatch is of."""
+class LegendEntry(NamedTuple):
+    """A name, and the colour or hatching of its swatch."""
 
     name: str
     colour: Colour
@@ -26,18 +25,18 @@ class LegendEntry:
 def legend_entries(
     present: np.ndarray, class_names: Sequence[str], palette: np.ndarray
 ) -> list[LegendEntry]:
-    """What is to be told of the values that occur.
+    """Returns an entry for each value that occurs.
 
     Args:
-      present: the values, each once, in order.
-      class_names: k names; of values beyond them the first few are told, as 'class 7'.
+      present: the distinct values, in ascending order.
+      class_names: k names; the first `MAX_UNNAMED` values beyond them are listed as 'class 7'.
       palette: uint8 (256, 3), RGB.
     """
     unnamed = [label for label in present.tolist() if len(class_names) <= label != IGNORE_INDEX]
     names = dict(enumerate(class_names))
-    names |= {label: f"class {label}" for label in unnamed[:UNNAMED_SHOWN]}
-    if len(unnamed) > UNNAMED_SHOWN:
-        names[unnamed[UNNAMED_SHOWN - 1]] += ", …"
+    names |= {label: f"class {label}" for label in unnamed[:MAX_UNNAMED]}
+    if len(unnamed) > MAX_UNNAMED:
+        names[unnamed[MAX_UNNAMED - 1]] += ", …"
     entries = []
     for label in present.tolist():
         if label == IGNORE_INDEX:
@@ -49,7 +48,7 @@ def legend_entries(
 
 
 class Legend:
-    """Swatches with names, set in lines like words; `draw` gives an RGB picture of that width."""
+    """Swatches with names, wrapped into lines like words."""
 
     def __init__(self, entries: list[LegendEntry], font_px: int):
         self.font = ImageFont.load_default(font_px)
@@ -63,11 +62,12 @@ class Legend:
         ]
 
     @property
-    def narrowest_px(self) -> int:
-        """The width of the longest entry with its margins."""
+    def min_width(self) -> int:
+        """Width of the longest entry with its margins, in pixels."""
         return max(self.widths, default=0) + 2 * self.gap_px
 
     def draw(self, width: int) -> Image.Image:
+        """Draws the legend as an RGB picture of this width."""
         places = []
         x, line = self.gap_px, 0
         for entry_width in self.widths:

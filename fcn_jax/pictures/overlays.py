@@ -1,4 +1,4 @@
-"""Label maps as palette PNGs, and pictures of classes or errors laid over an image."""
+"""Label maps as palette PNGs, as colours over an image, and maps of errors."""
 
 import os
 from collections.abc import Sequence
@@ -9,7 +9,6 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from fcn_jax.data.labels import IGNORE_INDEX
-from fcn_jax.data.palettes import voc_palette
 from fcn_jax.pictures.colours import (
     CORRECT_COLOUR,
     HATCH_GREYS,
@@ -17,6 +16,7 @@ from fcn_jax.pictures.colours import (
     VOID_COLOUR,
     WRONG_COLOUR,
     hatch,
+    palette_or_voc,
 )
 from fcn_jax.pictures.legend import Legend, legend_entries
 from fcn_jax.terminal.atomic_files import write_whole
@@ -28,15 +28,15 @@ def save_label_map(
     palette: np.ndarray | None = None,
     text: PngInfo | None = None,
 ) -> None:
-    """Write a label map as a palette PNG: looks like colours, reads back as indices.
+    """Writes a label map as a palette PNG, which looks coloured and is read back as indices.
 
-    The file appears under its name only when it is complete.
+    The file is renamed to `path` when it is complete.
 
     Args:
       path: the PNG to write.
       label: uint8 (h, w).
       palette: uint8 (256, 3), RGB; VOC's if None.
-      text: what the file shall hold besides.
+      text: text chunks to add to the file.
 
     Raises:
       UserError: the file cannot be written.
@@ -55,18 +55,18 @@ def overlay(
     palette: np.ndarray | None = None,
     opacity: float = 0.55,
 ) -> np.ndarray:
-    """Lay the classes over the picture as `tint` does, and name those present beneath it.
+    """Draws the classes over an image as `tint` does, and a legend of those present below it.
 
     Args:
       image: uint8 (h, w, 3), RGB.
       label: uint8 (h, w).
       class_names: k names, for the legend.
       palette: uint8 (256, 3), RGB; VOC's if None.
-      opacity: of the colours, 0 (nothing to see) to 1 (nothing of the picture to see).
+      opacity: of the colours, from 0 (invisible) to 1 (they hide the image).
 
     Returns:
-      uint8 (h', w', 3). The picture is `[:h, :w]`, the legend below it. w' is larger than w only
-      where the picture is too narrow for the longest class name.
+      uint8 (h', w', 3). The image is `[:h, :w]`, the legend is below it. w' is larger than w only
+      if the image is narrower than the longest class name.
 
     Raises:
       ValueError: the arrays are not of the shapes and types above.
@@ -79,7 +79,7 @@ def overlay(
         palette[clear] = PAPER
     entries = legend_entries(np.unique(label), class_names, palette)
     legend = Legend(entries, font_px=max(11, round(max(height, width) / 55)))
-    strip = legend.draw(max(width, legend.narrowest_px))
+    strip = legend.draw(max(width, legend.min_width))
     canvas = np.full((height + strip.height, strip.width, 3), PAPER, np.uint8)
     canvas[:height, :width] = picture
     canvas[height:] = np.asarray(strip)
@@ -93,13 +93,13 @@ def tint(
     palette: np.ndarray | None = None,
     opacity: float = 0.55,
 ) -> np.ndarray:
-    """Lay the classes over the picture and outline them.
+    """Draws the classes over an image, with outlines.
 
-    Class 0 is left clear (in `overlay`, its swatch is empty) if its name is 'background'; void is
+    Class 0 stays clear if its name is 'background' (its swatch in `overlay` is then empty). Void is
     hatched in grey.
 
     Args:
-      image, label, class_names, palette, opacity: as of `overlay`.
+      image, label, class_names, palette, opacity: see `overlay`.
 
     Returns:
       uint8 (h, w, 3).
@@ -117,7 +117,7 @@ def tint(
     coloured = ~void if clear is None else ~void & (label != clear)
     blend = (1 - opacity) * image[coloured] + opacity * palette[label[coloured]]
     picture[coloured] = np.rint(blend)
-    # Inner outlines: they leave the clear class's own pixels as they were.
+    # Outlines are drawn inside each class, so that the clear class's pixels do not change.
     outline = coloured & _near_other_label(label, max(1, round(long_side / 600)))
     picture[outline] = np.rint(0.35 * palette[label[outline]] + 0.65 * 255)
 
@@ -129,10 +129,10 @@ def tint(
 
 
 def error_map(label: np.ndarray, prediction: np.ndarray) -> np.ndarray:
-    """Show where a prediction is right (pale), wrong (red), or not scored (grey).
+    """Draws where a prediction is correct (pale), wrong (red), or not scored (grey).
 
     Args:
-      label: uint8 (h, w), the truth, `IGNORE_INDEX` where not scored.
+      label: uint8 (h, w), the truth; `IGNORE_INDEX` is not scored.
       prediction: uint8 (h, w).
 
     Returns:
@@ -152,22 +152,14 @@ def error_map(label: np.ndarray, prediction: np.ndarray) -> np.ndarray:
     return np.array([CORRECT_COLOUR, WRONG_COLOUR, VOID_COLOUR], np.uint8)[verdict]
 
 
-def palette_or_voc(palette: np.ndarray | None) -> np.ndarray:
-    if palette is None:
-        return voc_palette()
-    if palette.shape != (256, 3) or palette.dtype != np.uint8:
-        raise ValueError(
-            f"`palette` ({palette.dtype}, shape {palette.shape}) must be uint8 of shape (256, 3)"
-        )
-    return palette
-
-
 def check_label(name: str, label: np.ndarray) -> None:
+    """Raises ValueError unless the label map is uint8 (h, w)."""
     if label.ndim != 2 or label.dtype != np.uint8:
         raise ValueError(f"`{name}` ({label.dtype}, shape {label.shape}) must be uint8 (h, w)")
 
 
 def check_image(image: np.ndarray, label: np.ndarray) -> None:
+    """Raises ValueError unless the image is uint8 (h, w, 3), of the label map's size."""
     if image.shape != (*label.shape, 3) or image.dtype != np.uint8:
         raise ValueError(
             f"`image` ({image.dtype}, shape {image.shape}) must be uint8 of shape "
@@ -176,6 +168,7 @@ def check_image(image: np.ndarray, label: np.ndarray) -> None:
 
 
 def _near_other_label(label: np.ndarray, reach_px: int) -> np.ndarray:
+    """Returns the pixels with another label within `reach_px` in their row or column."""
     near = np.zeros(label.shape, bool)
     for distance in range(1, reach_px + 1):
         for a, b in (

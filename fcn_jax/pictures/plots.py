@@ -14,10 +14,10 @@ if TYPE_CHECKING:
 def plot_confusion(
     confusion: np.ndarray, class_names: Sequence[str], path: str | os.PathLike[str]
 ) -> None:
-    """Plot a confusion matrix in percent of each true class, as a heat map with class names.
+    """Plots a confusion matrix in percent of each true class, as a heat map with class names.
 
-    Up to 25 classes the percentages are written out. Rows of classes that the truth lacks are
-    hatched and their names put in brackets.
+    The percentages are written for up to 25 classes. Rows of classes that the truth lacks are
+    hatched, and their names are in brackets.
 
     Args:
       confusion: integers (k, k), rows true and columns predicted.
@@ -27,8 +27,8 @@ def plot_confusion(
     Raises:
       ValueError: `class_names` does not have k names.
     """
-    # Matplotlib takes half a second to import. A Figure of its own, without pyplot, needs no
-    # display and leaves no global state behind.
+    # Matplotlib takes half a second to import. A Figure without pyplot needs no display and no
+    # global state.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -67,8 +67,8 @@ def _name_ticks(axes: "Axes", class_names: Sequence[str], absent: np.ndarray) ->
     shown = range(0, k, math.ceil(k / 120))  # more than 120 names would overlap
     names = [f"({class_names[i]})" if absent[i] else class_names[i] for i in shown]
     font_points = 9 if k <= 40 else 6
-    axes.set_xticks(shown, names, rotation=90, fontsize=font_points)
-    axes.set_yticks(shown, names, fontsize=font_points)
+    axes.set_xticks(shown, names, rotation=90, fontsize=font_points, parse_math=False)
+    axes.set_yticks(shown, names, fontsize=font_points, parse_math=False)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     axes.set_xticks(np.arange(k + 1) - 0.5, minor=True)

@@ -1,3 +1,5 @@
+"""Contact sheets: each picture of an entry, and texts in place of missing ones."""
+
 import weakref
 
 import numpy as np
@@ -5,12 +7,13 @@ import pytest
 from PIL import Image, ImageDraw, ImageFont
 
 from fcn_jax.data.palettes import voc_palette
-from fcn_jax.pictures import contact_sheet
-from fcn_jax.pictures.contact_sheet import DETAIL, FONT_PX, PICTURE_PX, Entry, draw
+from fcn_jax.pictures import layout
+from fcn_jax.pictures.colours import INK, PLACEHOLDER_COLOUR
+from fcn_jax.pictures.contact_sheet import DETAIL, THUMBNAIL_PX, Entry, draw
 from fcn_jax.pictures.legend import Legend, legend_entries
 
 NAMES = ("background", "plane", "bicycle")
-WIDTH = 3 * PICTURE_PX + 40
+WIDTH = 3 * THUMBNAIL_PX + 40
 
 
 def colours(page) -> set[tuple[int, ...]]:
@@ -21,30 +24,30 @@ def test_nothing_to_draw():
     assert draw([]) is None
 
 
-def test_entries_are_not_all_held():
+def test_one_entry_is_held_in_memory_at_a_time():
     alive: list[weakref.ref] = []
-    most = 0
+    max_alive = 0
 
     def entries():
-        nonlocal most
+        nonlocal max_alive
         for index in range(6):
             image = np.zeros((30, 40, 3), np.uint8)
             alive.append(weakref.ref(image))
-            most = max(most, sum(ref() is not None for ref in alive))
+            max_alive = max(max_alive, sum(ref() is not None for ref in alive))
             yield Entry(str(index), image, np.zeros((30, 40), np.uint8), NAMES, is_faulty=False)
 
     draw(entries())
-    assert most == 2  # the one before, until it is replaced
+    assert max_alive == 2  # the previous one, until it is replaced
 
 
 def test_void_is_grey_in_the_mask_and_hatched_in_the_picture_and_the_legend():
-    image = np.full((2001, 1777, 3), 100, np.uint8)  # twice and a bit what is kept of it
+    image = np.full((2001, 1777, 3), 100, np.uint8)  # more than twice the detail that is drawn
     mask = np.full((2001, 1777), 1, np.uint8)
     mask[1000:] = 255
     page = np.asarray(draw([Entry("a", image, mask, NAMES, is_faulty=False)]))
-    height = round(2001 * PICTURE_PX / 1777)
+    height = round(2001 * THUMBNAIL_PX / 1777)
     pictures = page[10 : 10 + height]
-    left, middle, right = (pictures[:, x : x + PICTURE_PX] for x in (10, 240, 470))
+    left, middle, right = (pictures[:, x : x + THUMBNAIL_PX] for x in (10, 240, 470))
     assert (left == 100).all()
     assert (middle[:120] == (128, 0, 0)).all()
     assert (middle[-120:] == 158).all()
@@ -52,14 +55,16 @@ def test_void_is_grey_in_the_mask_and_hatched_in_the_picture_and_the_legend():
     assert (stripes == stripes[..., :1]).all()
     # 35 % of the picture's 100 and 65 % of two greys, 205 and 95.
     assert (np.abs(stripes.mean() - (0.35 * 100 + 0.65 * 150)) < 2).all()
-    expected = Legend(legend_entries(np.array([1, 255]), NAMES, voc_palette()), FONT_PX).draw(WIDTH)
+    expected = Legend(
+        legend_entries(np.array([1, 255]), NAMES, voc_palette()), layout.FONT_PX
+    ).draw(WIDTH)
     np.testing.assert_array_equal(page[-expected.height :, :WIDTH], expected)
     assert {(128, 0, 0), (205, 205, 205), (95, 95, 95)} <= colours(expected)
 
 
 def test_a_thin_line_of_a_large_mask_is_seen():
-    """Three pixels of 1760; drawn, it is a third of a pixel wide."""
-    mask = np.zeros((880, 8 * PICTURE_PX), np.uint8)
+    """A line of 3 of 1760 pixels is a third of a pixel wide when it is drawn."""
+    mask = np.zeros((880, 8 * THUMBNAIL_PX), np.uint8)
     mask[:, 801:804] = 2
     image = np.zeros((*mask.shape, 3), np.uint8)
     page = np.asarray(draw([Entry("a", image, mask, NAMES, is_faulty=False)]))
@@ -70,22 +75,22 @@ def test_a_thin_line_of_a_large_mask_is_seen():
 
 
 def boxes(entry: Entry) -> list[np.ndarray]:
-    """The three pictures of an entry, where the image is twice as wide as high, or missing."""
+    """Cuts out the three pictures of an entry whose image is twice as wide as high, or missing."""
     page = np.asarray(draw([entry]))
-    return [page[10:120, left : left + PICTURE_PX] for left in (10, 240, 470)]
+    return [page[10:120, left : left + THUMBNAIL_PX] for left in (10, 240, 470)]
 
 
-def word(text: str) -> np.ndarray:
-    """It on grey, set in the middle of a box."""
-    box = Image.new("RGB", (PICTURE_PX, PICTURE_PX // 2), contact_sheet.NOTHING)
-    middle = PICTURE_PX // 2, PICTURE_PX // 4
-    font = ImageFont.load_default(FONT_PX)
-    ImageDraw.Draw(box).text(middle, text, contact_sheet.INK, font, anchor="mm")
+def text_box(text: str) -> np.ndarray:
+    """The text in the middle of a grey box."""
+    box = Image.new("RGB", (THUMBNAIL_PX, THUMBNAIL_PX // 2), PLACEHOLDER_COLOUR)
+    middle = THUMBNAIL_PX // 2, THUMBNAIL_PX // 4
+    font = ImageFont.load_default(layout.FONT_PX)
+    ImageDraw.Draw(box).text(middle, text, INK, font, anchor="mm")
     return np.asarray(box)
 
 
 @pytest.mark.parametrize(
-    ("image", "mask", "words"),
+    ("image", "mask", "texts"),
     [
         (np.full((20, 40, 3), 77, np.uint8), "missing", [None, "missing", "no mask"]),
         ("cannot be read", np.ones((20, 40), np.uint8), ["cannot be read", None, "no image"]),
@@ -107,10 +112,10 @@ def word(text: str) -> np.ndarray:
         ),
     ],
 )
-def test_what_cannot_be_drawn_is_said(image, mask, words):
+def test_texts_replace_missing_pictures(image, mask, texts):
     drawn = boxes(Entry("a", image, mask, NAMES, is_faulty=True))
-    for box, text in zip(drawn, words, strict=True):
+    for box, text in zip(drawn, texts, strict=True):
         if text is None:
             assert len(np.unique(box.reshape(-1, 3), axis=0)) == 1
         else:
-            np.testing.assert_array_equal(box, word(text))
+            np.testing.assert_array_equal(box, text_box(text))

@@ -1,5 +1,4 @@
-import subprocess
-import sys
+"""Label maps as palette PNGs, overlays and error maps, down to single pixels."""
 
 import numpy as np
 import pytest
@@ -8,26 +7,9 @@ from PIL import Image
 from fcn_jax.data.labels import VOC_CLASSES
 from fcn_jax.data.palettes import voc_palette
 from fcn_jax.errors import UserError
-from fcn_jax.pictures.legend import legend_entries
-from fcn_jax.pictures.overlays import (
-    CORRECT_COLOUR,
-    VOID_COLOUR,
-    WRONG_COLOUR,
-    error_map,
-    overlay,
-    save_label_map,
-)
-from fcn_jax.pictures.plots import plot_confusion
-from fcn_jax.pictures.sheets import sheet
-
-
-def _scene(height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """A random picture, and a label map: a block of class 15 with a void frame on background."""
-    image = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
-    label = np.zeros((height, width), np.uint8)
-    label[height // 4 : height // 2, width // 4 : width // 2] = 255
-    label[height // 4 + 3 : height // 2 - 3, width // 4 + 3 : width // 2 - 3] = 15
-    return image, label
+from fcn_jax.pictures.colours import CORRECT_COLOUR, VOID_COLOUR, WRONG_COLOUR
+from fcn_jax.pictures.overlays import error_map, overlay, save_label_map
+from tests.pictures.scene import draw_scene
 
 
 def test_label_map_reads_back_as_indices_and_looks_like_the_palette(tmp_path):
@@ -69,7 +51,7 @@ def test_label_map_must_be_uint8(tmp_path):
 
 @pytest.mark.parametrize("size", [(97, 131), (2000, 1500)])
 def test_overlay_changes_classes_and_void_but_not_the_background(size):
-    image, label = _scene(*size)
+    image, label = draw_scene(*size)
     result = overlay(image, label, VOC_CLASSES)
     assert result.dtype == np.uint8
     assert result.shape[0] > size[0]  # the legend
@@ -104,7 +86,7 @@ def test_overlay_outlines_a_class_on_its_own_side():
 
 
 def test_overlay_legend_has_swatches_of_the_coloured_classes_only():
-    image, label = _scene(120, 400)
+    image, label = draw_scene(120, 400)
     legend = overlay(image, label, VOC_CLASSES)[120:]
     colours = {tuple(colour) for colour in legend.reshape(-1, 3).tolist()}
     palette = voc_palette()
@@ -134,50 +116,3 @@ def test_error_map_colours():
 def test_error_map_refuses_different_sizes():
     with pytest.raises(ValueError, match="same shape"):
         error_map(np.zeros((2, 2), np.uint8), np.zeros((2, 3), np.uint8))
-
-
-def test_sheet_is_as_wide_for_any_image_and_grows_by_a_row():
-    rows = []
-    for height, width in ((97, 131), (200, 100), (32, 32)):
-        image, label = _scene(height, width)
-        rows.append((image, label, np.zeros_like(label), f"{height} by {width}"))
-    sizes = [sheet(rows[:count], VOC_CLASSES).size for count in (1, 2, 3)]
-    assert len({width for width, _ in sizes}) == 1
-    assert sizes[0][1] < sizes[1][1] < sizes[2][1]
-
-
-def test_sheet_shows_the_palettes_colours_of_truth_and_prediction():
-    label = np.full((10, 10), 1, np.uint8)
-    prediction = np.full((10, 10), 2, np.uint8)
-    row = (np.full((10, 10, 3), 77, np.uint8), label, prediction, "a")
-    page = np.asarray(sheet([row], VOC_CLASSES))
-    middle = page[60]  # a line of pixels through the first row of pictures
-    quarters = np.array_split(middle, 4)
-    expected = [(77, 77, 77), (128, 0, 0), (0, 128, 0), WRONG_COLOUR]
-    for quarter, colour in zip(quarters, expected, strict=True):
-        assert tuple(quarter[len(quarter) // 2].tolist()) == colour
-
-
-def test_plot_confusion_draws_absent_classes_and_large_matrices(tmp_path):
-    for k in (2, 60):
-        confusion = np.diag(np.arange(k))  # class 0 is absent
-        plot_confusion(confusion, [f"class {i}" for i in range(k)], tmp_path / f"{k}.png")
-        with Image.open(tmp_path / f"{k}.png") as plot:
-            dark = np.asarray(plot.convert("L")) < 80
-        assert dark.mean() > 0.001
-    with pytest.raises(ValueError, match="must have 2 names"):
-        plot_confusion(np.eye(2, dtype=int), ["one"], tmp_path / "c.png")
-
-
-def test_import_does_not_load_matplotlib():
-    modules = "fcn_jax.pictures.overlays, fcn_jax.pictures.sheets"
-    code = f"import sys, {modules}; sys.exit('matplotlib' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
-
-
-def test_a_legend_tells_of_few_values_outside_the_classes():
-    entries = legend_entries(np.array([0, 2, 3, 4, 5, 6, 255]), ["a", "b"], voc_palette())
-    names = [entry.name for entry in entries]
-    assert names == ["a", "class 2", "class 3", "class 4", "class 5, …", "void"]
-    names = [entry.name for entry in legend_entries(np.arange(2, 6), ["a", "b"], voc_palette())]
-    assert names == ["class 2", "class 3", "class 4", "class 5"]
