@@ -38,7 +38,7 @@ def cases(settings: Settings) -> Iterator[Case]:
         lambda: largest(settings),
     )
     for workload in workloads(settings.small):
-        crop = "×".join(map(str, workload.config.augment.crop_px))
+        crop = "×".join(map(str, workload.crop_px))
         yield _numbers(
             f"{workload.name} {crop} {workload.dtype}: kept of an image for the backward pass",
             "bytes",

@@ -23,7 +23,7 @@ def kept_of_an_image(workload: Workload) -> int:
 def _kept(workload: Workload, batch_size: int) -> int:
     network = workload.network()
     params, batch_stats = network.variables
-    crop = (batch_size, *workload.config.augment.crop_px)
+    crop = (batch_size, *workload.crop_px)
 
     def losses(params: Any, batch_stats: Any, image: jax.Array, label: jax.Array) -> jax.Array:
         logits, _ = network.logits_in_blocks((params, batch_stats), image, train=True)

@@ -138,7 +138,6 @@ class Trainings:
                     *(sys.executable, "-m", "benchmarks.watched_train", str(self.events)),
                     f"--workdir={workdir}",
                     f"--config.data.prepared_dir={prepared_dir(DataConfig())}",
-                    "--config.train.epochs=0",
                     "--config.train.steps=100000",
                     "--config.train.log_every_steps=1",
                 ],

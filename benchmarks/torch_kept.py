@@ -17,8 +17,8 @@ def _kept(workload: Workload, batch_size: int) -> int:
     dtype = getattr(torch, workload.dtype)
     with torch.device("meta"):
         network = NETWORKS[workload.config.model.backbone](workload).to(dtype).train()
-        image = torch.empty(batch_size, 3, *workload.config.augment.crop_px, dtype=dtype)
-        label = torch.empty(batch_size, *workload.config.augment.crop_px, dtype=torch.long)
+        image = torch.empty(batch_size, 3, *workload.crop_px, dtype=dtype)
+        label = torch.empty(batch_size, *workload.crop_px, dtype=torch.long)
     kept: dict[int, tuple[Any, int]] = {}
 
     def keep(tensor: Any) -> Any:

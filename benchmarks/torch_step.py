@@ -24,7 +24,7 @@ class TorchStep:
     def __init__(
         self, workload: Workload, variables: tuple[Any, Any], device: torch.device, treatment: Any
     ):
-        self.config = workload.config
+        self.config, self.crop_px = workload.config, workload.crop_px
         self.device = device
         self.layout = treatment.layout
         self.preprocessing = PREPROCESSING[preprocessing_name(self.config.model)]
@@ -64,7 +64,7 @@ class TorchStep:
         Returns normalised images, float32 (b, 3, h, w), zero outside, and labels int64 (b, h, w).
         """
         random = np.random.default_rng()
-        side = self.config.augment.crop_px[0]
+        side = self.crop_px[0]
         pixels = torch.as_tensor(batch["image"]).to(self.device, non_blocking=True)
         classes = torch.as_tensor(batch["label"]).to(self.device, non_blocking=True)
         count, length = classes.shape[:2]

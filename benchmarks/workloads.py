@@ -40,8 +40,14 @@ class Workload:
     num_classes: int = NUM_CLASSES
 
     @property
+    def crop_px(self) -> tuple[int, int]:
+        """Height and width of the training crops."""
+        assert self.config.augment.crop_px is not None
+        return self.config.augment.crop_px
+
+    @property
     def title(self) -> str:
-        crop = "×".join(map(str, self.config.augment.crop_px))
+        crop = "×".join(map(str, self.crop_px))
         return f"{self.name} {crop} batch {self.config.train.batch_size} {self.dtype}"
 
     @property
@@ -67,9 +73,8 @@ class Workload:
         return Network(model)
 
     def optimizer(self, network: Network) -> Any:
-        return optim.build_optimizer(
-            self.config.optim, network.variables[0], self.config.train.steps
-        )
+        total_steps = self.config.train.total_steps(num_images=0)
+        return optim.build_optimizer(self.config.optim, network.variables[0], total_steps)
 
     def step(self, network: Network) -> data_parallel.ParallelStep:
         """The training step on all devices."""

@@ -19,7 +19,7 @@ from fcn_jax.config import Config
 def get_config() -> Config:
     config = Config()
     config.data.name = "voc"
-    config.augment.crop_px = (0, 0)
+    config.augment.crop_px = None
     config.augment.scale = (1.0, 1.0)
     config.augment.flip = False
     config.model.backbone = "vgg16"

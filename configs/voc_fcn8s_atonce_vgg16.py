@@ -9,12 +9,13 @@ pool4 is scaled by 0.01 and pool3 by 0.0001 before they are scored, and 300,000 
 here.
 """
 
-from configs import voc_fcn32s_vgg16
-from fcn_jax.config import Config
+from pathlib import Path
+
+from fcn_jax.config import Config, load
 
 
 def get_config() -> Config:
-    config = voc_fcn32s_vgg16.get_config()
+    config = load(Path(__file__).with_name("voc_fcn32s_vgg16.py"))
     config.model.skips = 2
     config.model.score_scales = (1.0, 0.01, 0.0001)
     config.train.steps = 300_000

@@ -7,12 +7,13 @@ The score layer of pool3 starts at zero, and the rate falls to 1e-14 (the author
 schedule's result is not measured here.
 """
 
-from configs import voc_fcn32s_vgg16
-from fcn_jax.config import Config
+from pathlib import Path
+
+from fcn_jax.config import Config, load
 
 
 def get_config() -> Config:
-    config = voc_fcn32s_vgg16.get_config()
+    config = load(Path(__file__).with_name("voc_fcn32s_vgg16.py"))
     config.model.skips = 2
     config.optim.learning_rate = 1e-14
     return config

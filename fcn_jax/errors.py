@@ -24,10 +24,20 @@ class ArgumentError(UserError, ValueError):
     """
 
     def __init__(self, argument: str, value: Any, problem: str):
-        super().__init__(f"{argument} (={value}) {problem}")
+        super().__init__(f"{argument} (={shown(value)}) {problem}")
         self.argument = argument
         self.value = value
         self.problem = problem
+
+
+def shown(value: Any) -> str:
+    """Returns a value as it is given on the command line, at most about 200 characters of it."""
+    if isinstance(value, tuple):
+        return ",".join(map(shown, value))
+    if isinstance(value, int) and abs(value) > 10**40:  # Python refuses to print 10**5000
+        return f"a whole number of {value.bit_length()} bits"
+    text = str(value)
+    return text if len(text) <= 200 else f"{text[:200]}…"
 
 
 def listed(things: Sequence[object], most: int) -> str:

@@ -82,7 +82,7 @@ def main(arguments: list[str]) -> None:
     where = run.config.data
     where.name = options.data or where.name
     drawn = where.name == "shapes"  # the root of what was trained on is none of its
-    where.root = options.data_root or ("" if drawn else where.root)
+    where.root = options.data_root or (None if drawn else where.root)
     try:
         dataset = open_dataset(where)
     except UserError as error:

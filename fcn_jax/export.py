@@ -87,9 +87,10 @@ def export(run: Predictor, folder: Path, metrics: dict[str, Any]) -> None:
     about = run.about
     config: dict[str, Any] = dict(about.config)
     # Paths of the machine that it was trained on say nothing elsewhere.
-    config["init"] = ",".join(Path(part).name for part in config["init"].split(","))
-    palette = Path(config["data"]["mask_palette"]).name
-    nowhere = {"root": "", "prepared_dir": "", "mask_palette": palette}
+    init, palette = config["init"], config["data"]["mask_palette"]
+    config["init"] = init and ",".join(Path(part).name for part in init.split(","))
+    palette = palette and Path(palette).name
+    nowhere = {"root": None, "prepared_dir": None, "mask_palette": palette}
     config["data"] = {**config["data"], **nowhere}
     about = dataclasses.replace(about, config=config, metrics=metrics or run.metrics)
     tensors = {name: np.asarray(value) for name, value in flat(run.variables).items()}
@@ -137,7 +138,7 @@ def model_card(about: saved.About, tensors: dict[str, np.ndarray]) -> str:
     result = "uint8 (h, w)" if "" in about.classes else "{name: uint8 (h, w)}"
     channels = "RGB"
     if about.channels > COLOURS:
-        channels += f", then {about.config['data']['extra_channels']}"
+        channels += f", then {', '.join(about.config['data']['extra_channels'])}"
     lines = [
         "---",
         "library_name: fcn_jax",
@@ -197,8 +198,8 @@ def export_to_torchvision(run: Predictor, path: Path) -> None:
         depth in ("50", "101")
         and (model.output_stride, model.skips, model.head) == (8, 0, "hidden")
         and model.upsampling == "interpolate"
-        and (model.context_features, model.fusion, run.channels) == (0, "early", 3)
-        and set(model.score_scales) <= {1.0}
+        and (model.context_features, model.fusion, run.channels) == (None, "early", 3)
+        and set(model.score_scales or ()) <= {1.0}
         and len(run.label_maps) == 1
     )
     if not fits:

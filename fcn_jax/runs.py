@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from fcn_jax.config import Config, from_dict, settings
-from fcn_jax.errors import UserError
+from fcn_jax.errors import UserError, shown
 from fcn_jax.pretrained import saved
 
 FREE_TO_CHANGE = (
@@ -97,9 +97,9 @@ def claim(
     if is_begun(workdir):
         held, held_channels, held_maps = read_settings(workdir)
         differences = [
-            f"config.{name} is {old!r} there and {new!r} now"
-            for (name, old, _), (_, new, _) in zip(settings(held), settings(config), strict=True)
-            if old != new and name not in FREE_TO_CHANGE
+            f"config.{old.name} is {shown(old.value)} there and {shown(new.value)} now"
+            for old, new in zip(settings(held), settings(config), strict=True)
+            if old.value != new.value and old.name not in FREE_TO_CHANGE
         ]
         if held_channels != channels:
             differences.append(f"its images have {held_channels} channels, not {channels}")

@@ -80,9 +80,7 @@ def train(config: Config, workdir: Path) -> Evaluation:
     statistics = dataset.statistics(config.data.train_split)
     if not len(records):
         raise UserError(f"split {config.data.train_split} of {dataset.name} has no images")
-    total_steps = config.train.steps or math.ceil(
-        config.train.epochs * len(records) / config.train.batch_size
-    )
+    total_steps = config.train.total_steps(len(records))
     runs.claim(workdir, config, dataset.channels, dataset.label_maps)
 
     # --- model, optimizer, steps

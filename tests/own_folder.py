@@ -38,7 +38,7 @@ def small_config(folder: Path) -> Config:
     config.augment.crop_px = (64, 64)
     config.optim.warmup_steps = 0
     config.train.batch_size = 2
-    config.train.epochs = 0
+    config.train.epochs = None
     config.train.steps = 6
     config.train.eval_every_steps = 3
     config.train.log_every_steps = 1

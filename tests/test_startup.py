@@ -32,7 +32,6 @@ def test_the_second_start_compiles_nothing_and_so_does_going_on(tmp_path: Path):
             "--config.augment.crop_px=64,64",
             "--config.train.batch_size=2",
             "--config.eval.batch_size=2",
-            "--config.train.epochs=0",
             "--config.train.steps=8",
             "--config.train.eval_every_steps=4",
             "--config.train.log_every_steps=1",

@@ -130,7 +130,6 @@ def test_an_interrupted_run_ends_in_the_same_bits(trained_run, trained_folder, t
         "--config.augment.crop_px=64,64",
         "--config.optim.warmup_steps=0",
         "--config.train.batch_size=2",
-        "--config.train.epochs=0",
         "--config.train.steps=6",
         "--config.train.eval_every_steps=3",
         "--config.train.log_every_steps=1",
@@ -175,7 +174,7 @@ def test_two_images_are_learned_by_heart(tmp_path):
     (tmp_path / "data/train.txt").write_text(names)
     (tmp_path / "data/val.txt").write_text(names)
     config = small_config(tmp_path)
-    config.augment.crop_px = (0, 0)
+    config.augment.crop_px = None
     config.augment.scale = (1.0, 1.0)
     config.augment.flip = False
     config.optim.learning_rate = 1e-2
@@ -211,7 +210,7 @@ def test_a_run_that_never_began_does_not_bind_its_folder(trained_folder, tmp_pat
     config.init = "none.npz"
     with pytest.raises(UserError, match=r"there is no file none\.npz"):
         train(config, tmp_path / "run")
-    config.init = ""
+    config.init = None
     train(config, tmp_path / "run")
     assert load_run(tmp_path / "run").step == 1
 
@@ -330,9 +329,9 @@ def test_an_unwritable_workdir_is_refused(trained_folder, tmp_path):
 
 def test_class_weights_must_fit_the_classes(trained_folder, tmp_path):
     config = small_config(trained_folder)
-    config.loss.class_weights = "1,2"
+    config.loss.class_weights = (1.0, 2.0)
     with pytest.raises(
-        UserError, match=r"class_weights \(='1,2'\) must be 'balanced' or 6 numbers"
+        UserError, match=r"class_weights \(=1\.0,2\.0\) must be balanced, or 6 numbers"
     ):
         train(config, tmp_path / "run")
 
@@ -343,7 +342,6 @@ def test_without_a_workdir_the_run_lies_under_the_name_of_its_config(tmp_path):
             sys.executable,
             "-m",
             "fcn_jax.train",
-            "--config.train.epochs=0",
             "--config.train.steps=1",
             "--config.data.eval_split=val[:2]",
         ],

@@ -54,7 +54,7 @@ def augment(
 
     The image is scaled by a factor drawn evenly from `config.scale` (bilinear; labels nearest),
     then a window of `config.crop_px` is drawn that lies inside it, or, on an axis where the image
-    is smaller, holds all of it. Half the time it is mirrored. A `crop_px` of (0, 0) keeps the
+    is smaller, holds all of it. Half the time it is mirrored. A `crop_px` of None keeps the
     canvas as it is, whole and unscaled, as the paper trains.
 
     Args:
@@ -65,14 +65,14 @@ def augment(
     """
     scale_key, top_key, left_key, flip_key, colour_key = jax.random.split(key, 5)
     scale = jax.random.uniform(scale_key, minval=config.scale[0], maxval=config.scale[1])
-    whole = config.crop_px == (0, 0)
-    if whole:
+    whole = config.crop_px is None
+    if config.crop_px is None:
         rows, columns = (_whole(size[axis], label.shape[axis]) for axis in (0, 1))
     else:
         rows = _window(top_key, size[0], scale, config.crop_px[0])
         columns = _window(left_key, size[1], scale, config.crop_px[1])
     if config.flip:
-        flipped = _reversed(columns, size[1] if whole else config.crop_px[1])
+        flipped = _reversed(columns, size[1] if config.crop_px is None else config.crop_px[1])
         mirrored = jax.random.bernoulli(flip_key)
         columns = jax.tree.map(lambda a, b: jnp.where(mirrored, b, a), columns, flipped)
 

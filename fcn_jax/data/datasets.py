@@ -22,12 +22,12 @@ from typing import Any
 
 import numpy as np
 
-from fcn_jax.config import DataConfig
+from fcn_jax.config import DataConfig, check_ranges
 from fcn_jax.data.channels import channel_feature
 from fcn_jax.data.labels import by_map, label_feature
 from fcn_jax.data.splits import Split
 from fcn_jax.data.versions import Version, locked, prepared_dir, quiet, version_of
-from fcn_jax.errors import UserError
+from fcn_jax.errors import UserError, shown
 from fcn_jax.terminal.atomic_files import write_whole
 from fcn_jax.terminal.progress import progress_bar
 
@@ -125,6 +125,7 @@ def open_dataset(data: DataConfig) -> Dataset:
     Raises:
       UserError: no such data set, raw files missing or wrong, or a preparation that failed.
     """
+    check_ranges(data, "data.")
     if data.name != "folder":
         _check_plain(data)
     if data.name in OWN_NAMES:
@@ -138,7 +139,7 @@ def open_dataset(data: DataConfig) -> Dataset:
             },
             splits=tuple(builder.info.splits),
             builder=builder,
-            channel_features=tuple(channel_feature(name) for name in data.channel_folders()),
+            channel_features=tuple(channel_feature(name) for name in data.extra_channels),
             label_features=tuple(features.values()),
         )
     builder = _open_tfds(data)
@@ -161,11 +162,11 @@ def open_dataset(data: DataConfig) -> Dataset:
 
 
 def _check_plain(data: DataConfig) -> None:
-    if data.channel_folders() or data.mask_folders() != ("masks",):
+    if data.extra_channels or data.label_maps != ("masks",):
         raise UserError(
-            f"config.data.extra_channels (={data.extra_channels!r}) and config.data.label_maps "
-            f"(={data.label_maps!r}) go with the folder data set, not with {data.name}: its images "
-            "are RGB and have one label map"
+            f"config.data.extra_channels (={shown(data.extra_channels)}) and "
+            f"config.data.label_maps (={shown(data.label_maps)}) go with the folder data set, not "
+            f"with {data.name}: its images are RGB and have one label map"
         )
 
 
@@ -191,12 +192,12 @@ def _open_own(data: DataConfig) -> Any:
                 "root": data.root,
                 "validation_fraction": data.validation_fraction,
                 "mask_palette": data.mask_palette,
-                "extra_channels": data.channel_folders(),
-                "label_maps": data.mask_folders(),
+                "extra_channels": data.extra_channels,
+                "label_maps": data.label_maps,
             }
             palette = data.mask_palette
             palette_file = [Path(palette)] if palette and palette != "voc" else []
-            folders = data.channel_folders(), data.mask_folders()
+            folders = data.extra_channels, data.label_maps
             version = version_of(
                 top, data, options, lambda root: [*folder.raw_files(root, *folders), *palette_file]
             )

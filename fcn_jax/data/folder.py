@@ -45,15 +45,11 @@ class Folder(SegmentationBuilder, skip_registration=True):  # type: ignore[call-
         *,
         root: str,
         validation_fraction: float = 0.2,
-        mask_palette: str = "",
+        mask_palette: str | None = None,
         extra_channels: Sequence[str] = (),
         label_maps: Sequence[str] = ("masks",),
         **options: Any,
     ):
-        if not 0 <= validation_fraction < 1:
-            raise UserError(
-                f"--config.data.validation_fraction={validation_fraction}: a share from 0 to 1"
-            )
         self._root = Path(root).expanduser()
         self._validation_fraction = validation_fraction
         self._palette = read_palette(mask_palette) if mask_palette else None

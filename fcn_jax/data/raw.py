@@ -91,10 +91,8 @@ def list_folder(data: DataConfig) -> RawSet:
     notes: list[Note] = []
     images = _by_stem(root, "images", "", notes)
     notes += [Note("file_ignored", name) for name in _ignored(root / "images")]
-    masks = {name: _by_stem(root, name, "label_maps", notes) for name in data.mask_folders()}
-    channels = {
-        name: _by_stem(root, name, "extra_channels", notes) for name in data.channel_folders()
-    }
+    masks = {name: _by_stem(root, name, "label_maps", notes) for name in data.label_maps}
+    channels = {name: _by_stem(root, name, "extra_channels", notes) for name in data.extra_channels}
     splits = _lists(root, images, notes)
     notes += _unmatched(images, masks, channels, splits)
     label_maps = {}
@@ -215,7 +213,7 @@ def _list_voc(data: DataConfig, place: Path, read: voc.Read) -> RawSet:
         for split, names in lists.items()
         for name in names
     ]
-    if data.name == "voc/trainaug":
+    if data.name == "voc/trainaug" and data.root:
         own = {*lists["train"], *lists["val"]}
         masks = voc.sbd_masks(Path(data.root).expanduser())
         pairs += [

@@ -61,7 +61,7 @@ class Voc(SegmentationBuilder, skip_registration=True):  # type: ignore[call-arg
         )
     }
 
-    def __init__(self, *, root: str = "", **options: Any):
+    def __init__(self, *, root: str | None = None, **options: Any):
         self._root = Path(root).expanduser() if root else None
         super().__init__(label_maps={"": VOC_CLASSES}, **options)
 

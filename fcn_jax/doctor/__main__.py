@@ -60,7 +60,7 @@ def main(arguments: list[str]) -> None:
     config, output = flags.FLAGS.config, flags.FLAGS.output
     name = config.data.name.replace("/", "_")
     if config.data.name == "folder":
-        name = Path(config.data.root).resolve().name
+        name = Path(config.data.root or "").resolve().name
     diagnose(config, Path(output or f"doctor_{name}.png"))
 
 

@@ -46,7 +46,7 @@ def crop_px(sizes: np.ndarray) -> tuple[int, int]:
 def _suggest_crop(sizes: np.ndarray, config: Config) -> Advice:
     height, width = crop_px(sizes)
     median = width_by_height(np.median(sizes, axis=0).astype(int))
-    unchanged = "unchanged; " if (height, width) == tuple(config.augment.crop_px) else ""
+    unchanged = "unchanged; " if (height, width) == config.augment.crop_px else ""
     return Advice(
         f"--config.augment.crop_px={height},{width}",
         f"{unchanged}height,width: the median training image ({median}) rounded to a multiple of "

@@ -126,7 +126,7 @@ class Predictor:
         return digest.hexdigest()
 
     def _channel_names(self) -> str:
-        return " and ".join(["RGB", *self.config.data.channel_folders()])
+        return " and ".join(["RGB", *self.config.data.extra_channels])
 
 
 def _only(by_name: dict[str, np.ndarray]) -> np.ndarray | dict[str, np.ndarray]:

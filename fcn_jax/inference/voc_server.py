@@ -228,7 +228,7 @@ def _outside_data(config: Config) -> str:
     """What tells that a run has seen more than VOC's own images and masks; "" if nothing does."""
     if config.data.name != "voc":
         return f"config.data.name is {config.data.name}"
-    for start in filter(None, config.init.split(",")):
+    for start in config.init.split(",") if config.init else ():
         if not (Path(start) / "run.json").exists():  # weights made elsewhere
             return f"config.init is {start}"
         further = _outside_data(read_settings(Path(start)).config)

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
-from fcn_jax.config import ModelConfig
+from fcn_jax.config import ModelConfig, from_dict
 from fcn_jax.errors import UserError
 from fcn_jax.models.backbones.preprocess import COLOURS
 from fcn_jax.models.build import preprocessing_name
@@ -116,12 +116,12 @@ class Weights:
                     f"{self.path} has other classes ({', '.join(theirs[:4])}, …), as many as here: "
                     "its score layers are taken nevertheless"
                 )
+            made_for = from_dict({"model": self.about.config["model"]}).model
             differing = [
-                f"{setting} {_plain(self.about.config['model'][setting])} there and "
-                f"{_plain(getattr(model, setting))} here"
+                f"{setting} {getattr(made_for, setting)} there and {getattr(model, setting)} here"
                 for setting in HEAD_SETTINGS
                 if setting in self.about.config["model"]
-                and _plain(self.about.config["model"][setting]) != _plain(getattr(model, setting))
+                and getattr(made_for, setting) != getattr(model, setting)
             ]
             if differing:
                 notes.append(
@@ -281,11 +281,6 @@ def _for_channels(kernel: np.ndarray, wanted: tuple[int, ...]) -> np.ndarray:
     if channels < COLOURS:
         return np.repeat(mean * COLOURS / channels, channels, axis=2)
     return np.concatenate([kernel, *[mean] * (channels - COLOURS)], axis=2)
-
-
-def _plain(value: Any) -> Any:
-    """A setting as JSON gives it back, and as a config holds it, alike."""
-    return tuple(value) if isinstance(value, list) else value
 
 
 def _layers(names) -> list[str]:

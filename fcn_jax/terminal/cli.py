@@ -1,64 +1,68 @@
 """What the commands share: reading `--config`, `--help`, and mistakes told in one line."""
 
-import difflib
 import hashlib
 import os
 import platform
 import re
-import runpy
 import signal
 import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 
 from fcn_jax import config as config_lib
-from fcn_jax.errors import ArgumentError, UserError
+from fcn_jax.config import Config, default_config
+from fcn_jax.config.fields import listed_choices, suggestion
+from fcn_jax.errors import ArgumentError, UserError, shown
 from fcn_jax.terminal import signals
+
+HELP_FLAGS = ("--help", "-h", "-help", "--helpfull")
 
 
 def begin(*, with_config: bool = False) -> None:
-    """Reads the flags of the command, tells of mistakes in them, and prints its `--help`.
+    """Reads the flags of the command that is running, or prints its `--help`.
 
-    It is called at the top of a command's module, before what takes seconds to be imported, and
-    `run` at its end. The module's docstring and flags make up `--help`. What are no flags is left
-    in `sys.argv`. Ctrl-C during the imports to come ends with status 130.
+    A command calls it at the top of its module, before the imports that take seconds, and `run` at
+    the end. The module's docstring and flags make up `--help`. Arguments that are no flags stay in
+    `sys.argv`. Ctrl-C during the imports that follow ends with status 130.
 
-    with_config: adds the flag `--config`, a file with `get_config()`, or else the embedded
-    default, and one flag for every setting.
+    Args:
+        with_config: adds the flag `--config`, a config file, and one flag for every setting;
+            `flags.FLAGS.config` is then the `Config`, checked.
 
     Raises:
-        SystemExit: status 0 after --help, 2 for a mistake in the flags, 1 for a setting that
-            cannot be.
+        SystemExit: status 0 after --help, 2 for a mistake in the flags, 1 for a setting that cannot
+            be used.
     """
     signal.signal(signal.SIGINT, lambda number, _: os._exit(128 + number))
-    sys.argv[1:] = with_underscores(sys.argv[1:])  # in place: ml_collections reads it as well
+    arguments = with_underscores(sys.argv[1:])
+    options = [argument for argument in arguments if argument not in HELP_FLAGS]
     program = f"python -m {_module_name()}"
-    asks_help = {"--help", "-h", "-help", "--helpfull"} & set(sys.argv[1:])
     try:
+        given = _define_config(options) if with_config else []
+        rest = flags.FLAGS([sys.argv[0], *options])[1:]
         if with_config:
-            _check_setting_names(sys.argv[1:])
-            _define_config()
-        if asks_help:
+            config = flags.FLAGS.config or default_config()
+            for name, text in given:
+                config_lib.override(config, name, text)
+            flags.FLAGS["config"].value = config
+        if options != arguments:
             print(_help(program))
             sys.exit(0)
-        arguments = flags.FLAGS(sys.argv)[1:]
-        config = flags.FLAGS.config if with_config else None
-        if config is not None:
-            _ = config.data  # a file that cannot be loaded is told of here
-    except (flags.Error, UserError, KeyError, ValueError, OSError) as error:
-        print(f"{_command()}: {_one_line(error)} (see {program} --help)", file=sys.stderr)
+    except (flags.Error, UserError) as error:
+        print(f"{_command()}: {_message(error)} (see {program} --help)", file=sys.stderr)
         sys.exit(2)
     try:
-        if config is not None:
+        if with_config:
             config.check()
     except UserError as error:
         print(f"{_command()}: {_message(error)}", file=sys.stderr)
         sys.exit(1)
-    sys.argv[1:] = arguments
+    sys.argv[1:] = rest
     _keep_compilations()
 
 
@@ -89,16 +93,16 @@ def run(main: Callable[[list[str]], None]) -> None:
         sys.exit(130)
 
 
-def _message(error: UserError) -> str:
+def _message(error: Exception) -> str:
     """Returns the error's line, with an argument named as the setting or flag that sets it."""
     if not isinstance(error, ArgumentError):
-        return str(error)
-    name = error.argument
-    if name in {known for known, _, _ in config_lib.settings(config_lib.Config())}:
+        return " ".join(str(error).split())
+    name, settings = error.argument, [one.name for one in config_lib.settings(Config())]
+    if name in settings:
         name = f"config.{name}"
     elif name in flags.FLAGS:
         name = f"--{name}"
-    return f"{name} (={error.value}) {error.problem}"
+    return f"{name} (={shown(error.value)}) {error.problem}"
 
 
 def _module_name() -> str:
@@ -132,30 +136,62 @@ def _with_underscores(argument: str) -> str:
     return argument
 
 
-def _define_config() -> None:
-    from ml_collections import config_flags
+class _ConfigFile(flags.ArgumentParser):
+    """Loads the file that `--config` names."""
 
-    path = _config_path()
-    if path and not Path(path).is_file():
-        raise UserError(f"--config: there is no file {path}")
-    if path or "--config" in sys.argv:
-        config_flags.DEFINE_config_file("config", help_string="file with get_config()")
-    else:
-        config_flags.DEFINE_config_dataclass("config", config_lib.default_config())
+    path: Path | None = None
+
+    def parse(self, argument: str) -> Config:
+        self.path = Path(argument)
+        return config_lib.load(self.path)
+
+
+class _SettingText(flags.ArgumentParser):
+    """Collects the texts of `--config.NAME=TEXT`, in the order of the command line."""
+
+    def __init__(self, name: str, given: list[tuple[str, str]]):
+        self._name = name
+        self._given = given
+
+    def parse(self, argument: str) -> str:
+        self._given.append((self._name, argument))
+        return argument
+
+
+def _define_config(options: Sequence[str]) -> list[tuple[str, str]]:
+    """Defines `--config` and a flag for every setting; returns the list that parsing fills.
+
+    Raises UserError for a setting that does not exist, with a suggestion.
+    """
+    given: list[tuple[str, str]] = []
+    flags.DEFINE(_ConfigFile(), "config", None, "file whose get_config() returns the settings")
+    for setting in config_lib.settings(Config()):
+        flag = flags.Flag(
+            _SettingText(setting.name, given),
+            serializer=None,
+            name=f"config.{setting.name}",
+            default=None,
+            help_string=setting.rules["help"],
+            boolean=setting.kind is bool,
+        )
+        flags.DEFINE_flag(flag)
+    for option in options:
+        name = option.partition("=")[0].removeprefix("--")
+        if option.startswith("--config.") and name not in flags.FLAGS:
+            known = [name for name in flags.FLAGS if name.startswith("config.")]
+            raise UserError(f"there is no setting --{name}{suggestion(name, known, '--')}")
+    return given
 
 
 def config_name() -> str:
-    """The name of the config file, without its ending; 'shapes' for the embedded default."""
-    from ml_collections import config_flags
-
-    path = config_flags.get_config_filename(flags.FLAGS["config"])
-    return Path(path).stem if isinstance(path, str) else "shapes"
+    """Returns the name of the config file, without its ending; "shapes" without a file."""
+    path = _config_path()
+    return path.stem if path else "shapes"
 
 
-def _config_path() -> str:
-    """What --config=FILE gives on the command line."""
-    given = (argument.lstrip("-") for argument in sys.argv[1:] if argument.startswith("-"))
-    return next((text.partition("=")[2] for text in given if text.startswith("config=")), "")
+def _config_path() -> Path | None:
+    parser: Any = flags.FLAGS["config"].parser
+    return parser.path
 
 
 def _keep_compilations() -> None:
@@ -197,25 +233,6 @@ def _processor() -> str:
     return f"{platform.machine()}-{digest[:12]}"
 
 
-def _check_setting_names(arguments: Sequence[str]) -> None:
-    known = [name for name, _, _ in config_lib.settings(config_lib.Config())]
-    for argument in arguments:
-        if not argument.startswith("--config."):
-            continue
-        name = argument.removeprefix("--config.").partition("=")[0]
-        if name in known or f"{name.removeprefix('no')}" in known:
-            continue
-        near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
-        last = [k for k in known if k.rpartition(".")[2] == name.rpartition(".")[2]]
-        hint = f"; did you mean --config.{(last or near)[0]}?" if last or near else ""
-        raise UserError(f"there is no setting --config.{name}{hint}")
-
-
-def _one_line(error: BaseException) -> str:
-    message = error.args[0] if isinstance(error, KeyError) and error.args else error
-    return " ".join(str(message).split())
-
-
 def _help(program: str) -> str:
     lines = [(sys.modules["__main__"].__doc__ or program).strip(), "", "Flags:"]
     own = flags.FLAGS.flags_by_module_dict().get(sys.argv[0], [])
@@ -228,11 +245,8 @@ def _help(program: str) -> str:
         path = _config_path()
         values = f"their values in {path}" if path else "their defaults"
         lines += ["", f"Settings, each changed by --config.NAME=VALUE, with {values}:"]
-        get_config = runpy.run_path(path)["get_config"] if path else config_lib.default_config
-        config = get_config()
-        for name, value, metadata in config_lib.settings(config):
-            shown = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
-            choices = metadata.get("choices")
-            help_line = metadata["help"] + (f": {', '.join(map(str, choices))}" if choices else "")
-            lines.append(f"  {name + '=' + shown:<36} {help_line}")
+        for setting in config_lib.settings(flags.FLAGS.config):
+            choices = f": {listed_choices(setting)}" if setting.choices else ""
+            name = f"{setting.name}={shown(setting.value)}"
+            lines.append(f"  {name:<36} {setting.rules['help']}{choices}")
     return "\n".join(lines)

@@ -1,6 +1,7 @@
 """Class weights against class imbalance, from the number of pixels of each class."""
 
 from collections.abc import Mapping
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -10,12 +11,14 @@ from fcn_jax.errors import ArgumentError
 
 
 def class_weights(
-    setting: str, num_classes: Mapping[str, int], label_counts: Mapping[str, np.ndarray]
+    setting: Literal["balanced"] | tuple[float, ...] | None,
+    num_classes: Mapping[str, int],
+    label_counts: Mapping[str, np.ndarray],
 ) -> dict[str, jax.Array]:
     """Returns the weights that the setting `loss.class_weights` asks for.
 
     Args:
-        setting: 'balanced' for `enet_weights`; numbers 'a,b,c,…', one for each class; '' for none.
+        setting: "balanced" for `enet_weights`; one number for each class; None for no weights.
         num_classes: k by label map.
         label_counts: training pixels of each class by label map, at least (k,).
 
@@ -23,9 +26,9 @@ def class_weights(
         float32 (k,) by label map; an empty dictionary without weights.
 
     Raises:
-        ArgumentError: the setting is neither, or gives numbers to several label maps.
+        ArgumentError: other numbers than one for each class, or numbers with several label maps.
     """
-    if not setting:
+    if setting is None:
         return {}
     if setting == "balanced":
         return {
@@ -35,21 +38,17 @@ def class_weights(
     if len(num_classes) > 1:
         raise ArgumentError(
             "loss.class_weights",
-            repr(setting),
-            f"must be 'balanced' or empty with several label maps ({', '.join(num_classes)})",
+            setting,
+            f"must be balanced or None with several label maps ({', '.join(num_classes)})",
         )
-    try:
-        weights = [float(weight) for weight in setting.split(",")]
-    except ValueError:
-        weights = []
     ((name, count),) = num_classes.items()
-    if len(weights) != count or not all(0 <= weight < np.inf for weight in weights):
+    if len(setting) != count or not any(setting):
         raise ArgumentError(
             "loss.class_weights",
-            repr(setting),
-            f"must be 'balanced' or {count} numbers of at least 0, one for each class",
+            setting,
+            f"must be balanced, or {count} numbers, one for each class and not all 0",
         )
-    return {name: jnp.asarray(weights, jnp.float32)}
+    return {name: jnp.asarray(setting, jnp.float32)}
 
 
 def enet_weights(counts: np.ndarray) -> np.ndarray:

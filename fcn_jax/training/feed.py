@@ -54,7 +54,7 @@ def open_feed(
     Raises:
         UserError: a record that is damaged, or a set that cannot be kept on the device.
     """
-    canvas_px = config.data.canvas_px if all(config.data.canvas_px) else one_canvas(sizes)
+    canvas_px = config.data.canvas_px or one_canvas(sizes)
     if steps:
         canvas_bytes = resident.canvas_bytes(records[0], canvas_px)
         needed = resident.shares(len(sizes), canvas_bytes)[0] * canvas_bytes

@@ -8,6 +8,9 @@ import optax
 from fcn_jax.config import OptimConfig
 from fcn_jax.errors import UserError
 
+POLY_POWER = 0.9
+"""Exponent of the poly schedule (Chen et al., DeepLab, 2017)."""
+
 
 def build_optimizer(config: OptimConfig, params, total_steps: int) -> optax.GradientTransformation:
     """The optimizer that a config names, for parameters of this structure.
@@ -40,7 +43,7 @@ def learning_rate_schedule(config: OptimConfig, total_steps: int) -> optax.Sched
         step = jnp.asarray(step, jnp.float32)
         rate = jnp.asarray(config.learning_rate, jnp.float32)
         if config.schedule == "poly":
-            rate = rate * jnp.maximum(1 - step / total_steps, 0) ** config.poly_power
+            rate = rate * jnp.maximum(1 - step / total_steps, 0) ** POLY_POWER
         if config.warmup_steps:
             rate = rate * jnp.minimum((step + 1) / config.warmup_steps, 1)
         return rate

@@ -40,7 +40,7 @@ class OneLayer:
 def test_of_one_layer_ours_keeps_its_input_and_the_result() -> None:
     workload: Any = SimpleNamespace(
         network=OneLayer,
-        config=SimpleNamespace(augment=SimpleNamespace(crop_px=(SIDE, SIDE))),
+        crop_px=(SIDE, SIDE),
     )
     # The result is kept once, for the rectifier and for the square.
     assert kept_of_an_image(workload) == 4 * SIDE**2 * 3 + 4 * SIDE**2 * FEATURES

@@ -207,7 +207,11 @@ def test_foreground_saved_as_255(tmp_path):
 
 
 def test_validation_fraction_is_a_share(tmp_path):
-    refuses(write_set(tmp_path / "set"), "validation_fraction=1.5", validation_fraction=1.5)
+    refuses(
+        write_set(tmp_path / "set"),
+        r"validation_fraction \(=1.5\) must be a finite number at least 0 and below 1",
+        validation_fraction=1.5,
+    )
     one = write_set(tmp_path / "one", stems="a")
     with pytest.raises(UserError, match="one image cannot be split"):
         open_folder(one)

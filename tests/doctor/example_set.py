@@ -17,9 +17,9 @@ VAL = [f"val_{index:03}" for index in range(6)]
 FIRST = "masks/train_000.png"
 
 
-def settings(root: Path | str, name: str = "folder", **data) -> Config:
+def settings(root: Path | None, name: str = "folder", **data) -> Config:
     config = default_config()
-    config.data.name, config.data.root = name, str(root)
+    config.data.name, config.data.root = name, root and str(root)
     for setting, value in data.items():
         setattr(config.data, setting, value)
     return config

@@ -201,21 +201,21 @@ def write_channels(root: Path, mode: str) -> None:
 
 def test_depth_saved_in_colour(mine):
     write_channels(mine, "RGB")
-    found = remarks(mine, extra_channels="depth")
+    found = remarks(mine, extra_channels=("depth",))
     assert set(found) == {"channels_coloured"}
     assert "the three are equal" in found["channels_coloured"][0]
 
 
 def test_faulty_extra_channels(mine):
     write_channels(mine, "L")
-    assert examine(mine, extra_channels="depth") == {}
+    assert examine(mine, extra_channels=("depth",)) == {}
     depth = mine / "depth"
     (depth / "train_000.png").unlink()
     (depth / "train_001.png").write_bytes(b"")
     Image.new("L", (5, 4)).save(depth / "train_002.png")
     with Image.open(depth / "train_003.png") as image:
         image.convert("RGB").save(depth / "train_003.png")
-    found = faults(mine, extra_channels="depth")
+    found = faults(mine, extra_channels=("depth",))
     assert found.pop("channels_unreadable")[0].startswith("depth/train_001.png (not an image")
     height, width = shapes.draw("train_002")[1].shape
     assert found == {

@@ -98,12 +98,12 @@ def test_unused_files(mine):
 def test_each_label_map_is_examined(mine):
     shutil.copytree(mine / "masks", mine / "parts")
     (mine / "parts.txt").write_text("\n".join(shapes.CLASSES))
-    assert examine(mine, label_maps="masks,parts") == {}
+    assert examine(mine, label_maps=("masks", "parts")) == {}
     edit_mask(mine, lambda label: label + 3, "parts/train_000.png")
     (mine / "parts" / "train_001.png").unlink()
     drawn = np.unique(shapes.draw("train_000")[1]).tolist()
     outside = ", ".join(str(label + 3) for label in drawn if 5 < label + 3 < 255)
-    assert faults(mine, label_maps="masks,parts") == {
+    assert faults(mine, label_maps=("masks", "parts")) == {
         "image_without_mask": ("images/train_001.png (in parts/)",),
         "label_outside": (f"parts/train_000.png ({outside})",),
     }
@@ -111,7 +111,7 @@ def test_each_label_map_is_examined(mine):
 
 def test_prepared_records_are_examined_if_there_are_no_files(tmp_path, monkeypatch):
     monkeypatch.setattr(shapes, "SPLIT_SIZES", {"train": 8, "val": 6})
-    config = settings("", "shapes", prepared_dir=str(tmp_path))
+    config = settings(None, "shapes", prepared_dir=str(tmp_path))
     with open_subject(config.data) as subject:
         survey, findings = __main__.examine(subject, config)
     assert findings == []
@@ -147,4 +147,4 @@ def test_nothing_to_examine(tmp_path):
     with pytest.raises(UserError, match=r"images: no such folder; .*classes\.txt"):
         examine(tmp_path)
     with pytest.raises(UserError, match=r"needs --config\.data\.root"):
-        open_subject(settings("").data).__enter__()
+        open_subject(settings(None).data).__enter__()

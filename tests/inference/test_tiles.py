@@ -244,7 +244,7 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An exported run of random weights, with two label maps."""
     config = default_config()
     config.model = ModelConfig(backbone="small", skips=2)
-    config.data.label_maps = "masks,heights"
+    config.data.label_maps = ("masks", "heights")
     label_maps = {"masks": CLASSES, "heights": CLASSES[:3]}
     counts = {name: len(names) for name, names in label_maps.items()}
     network = Network(nnx.eval_shape(lambda: build_model(config.model, counts, rngs=nnx.Rngs(0))))

@@ -54,7 +54,7 @@ def voc(tmp_path: Path) -> Path:
     return write_stand_in(tmp_path / "data")
 
 
-def voc_config(init: str = "") -> Config:
+def voc_config(init: str | None = None) -> Config:
     config = default_config()
     config.data.name, config.init = "voc", init
     return config
@@ -266,11 +266,11 @@ def test_the_network_must_have_vocs_classes(make_run, voc, tmp_path):
 
 
 def test_comp5_is_for_vocs_own_data_alone(make_run, voc, tmp_path, monkeypatch):
-    def stage(folder: str, init: str) -> None:
+    def stage(folder: str, init: str | None) -> None:
         claim(Path(folder), voc_config(init), 3, {"": VOC_CLASSES})
 
     monkeypatch.chdir(tmp_path)
-    stage("scratch", "")
+    stage("scratch", None)
     stage("pretrained", "squeezenet.npz")
     send(make_run(config=voc_config("scratch")), voc, tmp_path / "out", competition="comp5")
     enlarged = voc_config()
@@ -285,7 +285,7 @@ def test_comp5_is_for_vocs_own_data_alone(make_run, voc, tmp_path, monkeypatch):
     ):
         with pytest.raises(UserError, match=f"{reason}: give --competition=comp6"):
             send(make_run(config=config), voc, tmp_path / "refused", competition="comp5")
-        send(make_run(config=config), voc, tmp_path / config.init, split="val")
+        send(make_run(config=config), voc, tmp_path / str(config.init), split="val")
 
 
 def test_what_is_missing_is_told_before_anything_is_written(make_run, voc, tmp_path):

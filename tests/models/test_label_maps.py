@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,7 @@ import pytest
 from flax import nnx
 from PIL import Image
 
-from fcn_jax.config import Config, DataConfig
+from fcn_jax.config import Config
 from fcn_jax.data.channels import beside
 from fcn_jax.data.datasets import Dataset, open_dataset
 from fcn_jax.data.labels import by_map
@@ -100,7 +101,7 @@ def test_each_map_counts_by_its_own_pixels(normalization: str, weighted: bool) -
     (expected,) = pull_back(cotangents)
 
     config = Config()
-    config.augment.crop_px, config.augment.scale, config.augment.flip = (0, 0), (1.0, 1.0), False
+    config.augment.crop_px, config.augment.scale, config.augment.flip = None, (1.0, 1.0), False
     config.loss.normalization = normalization
     config.model.auxiliary_weight = AUXILIARY_WEIGHT
     optimizer = optax.sgd(1.0)
@@ -152,14 +153,14 @@ def write_set(root: Path, stems: str = "abcdefghijkl", height: int = 48, width: 
             Image.fromarray(mask).save(root / name / f"{stem}.png")
 
 
-def config_of(root: Path, **data: str) -> Config:
+def config_of(root: Path, **data: Any) -> Config:
     config = Config()
     config.data.name, config.data.root = "folder", str(root)
     config.data.prepared_dir = str(root.parent / "prepared")
-    config.data.extra_channels, config.data.label_maps = "depth", "masks,geometry"
+    config.data.extra_channels, config.data.label_maps = ("depth",), ("masks", "geometry")
     for name, value in data.items():
         setattr(config.data, name, value)
-    config.augment.crop_px, config.augment.scale = (0, 0), (1.0, 1.0)
+    config.augment.crop_px, config.augment.scale = None, (1.0, 1.0)
     config.model.skips = 2
     config.model.upsampling = "fixed"
     config.optim.learning_rate = 1e-2
@@ -169,11 +170,11 @@ def config_of(root: Path, **data: str) -> Config:
     return config
 
 
-def open_set(root: Path, **data: str) -> Dataset:
+def open_set(root: Path, **data: Any) -> Dataset:
     return open_dataset(config_of(root, **data).data)
 
 
-def refuses(root: Path, message: str, **data: str) -> None:
+def refuses(root: Path, message: str, **data: Any) -> None:
     with pytest.raises(UserError, match=message) as caught:
         open_set(root, **data)
     assert "\n" not in str(caught.value)
@@ -207,7 +208,7 @@ def test_channels_and_maps_are_read_in_the_order_given(drawn: Path) -> None:
     np.testing.assert_array_equal(split.label(3), record["label"])
     for name, label in by_map(record["label"], ("masks", "geometry")).items():
         np.testing.assert_array_equal(label, read_mask(drawn / name / f"{stem}.png"))
-    turned = open_set(drawn, label_maps="geometry, masks")
+    turned = open_set(drawn, label_maps=("geometry", "masks"))
     assert turned.class_names == ("far", "near")
 
 
@@ -220,7 +221,7 @@ def test_labels_are_counted_by_map(drawn: Path) -> None:
 
 
 def test_a_single_map_of_another_name_has_no_name(drawn: Path) -> None:
-    dataset = open_set(drawn, label_maps="geometry", extra_channels="")
+    dataset = open_set(drawn, label_maps=("geometry",), extra_channels=())
     assert dataset.label_maps == {"": ("far", "near")}
     assert dataset.channels == 3
     record = dataset.split("train")[0]
@@ -232,7 +233,7 @@ def test_channels_of_colour_files_in_other_formats(own: Path) -> None:
     (own / "hha").mkdir()
     for path in (own / "images").iterdir():
         Image.new("RGB", (56, 48), (1, 2, 3)).save(own / "hha" / f"{path.stem}.bmp")
-    dataset = open_set(own, extra_channels="hha,depth")
+    dataset = open_set(own, extra_channels=("hha", "depth"))
     assert dataset.channels == 7
     record = dataset.split("val")[0]
     assert (record["image"][..., 3:6] == [1, 2, 3]).all()
@@ -256,7 +257,7 @@ def test_bad_channels_are_named_before_training(own: Path) -> None:
     refuses(
         own,
         r"dept: no such folder; config\.data\.extra_channels .* has depth, geometry, im",
-        extra_channels="dept",
+        extra_channels=("dept",),
     )
 
 
@@ -269,31 +270,31 @@ def test_bad_maps_are_named_before_training(own: Path) -> None:
     refuses(own, r"geometry/c\.png: the mask is 8 × 9, but its image")
     (own / "geometry.txt").unlink()
     refuses(own, r"geometry\.txt: missing; write one class name per line")
-    refuses(own, r"parts: no such folder; config\.data\.label_maps", label_maps="masks,parts")
+    refuses(own, r"parts: no such folder; config\.data\.label_maps", label_maps=("masks", "parts"))
 
 
 @pytest.mark.parametrize(
     ("setting", "value"),
     [
-        ("label_maps", "masks,masks"),
-        ("label_maps", "masks,auxiliary"),
-        ("extra_channels", "../depth"),
-        ("extra_channels", "images"),
+        ("label_maps", ("masks", "masks")),
+        ("label_maps", ("masks", "auxiliary")),
+        ("label_maps", ()),
+        ("extra_channels", ("../depth",)),
+        ("extra_channels", ("images",)),
     ],
 )
-def test_names_that_cannot_be_folders_are_refused(drawn: Path, setting: str, value: str) -> None:
-    refuses(drawn, rf"config\.data\.{setting} \(='{value}'\) must list", **{setting: value})
+def test_names_that_cannot_be_folders_are_refused(drawn: Path, setting: str, value: tuple) -> None:
+    message = rf"data\.{setting} \(={','.join(value)}\) must be different names of sub-folders"
+    refuses(drawn, message, **{setting: value})
 
 
 def test_other_data_sets_have_three_channels_and_one_map(drawn: Path) -> None:
     refuses(
         drawn,
-        r"label_maps \(='masks'\) go with the folder data set, not with shapes",
+        r"label_maps \(=masks,depth\) go with the folder data set, not with shapes",
         name="shapes",
-        label_maps="masks",
+        label_maps=("masks", "depth"),
     )
-    with pytest.raises(UserError, match=r"label_maps is empty"):
-        DataConfig(label_maps="").mask_folders()
 
 
 # --- The whole line
@@ -406,10 +407,10 @@ def test_settings_that_do_not_go_with_the_data(
     run_folder: Path, drawn: Path, tmp_path: Path
 ) -> None:
     config = config_of(drawn)
-    config.loss.class_weights = "1,2"
-    with pytest.raises(UserError, match=r"must be 'balanced' or empty with several label maps"):
+    config.loss.class_weights = (1.0, 2.0)
+    with pytest.raises(UserError, match=r"must be balanced or None with several label maps"):
         train(config, tmp_path / "numbers")
-    config.data.extra_channels, config.model.fusion = "", "late"
+    config.data.extra_channels, config.model.fusion = (), "late"
     with pytest.raises(UserError, match=r"late wants more than 3 channels; the images have 3"):
         train(config, tmp_path / "colour")
     with pytest.raises(UserError, match=r"its images have 4 channels, not 3"):

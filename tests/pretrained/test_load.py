@@ -324,7 +324,7 @@ def test_what_weights_were_made_for_is_told_where_it_differs():
     assert weights.notes(fitting, voc) == []
     (note,) = weights.notes(ModelConfig("vgg16"), voc)
     assert "padding paper there and same here" in note
-    assert "score_scales (1.0, 0.01, 0.0001) there and () here" in note
+    assert "score_scales (1.0, 0.01, 0.0001) there and None here" in note
     # Its head is not taken for another number of classes.
     assert weights.notes(ModelConfig("vgg16"), {"": ("a", "b")}) == []
     (note,) = weights.notes(fitting, {"": tuple(map(str, range(21)))})

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from absl import flags
 
+from fcn_jax.config import Config, settings
 from fcn_jax.terminal import cli
 from tests.own_folder import ROOT, command
 
@@ -51,7 +52,69 @@ def test_help_shows_flags_with_underscores():
 
 def test_a_setting_takes_hyphens():
     refused = command("train", "--config.train.batch-size=0", "--workdir=x-y")
-    assert "config.train.batch_size (=0) must be above 0" in refused.stderr
+    assert "config.train.batch_size (=0) must be a whole number at least 1" in refused.stderr
+
+
+def test_help_shows_the_values_of_the_config_that_is_given():
+    result = command("train", "--config=configs/folder.py", "--help", "--config.seed=7")
+    assert result.returncode == 0
+    assert "with their values in configs/folder.py:" in result.stdout
+    assert "  model.backbone=resnet18 " in result.stdout
+    assert "  train.epochs=50 " in result.stdout
+    assert "  seed=7 " in result.stdout
+
+
+def test_help_lists_every_setting_with_its_choices_and_needs_no_data():
+    result = command("train", "--help")
+    assert result.returncode == 0
+    lines = result.stdout.splitlines()
+    for setting in settings(Config()):
+        (line,) = (line for line in lines if line.startswith(f"  {setting.name}="))
+        assert setting.rules["help"] in line
+        assert all(str(choice) in line for choice in setting.choices)
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("--config.optim.learning_rte=1", "did you mean --config.optim.learning_rate?"),
+        ("--config.learning_rate=1", "did you mean --config.optim.learning_rate?"),
+        ("--config.train.batch_size=many", "config.train.batch_size (=many) must be a whole"),
+        ("--config.train.batch_size", "Missing value for flag --config.train.batch_size"),
+        ("--workdri=x", "workdri"),
+        ("--config=configs/none.py", "there is no config file configs/none.py"),
+        ("--config.model.backbone=resnet", "must be one of small, alexnet"),
+        ("--config.train.steps=1e400", "config.train.steps (=1e400) must be a whole number"),
+    ],
+)
+def test_a_mistake_on_the_command_line_is_one_line(argument, message):
+    result = command("train", argument)
+    assert result.returncode in (1, 2)
+    assert message in result.stderr
+    assert result.stderr.strip().count("\n") == 0, result.stderr
+
+
+def test_settings_are_changed_from_the_command_line(tmp_path):
+    shown = command(
+        "train",
+        "--config.augment.crop_px=64,96",
+        "--config.augment.crop_px=32,48",  # the last one holds
+        "--config=configs/folder.py",  # also after the settings that change it
+        "--config.train.batch_size",
+        "3",
+        "--config.model.remat",
+        "--noconfig.augment.flip",
+        "--config.init=",
+        "--help",
+    ).stdout
+    for line in (
+        "augment.crop_px=32,48",
+        "train.batch_size=3",
+        "model.remat=True",
+        "augment.flip=False",
+        "init=None",
+    ):
+        assert f"\n  {line} " in shown
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -76,8 +139,8 @@ def test_nothing_slow_is_imported_with_the_package():
         ("fcn_jax.predict", "--wrokdir=x", 2, "wrokdir"),
         ("fcn_jax.train", "--config.train.stesp=5", 2, "did you mean --config.train.steps?"),
         ("fcn_jax.train", "--config.train.steps=five", 2, "steps"),
-        ("fcn_jax.train", "--config.eval.canvases=0", 1, "config.eval.canvases (=0) must be above"),
-        ("fcn_jax.doctor", "--config=nowhere.py", 2, "there is no file nowhere.py"),
+        ("fcn_jax.train", "--config.eval.canvases=0", 1, "config.eval.canvases (=0) must be a"),
+        ("fcn_jax.doctor", "--config=nowhere.py", 2, "there is no config file nowhere.py"),
     ],
 )
 def test_mistakes_in_flags_wait_for_no_slow_import(name, mistake, status, told):

@@ -1,0 +1,301 @@
+"""The machinery of settings: dataclass fields with a help line, a type and a range.
+
+    @dataclasses.dataclass
+    class TrainConfig(Section):
+        batch_size: int = setting(8, "images per step", at_least=1)
+
+`check_ranges` compares every value of a config with the type and the range of its field, and
+`parse` reads a value from the text of a command line. The settings themselves are in `config.py`.
+
+Types are `bool`, `int`, `float`, `str`, `Literal[...]`, tuples of these, and unions. A field whose
+type includes None has no value unless one is given.
+"""
+
+import dataclasses
+import difflib
+import re
+import types
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal, NamedTuple, NoReturn
+
+from fcn_jax.errors import ArgumentError
+from fcn_jax.registry import Registry
+
+MAX_INT = 2**31 - 1
+"""Largest whole number unless a setting states another: the devices count steps in int32."""
+
+MAX_FLOAT = 3.4e38
+"""Largest number unless a setting states another: the devices compute in float32."""
+
+NUMERALS = {2: "two", 3: "three"}
+
+
+class Pattern(NamedTuple):
+    """Text that a setting accepts: a regular expression for all of it, and what it describes."""
+
+    expression: str
+    description: str
+
+
+class Setting(NamedTuple):
+    """One setting of a config.
+
+    name: dotted, such as "train.steps". kind: the annotated type. rules: the field's metadata.
+    """
+
+    name: str
+    value: Any
+    default: Any
+    kind: Any
+    rules: Mapping[str, Any]
+
+    @property
+    def is_optional(self) -> bool:
+        """Whether None is a value of the setting."""
+        return type(None) in _members(self.kind)
+
+    @property
+    def is_text(self) -> bool:
+        """Whether any text is a value of the setting's type."""
+        return str in _members(self.kind)
+
+    @property
+    def choices(self) -> tuple[Any, ...]:
+        """The only values that the setting accepts; empty if it is not a choice."""
+        choices = self.rules.get("choices", ())
+        return choices.names if isinstance(choices, Registry) else choices
+
+
+def setting(
+    default: Any,
+    help: str,
+    *,
+    choices: Sequence[Any] | Registry | None = None,
+    at_least: float | None = None,
+    at_most: float | None = None,
+    above: float | None = None,
+    below: float | None = None,
+    pattern: Pattern | None = None,
+) -> Any:
+    """Makes a dataclass field that `check_ranges` can check.
+
+    Args:
+        default: the value where none is given.
+        help: the line that `--help` shows.
+        choices: the only values, or the registry that knows their names.
+        at_least, at_most, above, below: the range of a number, or of each number in a tuple.
+        pattern: the texts that are accepted, or the texts in a tuple.
+    """
+    rules = {
+        "help": help,
+        "choices": choices,
+        "at_least": at_least,
+        "at_most": at_most,
+        "above": above,
+        "below": below,
+        "pattern": pattern,
+    }
+    given = {name: rule for name, rule in rules.items() if rule is not None}
+    return dataclasses.field(default=default, metadata=given)
+
+
+class Section:
+    """A group of settings, as a dataclass. Setting an unknown name raises AttributeError."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        known = [entry.name for entry in dataclasses.fields(self)]  # type: ignore[arg-type]
+        if name not in known:
+            raise AttributeError(f"there is no setting {name!r}{suggestion(name, known)}")
+        super().__setattr__(name, value)
+
+
+def suggestion(name: str, known: Sequence[str], prefix: str = "") -> str:
+    """Returns "; did you mean PREFIXNAME?" for the known name that is nearest to one, or ""."""
+    last = [other for other in known if other.rpartition(".")[2] == name.rpartition(".")[2]]
+    near = last or difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {prefix}{near[0]}?" if near else ""
+
+
+def settings(section: Any, prefix: str = "") -> Iterator[Setting]:
+    """Yields every setting of a section, those of its sections included, in the order of `--help`.
+
+    Raises:
+        ArgumentError: a section was replaced by something else.
+    """
+    for entry in dataclasses.fields(section):
+        name, value = f"{prefix}{entry.name}", getattr(section, entry.name)
+        kind: Any = entry.type
+        is_section = dataclasses.is_dataclass(kind)
+        if not is_section:
+            yield Setting(name, value, entry.default, kind, entry.metadata)
+        elif isinstance(value, kind):
+            yield from settings(value, f"{name}.")
+        else:
+            raise ArgumentError(name, value, f"must be a {kind.__name__}")
+
+
+def assign(section: Any, name: str, value: Any) -> None:
+    """Sets the setting with a dotted name."""
+    *sections, last = name.split(".")
+    for inner in sections:
+        section = getattr(section, inner)
+    setattr(section, last, value)
+
+
+def check_ranges(section: Any, prefix: str = "") -> None:
+    """Checks every setting by itself.
+
+    Raises:
+        ArgumentError: the first value of another type, outside its range, or not among its choices.
+    """
+    for one in settings(section, prefix):
+        choices = one.rules.get("choices")
+        if isinstance(choices, Registry) and isinstance(one.value, str):
+            choices.check(one.value)
+        elif choices and not any(one.value == c and type(one.value) is type(c) for c in choices):
+            _refuse(one, one.value)
+        elif one.value is None and one.is_optional:
+            continue
+        elif not any(_fits(one, kind) for kind in _members(one.kind)):
+            _refuse(one, one.value)
+
+
+def parse(one: Setting, text: str) -> Any:
+    """Returns the value that a text of the command line stands for; "" and "None" mean None.
+
+    Raises:
+        ArgumentError: the text does not stand for a value of the setting's type.
+    """
+    members = _members(one.kind)
+    if one.is_optional and text.strip().lower() in ("", "none"):
+        return None
+    for kind in members:
+        try:
+            return _parsed(kind, text)
+        except ValueError:
+            continue
+    _refuse(one, text)
+
+
+def _refuse(one: Setting, value: Any) -> NoReturn:
+    if one.choices:
+        near = suggestion(str(value), list(map(str, one.choices)))
+        raise ArgumentError(one.name, value, f"must be one of {listed_choices(one)}{near}")
+    kinds = [_described(one, kind, value) for kind in _members(one.kind)]
+    raise ArgumentError(one.name, value, f"must be {', or '.join(kinds)}")
+
+
+def listed_choices(one: Setting) -> str:
+    """Returns the choices of a setting, separated by commas."""
+    return ", ".join(map(str, one.choices))
+
+
+def _members(kind: Any) -> tuple[Any, ...]:
+    """Returns the types of a union, or the type itself."""
+    is_union = typing.get_origin(kind) in (typing.Union, types.UnionType)
+    return typing.get_args(kind) if is_union else (kind,)
+
+
+def _fits(one: Setting, kind: Any) -> bool:
+    value = one.value
+    if kind is type(None):
+        return False
+    if typing.get_origin(kind) is Literal:
+        return isinstance(value, str) and value in typing.get_args(kind)
+    if typing.get_origin(kind) is not tuple:
+        return _fits_alone(one, kind, value)
+    element, length = _elements(kind)
+    return (
+        isinstance(value, tuple)
+        and (len(value) == length if length else bool(value) or one.default == ())
+        and all(_fits_alone(one, element, part) for part in value)
+        and (element is not str or len(set(value)) == len(value))
+    )
+
+
+def _fits_alone(one: Setting, kind: type, value: Any) -> bool:
+    if kind is bool:
+        return isinstance(value, bool)
+    if kind is str:
+        pattern = one.rules.get("pattern")
+        return (
+            isinstance(value, str)
+            and value != ""
+            and "\0" not in value
+            and (pattern is None or re.fullmatch(pattern.expression, value) is not None)
+        )
+    types = (int,) if kind is int else (int, float)
+    if not isinstance(value, types) or isinstance(value, bool):
+        return False
+    limit = MAX_INT if kind is int else MAX_FLOAT
+    rules = {"at_least": -limit, "at_most": limit} | dict(one.rules)
+    return (
+        rules["at_least"] <= value <= rules["at_most"]
+        and ("above" not in rules or value > rules["above"])
+        and ("below" not in rules or value < rules["below"])
+    )
+
+
+def _parsed(kind: Any, text: str) -> Any:
+    if typing.get_origin(kind) is tuple:
+        element, length = _elements(kind)
+        parts = [part.strip() for part in text.strip().strip("()[]").split(",")]
+        if parts[-1] == "":  # Python's own notation of a tuple may end with a comma
+            parts.pop()
+        if length and len(parts) != length:
+            raise ValueError
+        return tuple(_parsed(element, part) for part in parts)
+    if typing.get_origin(kind) is Literal:
+        if text not in typing.get_args(kind):
+            raise ValueError
+        return text
+    if kind is bool and text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    if kind in (bool, type(None)):
+        raise ValueError
+    return kind(text)
+
+
+def _elements(kind: Any) -> tuple[type, int | None]:
+    """Returns the type of a tuple's elements, and their number; None for any number."""
+    element, *rest = typing.get_args(kind)
+    return element, None if rest == [...] else 1 + len(rest)
+
+
+def _described(one: Setting, kind: Any, value: Any) -> str:
+    if kind is type(None):
+        return "None"
+    if typing.get_origin(kind) is Literal:
+        return " or ".join(typing.get_args(kind))
+    if typing.get_origin(kind) is not tuple:
+        return _described_alone(one, kind, value)
+    element, length = _elements(kind)
+    if element is str:
+        return f"different {one.rules['pattern'].description}, separated by commas"
+    numbers = "whole numbers" if element is int else "finite numbers"
+    count = f"{NUMERALS[length]} {numbers}" if length else f"{numbers} separated by commas"
+    bounds = _bounds(one, element, value)
+    return f"{count}, each {bounds}" if bounds else count
+
+
+def _described_alone(one: Setting, kind: type, value: Any) -> str:
+    if kind is str:
+        pattern = one.rules.get("pattern")
+        return pattern.description if pattern else "text that is not empty"
+    if kind is bool:
+        return "true or false"
+    noun = "a whole number" if kind is int else "a finite number"
+    return f"{noun} {_bounds(one, kind, value)}".strip()
+
+
+def _bounds(one: Setting, kind: type, value: Any) -> str:
+    """Returns the range in words; the limit of int32 only if the value exceeds it."""
+    rules = dict(one.rules)
+    values = value if isinstance(value, tuple) else (value,)
+    if kind is int and any(isinstance(part, int) and part > MAX_INT for part in values):
+        rules.setdefault("at_most", MAX_INT)
+    if "at_least" in rules and "at_most" in rules:
+        return f"from {rules['at_least']} to {rules['at_most']}"
+    rest = [rule for rule in ("above", "at_least", "below", "at_most") if rule in rules]
+    return " and ".join(f"{rule.replace('_', ' ')} {rules[rule]}" for rule in rest)

@@ -1,0 +1,122 @@
+"""Configs from elsewhere: config files, the command line, and stored runs and models."""
+
+import sys
+import traceback
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from fcn_jax.config.fields import Setting, assign, check_ranges, parse, settings, suggestion
+from fcn_jax.config.sections import Config
+from fcn_jax.errors import UserError
+
+INSTEAD = {"train.epochs": "train.steps", "train.steps": "train.epochs"}
+"""Settings of which a value on the command line replaces the other one's."""
+
+RENAMED = {"model.rematerialize": "model.remat"}
+
+REMOVED = {"optim.poly_power": 0.9}
+"""Settings of earlier versions, and the only value that this version still computes."""
+
+
+def load(path: str | Path) -> Config:
+    """Executes a config file and returns the `Config` of its `get_config()`.
+
+    The file may be anywhere. Its folder is appended to `sys.path`, so that it can import modules
+    beside it. It inherits from another file by `load(Path(__file__).with_name("base.py"))`.
+
+    Raises:
+        UserError: no such file, or one that fails; names the line.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"there is no config file {path}")
+    folder = str(path.absolute().parent)
+    if folder not in sys.path:
+        sys.path.append(folder)
+    try:
+        module = _executed(path.absolute())
+        get_config = getattr(module, "get_config", None)
+        config = get_config() if callable(get_config) else None
+    except UserError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise UserError(_located(path, error)) from error
+    if not callable(get_config):
+        raise UserError(f"{path}: has no function get_config()")
+    if not isinstance(config, Config):
+        raise UserError(
+            f"{path}: get_config() returned {type(config).__name__}, not a fcn_jax.config.Config"
+        )
+    return config
+
+
+def _executed(path: Path) -> ModuleType:
+    module = ModuleType(f"config_file_{path.stem}")
+    module.__file__ = str(path)
+    sys.modules[module.__name__] = module  # dataclasses and pickle look a class's module up
+    exec(compile(path.read_bytes(), str(path), "exec"), module.__dict__)
+    return module
+
+
+def _located(path: Path, error: BaseException) -> str:
+    """Returns "FILE:LINE: ERROR: MESSAGE" with the last line of the file that was executed."""
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if frame.filename == str(path.absolute())]
+    message, line = str(error), lines[-1] if lines else None
+    if isinstance(error, SyntaxError) and not lines:  # in this file, not in one that it imports
+        message, line = error.msg, error.lineno
+    place = f"{path}:{line}" if line else f"{path}"
+    return " ".join(f"{place}: {type(error).__name__}: {message}".split())
+
+
+def override(config: Config, name: str, text: str) -> None:
+    """Sets one setting from the text of a command line.
+
+    Raises:
+        ArgumentError: no such setting, or the text does not stand for a value of its type.
+    """
+    known = {one.name: one for one in settings(config)}
+    if name not in known:
+        raise UserError(
+            f"there is no setting config.{name}{suggestion(name, list(known), 'config.')}"
+        )
+    value = parse(known[name], text)
+    assign(config, name, value)
+    if name in INSTEAD and value is not None:
+        assign(config, INSTEAD[name], None)
+
+
+def from_dict(values: Mapping[str, Any]) -> Config:
+    """Returns the config that `dataclasses.asdict` and JSON have stored, here or in an earlier
+    version.
+
+    Raises:
+        UserError: a setting of another version that this one does not know.
+        ArgumentError: a value that cannot be used.
+    """
+    config = Config()
+    known = {one.name: one for one in settings(config)}
+    for section, inner in values.items():
+        for name, value in inner.items() if isinstance(inner, Mapping) else [(None, inner)]:
+            dotted = section if name is None else f"{section}.{name}"
+            dotted = RENAMED.get(dotted, dotted)
+            if dotted in known:
+                assign(config, dotted, _stored(known[dotted], value))
+            elif dotted not in REMOVED or value != REMOVED[dotted]:
+                raise UserError(
+                    f"config.{dotted} (={value}) is not a setting of this version of fcn_jax"
+                )
+    check_ranges(config)
+    return config
+
+
+def _stored(one: Setting, value: Any) -> Any:
+    """Returns a stored value as this version has it: None for 0, "" and (0, 0), tuples for lists
+    and for names separated by commas."""
+    if isinstance(value, list):
+        value = tuple(value)
+    if one.is_optional and (not value or value == (0, 0)):
+        return None
+    return parse(one, value) if isinstance(value, str) and not one.is_text else value

@@ -1,0 +1,332 @@
+"""Every setting of a run, in sections, with its default, help line and range."""
+
+import dataclasses
+import math
+from dataclasses import field
+from typing import Literal
+
+from fcn_jax.config.fields import MAX_INT, Pattern, Section, check_ranges, setting
+from fcn_jax.errors import ArgumentError
+
+RESERVED_FOLDERS = ("images", "classes", "train", "val", "test", "auxiliary")
+"""No names of label maps or channels: the images, the lists in a folder, and the second head."""
+
+SUB_FOLDER = Pattern(
+    rf"(?!({'|'.join(RESERVED_FOLDERS)})$)[\w-]+",
+    f"names of sub-folders (letters, digits, _ and -; not {', '.join(RESERVED_FOLDERS)})",
+)
+
+MAX_SIDE_PX = 32_768
+
+
+# The machinery reads the annotations as types: no `from __future__ import annotations` here.
+@dataclasses.dataclass
+class DataConfig(Section):
+    """The data set, and how its images are read."""
+
+    name: str = setting("shapes", "shapes, voc, voc/trainaug, folder, or the name of a TFDS set")
+    root: str | None = setting(None, "raw files: a VOCdevkit, a folder of archives, your own")
+    prepared_dir: str | None = setting(
+        None, "prepared records (None: $FCN_JAX_DATA, or ~/.cache/fcn_jax/data)"
+    )
+    train_split: str = setting("train", "split to train on")
+    eval_split: str = setting("val", "split to score")
+    validation_fraction: float = setting(
+        0.2, "folder without lists: share of the images for validation", at_least=0, below=1
+    )
+    mask_palette: str | None = setting(
+        None, "folder with colour masks: voc, or a file of 'R G B' lines"
+    )
+    extra_channels: tuple[str, ...] = setting(
+        (), "folder: sub-folders of channels beside RGB: depth,…", pattern=SUB_FOLDER
+    )
+    label_maps: tuple[str, ...] = setting(
+        ("masks",), "folder: sub-folders of masks, the main one first: a,b,…", pattern=SUB_FOLDER
+    )
+    image_feature: str = setting("image", "TFDS: name of the image feature")
+    label_feature: str = setting("label", "TFDS: name of the mask feature")
+    label_offset: int = setting(
+        0, "TFDS: added to every label (-1 if classes start at 1)", at_least=-255, at_most=255
+    )
+    num_classes: int | None = setting(
+        None, "TFDS: number of classes (None: from the data set)", at_least=1, at_most=255
+    )
+    canvas_px: tuple[int, int] | None = setting(
+        None,
+        "height,width of a training canvas (None: holds the largest image)",
+        at_least=1,
+        at_most=MAX_SIDE_PX,
+    )
+    cache: str = setting(
+        "auto",
+        "training images in device memory: if they fit, always, or never",
+        choices=("auto", "device", "none"),
+    )
+    workers: int = setting(
+        0, "processes that read and decode (0: threads of this one)", at_least=0, at_most=1024
+    )
+
+    def label_map_names(self) -> tuple[str, ...]:
+        """Returns the names of the label maps in the network; a single one is called ""."""
+        return self.label_maps if len(self.label_maps) > 1 else ("",)
+
+
+@dataclasses.dataclass
+class AugmentConfig(Section):
+    """Random changes of the training images."""
+
+    crop_px: tuple[int, int] | None = setting(
+        (320, 320),
+        "height,width of the training crop (None: whole images)",
+        at_least=1,
+        at_most=MAX_SIDE_PX,
+    )
+    scale: tuple[float, float] = setting(
+        (0.5, 1.5), "range of the random scale: smallest,largest", at_least=0.1, at_most=10
+    )
+    flip: bool = setting(True, "mirror half of the images left to right")
+    brightness: float = setting(0.0, "largest relative change", at_least=0, at_most=1)
+    contrast: float = setting(0.0, "largest relative change", at_least=0, at_most=1)
+    saturation: float = setting(0.0, "largest relative change", at_least=0, at_most=1)
+
+
+BACKBONES = (
+    "small",
+    "alexnet",
+    "alexnet_caffe",
+    "vgg16",
+    "vgg16_bn",
+    "googlenet",
+    "squeezenet",
+    "resnet18",
+    "resnet34",
+    "resnet50",
+    "resnet101",
+    "resnet152",
+    "mobilenet_v3_large",
+    "efficientnet_lite0",
+)
+
+
+@dataclasses.dataclass
+class ModelConfig(Section):
+    """The network."""
+
+    backbone: str = setting("small", "feature extractor", choices=BACKBONES)
+    padding: str = setting(
+        "same", "of each layer, or of the image by 100 as in the paper", choices=("same", "paper")
+    )
+    output_stride: int = setting(
+        32, "stride of a dilated ResNet's last features", choices=(32, 16, 8)
+    )
+    preprocessing: str = setting(
+        "auto",
+        "normalisation of pixels (auto: as the weights of `init`, or the backbone, need it)",
+        choices=("auto", "caffe", "torchvision", "inception"),
+    )
+    fusion: str = setting(
+        "early",
+        "channels beyond RGB enter the first layer, or a backbone of their own",
+        choices=("early", "late"),
+    )
+    skips: int = setting(
+        2, "finer stages fused: 0 is FCN-32s, 1 FCN-16s, 2 FCN-8s", at_least=0, at_most=16
+    )
+    head: str = setting(
+        "linear",
+        "coarsest scores: 1×1, or after a hidden 3×3 layer as in torchvision",
+        choices=("linear", "hidden"),
+    )
+    auxiliary_weight: float = setting(
+        0.0,
+        "weight of the loss of a second head, on the stage before the last (0: no such head)",
+        at_least=0,
+        at_most=100,
+    )
+    context_features: int | None = setting(
+        None,
+        "features of two context layers at twice the coarsest stride (None: no such layers)",
+        at_least=1,
+        at_most=65_536,
+    )
+    score_scales: tuple[float, ...] | None = setting(
+        None, "factors of the features before they are scored, coarse to fine (None: 1)", above=0
+    )
+    upsampling: str = setting(
+        "learned",
+        "bilinear filters, or interpolation to the image's size",
+        choices=("learned", "fixed", "interpolate"),
+    )
+    alignment: str = setting(
+        "geometry",
+        "position of upsampled scores: from the layers' geometry, or always half a pixel",
+        choices=("geometry", "half_pixel"),
+    )
+    dropout: float = setting(
+        0.5, "rate in fc6, fc7, SqueezeNet's end and the hidden layer", at_least=0, below=1
+    )
+    compute_dtype: str = setting("float32", "dtype of activations", choices=("float32", "bfloat16"))
+    remat: bool = setting(
+        False, "save device memory: run the backbone's blocks again in the backward pass"
+    )
+
+
+@dataclasses.dataclass
+class LossConfig(Section):
+    """The training loss."""
+
+    normalization: str = setting(
+        "mean", "mean over valid pixels, or the paper's sum", choices=("mean", "sum")
+    )
+    class_weights: Literal["balanced"] | tuple[float, ...] | None = setting(
+        None,
+        "balanced: ENet's 1/ln(1.02 + share of the training pixels); or numbers a,b,c,…",
+        at_least=0,
+    )
+
+
+@dataclasses.dataclass
+class OptimConfig(Section):
+    """The optimizer and its learning rate."""
+
+    name: str = setting("adamw", "optimizer", choices=("adamw", "sgd"))
+    learning_rate: float = setting(1e-3, "learning rate of the head", above=0)
+    backbone_rate: float = setting(
+        1.0, "rate of the backbone, as a multiple of the head's", at_least=0, at_most=1000
+    )
+    auxiliary_rate: float = setting(
+        1.0, "rate of the auxiliary head, as a multiple of the head's", at_least=0, at_most=1000
+    )
+    bias_rate: float = setting(
+        1.0, "rate of biases, as a multiple (the paper's: 2)", at_least=0, at_most=1000
+    )
+    momentum: float = setting(0.9, "momentum of sgd", at_least=0, below=1)
+    weight_decay: float = setting(
+        1e-4, "decay of kernels; biases and norms do not decay", at_least=0, at_most=1
+    )
+    schedule: str = setting(
+        "poly", "rate · (1 − step/steps)^0.9, or a constant rate", choices=("poly", "constant")
+    )
+    warmup_steps: int = setting(0, "steps in which the rate rises from zero", at_least=0)
+
+
+@dataclasses.dataclass
+class TrainConfig(Section):
+    """The training loop. Either `epochs` or `steps` is given."""
+
+    batch_size: int = setting(8, "images per step, over all devices", at_least=1)
+    accumulation_steps: int = setting(
+        1, "parts in which a batch is run, to save memory", at_least=1
+    )
+    epochs: float | None = setting(
+        None, "passes over the training split (or give steps)", above=0, at_most=1_000_000
+    )
+    steps: int | None = setting(None, "training steps (or give epochs)", at_least=1)
+    steps_per_dispatch: int = setting(
+        1,
+        "steps per call, of images in device memory; more suits small steps on a GPU, not a CPU",
+        at_least=1,
+    )
+    log_every_steps: int = setting(10, "steps between lines of the log", at_least=1)
+    eval_every_steps: int | None = setting(
+        None, "steps between evaluations (None: a tenth of the run)", at_least=1
+    )
+    checkpoint_every_steps: int | None = setting(
+        None, "steps between checkpoints (None: as evaluations)", at_least=1
+    )
+    keep_checkpoints: int = setting(2, "newest checkpoints kept, beside the best", at_least=1)
+
+    def total_steps(self, num_images: int) -> int:
+        """Returns the number of training steps for a split of `num_images` images.
+
+        Raises:
+            ArgumentError: so many epochs are more steps than can be counted.
+        """
+        if self.steps is not None:
+            return self.steps
+        assert self.epochs is not None
+        steps = math.ceil(self.epochs * num_images / self.batch_size)
+        if steps > MAX_INT:
+            raise ArgumentError("train.epochs", self.epochs, f"is more than {MAX_INT} steps")
+        return steps
+
+
+@dataclasses.dataclass
+class EvalConfig(Section):
+    """The evaluation of a split."""
+
+    batch_size: int | None = setting(
+        None, "images per step, over all devices (None: 1 per CPU, 8 per GPU or TPU)", at_least=1
+    )
+    canvases: int = setting(
+        4, "most canvas sizes that images are grouped into; each is compiled", at_least=1
+    )
+
+
+@dataclasses.dataclass
+class Config(Section):
+    """All settings of a run."""
+
+    seed: int = setting(0, "seed of weights, order and augmentation", at_least=0, at_most=2**32 - 1)
+    init: str | None = setting(None, "weights to start from: a file, or the folder of another run")
+    data: DataConfig = field(default_factory=DataConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+
+    def check(self) -> None:
+        """Checks every setting by itself, then those that depend on each other.
+
+        Raises:
+            ArgumentError: the first setting whose value cannot be used.
+        """
+        check_ranges(self)
+        train, augment, model = self.train, self.augment, self.model
+        if train.epochs is None and train.steps is None:
+            raise ArgumentError("train.steps", None, "must be given, or train.epochs")
+        if train.epochs is not None and train.steps is not None:
+            raise ArgumentError(
+                "train.steps",
+                train.steps,
+                f"must be None if train.epochs (={train.epochs:g}) is given",
+            )
+        if train.batch_size % train.accumulation_steps:
+            raise ArgumentError(
+                "train.batch_size",
+                train.batch_size,
+                f"must be divisible by train.accumulation_steps (={train.accumulation_steps})",
+            )
+        if augment.scale[0] > augment.scale[1]:
+            raise ArgumentError("augment.scale", augment.scale, "must be smallest,largest")
+        if augment.crop_px is None and augment.scale != (1.0, 1.0):
+            raise ArgumentError(
+                "augment.scale",
+                augment.scale,
+                "must be 1,1 for whole images (augment.crop_px=None)",
+            )
+        if model.padding == "paper":
+            # Both place scores as if an image began where its features begin.
+            for name, value in (("alignment", "half_pixel"), ("upsampling", "interpolate")):
+                if getattr(model, name) == value:
+                    raise ArgumentError(
+                        f"model.{name}", value, "cannot be used with model.padding=paper"
+                    )
+
+
+def default_config() -> Config:
+    """Returns the config of `python -m fcn_jax.train` alone: a small FCN-8s on drawn shapes."""
+    config = Config()
+    config.data.name = "shapes"
+    config.model.backbone = "small"
+    config.augment.crop_px = (128, 128)
+    config.augment.scale = (1.0, 1.0)
+    config.model.upsampling = "fixed"
+    config.optim.learning_rate = 6e-3
+    config.optim.warmup_steps = 50
+    config.train.batch_size = 8
+    config.train.epochs = 24
+    config.train.eval_every_steps = 300
+    return config
