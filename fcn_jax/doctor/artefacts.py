@@ -34,13 +34,6 @@ class Artefact(NamedTuple):
     between: tuple[int, ...]
 
 
-class _Crossings(NamedTuple):
-    ramps: int  # contours crossed by intermediate values
-    contours: int  # all contours crossed
-    bumps: int  # short runs that differ little from equal runs on both sides
-    in_ramps: np.ndarray  # how often each value is an intermediate one, (256,)
-
-
 def find_artefact(values: np.ndarray) -> Artefact | None:
     """Looks for interpolation and JPEG in a label map, or in one channel of a mask in colour.
 
@@ -49,9 +42,7 @@ def find_artefact(values: np.ndarray) -> Artefact | None:
     """
     if min(values.shape) < 3 or np.count_nonzero(np.bincount(values.reshape(-1))) < 3:
         return None
-    rows, columns = _cross_rows(values), _cross_rows(np.ascontiguousarray(values.T))
-    ramps, contours = rows.ramps + columns.ramps, rows.contours + columns.contours
-    bumps, in_ramps = rows.bumps + columns.bumps, rows.in_ramps + columns.in_ramps
+    ramps, contours, bumps, in_ramps = _count_crossings(values)
     lone, extreme = _count_lone_pixels(values)
     has_ramps = ramps > RAMP_SHARE * contours and ramps >= MIN_COUNT
     has_lone = lone > LONE_SHARE * contours and lone >= MIN_COUNT
@@ -62,18 +53,25 @@ def find_artefact(values: np.ndarray) -> Artefact | None:
     return Artefact("mask_was_jpeg" if is_jpeg else "mask_interpolated", tuple(between.tolist()))
 
 
-def _cross_rows(values: np.ndarray) -> _Crossings:
-    """Divides rows into runs of one value. A ramp is a sequence of short runs that rise or fall."""
+def _count_crossings(values: np.ndarray) -> tuple[int, int, int, np.ndarray]:
+    """Counts, along all rows and columns, how contours are crossed.
+
+    Lines are divided into runs of one value. A ramp is a sequence of short runs that rise or fall.
+
+    Returns:
+      Ramps; all crossings, by ramps or directly; bumps, which are short runs that differ little
+      from equal runs on both sides; and how often each value occurs in a ramp, int (256,).
+    """
     height, width = values.shape
-    begins = np.ones((height, width), bool)
-    begins[:, 1:] = values[:, 1:] != values[:, :-1]
-    start = np.flatnonzero(begins)
-    value = values.reshape(-1)[start].astype(np.int16)
-    row = start // width
-    is_thin = np.diff(start, append=height * width) <= THIN_PX
+    pixels = np.concatenate([values.reshape(-1), values.T.reshape(-1)]).astype(np.int16)
+    begins_line = np.zeros(len(pixels), bool)
+    begins_line[: values.size : width] = begins_line[values.size :: height] = True
+    start = np.flatnonzero(begins_line | (np.diff(pixels, prepend=-1) != 0))
+    value = pixels[start]
+    is_thin = np.diff(start, append=len(pixels)) <= THIN_PX
     step = np.diff(value)
-    rising = np.zeros(len(start), np.int8)  # sign of the step to the next run in the same row
-    rising[:-1] = np.where(row[1:] == row[:-1], np.sign(step), 0)
+    rising = np.zeros(len(start), np.int8)  # sign of the step to the next run in the same line
+    rising[:-1] = np.where(begins_line[start[1:]], 0, np.sign(step))
     ramp = np.zeros(len(start), bool)
     ramp[1:] = (rising[1:] != 0) & (rising[1:] == rising[:-1]) & is_thin[1:]
     first = ramp.copy()  # first run of a ramp
@@ -82,12 +80,8 @@ def _cross_rows(values: np.ndarray) -> _Crossings:
     bump = (rising[1:] * rising[:-1] < 0) & is_thin[1:] & (value[1:] != IGNORE_INDEX)
     bump[:-1] &= (step[:-1] == -step[1:]) & (np.abs(step[:-1]) <= BUMP_HEIGHT)
     ramps = int(first.sum())
-    return _Crossings(
-        ramps=ramps,
-        contours=ramps + int(direct.sum()),
-        bumps=int(bump.sum()),
-        in_ramps=np.bincount(value[ramp], minlength=IGNORE_INDEX + 1),
-    )
+    in_ramps = np.bincount(value[ramp], minlength=IGNORE_INDEX + 1)
+    return ramps, ramps + int(direct.sum()), int(bump.sum()), in_ramps
 
 
 def _count_lone_pixels(values: np.ndarray) -> tuple[int, int]:

@@ -33,14 +33,14 @@ def check_set(survey: Survey) -> list[Note]:
 
 
 def _duplicates(survey: Survey) -> list[Note]:
-    by_content: dict[bytes, list[int]] = defaultdict(list)
+    by_content: dict[str | bytes, list[int]] = defaultdict(list)
     for index, report in enumerate(survey.reports):
         if report.size is None:
             continue
         # Images of a single colour, such as black slices of a volume, are equal by nature: such an
         # image is only a duplicate of itself, if two lists name it.
         is_flat = any(note.kind == "image_flat" for note in report.notes)
-        by_content[report.name.encode() if is_flat else report.digest].append(index)
+        by_content[report.name if is_flat else report.digest].append(index)
     notes = []
     for indices in by_content.values():
         if len(indices) == 1:
