@@ -1,39 +1,43 @@
-"""Errors that a person can mend, and the words that their messages share."""
+"""Errors that the user can correct, and the formats that their messages share."""
 
 from collections.abc import Sequence
 from typing import Any
 
 
 class UserError(Exception):
-    """A mistake that the person can mend: names the file or setting, the value and the remedy.
+    """A mistake that the user can correct. The message names the file or setting and the remedy.
 
-    The commands print it as one line, without a traceback, and exit with status 1.
+    The commands print the message as one line, without a traceback, and exit with status 1.
     """
 
 
 class ArgumentError(UserError, ValueError):
     """An argument or setting whose value cannot be used.
 
-    The message speaks of the API: "model.skips (=5) must be in 0…2". The commands print the same
+    The message uses the names of the API: "model.skips (=5) must be in 0…2". The commands print it
     with the name of the flag: "config.model.skips (=5) must be in 0…2".
 
     Args:
         argument: its name; for a setting the dotted name without "config", such as "model.skips".
-        value: what was given.
+        value: the value that was given.
         problem: what is allowed, as the rest of a sentence: "must be in 0…2".
     """
 
     def __init__(self, argument: str, value: Any, problem: str):
-        super().__init__(f"{argument} (={shown(value)}) {problem}")
+        super().__init__(f"{argument} (={format_value(value)}) {problem}")
         self.argument = argument
         self.value = value
         self.problem = problem
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.argument, self.value, self.problem)  # from a worker process
 
-def shown(value: Any) -> str:
-    """Returns a value as it is given on the command line, at most about 200 characters of it."""
+
+def format_value(value: Any) -> str:
+    """Formats a value as it is given on the command line, in about 200 characters at most."""
     if isinstance(value, tuple):
-        return ",".join(map(shown, value))
+        more = ",…" if len(value) > 16 else ""
+        return ",".join(map(format_value, value[:16])) + more
     if isinstance(value, int) and abs(value) > 10**40:  # Python refuses to print 10**5000
         return f"a whole number of {value.bit_length()} bits"
     text = str(value)
@@ -41,11 +45,11 @@ def shown(value: Any) -> str:
 
 
 def listed(things: Sequence[object], most: int) -> str:
-    """The first of them, and how many there are besides: 'a, b, c and 4 more'."""
-    shown = ", ".join(map(str, things[:most]))
-    return f"{shown} and {len(things) - most:,} more" if len(things) > most else shown
+    """Lists the first `most` things and counts the others: "a, b, c and 4 more"."""
+    first = ", ".join(map(str, things[:most]))
+    return f"{first} and {len(things) - most:,} more" if len(things) > most else first
 
 
 def width_by_height(size: Sequence[int]) -> str:
-    """A size, height first as in a shape, as people say it: '500 × 375' of (375, 500)."""
+    """Formats (height, width, …) as "WIDTH × HEIGHT"."""
     return f"{size[1]} × {size[0]}"

@@ -1,8 +1,8 @@
-"""A run's folder: the settings that made it, its checkpoints, and what was written about it.
+"""A run's folder: where its files are, and whether a command may resume it.
 
 DIR/run.json            settings, channels of the images, class names
-DIR/checkpoints/STEP    see `checkpoint.py`
-DIR/log.jsonl           a line of numbers every few steps
+DIR/checkpoints/STEP    see `training/checkpoint.py`
+DIR/log.jsonl           metrics every few steps
 DIR/tensorboard         the same as curves, with pictures of predictions
 DIR/evaluation          SPLIT.json, SPLIT_images.npz, SPLIT_confusion.png, SPLIT_sheet.png
 """
@@ -14,14 +14,17 @@ from pathlib import Path
 from typing import NamedTuple
 
 from fcn_jax.config import Config, from_dict, settings
-from fcn_jax.errors import UserError, shown
+from fcn_jax.errors import ArgumentError, UserError, format_value
 from fcn_jax.pretrained import saved
+from fcn_jax.terminal.atomic_files import write_whole
+from fcn_jax.terminal.progress import say
 
 FREE_TO_CHANGE = (
+    "data.root",
     "data.prepared_dir",
     "data.cache",
     "data.workers",
-    # The same sums, which another program may round otherwise, as another number of devices does.
+    # The same sums in another order of rounding, as on another number of devices.
     "model.remat",
     "train.steps_per_dispatch",
     "train.log_every_steps",
@@ -31,13 +34,16 @@ FREE_TO_CHANGE = (
     "eval.batch_size",
     "eval.canvases",
 )
-"""Settings that a resumed run may change: they do not touch what is computed."""
+"""Settings that a resumed run may change: they do not affect what is computed."""
+
+SCHEDULE = ("train.steps", "train.epochs")
+"""Settings that a resumed run may change, and which change its learning rate."""
 
 
 class RunSettings(NamedTuple):
-    """What a run was made with.
+    """Settings of a run, number of channels of its images, and class names by label map.
 
-    channels: of its images. label_maps: class names by label map; a single one is called "".
+    A single label map is called "".
     """
 
     config: Config
@@ -46,10 +52,10 @@ class RunSettings(NamedTuple):
 
 
 def read_settings(workdir: Path) -> RunSettings:
-    """What the run of a folder was made with.
+    """Reads the settings, channels and classes of a run from its run.json.
 
     Raises:
-        UserError: no run, or its run.json cannot be read.
+        UserError: the folder holds no run, or its run.json cannot be read.
     """
     path = workdir / "run.json"
     try:
@@ -63,43 +69,61 @@ def read_settings(workdir: Path) -> RunSettings:
         )
     except FileNotFoundError:
         raise UserError(
-            f"{workdir} is not the folder of a run: it has no run.json (give the --workdir that "
-            "fcn_jax.train was given)"
+            f"{workdir} is not the folder of a run: it has no run.json (give the workdir that "
+            "training was given)"
         ) from None
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, UserError) as error:
         raise UserError(f"{path} cannot be read: {error}") from error
 
 
 def evaluation_folder(workdir: Path) -> Path:
-    """Where evaluate writes about a run's folder, or about a converted file."""
+    """Returns the folder that `evaluate` writes to, of a run's folder or of a model file."""
     of_file = workdir.suffix == saved.SUFFIX and not workdir.is_dir()
     return (workdir.with_suffix("") if of_file else workdir) / "evaluation"
 
 
 def is_begun(workdir: Path) -> bool:
-    """Whether a folder holds a run that has saved something to go on from."""
-    # An interrupted save leaves a folder whose name is more than a number.
-    saved = (entry for entry in (workdir / "checkpoints").glob("*/") if entry.name.isdigit())
-    return (workdir / "run.json").exists() and any(saved)
+    """Returns whether a folder holds a run that can be resumed: one with a checkpoint."""
+    return (workdir / "run.json").exists() and bool(_saved_steps(workdir))
+
+
+def _saved_steps(workdir: Path) -> list[int]:
+    """Returns the steps of the finished checkpoints; an interrupted save has a longer name."""
+    names = (entry.name for entry in (workdir / "checkpoints").glob("*/"))
+    return [int(name) for name in names if name.isascii() and name.isdigit()]
 
 
 def claim(
-    workdir: Path, config: Config, channels: int, label_maps: Mapping[str, tuple[str, ...]]
+    workdir: Path,
+    config: Config,
+    channels: int,
+    label_maps: Mapping[str, tuple[str, ...]],
+    num_images: int,
 ) -> None:
-    """Makes the folder of this run, or checks that it holds a run of the same settings.
+    """Creates the folder of a run, or checks that it holds this run, to be resumed.
 
-    A run that stopped before its first checkpoint, by a wrong path say, does not bind its folder.
+    A resumed run may have other settings of `FREE_TO_CHANGE` and another number of steps, which
+    changes the learning rate from here on and is said. A run that stopped before its first
+    checkpoint, because of a wrong path for example, does not bind its folder.
+
+    Args:
+        workdir: the folder.
+        config: settings of the run.
+        channels: number of channels of its images.
+        label_maps: class names by label map.
+        num_images: number of images that an epoch has.
 
     Raises:
         UserError: the folder cannot be written, or holds a run of other settings.
+        ArgumentError: the run has more steps behind it than it shall have.
     """
     path = workdir / "run.json"
     if is_begun(workdir):
         held, held_channels, held_maps = read_settings(workdir)
         differences = [
-            f"config.{old.name} is {shown(old.value)} there and {shown(new.value)} now"
+            f"{old.name} is {format_value(old.value)} there and {format_value(new.value)} now"
             for old, new in zip(settings(held), settings(config), strict=True)
-            if old.value != new.value and old.name not in FREE_TO_CHANGE
+            if old.value != new.value and old.name not in (*FREE_TO_CHANGE, *SCHEDULE)
         ]
         if held_channels != channels:
             differences.append(f"its images have {held_channels} channels, not {channels}")
@@ -111,22 +135,38 @@ def claim(
         if differences:
             raise UserError(
                 f"{workdir} holds a run of other settings ({'; '.join(differences)}): "
-                "give another --workdir, or the same settings to go on with it"
+                "give another workdir, or the same settings to resume it"
             )
-        return
+        _check_schedule(workdir, held, config, num_images)
+        if held == config:
+            return
     made_with = {
         "config": dataclasses.asdict(config),
         "channels": channels,
         "class_names": label_maps[""] if tuple(label_maps) == ("",) else dict(label_maps),
     }
-    text = json.dumps(made_with, indent=2)
+    text = json.dumps(made_with, indent=2) + "\n"
     try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_suffix(".tmp")
-        unfinished.write_text(text + "\n")
-        unfinished.replace(path)
-    except OSError as error:
-        raise UserError(
-            f"cannot write to --workdir={workdir} ({error.strerror}): give a folder that you may "
-            "write to"
-        ) from error
+        write_whole(path, lambda part: part.write_text(text))
+    except UserError as error:
+        raise UserError(f"{error}: give a workdir that you may write to") from error
+
+
+def _check_schedule(workdir: Path, held: Config, config: Config, num_images: int) -> None:
+    """Says if a resumed run's number of steps changes; raises ArgumentError if more are done."""
+    before, now = (each.train.total_steps(num_images) for each in (held, config))
+    done = max(_saved_steps(workdir))
+    if now < done:
+        name = "steps" if config.train.epochs is None else "epochs"
+        raise ArgumentError(
+            f"train.{name}",
+            getattr(config.train, name),
+            f"ends at step {now}, but {workdir} is trained to step {done}: give more, or another "
+            "workdir",
+        )
+    if before != now:
+        change, rate = ("grows", "longer") if before < now else ("shrinks", "shorter")
+        say(
+            f"the schedule {change} from {before} to {now} steps: the learning rate follows the "
+            f"{rate} one"
+        )

@@ -197,6 +197,20 @@ def test_a_finished_run_started_again_only_reports(trained_run, trained_folder):
     assert evaluation.scores.mean_iou == written["mean_iou"]
 
 
+def test_a_finished_run_goes_on_when_it_is_given_more_steps(
+    trained_run, trained_folder, tmp_path, capsys
+):
+    shutil.copytree(trained_run, tmp_path / "run")
+    config = small_config(trained_folder)
+    config.train.steps, config.train.eval_every_steps = 7, 7
+    train(config, tmp_path / "run")
+    assert "the schedule grows from 6 to 7 steps" in capsys.readouterr().out
+    lines = [json.loads(line) for line in (tmp_path / "run/log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if line["kind"] == "train"] == [1, 2, 3, 4, 5, 6, 7]
+    last = next(line for line in lines if line["step"] == 7)
+    assert last["learning_rate"] == pytest.approx(6e-3 * (1 / 7) ** 0.9)
+
+
 def test_a_folder_of_other_settings_is_left_alone(trained_run, trained_folder):
     config = small_config(trained_folder)
     config.optim.learning_rate = 0.5
@@ -319,11 +333,15 @@ def test_an_image_of_other_channels_is_refused_by_number(trained_run):
 
 def test_an_unwritable_workdir_is_refused(trained_folder, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot write to --workdir"):
+    with pytest.raises(
+        UserError, match=r"cannot write .*run\.json .* give a workdir that you may write to"
+    ):
         train(small_config(trained_folder), tmp_path / "file" / "run")
     if os.geteuid() != 0:  # root may write anywhere
         tmp_path.chmod(0o500)
-        with pytest.raises(UserError, match="cannot write to --workdir"):
+        with pytest.raises(
+            UserError, match=r"cannot write .*run\.json .* give a workdir that you may write to"
+        ):
             train(small_config(trained_folder), tmp_path / "run")
 
 

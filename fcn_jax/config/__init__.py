@@ -11,6 +11,7 @@ A config file returns a `Config` from `get_config()`; the command line changes s
 from fcn_jax.config.fields import check_ranges, settings
 from fcn_jax.config.files import from_dict, load, override
 from fcn_jax.config.sections import (
+    RESERVED_FOLDERS,
     AugmentConfig,
     Config,
     DataConfig,
@@ -23,6 +24,7 @@ from fcn_jax.config.sections import (
 )
 
 __all__ = [
+    "RESERVED_FOLDERS",
     "AugmentConfig",
     "Config",
     "DataConfig",

@@ -28,6 +28,9 @@ MAX_INT = 2**31 - 1
 MAX_FLOAT = 3.4e38
 """Largest number unless a setting states another: the devices compute in float32."""
 
+MAX_TEXT_LENGTH, MAX_TUPLE_LENGTH = 4096, 256
+"""Largest sizes of texts (paths, above all) and of tuples (a number for each class)."""
+
 NUMERALS = {2: "two", 3: "three"}
 
 
@@ -208,6 +211,7 @@ def _fits(one: Setting, kind: Any) -> bool:
     element, length = _elements(kind)
     return (
         isinstance(value, tuple)
+        and len(value) <= MAX_TUPLE_LENGTH
         and (len(value) == length if length else bool(value) or one.default == ())
         and all(_fits_alone(one, element, part) for part in value)
         and (element is not str or len(set(value)) == len(value))
@@ -221,7 +225,7 @@ def _fits_alone(one: Setting, kind: type, value: Any) -> bool:
         pattern = one.rules.get("pattern")
         return (
             isinstance(value, str)
-            and value != ""
+            and 1 <= len(value) <= MAX_TEXT_LENGTH
             and "\0" not in value
             and (pattern is None or re.fullmatch(pattern.expression, value) is not None)
         )

@@ -27,7 +27,7 @@ from fcn_jax.data.channels import channel_feature
 from fcn_jax.data.labels import by_map, label_feature
 from fcn_jax.data.splits import Split
 from fcn_jax.data.versions import Version, locked, prepared_dir, quiet, version_of
-from fcn_jax.errors import UserError, shown
+from fcn_jax.errors import UserError, format_value
 from fcn_jax.terminal.atomic_files import write_whole
 from fcn_jax.terminal.progress import progress_bar
 
@@ -164,9 +164,9 @@ def open_dataset(data: DataConfig) -> Dataset:
 def _check_plain(data: DataConfig) -> None:
     if data.extra_channels or data.label_maps != ("masks",):
         raise UserError(
-            f"config.data.extra_channels (={shown(data.extra_channels)}) and "
-            f"config.data.label_maps (={shown(data.label_maps)}) go with the folder data set, not "
-            f"with {data.name}: its images are RGB and have one label map"
+            f"config.data.extra_channels (={format_value(data.extra_channels)}) and "
+            f"config.data.label_maps (={format_value(data.label_maps)}) go with the folder data "
+            f"set, not with {data.name}: its images are RGB and have one label map"
         )
 
 

@@ -17,7 +17,7 @@ from absl import flags
 from fcn_jax import config as config_lib
 from fcn_jax.config import Config, default_config
 from fcn_jax.config.fields import listed_choices, suggestion
-from fcn_jax.errors import ArgumentError, UserError, shown
+from fcn_jax.errors import ArgumentError, UserError, format_value
 from fcn_jax.terminal import signals
 
 HELP_FLAGS = ("--help", "-h", "-help", "--helpfull")
@@ -102,7 +102,7 @@ def _message(error: Exception) -> str:
         name = f"config.{name}"
     elif name in flags.FLAGS:
         name = f"--{name}"
-    return f"{name} (={shown(error.value)}) {error.problem}"
+    return f"{name} (={format_value(error.value)}) {error.problem}"
 
 
 def _module_name() -> str:
@@ -247,6 +247,6 @@ def _help(program: str) -> str:
         lines += ["", f"Settings, each changed by --config.NAME=VALUE, with {values}:"]
         for setting in config_lib.settings(flags.FLAGS.config):
             choices = f": {listed_choices(setting)}" if setting.choices else ""
-            name = f"{setting.name}={shown(setting.value)}"
+            name = f"{setting.name}={format_value(setting.value)}"
             lines.append(f"  {name:<36} {setting.rules['help']}{choices}")
     return "\n".join(lines)

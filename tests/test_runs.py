@@ -1,0 +1,129 @@
+"""A run's folder: who may resume it, and with which settings."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from fcn_jax import runs
+from fcn_jax.config import Config, default_config
+from fcn_jax.errors import ArgumentError, UserError
+from tests.config.test_files import OLD_RUNS
+
+MAPS = {"": ("background", "disc")}
+
+
+def claim(workdir: Path, config: Config, channels: int = 3, label_maps=MAPS) -> None:
+    runs.claim(workdir, config, channels, label_maps, num_images=80)
+
+
+@pytest.fixture
+def config() -> Config:
+    """A run of 24 epochs of 10 steps."""
+    config = default_config()
+    config.data.name, config.data.root = "folder", "/before"
+    return config
+
+
+@pytest.fixture
+def begun(tmp_path: Path, config: Config) -> Path:
+    """The folder of that run with a checkpoint of step 100, and of an interrupted save."""
+    workdir = tmp_path / "runs" / "mine"
+    claim(workdir, config)
+    (workdir / "checkpoints" / "100").mkdir(parents=True)
+    (workdir / "checkpoints" / "120.orbax-checkpoint-tmp").mkdir()
+    return workdir
+
+
+def test_a_new_folder_holds_its_settings(tmp_path, config):
+    assert not runs.is_begun(tmp_path / "run")
+    claim(tmp_path / "run", config)
+    assert not runs.is_begun(tmp_path / "run")
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["run.json"]
+    assert runs.read_settings(tmp_path / "run") == (config, 3, MAPS)
+    config.seed = 1  # without a checkpoint nothing binds it
+    claim(tmp_path / "run", config)
+    assert runs.read_settings(tmp_path / "run").config.seed == 1
+
+
+def test_the_same_run_is_resumed(begun, config, capsys):
+    assert runs.is_begun(begun)
+    before = (begun / "run.json").read_bytes()
+    claim(begun, config)
+    assert (begun / "run.json").read_bytes() == before
+    assert capsys.readouterr().out == ""
+
+
+def test_another_run_is_refused_with_every_difference(begun, config):
+    config.optim.learning_rate, config.augment.crop_px = 0.5, None
+    with pytest.raises(UserError) as refused:
+        claim(begun, config, 4, {"": ("background", "ring")})
+    assert str(refused.value) == (
+        f"{begun} holds a run of other settings (augment.crop_px is 128,128 there and None now; "
+        "optim.learning_rate is 0.006 there and 0.5 now; its images have 3 channels, not 4; its "
+        "classes are background, disc): give another workdir, or the same settings to resume it"
+    )
+
+
+def test_the_data_may_have_moved(begun, config, capsys):
+    config.data.root = "/after"
+    claim(begun, config)
+    assert runs.read_settings(begun).config.data.root == "/after"
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    ("epochs", "steps", "said"),
+    [
+        (48, None, "grows from 240 to 480 steps: the learning rate follows the longer one"),
+        (None, 241, "grows from 240 to 241 steps: the learning rate follows the longer one"),
+        (None, 100, "shrinks from 240 to 100 steps: the learning rate follows the shorter one"),
+        (None, 240, ""),
+    ],
+)
+def test_the_schedule_may_change_and_that_is_said(begun, config, capsys, epochs, steps, said):
+    config.train.epochs, config.train.steps = epochs, steps
+    claim(begun, config)
+    assert capsys.readouterr().out == (f"the schedule {said}\n" if said else "")
+    assert runs.read_settings(begun).config == config
+    claim(begun, config)
+    assert capsys.readouterr().out == ""
+
+
+def test_the_schedule_cannot_end_before_the_steps_that_are_done(begun, config):
+    config.train.epochs = 9.9
+    message = rf"^train.epochs \(=9.9\) ends at step 99, but {begun} is trained to step 100"
+    with pytest.raises(ArgumentError, match=message):
+        claim(begun, config)
+
+
+@pytest.mark.parametrize("name", OLD_RUNS)
+def test_a_run_of_an_earlier_version_is_resumed(name, tmp_path, capsys):
+    (tmp_path / "run.json").write_text(json.dumps(OLD_RUNS[name]))
+    (tmp_path / "checkpoints" / "1").mkdir(parents=True)
+    config, channels, label_maps = runs.read_settings(tmp_path)
+    assert channels == OLD_RUNS[name]["channels"]
+    if name == "shapes":
+        config = default_config()
+    claim(tmp_path, config, channels, label_maps)
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "{", "[]", "3", "{}"]
+    + [
+        json.dumps({"config": config, "channels": 3, "class_names": ["a", "b"]})
+        for config in (3, {"model": {"colour": 1}}, {"model": {"dropout": 3}})
+    ],
+)
+def test_a_damaged_run_json_is_one_line(tmp_path, text):
+    (tmp_path / "run.json").write_text(text)
+    with pytest.raises(UserError, match=r"run\.json cannot be read: .") as refused:
+        runs.read_settings(tmp_path)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_folder_of_no_run_is_named(tmp_path):
+    with pytest.raises(UserError, match=f"{tmp_path} is not the folder of a run"):
+        runs.read_settings(tmp_path)
