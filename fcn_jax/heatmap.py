@@ -42,7 +42,7 @@ from flax import nnx
 from fcn_jax.config import ModelConfig
 from fcn_jax.data.images import read_bytes, read_image
 from fcn_jax.errors import UserError
-from fcn_jax.models.backbones import Backbone
+from fcn_jax.models.backbones.contract import Backbone
 from fcn_jax.models.build import abstract_model
 from fcn_jax.models.convolutionalize import (
     Average,

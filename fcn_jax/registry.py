@@ -11,6 +11,7 @@ A name comes from one of three places, in this order:
 """
 
 import difflib
+import functools
 import importlib
 import importlib.metadata
 from collections.abc import Callable, Mapping
@@ -45,11 +46,9 @@ class Registry:
 
         def decorate(made: T) -> T:
             known = self._registered.get(name)
-            same = known is not None and (known.__module__, known.__qualname__) == (
-                made.__module__,
-                made.__qualname__,
-            )  # a config file may be executed twice
-            if name in self._builtin or (known is not None and not same):
+            # A config file may be executed twice.
+            is_other = known is not None and _origin(known) != _origin(made)
+            if name in self._builtin or is_other:
                 raise ValueError(f"{name!r} is already registered for {self._setting}")
             self._registered[name] = made
             return made
@@ -90,10 +89,33 @@ class Registry:
         return {entry.name: entry for entry in importlib.metadata.entry_points(group=self._group)}
 
 
+def _origin(code: Any) -> tuple[str, str]:
+    while isinstance(code, functools.partial):
+        code = code.func
+    return code.__module__, code.__qualname__
+
+
+_BACKBONES = "fcn_jax.models.backbones"
+
 backbones = Registry(
     "model.backbone",
     "fcn_jax.backbones",
-    {},
+    {
+        "small": f"{_BACKBONES}.small:SmallNet",
+        "alexnet": f"{_BACKBONES}.alexnet:AlexNet",
+        "alexnet_caffe": f"{_BACKBONES}.alexnet:alexnet_caffe",
+        "vgg16": f"{_BACKBONES}.vgg:VGG16",
+        "vgg16_bn": f"{_BACKBONES}.vgg:vgg16_bn",
+        "googlenet": f"{_BACKBONES}.googlenet:GoogLeNet",
+        "squeezenet": f"{_BACKBONES}.squeezenet:SqueezeNet",
+        "resnet18": f"{_BACKBONES}.resnet:resnet18",
+        "resnet34": f"{_BACKBONES}.resnet:resnet34",
+        "resnet50": f"{_BACKBONES}.resnet:resnet50",
+        "resnet101": f"{_BACKBONES}.resnet:resnet101",
+        "resnet152": f"{_BACKBONES}.resnet:resnet152",
+        "mobilenet_v3_large": f"{_BACKBONES}.mobilenet:MobileNetV3Large",
+        "efficientnet_lite0": f"{_BACKBONES}.efficientnet:EfficientNetLite0",
+    },
 )
 losses = Registry("loss.name", "fcn_jax.losses", {})
 datasets = Registry("data.name", "fcn_jax.datasets", {})

@@ -7,6 +7,7 @@ from typing import Literal
 
 from fcn_jax.config.fields import MAX_INT, Pattern, Section, check_ranges, setting
 from fcn_jax.errors import ArgumentError
+from fcn_jax.registry import backbones
 
 RESERVED_FOLDERS = ("images", "classes", "train", "val", "test", "auxiliary")
 """No names of label maps or channels: the images, the lists in a folder, and the second head."""
@@ -90,29 +91,11 @@ class AugmentConfig(Section):
     saturation: float = setting(0.0, "largest relative change", at_least=0, at_most=1)
 
 
-BACKBONES = (
-    "small",
-    "alexnet",
-    "alexnet_caffe",
-    "vgg16",
-    "vgg16_bn",
-    "googlenet",
-    "squeezenet",
-    "resnet18",
-    "resnet34",
-    "resnet50",
-    "resnet101",
-    "resnet152",
-    "mobilenet_v3_large",
-    "efficientnet_lite0",
-)
-
-
 @dataclasses.dataclass
 class ModelConfig(Section):
     """The network."""
 
-    backbone: str = setting("small", "feature extractor", choices=BACKBONES)
+    backbone: str = setting("small", "feature extractor", choices=backbones)
     padding: str = setting(
         "same", "of each layer, or of the image by 100 as in the paper", choices=("same", "paper")
     )

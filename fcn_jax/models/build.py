@@ -7,27 +7,14 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from fcn_jax import registry
 from fcn_jax.config import ModelConfig
-from fcn_jax.errors import UserError
-from fcn_jax.models.backbones import Backbone
-from fcn_jax.models.backbones.alexnet import CAFFE_VARIANT, AlexNet
-from fcn_jax.models.backbones.efficientnet import EfficientNetLite0
-from fcn_jax.models.backbones.googlenet import GoogLeNet
+from fcn_jax.errors import ArgumentError
+from fcn_jax.models.backbones.contract import Backbone, accepts, check_contract, parameters
 from fcn_jax.models.backbones.late_fusion import LateFusion
-from fcn_jax.models.backbones.mobilenet import MobileNetV3Large
 from fcn_jax.models.backbones.preprocess import COLOURS, PREPROCESSING, Preprocessing
-from fcn_jax.models.backbones.resnet import ResNet
-from fcn_jax.models.backbones.small import SmallNet
-from fcn_jax.models.backbones.squeezenet import SqueezeNet
-from fcn_jax.models.backbones.vgg import VGG16
 from fcn_jax.models.fcn import FCN
 from fcn_jax.models.remat import remat_blocks
-
-PAPER_GEOMETRY = ("alexnet", "alexnet_caffe", "vgg16", "vgg16_bn")
-"""Those that have the paper's padding of 100."""
-
-CAFFE_BACKBONES = ("vgg16", "squeezenet", "alexnet_caffe")
-"""Those whose published weights mostly come from Caffe."""
 
 INIT_STREAM = 2**32 - 1
 """Folded into the key of the initial weights. Training folds in the step, which is smaller."""
@@ -83,43 +70,44 @@ def build_model(
     rngs: nnx.Rngs,
     axis_name: str | None = None,
 ) -> FCN:
-    """The network of a config, for images of so many channels.
+    """Builds the network of a config, layer by layer (`init_model` compiles one program for it).
 
-    num_classes: see `FCN`. axis_name: the mapped axis that batch normalisation in training takes
-    its statistics over.
+        model = build_model(ModelConfig(backbone="small"), 21, rngs=nnx.Rngs(0))
+        logits = model(image)  # uint8 (b, h, w, 3) -> float32 (b, h, w, 21)
+
+    Args:
+        config: the settings of the network.
+        num_classes: scores per pixel, or by label map if there are several (see `FCN`).
+        channels: channels of the images: RGB, and then any others.
+        rngs: streams of random keys for the initial weights.
+        axis_name: the mapped axis over which batch normalisation takes its statistics in training.
 
     Raises:
-        UserError: a setting that does not go with the backbone.
+        ArgumentError: a setting that cannot be used with the backbone, or with these channels.
+        ValueError: the backbone breaks its contract (see `models/backbones/contract.py`).
     """
-    preprocessing = PREPROCESSING[preprocessing_name(config)]
-    backbone: Backbone
+    pixels = backbone_preprocessing(config)
+    if config.fusion == "late" and channels <= COLOURS:
+        raise ArgumentError(
+            "model.fusion", "late", f"needs images of more than {COLOURS} channels, not {channels}"
+        )
+    by_trunk = [pixels.for_channels(channels)]
     if config.fusion == "late":
-        if channels <= COLOURS:
-            raise UserError(
-                f"config.model.fusion=late wants more than {COLOURS} channels; the images have "
-                f"{channels}"
-            )
-        backbone = LateFusion(
-            build_backbone(config, preprocessing, axis_name=axis_name, rngs=rngs),
-            build_backbone(
-                config,
-                preprocessing.for_channels(channels).beyond(COLOURS),
-                axis_name=axis_name,
-                rngs=rngs,
-            ),
-        )
-    else:
-        backbone = build_backbone(
-            config, preprocessing.for_channels(channels), axis_name=axis_name, rngs=rngs
-        )
+        by_trunk = [pixels.for_channels(COLOURS), by_trunk[0].beyond(COLOURS)]
+    backbone, *others = (
+        build_backbone(config, preprocessing, axis_name=axis_name, rngs=rngs)
+        for preprocessing in by_trunk
+    )
+    if config.padding in ("same", "paper"):
+        check_contract(backbone, padding=config.padding, axis_name=axis_name)
     model = FCN(
-        backbone,
+        LateFusion(backbone, *others) if others else backbone,
         num_classes,
         skips=config.skips,
         hidden=config.head == "hidden",
         auxiliary=config.auxiliary_weight > 0,
-        context_features=config.context_features or 0,
-        score_scales=config.score_scales or (),
+        context_features=config.context_features,
+        score_scales=config.score_scales,
         upsampling=config.upsampling,
         half_pixel=config.alignment == "half_pixel",
         dropout_rate=config.dropout,
@@ -132,13 +120,20 @@ def build_model(
     return model
 
 
-def preprocessing_name(config: ModelConfig) -> str:
-    """A name in `PREPROCESSING`: as the config says, else what the backbone is best known for."""
+def backbone_preprocessing(config: ModelConfig) -> Preprocessing:
+    """Returns the normalisation that a config names or, for "auto", the backbone's own."""
     if config.preprocessing != "auto":
-        return config.preprocessing
-    if config.backbone == "googlenet":
-        return "inception"
-    return "caffe" if config.backbone in CAFFE_BACKBONES else "torchvision"
+        return PREPROCESSING[config.preprocessing]
+    own = parameters(registry.backbones[config.backbone])["preprocessing"].default
+    if not isinstance(own, Preprocessing):
+        raise ValueError(f"backbone {config.backbone}: the argument preprocessing has no default")
+    return own
+
+
+def preprocessing_name(config: ModelConfig) -> str:
+    """Returns the name in `PREPROCESSING` of a config's normalisation; "auto" if it has none."""
+    own = backbone_preprocessing(config)
+    return next((name for name, known in PREPROCESSING.items() if known == own), "auto")
 
 
 def build_backbone(
@@ -148,45 +143,31 @@ def build_backbone(
     axis_name: str | None = None,
     rngs: nnx.Rngs,
 ) -> Backbone:
-    """The backbone of a config, for images of as many channels as `preprocessing` has.
+    """Builds the backbone of a config, for images of as many channels as `preprocessing` has.
 
-    `config.padding` may also be "original", the geometry in which the classifier was trained. No
-    segmentation network is made of it: without padding it says nothing of the border.
+    `config.padding` may also be "original", the geometry in which the classifier was trained. It
+    serves for classifiers only: without padding, the border of an image has no features.
+
+    Raises:
+        ArgumentError: an unknown backbone, or a setting that it does not support.
     """
-    name = config.backbone
-    if config.padding == "paper" and name not in PAPER_GEOMETRY:
-        raise UserError(
-            f"config.model.padding=paper goes with {', '.join(PAPER_GEOMETRY)}, not with {name}"
-        )
-    if config.output_stride != 32 and not name.startswith("resnet"):
-        raise UserError(
-            f"config.model.output_stride (={config.output_stride}) must be 32 with {name}: only "
-            "the ResNets from 50 on are dilated"
-        )
-    common: dict[str, Any] = {"preprocessing": preprocessing, "rngs": rngs}
-    norm: dict[str, Any] = {"axis_name": axis_name}
-    padding: dict[str, Any] = {"padding": config.padding}
-    dropout: dict[str, Any] = {"dropout_rate": config.dropout}
-    match name:
-        case "small":
-            return SmallNet(**common, **norm)
-        case "alexnet":
-            return AlexNet(**common, **padding, **dropout)
-        case "alexnet_caffe":
-            return AlexNet(variant=CAFFE_VARIANT, **common, **padding, **dropout)
-        case "vgg16" | "vgg16_bn":
-            batch_norm = name == "vgg16_bn"
-            return VGG16(batch_norm=batch_norm, **common, **norm, **padding, **dropout)
-        case "squeezenet":
-            return SqueezeNet(**common, **padding, **dropout)
-        case "googlenet":
-            return GoogLeNet(**common, **norm, **padding)
-        case "mobilenet_v3_large":
-            return MobileNetV3Large(**common, **norm)
-        case "efficientnet_lite0":
-            return EfficientNetLite0(**common, **norm)
-        case "resnet18" | "resnet34" | "resnet50" | "resnet101" | "resnet152":
-            depth = int(name.removeprefix("resnet"))
-            return ResNet(depth, output_stride=config.output_stride, **common, **norm)
-        case unknown:
-            raise UserError(f"config.model.backbone (={unknown!r}) is not a known backbone")
+    factory = registry.backbones[config.backbone]
+    for option, usual in (("padding", ("same", "original")), ("output_stride", (32,))):
+        value = getattr(config, option)
+        if value not in usual and not accepts(factory, option, value):
+            names = registry.backbones.names
+            able = [name for name in names if accepts(registry.backbones[name], option, value)]
+            raise ArgumentError(
+                f"model.{option}",
+                value,
+                f"is not supported by {config.backbone}, only by {', '.join(able)}",
+            )
+    options = {
+        "padding": config.padding,
+        "output_stride": config.output_stride,
+        "dropout_rate": config.dropout,
+        "axis_name": axis_name,
+    }
+    declared = parameters(factory)
+    supported = {name: value for name, value in options.items() if name in declared}
+    return factory(preprocessing=preprocessing, rngs=rngs, **supported)

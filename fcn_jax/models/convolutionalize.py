@@ -29,7 +29,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from fcn_jax.models.backbones import Backbone
+from fcn_jax.models.backbones.contract import Backbone
 from fcn_jax.models.feature_map import FeatureMap
 from fcn_jax.models.geometry import Grid
 from fcn_jax.models.layers import Conv, average_pool

@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from fcn_jax.errors import UserError
-from fcn_jax.models.backbones import Backbone
+from fcn_jax.errors import ArgumentError
+from fcn_jax.models.backbones.contract import Backbone
 from fcn_jax.models.feature_map import FeatureMap, TilePosition, scaled
 from fcn_jax.models.heads import SkipHead
 from fcn_jax.models.layers import Conv, max_pool, relu
@@ -54,8 +54,8 @@ class FCN(nnx.Module):
         skips: int,
         hidden: bool = False,
         auxiliary: bool = False,
-        context_features: int = 0,
-        score_scales: Sequence[float] = (),
+        context_features: int | None = None,
+        score_scales: Sequence[float] | None = None,
         upsampling: str = "learned",
         half_pixel: bool = False,
         dropout_rate: float = 0.0,
@@ -66,23 +66,28 @@ class FCN(nnx.Module):
         self.backbone = backbone
         self.dtype = dtype
         channels, grids = dict(backbone.channels), dict(backbone.grids)
-        self.has_context = context_features > 0
-        if self.has_context:
+        self.has_context = context_features is not None
+        if context_features is not None:
             coarsest = max(channels)
             self.context = Context(channels[coarsest], context_features, rngs=rngs)
             channels[2 * coarsest] = context_features
             grids[2 * coarsest] = grids[coarsest].after(3, stride=2)
         coarse_to_fine = sorted(channels, reverse=True)
         if not 0 <= skips < len(coarse_to_fine):
-            raise UserError(
-                f"config.model.skips (={skips}) must lie in 0…{len(coarse_to_fine) - 1}: the "
-                f"backbone has features at strides {coarse_to_fine}"
+            raise ArgumentError(
+                "model.skips",
+                skips,
+                f"must be in 0…{len(coarse_to_fine) - 1}: the backbone has features at strides "
+                f"{', '.join(map(str, coarse_to_fine))}",
             )
         self.stages = tuple(coarse_to_fine[: skips + 1])
+        score_scales = score_scales or ()
         if score_scales and len(score_scales) < len(self.stages):
-            raise UserError(
-                f"config.model.score_scales (={tuple(score_scales)}) must have at least "
-                f"{len(self.stages)} factors, for the strides {self.stages}"
+            raise ArgumentError(
+                "model.score_scales",
+                tuple(score_scales),
+                f"must have at least {len(self.stages)} factors, for the strides "
+                f"{', '.join(map(str, self.stages))}",
             )
         self.scales = dict.fromkeys(channels, 1.0) | dict(
             zip(coarse_to_fine, score_scales, strict=False)

@@ -11,7 +11,7 @@ from typing import Any
 
 from flax import nnx
 
-from fcn_jax.errors import UserError
+from fcn_jax.errors import ArgumentError
 
 
 def remat_block(call: Callable[..., Any]) -> Callable[..., Any]:
@@ -35,6 +35,8 @@ def remat_blocks(model: nnx.Module) -> None:
         if any(getattr(member, "is_block", False) for member in vars(type(module)).values())
     ]
     if not holders:
-        raise UserError("config.model.remat: this backbone has no blocks to run again")
+        raise ArgumentError(
+            "model.remat", True, "needs a backbone with blocks that are marked by `remat_block`"
+        )
     for module in holders:
         setattr(module, "rematerialize", True)  # noqa: B010  # not an attribute that all have

@@ -12,8 +12,8 @@ from flax import nnx
 
 from fcn_jax.data import shapes
 from fcn_jax.data.images import read_image
-from fcn_jax.models.backbones import Backbone
-from fcn_jax.models.backbones.alexnet import CAFFE_VARIANT, AlexNet
+from fcn_jax.models.backbones.alexnet import AlexNet, alexnet_caffe
+from fcn_jax.models.backbones.contract import Backbone
 from fcn_jax.models.backbones.efficientnet import EfficientNetLite0
 from fcn_jax.models.backbones.googlenet import GoogLeNet
 from fcn_jax.models.backbones.lenet import LeNet
@@ -35,9 +35,7 @@ BACKBONES: dict[str, Callable[[], Backbone]] = {
     "lenet": lambda: LeNet(rngs=nnx.Rngs(0)),
     "squeezenet": lambda: SqueezeNet(rngs=nnx.Rngs(0)),
     "alexnet": lambda: AlexNet(fc_features=16, rngs=nnx.Rngs(0)),
-    "alexnet_caffe paper": lambda: AlexNet(
-        variant=CAFFE_VARIANT, padding="paper", fc_features=16, rngs=nnx.Rngs(0)
-    ),
+    "alexnet_caffe paper": lambda: alexnet_caffe(padding="paper", fc_features=16, rngs=nnx.Rngs(0)),
     "vgg16": lambda: VGG16(fc_features=16, rngs=nnx.Rngs(0)),
     "googlenet": lambda: GoogLeNet(rngs=nnx.Rngs(0)),
     "resnet18": lambda: ResNet(18, rngs=nnx.Rngs(0)),

@@ -7,21 +7,18 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from fcn_jax.config import ModelConfig
 from fcn_jax.data.labels import IGNORE_INDEX
-from fcn_jax.errors import UserError
+from fcn_jax.errors import ArgumentError
 from fcn_jax.models.backbones.preprocess import TORCHVISION, Preprocessing
 from fcn_jax.models.backbones.resnet import ResNet
 from fcn_jax.models.backbones.small import SmallNet
 from fcn_jax.models.backbones.squeezenet import SqueezeNet
 from fcn_jax.models.backbones.vgg import VGG16
-from fcn_jax.models.build import build_model
 from fcn_jax.models.fcn import FCN
 from fcn_jax.models.feature_map import FeatureMap
 from fcn_jax.models.geometry import Grid, Window, upsampling_geometry
 from fcn_jax.models.layers import BatchNorm, Conv, max_pool, relu
 from fcn_jax.models.pure_model import Network
-from fcn_jax.models.upsampling import BilinearUpsample, ConvTranspose
 from fcn_jax.training.losses import cross_entropy
 
 BACKBONES: dict[str, Callable[[], Any]] = {
@@ -304,13 +301,13 @@ def test_dropout_is_drawn_for_each_image_by_its_key(randomised: Any) -> None:
 
 @pytest.mark.parametrize("skips", [-1, 3])
 def test_too_many_skips_are_refused(skips: int) -> None:
-    with pytest.raises(UserError, match=rf"config.model.skips \(={skips}\) must lie in 0…2"):
+    with pytest.raises(ArgumentError, match=rf"model.skips \(={skips}\) must be in 0…2"):
         FCN(Coordinates((32, 16, 8), between_pixels=True), 5, skips=skips, rngs=nnx.Rngs(0))
 
 
 def test_a_score_scale_is_wanted_for_each_stride() -> None:
-    message = r"config.model.score_scales \(=\(0.1,\)\) must have at least 2 factors.*\(32, 16\)"
-    with pytest.raises(UserError, match=message):
+    message = r"model.score_scales \(=\(0.1,\)\) must have at least 2 factors.* strides 32, 16"
+    with pytest.raises(ArgumentError, match=message):
         FCN(
             Coordinates((32, 16, 8), between_pixels=True),
             5,
@@ -318,32 +315,3 @@ def test_a_score_scale_is_wanted_for_each_stride() -> None:
             score_scales=(0.1,),
             rngs=nnx.Rngs(0),
         )
-
-
-def test_build_follows_the_config() -> None:
-    config = ModelConfig(backbone="squeezenet", skips=1, upsampling="fixed", dropout=0.25)
-    model = shapes_of(lambda: build_model(config, 7, rngs=nnx.Rngs(0)))
-    assert isinstance(model.backbone, SqueezeNet)
-    assert model.backbone.dropout_rate == 0.25
-    assert model.stages == (16, 8)
-    assert isinstance(model.head.upsample8, BilinearUpsample)
-    # Odd windows put SqueezeNet's features on pixels; half_pixel puts them between.
-    assert (model.head.upsample8.filter_size, model.head.upsample8.crop) == (15, 7)
-    half_pixel = ModelConfig(
-        backbone="squeezenet",
-        alignment="half_pixel",
-        compute_dtype="bfloat16",
-        score_scales=(1.0, 0.1, 0.2),
-    )
-    model = shapes_of(lambda: build_model(half_pixel, 7, rngs=nnx.Rngs(0)))
-    assert model.dtype == jnp.bfloat16
-    assert model.stages == (16, 8, 4)
-    assert model.scales == {16: 1.0, 8: 0.1, 4: 0.2, 2: 1.0}
-    assert isinstance(model.head.upsample4, ConvTranspose)
-    assert model.head.upsample4.kernel.shape == (8, 8, 7, 7)
-    assert model.head.upsample4.crop == 2
-
-
-def test_build_refuses_an_unknown_backbone() -> None:
-    with pytest.raises(UserError, match=r"config.model.backbone \(='vgg'\)"):
-        build_model(ModelConfig(backbone="vgg"), 7, rngs=nnx.Rngs(0))

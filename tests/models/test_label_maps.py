@@ -411,7 +411,7 @@ def test_settings_that_do_not_go_with_the_data(
     with pytest.raises(UserError, match=r"must be balanced or None with several label maps"):
         train(config, tmp_path / "numbers")
     config.data.extra_channels, config.model.fusion = (), "late"
-    with pytest.raises(UserError, match=r"late wants more than 3 channels; the images have 3"):
+    with pytest.raises(UserError, match=r"needs images of more than 3 channels, not 3"):
         train(config, tmp_path / "colour")
     with pytest.raises(UserError, match=r"its images have 4 channels, not 3"):
         train(config, run_folder)

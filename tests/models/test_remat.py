@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 
 from fcn_jax.config import Config, ModelConfig
-from fcn_jax.errors import UserError
+from fcn_jax.errors import ArgumentError
 from fcn_jax.models.build import build_model
 from fcn_jax.models.feature_map import FeatureMap, add
 from fcn_jax.models.layers import Conv, relu
@@ -124,5 +124,5 @@ def test_less_is_kept_for_the_backward_pass() -> None:
 
 
 def test_a_backbone_without_blocks_is_refused() -> None:
-    with pytest.raises(UserError, match="has no blocks to run again"):
+    with pytest.raises(ArgumentError, match=r"model.remat \(=True\) needs a backbone with blocks"):
         network("alexnet", remat=True)

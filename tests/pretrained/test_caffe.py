@@ -15,7 +15,7 @@ from flax import nnx
 
 from fcn_jax import pretrained
 from fcn_jax.heatmap import load_classifier
-from fcn_jax.models.backbones.alexnet import CAFFE_VARIANT, AlexNet
+from fcn_jax.models.backbones.alexnet import alexnet_caffe
 from fcn_jax.models.backbones.vgg import BLOCKS, VGG16
 from fcn_jax.models.fcn import FCN
 from tests.peers import check_segmentation, pictures
@@ -199,9 +199,7 @@ def ours_vgg16(skips: int, score_scales: Sequence[float] = ()) -> Callable[[], F
 
 
 def ours_alexnet() -> FCN:
-    backbone = AlexNet(
-        variant=CAFFE_VARIANT, padding="paper", fc_features=FC_FEATURES, rngs=nnx.Rngs(0)
-    )
+    backbone = alexnet_caffe(padding="paper", fc_features=FC_FEATURES, rngs=nnx.Rngs(0))
     return FCN(backbone, CLASSES, skips=0, rngs=nnx.Rngs(0))
 
 

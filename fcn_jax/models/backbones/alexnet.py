@@ -11,6 +11,8 @@ with local response normalisation and convolutions in two groups; and torchvisio
 """
 
 import dataclasses
+import functools
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -33,11 +35,10 @@ class Variant:
     groups: int
     input_padding: int
     normalises: bool
-    preprocessing: Preprocessing
 
 
-TORCHVISION_VARIANT = Variant((64, 192, 384, 256, 256), 1, 2, False, TORCHVISION)
-CAFFE_VARIANT = Variant((96, 256, 384, 384, 256), 2, 0, True, CAFFE)
+TORCHVISION_VARIANT = Variant((64, 192, 384, 256, 256), 1, 2, False)
+CAFFE_VARIANT = Variant((96, 256, 384, 384, 256), 2, 0, True)
 
 
 class AlexNet(nnx.Module):
@@ -47,13 +48,13 @@ class AlexNet(nnx.Module):
         self,
         *,
         variant: Variant = TORCHVISION_VARIANT,
-        padding: str = "same",
+        padding: Literal["same", "paper", "original"] = "same",
         fc_features: int = 4096,
         dropout_rate: float = 0.5,
-        preprocessing: Preprocessing | None = None,
+        preprocessing: Preprocessing = TORCHVISION,
         rngs: nnx.Rngs,
     ):
-        self.preprocessing = preprocessing or variant.preprocessing
+        self.preprocessing = preprocessing
         self.dropout_rate = dropout_rate
         self.normalises = variant.normalises
         self.pool_padding = 1 if padding == "same" else 0
@@ -107,6 +108,9 @@ class AlexNet(nnx.Module):
 
     def _normalised(self, x: FeatureMap) -> FeatureMap:
         return x.map(local_response_normalization) if self.normalises else x
+
+
+alexnet_caffe = functools.partial(AlexNet, variant=CAFFE_VARIANT, preprocessing=CAFFE)
 
 
 def local_response_normalization(

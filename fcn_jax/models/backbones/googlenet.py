@@ -12,6 +12,7 @@ Away from the border the features are the same, moved by a few pixels.
 
 import functools
 from collections.abc import Callable
+from typing import Literal
 
 import jax
 from flax import nnx
@@ -79,7 +80,7 @@ class GoogLeNet(nnx.Module):
     def __init__(
         self,
         *,
-        padding: str = "same",
+        padding: Literal["same", "original"] = "same",
         preprocessing: Preprocessing = INCEPTION,
         axis_name: str | None = None,
         rngs: nnx.Rngs,

@@ -9,7 +9,7 @@ import dataclasses
 import jax
 from flax import nnx
 
-from fcn_jax.models.backbones import Backbone
+from fcn_jax.models.backbones.contract import Backbone
 from fcn_jax.models.backbones.preprocess import COLOURS
 from fcn_jax.models.feature_map import FeatureMap, concatenate, scaled
 

@@ -4,10 +4,12 @@ The stride of a bottleneck lies on its 3×3 convolution. With an output stride o
 stages are dilated instead of strided: the same weights, at a finer stride.
 """
 
+import functools
+from typing import Literal
+
 import jax
 from flax import nnx
 
-from fcn_jax.errors import UserError
 from fcn_jax.models.backbones.preprocess import TORCHVISION, Preprocessing
 from fcn_jax.models.feature_map import FeatureMap, add
 from fcn_jax.models.geometry import Grid
@@ -38,10 +40,7 @@ class BasicBlock(nnx.Module):
         rngs: nnx.Rngs,
     ):
         if dilation != 1:
-            raise UserError(
-                "config.model.output_stride must be 32 with resnet18 and resnet34: only "
-                "bottlenecks, from resnet50 on, are dilated"
-            )
+            raise ValueError("basic blocks are not dilated, only bottlenecks (from ResNet-50 on)")
         self.conv1 = Conv(in_features, features, (3, 3), stride=stride, use_bias=False, rngs=rngs)
         self.bn1 = BatchNorm(features, axis_name=axis_name)
         self.conv2 = Conv(features, features, (3, 3), use_bias=False, rngs=rngs)
@@ -129,7 +128,7 @@ class ResNet(nnx.Module):
         self,
         depth: int,
         *,
-        output_stride: int = 32,
+        output_stride: Literal[32, 16, 8] = 32,
         preprocessing: Preprocessing = TORCHVISION,
         axis_name: str | None = None,
         rngs: nnx.Rngs,
@@ -177,3 +176,21 @@ class ResNet(nnx.Module):
                 x = getattr(self, f"layer{layer}_{index}")(x, train=train)
             features[2 ** (layer + 1)] = x
         return features
+
+
+def _basic_resnet(
+    depth: int,
+    *,
+    preprocessing: Preprocessing = TORCHVISION,
+    axis_name: str | None = None,
+    rngs: nnx.Rngs,
+) -> ResNet:
+    """Builds a ResNet without the option `output_stride`, since basic blocks are not dilated."""
+    return ResNet(depth, preprocessing=preprocessing, axis_name=axis_name, rngs=rngs)
+
+
+resnet18 = functools.partial(_basic_resnet, 18)
+resnet34 = functools.partial(_basic_resnet, 34)
+resnet50 = functools.partial(ResNet, 50)
+resnet101 = functools.partial(ResNet, 101)
+resnet152 = functools.partial(ResNet, 152)

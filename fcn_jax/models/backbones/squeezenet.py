@@ -9,6 +9,8 @@ The same weights in two geometries:
 Away from the border the features are the same, moved by a few pixels.
 """
 
+from typing import Literal
+
 import jax
 from flax import nnx
 
@@ -37,7 +39,7 @@ class SqueezeNet(nnx.Module):
     def __init__(
         self,
         *,
-        padding: str = "same",
+        padding: Literal["same", "original"] = "same",
         dropout_rate: float = 0.5,
         preprocessing: Preprocessing = CAFFE,
         rngs: nnx.Rngs,

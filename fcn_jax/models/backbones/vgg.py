@@ -10,11 +10,14 @@ The same weights in three geometries:
 Where no padding is seen the features are the same.
 """
 
+import functools
+from typing import Literal
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from fcn_jax.models.backbones.preprocess import CAFFE, Preprocessing
+from fcn_jax.models.backbones.preprocess import CAFFE, TORCHVISION, Preprocessing
 from fcn_jax.models.feature_map import FeatureMap
 from fcn_jax.models.geometry import PIXELS
 from fcn_jax.models.layers import BatchNorm, Conv, dropout, max_pool, relu
@@ -25,15 +28,12 @@ BLOCKS = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))
 
 
 class VGG16(nnx.Module):
-    """Stages 2 to 16 are the poolings, stage 32 is fc7.
-
-    batch_norm: torchvision's `vgg16_bn`.
-    """
+    """Stages 2 to 16 are the poolings, stage 32 is fc7."""
 
     def __init__(
         self,
         *,
-        padding: str = "same",
+        padding: Literal["same", "paper", "original"] = "same",
         batch_norm: bool = False,
         fc_features: int = 4096,
         dropout_rate: float = 0.5,
@@ -91,6 +91,9 @@ class VGG16(nnx.Module):
                 x = getattr(self, f"bn{number}_{layer}")(x, train=train)
             x = relu(x)
         return max_pool(x, window=2, stride=2, ceil=self.ceil)
+
+
+vgg16_bn = functools.partial(VGG16, batch_norm=True, preprocessing=TORCHVISION)
 
 
 def fully_connected(

@@ -13,17 +13,15 @@ import pytest
 from flax import nnx
 from jax import lax
 
-from fcn_jax.config import ModelConfig
-from fcn_jax.models.backbones.alexnet import CAFFE_VARIANT, AlexNet
+from fcn_jax.models.backbones.alexnet import AlexNet, alexnet_caffe
 from fcn_jax.models.backbones.efficientnet import EfficientNetLite0
 from fcn_jax.models.backbones.googlenet import GoogLeNet
 from fcn_jax.models.backbones.mobilenet import MobileNetV3Large
-from fcn_jax.models.backbones.preprocess import CAFFE, INCEPTION, TORCHVISION, Preprocessing
+from fcn_jax.models.backbones.preprocess import CAFFE, INCEPTION, TORCHVISION
 from fcn_jax.models.backbones.resnet import ResNet
 from fcn_jax.models.backbones.small import SmallNet
 from fcn_jax.models.backbones.squeezenet import SqueezeNet
 from fcn_jax.models.backbones.vgg import VGG16
-from fcn_jax.models.build import build_model
 from fcn_jax.models.feature_map import FeatureMap
 from fcn_jax.models.layers import Conv
 from fcn_jax.pretrained.source import WeightSource
@@ -75,7 +73,7 @@ def vgg16(**arguments: Any) -> Callable[[], VGG16]:
 
 
 def caffe_alexnet(padding: str) -> Callable[[], AlexNet]:
-    return lambda: AlexNet(variant=CAFFE_VARIANT, padding=padding, fc_features=16, rngs=nnx.Rngs(0))
+    return lambda: alexnet_caffe(padding=padding, fc_features=16, rngs=nnx.Rngs(0))
 
 
 # Where nothing pads, fc6 has its first position on 224 pixels, and on 227 with Caffe's AlexNet.
@@ -285,23 +283,6 @@ def test_features_of_an_image_do_not_depend_on_its_canvas(name: str, randomised:
                 atol=rounding * np.abs(expected).max(),
                 rtol=0,
             )
-
-
-@pytest.mark.parametrize(
-    ("name", "kind", "preprocessing"),
-    [
-        ("googlenet", GoogLeNet, INCEPTION),
-        ("mobilenet_v3_large", MobileNetV3Large, TORCHVISION),
-        ("efficientnet_lite0", EfficientNetLite0, TORCHVISION),
-    ],
-)
-def test_a_config_names_a_backbone_and_its_pixels(
-    name: str, kind: type, preprocessing: Preprocessing
-) -> None:
-    config = ModelConfig(backbone=name)
-    network = nnx.eval_shape(lambda: build_model(config, 2, rngs=nnx.Rngs(0)))
-    assert isinstance(network.backbone, kind)
-    assert network.backbone.preprocessing == preprocessing
 
 
 def test_preprocessing_by_hand() -> None:
