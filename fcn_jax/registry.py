@@ -81,7 +81,7 @@ class Registry:
         """Raises ArgumentError for an unknown name, with the nearest known one."""
         if name in self:
             return
-        near = difflib.get_close_matches(name, self.names, n=1)
+        near = difflib.get_close_matches(str(name), self.names, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
         raise ArgumentError(self._setting, name, f"must be one of {', '.join(self.names)}{hint}")
 
