@@ -53,3 +53,8 @@ def listed(things: Sequence[object], most: int) -> str:
 def width_by_height(size: Sequence[int]) -> str:
     """Formats (height, width, …) as "WIDTH × HEIGHT"."""
     return f"{size[1]} × {size[0]}"
+
+
+def printable(text: str) -> str:
+    """Replaces line breaks, escape sequences and the like, as names of files may contain them."""
+    return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)

@@ -14,7 +14,7 @@ from fcn_jax.data.labels import IGNORE_INDEX
 from fcn_jax.doctor.advice import Advice
 from fcn_jax.doctor.kinds import Finding
 from fcn_jax.doctor.survey import Survey
-from fcn_jax.errors import listed, width_by_height
+from fcn_jax.errors import listed, printable, width_by_height
 
 PLACES_SHOWN = 5
 
@@ -65,7 +65,7 @@ def _class_table(survey: Survey, label_map: str) -> Table:
             cells += [f"{share:.2f}" if share else "–", f"{statistics.images[label]:,}"]
         if label == IGNORE_INDEX:
             table.add_section()
-        table.add_row(str(label), Text(name), *cells)
+        table.add_row(str(label), Text(printable(name)), *cells)
     return table
 
 
@@ -74,7 +74,7 @@ def print_findings(console: Console, findings: Iterable[Finding]) -> None:
     for finding in findings:
         sign, style = ("✗", "bold red") if finding.is_fault else ("·", "bold")
         console.print(Text(f"{sign} {finding.title} ({len(finding.places):,})", style))
-        console.print(Padding.indent(Text(listed(finding.places, PLACES_SHOWN)), 4))
+        console.print(Padding.indent(Text(printable(listed(finding.places, PLACES_SHOWN))), 4))
         console.print(Padding.indent(Text(f"→ {finding.remedy}", "dim"), 4))
 
 

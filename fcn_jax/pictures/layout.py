@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from fcn_jax.errors import printable
 from fcn_jax.pictures.colours import FAINT_INK, INK, PAPER, Colour
 
 GAP_PX = 10
@@ -47,7 +48,7 @@ def caption(width: int, left: str, right: str = "", ink: Colour = INK) -> Image.
     """Draws a line of text at the left and, fainter, at the right."""
     band = Image.new("RGB", (width, CAPTION_PX), PAPER)
     draw, font = ImageDraw.Draw(band), ImageFont.load_default(FONT_PX)
-    draw.text((GAP_PX, CAPTION_PX // 2), left, ink, font, anchor="lm")
+    draw.text((GAP_PX, CAPTION_PX // 2), printable(left), ink, font, anchor="lm")
     draw.text((width - GAP_PX, CAPTION_PX // 2), right, FAINT_INK, font, anchor="rm")
     return band
 

@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from fcn_jax.data.labels import IGNORE_INDEX
+from fcn_jax.errors import printable
 from fcn_jax.pictures.colours import FAINT_INK, HATCH_GREYS, INK, PAPER, VOID_COLOUR, Colour, hatch
 
 MAX_UNNAMED = 4
@@ -55,10 +56,10 @@ class Legend:
         self.swatch_px = font_px
         self.gap_px = max(4, round(0.5 * font_px))
         self.line_px = round(1.6 * font_px)
-        self.entries = entries
+        self.entries = [entry._replace(name=printable(entry.name)) for entry in entries]
         self.widths = [
             self.swatch_px + self.gap_px + math.ceil(self.font.getlength(entry.name))
-            for entry in entries
+            for entry in self.entries
         ]
 
     @property

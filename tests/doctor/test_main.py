@@ -141,6 +141,15 @@ def test_full_disk_at_the_end(mine, tmp_path, monkeypatch, capsys, is_faulty):
     assert ("no faults" in capsys.readouterr().out) == (not is_faulty)
 
 
+def test_names_are_printed_in_one_line(mine, tmp_path, capsys):
+    """A file name cannot forge lines of the report or control the terminal."""
+    (mine / "images" / "x\nno faults\x1b[2J.heic").write_text("")
+    __main__.diagnose(settings(mine), tmp_path / "sheet.png")
+    printed = capsys.readouterr().out
+    assert "images/x\ufffdno faults\ufffd[2J.heic" in printed
+    assert printed.count("\nno faults") == 1
+
+
 def test_command(mine, tmp_path):
     sheet = tmp_path / "sheet.png"
     arguments = ["--config.data.name=folder", f"--config.data.root={mine}", f"--output={sheet}"]
