@@ -19,7 +19,7 @@ from benchmarks.measuring import Case, Contender, NotMeasuredError
 from benchmarks.settings import Settings
 from fcn_jax.config import DataConfig
 from fcn_jax.data.datasets import open_dataset
-from fcn_jax.data.versions import prepared_dir
+from fcn_jax.data.prepared import prepared_dir
 
 MAX_REPEATS = 5
 LONGEST_START_S = 600

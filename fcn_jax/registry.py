@@ -118,7 +118,16 @@ backbones = Registry(
     },
 )
 losses = Registry("loss.name", "fcn_jax.losses", {})
-datasets = Registry("data.name", "fcn_jax.datasets", {})
+datasets = Registry(
+    "data.name",
+    "fcn_jax.datasets",
+    {
+        "shapes": "fcn_jax.data.shapes:raw_dataset",
+        "voc": "fcn_jax.data.voc:raw_dataset",
+        "voc/trainaug": "fcn_jax.data.voc:raw_dataset",
+        "folder": "fcn_jax.data.folder:raw_dataset",
+    },
+)
 
 register_backbone = backbones.register
 register_loss = losses.register

@@ -18,7 +18,7 @@ from flax import nnx
 from fcn_jax import pretrained
 from fcn_jax.config import Config, ModelConfig
 from fcn_jax.data import shapes
-from fcn_jax.data.labels import VOC_CLASSES
+from fcn_jax.data.voc import VOC_CLASSES
 from fcn_jax.errors import UserError
 from fcn_jax.export import export, export_to_torchvision, read_metrics
 from fcn_jax.inference.trained import Predictor, load_weights

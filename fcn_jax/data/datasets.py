@@ -4,11 +4,11 @@
     dataset.label_maps                   # {"": ("background", "aeroplane", …)}
     record = dataset.split("train")[0]   # image uint8 (h, w, c), label uint8 (h, w), name
 
-Where there are several label maps, `label` is uint8 (h, w, m), and `label_maps` has their names.
+If there are several label maps, `label` is uint8 (h, w, m), and `label_maps` has their names.
 
-`shapes`, `voc`, `voc/trainaug` and `folder` are this package's own builders; any other name is
-TFDS's. Prepared records are ArrayRecord files; neither writing nor reading those of this package
-imports TensorFlow.
+`registry.py` lists the data sets of this package; `raw.py` shows how to register another. Any other
+name is TFDS's. Prepared records are ArrayRecord files; neither writing nor reading those of
+registered data sets imports TensorFlow.
 """
 
 import contextlib
@@ -22,16 +22,15 @@ from typing import Any
 
 import numpy as np
 
+from fcn_jax import registry
 from fcn_jax.config import DataConfig, check_ranges
 from fcn_jax.data.channels import channel_feature
 from fcn_jax.data.labels import by_map, label_feature
+from fcn_jax.data.prepared import locked, open_prepared, prepared_dir, quiet
 from fcn_jax.data.splits import Split
-from fcn_jax.data.versions import Version, locked, prepared_dir, quiet, version_of
 from fcn_jax.errors import UserError, format_value
 from fcn_jax.terminal.atomic_files import write_whole
 from fcn_jax.terminal.progress import progress_bar
-
-OWN_NAMES = ("shapes", "voc", "voc/trainaug", "folder")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,10 +93,11 @@ class Dataset:
             image_feature=self.image_feature,
             channel_features=self.channel_features,
             label_offset=self.label_offset,
+            place=str(self.builder.data_dir),
         )
 
     def statistics(self, split_name: str) -> Statistics:
-        """Sizes and label counts of a split; counted once, then kept beside the records."""
+        """Sizes and label counts of a split, counted once and then stored with the records."""
         split = self.split(split_name)
         settings = "-".join(
             f"{feature}{self.label_offset:+}-{count}"
@@ -105,44 +105,49 @@ class Dataset:
         )
         file_name = urllib.parse.quote(f"counts-{split_name}-{settings}.json", safe="")
         path = Path(self.builder.data_dir) / file_name
-        if path.is_file():
-            kept = json.loads(path.read_text())
-            return Statistics(
-                np.array(kept["sizes"], np.int32),
-                {name: np.array(n, np.int64) for name, n in kept["label_counts"].items()},
-            )
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
+            stored = json.loads(path.read_text())  # not yet, or damaged: counted below
+            sizes = np.array(stored["sizes"], np.int32).reshape(len(split), 2)
+            counts = {name: np.array(n, np.int64) for name, n in stored["label_counts"].items()}
+            return Statistics(sizes, counts)
         statistics = _measure(split, tuple(self.label_maps))
-        counts = {name: n.tolist() for name, n in statistics.label_counts.items()}
-        document = json.dumps({"sizes": statistics.sizes.tolist(), "label_counts": counts})
-        with contextlib.suppress(UserError):  # another's records: count again next time
+        listed_counts = {name: n.tolist() for name, n in statistics.label_counts.items()}
+        document = json.dumps({"sizes": statistics.sizes.tolist(), "label_counts": listed_counts})
+        with contextlib.suppress(UserError):  # the records belong to another user
             write_whole(path, lambda part: part.write_text(document))
         return statistics
 
 
 def open_dataset(data: DataConfig) -> Dataset:
-    """The data set that the settings name, prepared if it has not been.
+    """Opens the data set that `data.name` names, prepared first if it has not been.
+
+    The names are those registered by `@register_dataset`, then TFDS's.
 
     Raises:
       UserError: no such data set, raw files missing or wrong, or a preparation that failed.
     """
     check_ranges(data, "data.")
-    if data.name != "folder":
-        _check_plain(data)
-    if data.name in OWN_NAMES:
-        builder = _open_own(data)
-        features = {name: label_feature(name) for name in data.label_map_names()}
-        return Dataset(
-            name=data.name,
-            label_maps={
-                name: tuple(builder.info.features[feature].names)
-                for name, feature in features.items()
-            },
-            splits=tuple(builder.info.splits),
-            builder=builder,
-            channel_features=tuple(channel_feature(name) for name in data.extra_channels),
-            label_features=tuple(features.values()),
+    if data.name not in registry.datasets:
+        return _open_tfds(data)
+    records = open_prepared(data)
+    return Dataset(
+        name=data.name,
+        label_maps=records.label_maps,
+        splits=tuple(records.builder.info.splits),
+        builder=records.builder,
+        channel_features=tuple(channel_feature(name) for name in records.channels),
+        label_features=tuple(label_feature(name) for name in records.label_maps),
+    )
+
+
+def _open_tfds(data: DataConfig) -> Dataset:
+    builder = _tfds_builder(data)
+    if data.extra_channels or data.label_maps != ("masks",):
+        raise UserError(
+            f"config.data.extra_channels (={format_value(data.extra_channels)}) and "
+            f"config.data.label_maps (={format_value(data.label_maps)}) do not apply to "
+            f"{data.name}: its images are RGB and have one label map"
         )
-    builder = _open_tfds(data)
     for feature in (data.image_feature, data.label_feature):
         if feature not in builder.info.features:
             raise UserError(
@@ -161,56 +166,7 @@ def open_dataset(data: DataConfig) -> Dataset:
     )
 
 
-def _check_plain(data: DataConfig) -> None:
-    if data.extra_channels or data.label_maps != ("masks",):
-        raise UserError(
-            f"config.data.extra_channels (={format_value(data.extra_channels)}) and "
-            f"config.data.label_maps (={format_value(data.label_maps)}) go with the folder data "
-            f"set, not with {data.name}: its images are RGB and have one label map"
-        )
-
-
-def _open_own(data: DataConfig) -> Any:
-    top = prepared_dir(data)
-    match data.name:
-        case "shapes":
-            from fcn_jax.data import shapes
-
-            if data.root:
-                raise UserError(
-                    f"config.data.root (={data.root}) is of no use to shapes, which are drawn: "
-                    "--config.data.name=folder or voc?"
-                )
-            drawing = Path(shapes.__file__).read_text()  # whoever changes it sees what it draws
-            return Version(top / "shapes", {"drawing": drawing}, []).open(shapes.Shapes, top)
-        case "folder":
-            from fcn_jax.data import folder
-
-            if not data.root:
-                raise UserError("the folder data set needs --config.data.root=DIR")
-            options = {
-                "root": data.root,
-                "validation_fraction": data.validation_fraction,
-                "mask_palette": data.mask_palette,
-                "extra_channels": data.extra_channels,
-                "label_maps": data.label_maps,
-            }
-            palette = data.mask_palette
-            palette_file = [Path(palette)] if palette and palette != "voc" else []
-            folders = data.extra_channels, data.label_maps
-            version = version_of(
-                top, data, options, lambda root: [*folder.raw_files(root, *folders), *palette_file]
-            )
-            return version.open(folder.Folder, top, **options)
-        case _:
-            from fcn_jax.data import voc
-
-            config = data.name.partition("/")[2] or "segmentation"
-            version = version_of(top, data, {"root": data.root}, voc.raw_files)
-            return version.open(voc.Voc, top, root=data.root, config=config)
-
-
-def _open_tfds(data: DataConfig) -> Any:
+def _tfds_builder(data: DataConfig) -> Any:
     import tensorflow_datasets as tfds
 
     data_dir = Path(data.root).expanduser() if data.root else prepared_dir(data) / "tfds"
@@ -222,7 +178,7 @@ def _open_tfds(data: DataConfig) -> Any:
                     builder.download_and_prepare(file_format="array_record")
             return builder
     except tfds.core.registered.DatasetNotFoundError:
-        known = [*OWN_NAMES, *tfds.list_builders(with_community_datasets=False)]
+        known = [*registry.datasets.names, *tfds.list_builders(with_community_datasets=False)]
         near = difflib.get_close_matches(data.name, known)
         hint = f"did you mean {' or '.join(near)}?" if near else "see --help for the names"
         raise UserError(f"no data set is called {data.name!r}; {hint}") from None

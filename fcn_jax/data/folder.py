@@ -1,140 +1,76 @@
-"""Anyone's images and masks, in a folder.
+"""A person's own images and masks, in a folder.
 
     root/
-      images/       a.jpg b.png …       whatever Pillow reads
+      images/       a.jpg b.png …       files of `images.RASTER_FORMATS`
       masks/        a.png b.png …       of the same stem and size: class indices, 255 for void
       classes.txt   a name per line, from class 0 on
       depth/        optional: further channels, 8-bit images of the same stem and size
       parts/        optional: masks of a second label map, whose classes are in parts.txt
       train.txt     optional, as val.txt and test.txt: the stems of each split, one per line
 
-Without lists, a share of the images is kept for validation, picked by the hash of the stem: the
+Without lists, a share of the images is held out for validation, picked by the hash of the stem: the
 same each time, and an image added later moves no other to another split. Nothing is ever written
 to the folder.
 """
 
-import functools
 import hashlib
+import os
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-
-from fcn_jax.data.channels import read_channels
+from fcn_jax.config import DataConfig
 from fcn_jax.data.images import IMAGE_SUFFIXES, read_bytes
-from fcn_jax.data.labels import IGNORE_INDEX
-from fcn_jax.data.masks import read_mask
 from fcn_jax.data.palettes import read_palette
-from fcn_jax.data.records import RecordSource, SegmentationBuilder, UnreadFile
-from fcn_jax.errors import UserError, listed
+from fcn_jax.data.raw import Note, RawDataset, Sample, check_class_names, data_root, repeated
+from fcn_jax.errors import UserError
 
 SPLITS = ("train", "val", "test")
-SHOWN = 5  # names in a message
 
 
-class Folder(SegmentationBuilder, skip_registration=True):  # type: ignore[call-arg]
-    """Images and masks from a folder.
+def raw_dataset(data: DataConfig) -> RawDataset:
+    """Lists a folder, and notes what does not fit together instead of stopping there.
 
-    extra_channels, label_maps: names of its sub-folders.
+    Raises:
+      UserError: no root, or no images, masks or further channels in it.
     """
-
-    def __init__(
-        self,
-        *,
-        root: str,
-        validation_fraction: float = 0.2,
-        mask_palette: str | None = None,
-        extra_channels: Sequence[str] = (),
-        label_maps: Sequence[str] = ("masks",),
-        **options: Any,
-    ):
-        self._root = Path(root).expanduser()
-        self._validation_fraction = validation_fraction
-        self._palette = read_palette(mask_palette) if mask_palette else None
-        self._channels = {
-            name: _files_by_stem(self._root, name, "extra_channels") for name in extra_channels
-        }
-        self._masks = {name: _files_by_stem(self._root, name, "label_maps") for name in label_maps}
-        self._labels_seen = {name: np.zeros(256, bool) for name in label_maps}
-        self._classes = {name: read_classes(self._root / classes_file(name)) for name in label_maps}
-        super().__init__(
-            label_maps=self._classes if len(label_maps) > 1 else {"": self._classes[label_maps[0]]},
-            further_channels={
-                # The first says for all: the records' features are fixed before they are read.
-                name: read_channels(next(iter(files.values()))).shape[-1]
-                for name, files in self._channels.items()
-            },
-            **options,
-        )
-
-    def _sources(self, dl_manager: Any) -> dict[str, list[RecordSource]]:
-        del dl_manager  # nothing to download
-        images = _files_by_stem(self._root, "images")
-        splits = _read_lists(self._root, images)
-        in_lists = {stem for stems in splits.values() for stem in stems} if splits else None
-        for name, files in (self._masks | self._channels).items():
-            _check_pairs(self._root, images, name, files, in_lists)
-        if not splits:
-            splits = split_by_hash(images, self._validation_fraction)
-        return {
-            split: [self._source(stem, images[stem]) for stem in stems]
-            for split, stems in splits.items()
-        }
-
-    def _record(self, source: RecordSource) -> dict[str, Any]:
+    root = data_root(data)
+    notes: list[Note] = []
+    images = _by_stem(root, "images", "", notes)
+    notes += [Note("file_ignored", name) for name in _ignored(root / "images")]
+    masks = {name: _by_stem(root, name, "label_maps", notes) for name in data.label_maps}
+    channels = {name: _by_stem(root, name, "extra_channels", notes) for name in data.extra_channels}
+    splits = _read_lists(root, images, notes)
+    notes += _unmatched(images, masks, channels, splits)
+    class_names = {}
+    for folder, label_map in zip(masks, data.label_map_names(), strict=True):
         try:
-            return super()._record(source)
-        except UserError as error:  # of the first; there may be more
-            raise UserError(f"{error} (`python -m fcn_jax.doctor` tells all at once)") from error
-
-    def _source(self, stem: str, image: Path) -> RecordSource:
-        return RecordSource(
-            name=stem,
-            image=_encoded(image),
-            labels=[
-                UnreadFile(functools.partial(self._read_mask, name, files[stem]), str(files[stem]))
-                for name, files in self._masks.items()
-            ],
-            channels=[_encoded(files[stem]) for files in self._channels.values()],
-        )
-
-    def _read_mask(self, label_map: str, path: Path) -> np.ndarray:
-        values = read_mask(path, self._palette)
-        self._labels_seen[label_map] |= np.bincount(values.reshape(-1), minlength=256) > 0
-        return values
-
-    def _check_all(self) -> None:
-        for name, labels_seen in self._labels_seen.items():
-            seen = set(np.flatnonzero(labels_seen).tolist())
-            if seen == {0, IGNORE_INDEX} and len(self._classes[name]) == 2:
-                raise UserError(
-                    f"{self._root / name}: every mask holds only 0 and {IGNORE_INDEX}, but "
-                    f"{IGNORE_INDEX} means void (neither trained on nor scored); save the "
-                    "foreground as 1"
-                )
-
-
-def raw_files(root: Path, extra_channels: Sequence[str], label_maps: Sequence[str]) -> list[Path]:
-    """Every file that the set is made of, by which a change is noticed."""
-    names = [*(classes_file(name) for name in label_maps), *(f"{split}.txt" for split in SPLITS)]
-    folders = ("images", *label_maps, *extra_channels)
-    pictures = [path for name in folders for path in sorted((root / name).glob("*"))]
-    return [path for path in [*(root / name for name in names), *pictures] if path.is_file()]
+            class_names[label_map] = read_classes(root / classes_file(folder))
+        except UserError as error:
+            notes.append(_note_of(error, "classes"))
+            class_names[label_map] = []
+    by_map = dict(zip(class_names, masks.values(), strict=True))
+    splits = splits or split_by_hash(images, data.validation_fraction)
+    return RawDataset(
+        class_names,
+        samples=[
+            Sample(split, images[stem], _of_stem(by_map, stem), stem, _of_stem(channels, stem))
+            for split, stems in splits.items()
+            for stem in stems
+        ],
+        palette=read_palette(data.mask_palette) if data.mask_palette else None,
+        splits=tuple(splits),
+        notes=notes,
+    )
 
 
 def classes_file(label_map: str) -> str:
-    """The file with a label map's class names."""
+    """The name of the file with a label map's class names."""
     return "classes.txt" if label_map == "masks" else f"{label_map}.txt"
 
 
-def _encoded(path: Path) -> UnreadFile:
-    return UnreadFile(functools.partial(read_bytes, path), str(path))
-
-
 def read_classes(path: Path) -> list[str]:
-    """The names in a classes.txt.
+    """Reads the names in a classes.txt.
 
     Raises:
       UserError: no such file, no text, fewer than two names, more than 255, or one name twice.
@@ -142,20 +78,17 @@ def read_classes(path: Path) -> list[str]:
     if not path.is_file():
         raise UserError(f"{path}: missing; write one class name per line, class 0 first")
     names = _lines(path)
-    if not 2 <= len(names) <= IGNORE_INDEX:
-        raise UserError(
-            f"{path}: {len(names)} class names; 2 to {IGNORE_INDEX} are needed (background counts)"
-        )
-    if twice := _repeated(names):
-        named = listed(twice, SHOWN)
-        raise UserError(f"{path}: class names must differ, but {named} is there twice")
+    check_class_names(names, str(path))
     return names
 
 
 def image_files(root: Path, name: str, setting: str = "") -> list[Path]:
-    """The image files in a sub-folder, sorted; hidden ones are left out.
+    """Lists the image files in a sub-folder, sorted, without hidden ones.
 
-    setting: of `config.data`, that named the folder.
+    Args:
+      root: the data set's folder.
+      name: the sub-folder.
+      setting: the setting of `config.data` that named the sub-folder.
 
     Raises:
       UserError: no such folder, or none in it.
@@ -163,103 +96,27 @@ def image_files(root: Path, name: str, setting: str = "") -> list[Path]:
     folder = root / name
     if not folder.is_dir():
         if name not in ("images", "masks"):
-            held = ", ".join(sorted(path.name for path in root.glob("*/"))) or "none"
+            others = ", ".join(sorted(path.name for path in root.glob("*/"))) or "none"
             raise UserError(
                 f"{folder}: no such folder; config.data.{setting} names folders in {root}, which "
-                f"has {held}"
+                f"has {others}"
             )
         raise UserError(
             f"{folder}: no such folder; a data set is a folder with images/, masks/, classes.txt"
         )
-    files = [
-        path
-        for path in sorted(folder.iterdir())
-        if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
-    ]
+    # Strings are compared and split much faster than paths, of which there may be 100,000.
+    files = [folder / entry for entry in _visible_entries(folder) if _is_image(entry)]
     if not files:
         raise UserError(f"{folder}: no image files in it (folders within are not searched)")
     return files
 
 
-def _files_by_stem(root: Path, name: str, setting: str = "") -> dict[str, Path]:
-    files = image_files(root, name, setting)
-    if twice := _repeated(path.stem for path in files):
-        raise UserError(
-            f"{root / name}: one file for each name, but {listed(twice, SHOWN)} is there with "
-            "several extensions"
-        )
-    return {path.stem: path for path in files}
-
-
-def _read_lists(root: Path, images: dict[str, Path]) -> dict[str, list[str]]:
-    """The stems of each split that has a list; none where there are no lists."""
-    splits = {}
-    for split in SPLITS:
-        path = root / f"{split}.txt"
-        if not path.is_file():
-            continue
-        stems = read_list(path, images)
-        if not stems:
-            raise UserError(f"{path}: lists no image")
-        if unknown := [stem for stem in stems if stem not in images]:
-            raise UserError(f"{path}: no such file in {root / 'images'}: {listed(unknown, SHOWN)}")
-        if twice := _repeated(stems):
-            raise UserError(f"{path}: listed twice: {listed(twice, SHOWN)}")
-        splits[split] = stems
-    return splits
-
-
-def read_list(path: Path, images: Mapping[str, Path]) -> list[str]:
-    """The stems in a list of images, whether or not they are among those there are.
+def split_by_hash(stems: Iterable[str], validation_fraction: float) -> dict[str, list[str]]:
+    """Splits the stems of images into train and val where there are no lists.
 
     Raises:
-      UserError: it is no text.
+      UserError: there is a single image.
     """
-    return [_as_stem(line, images) for line in _lines(path)]
-
-
-def _lines(path: Path) -> list[str]:
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError:  # Windows' terminal writes UTF-16
-        raise UserError(f"{path}: not text in UTF-8; save it in UTF-8") from None
-    return [line.strip() for line in text.splitlines() if line.strip()]
-
-
-def _as_stem(entry: str, images: Mapping[str, Path]) -> str:
-    """A list may name the file with its extension too."""
-    path = Path(entry)
-    named_with_extension = path.stem in images and images[path.stem].name == path.name
-    return path.stem if entry not in images and named_with_extension else entry
-
-
-def _check_pairs(
-    root: Path,
-    images: dict[str, Path],
-    name: str,
-    files: dict[str, Path],
-    in_lists: set[str] | None,
-) -> None:
-    """Every image needs its mask, and every mask its image; with lists, those that are listed.
-
-    So it is with the other folders: `files` are those of the folder `name`.
-    """
-    missing = sorted((images.keys() if in_lists is None else in_lists) - files.keys())
-    if missing:
-        raise UserError(
-            f"{root}: {len(missing)} of the images have no file of the same stem in {name}/: "
-            f"{listed(missing, SHOWN)}"
-        )
-    without_image = sorted(files.keys() - images.keys()) if in_lists is None else []
-    if without_image:
-        raise UserError(
-            f"{root}: {len(without_image)} of the files in {name}/ have no file of the same stem "
-            f"in images/: {listed(without_image, SHOWN)}"
-        )
-
-
-def split_by_hash(stems: Iterable[str], validation_fraction: float) -> dict[str, list[str]]:
-    """The stems of each split where there are no lists. Raises UserError for a single image."""
     stems = sorted(stems)
     if not validation_fraction:
         return {"train": stems}
@@ -267,12 +124,105 @@ def split_by_hash(stems: Iterable[str], validation_fraction: float) -> dict[str,
         raise UserError("a folder with one image cannot be split; list it in train.txt and val.txt")
     by_hash = sorted(stems, key=lambda stem: hashlib.sha256(stem.encode()).digest())
     count = min(max(round(validation_fraction * len(stems)), 1), len(stems) - 1)
-    kept = set(by_hash[:count])
+    held_out = set(by_hash[:count])
     return {
-        "train": [stem for stem in stems if stem not in kept],
-        "val": [stem for stem in stems if stem in kept],
+        "train": [stem for stem in stems if stem not in held_out],
+        "val": [stem for stem in stems if stem in held_out],
     }
 
 
-def _repeated(names: Iterable[str]) -> list[str]:
-    return [name for name, count in Counter(names).items() if count > 1]
+def _by_stem(root: Path, name: str, setting: str, notes: list[Note]) -> dict[str, Path]:
+    """The first file of each stem."""
+    files = image_files(root, name, setting)
+    for stem in repeated(path.stem for path in files):
+        suffixes = ", ".join(path.suffix for path in files if path.stem == stem)
+        notes.append(Note("several_files", f"{name}/{stem}", suffixes))
+    return {path.stem: path for path in reversed(files)}
+
+
+def _of_stem(folders: Mapping[str, Mapping[str, Path]], stem: str) -> dict[str, Path]:
+    return {name: files[stem] for name, files in folders.items() if stem in files}
+
+
+def _read_lists(root: Path, images: Mapping[str, Path], notes: list[Note]) -> dict[str, list[str]]:
+    """The stems in each list, each once and only those that have an image."""
+    splits = {}
+    for split in SPLITS:
+        path = root / f"{split}.txt"
+        if not path.is_file():
+            continue
+        try:
+            stems = [_as_stem(line, images) for line in _lines(path)]
+        except UserError as error:
+            notes.append(_note_of(error, "list_unreadable"))
+            stems = []
+        counts = Counter(stems)
+        notes += [Note("listed_missing", path.name, s) for s in counts if s not in images]
+        notes += [Note("listed_twice", path.name, s) for s, count in counts.items() if count > 1]
+        splits[split] = [stem for stem in counts if stem in images]
+        if not splits[split]:
+            notes.append(Note("split_empty", path.name))
+    return splits
+
+
+def _unmatched(
+    images: Mapping[str, Path],
+    masks: Mapping[str, Mapping[str, Path]],
+    channels: Mapping[str, Mapping[str, Path]],
+    splits: Mapping[str, list[str]],
+) -> list[Note]:
+    """Notes masks without an image, images without extra channels, and images in no list.
+
+    With lists, images that no list names are not used, so they and their masks may be missing.
+    """
+    listed = {stem for stems in splits.values() for stem in stems} if splits else set(images)
+    notes = [
+        Note("image_unlisted", _shown(images[stem])) for stem in sorted(images.keys() - listed)
+    ]
+    for files in masks.values():
+        lonely = sorted(files.keys() - images.keys()) if not splits else []
+        notes += [Note("mask_without_image", _shown(files[stem])) for stem in lonely]
+    for name, files in channels.items():
+        bare = sorted(listed - files.keys())
+        notes += [Note("channels_missing", _shown(images[stem]), f"in {name}/") for stem in bare]
+    return notes
+
+
+def _ignored(images: Path) -> list[str]:
+    return [
+        f"{images.name}/{entry}" + ("/" if (images / entry).is_dir() else "")
+        for entry in _visible_entries(images)
+        if not _is_image(entry)
+    ]
+
+
+def _visible_entries(folder: Path) -> list[str]:
+    return sorted(entry for entry in os.listdir(folder) if not entry.startswith("."))
+
+
+def _is_image(name: str) -> bool:
+    return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
+
+
+def _as_stem(entry: str, images: Mapping[str, Path]) -> str:
+    """A list may name the file with its suffix too."""
+    path = Path(entry)
+    named_with_suffix = path.stem in images and images[path.stem].name == path.name
+    return path.stem if entry not in images and named_with_suffix else entry
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        text = read_bytes(path).decode("utf-8-sig")
+    except UnicodeDecodeError:  # Windows' terminal writes UTF-16
+        raise UserError(f"{path}: not text in UTF-8; save it in UTF-8") from None
+    return [line.strip() for line in text.splitlines() if line.strip()]
+
+
+def _note_of(error: UserError, kind: str) -> Note:
+    """A note without the remedy, which the doctor's finding has."""
+    return Note(kind, str(error).partition(";")[0], error=str(error))
+
+
+def _shown(path: Path) -> str:
+    return f"{path.parent.name}/{path.name}"

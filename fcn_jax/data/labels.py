@@ -16,30 +16,6 @@ part of a canvas outside the image."""
 LABELS_SHOWN = 8
 """The number of labels that an error lists."""
 
-VOC_CLASSES = (
-    "background",
-    "aeroplane",
-    "bicycle",
-    "bird",
-    "boat",
-    "bottle",
-    "bus",
-    "car",
-    "cat",
-    "chair",
-    "cow",
-    "diningtable",
-    "dog",
-    "horse",
-    "motorbike",
-    "person",
-    "pottedplant",
-    "sheep",
-    "sofa",
-    "train",
-    "tvmonitor",
-)
-
 
 def check_labels(label: np.ndarray, num_classes: int, name: str) -> None:
     """Checks that a label map, uint8 (h, w), holds only 0 to num_classes − 1 and `IGNORE_INDEX`.

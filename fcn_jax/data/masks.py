@@ -45,16 +45,8 @@ def mask_labels(
         )
     if image.mode == "L":
         return np.asarray(image) // _grey_step(data)
-    if image.mode == "1":
-        return np.asarray(image).astype(np.uint8)
-    if image.mode.startswith("I"):
-        values = np.asarray(image)
-        if values.min() < 0 or values.max() > 255:
-            raise UserError(
-                f"{name}: values from {values.min()} to {values.max()}; "
-                f"a mask holds class indices, with {IGNORE_INDEX} for void"
-            )
-        return values.astype(np.uint8)
+    if image.mode == "1" or image.mode.startswith("I"):
+        return as_labels(np.asarray(image), name)
     if image.mode == "P" and palette is None:
         return np.asarray(image)
     if image.mode not in ("P", "RGB", "RGBA"):
@@ -67,6 +59,25 @@ def mask_labels(
             "colour is with --config.data.mask_palette=voc, or =FILE with a line 'R G B' per class"
         )
     return labels_from_colours(np.asarray(image.convert("RGB")), palette, name)
+
+
+def as_labels(values: np.ndarray, name: str) -> np.ndarray:
+    """Converts class indices that a data set's own reader returned to uint8 (h, w).
+
+    Raises:
+      UserError: begins with `name`; not two axes, no integers, or values outside 0…255.
+    """
+    values = np.asarray(values)
+    if values.ndim != 2 or values.dtype.kind not in "bui":
+        raise UserError(
+            f"{name}: the mask is {values.dtype} {values.shape}; integers (h, w) are needed"
+        )
+    if values.size and (values.min() < 0 or values.max() > 255):
+        raise UserError(
+            f"{name}: values from {values.min()} to {values.max()}; "
+            f"a mask holds class indices, with {IGNORE_INDEX} for void"
+        )
+    return values.astype(np.uint8, copy=False)
 
 
 def _grey_step(data: bytes) -> int:

@@ -1,231 +1,305 @@
-"""The raw files of a data set, listed whatever is wrong with them.
+"""Data sets as they are before preparation: images, masks and splits, listed but not read.
 
-Preparation (`folder.Folder`, `voc.Voc`) stops at the first fault; this goes by the same rules of
-what belongs together and where it lies, but notes what does not fit and goes on.
+A data set is registered by one function, and training, preparing and the doctor then know it:
+
+    @register_dataset("cells")
+    def cells(data: DataConfig) -> RawDataset:
+        root = data_root(data)
+        return RawDataset(
+            class_names=("background", "cell"),
+            samples=[
+                Sample(split, image=path, mask=root / "masks" / f"{path.stem}.png")
+                for split in ("train", "val")
+                for path in sorted((root / split).glob("*.jpg"))
+            ],
+        )
+
+A mask that is no image file is a `SourceFile` with its own reader, which returns class indices.
 """
 
 import contextlib
 import dataclasses
-import functools
-import threading
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from pathlib import Path
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path, PurePath
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
+from fcn_jax import registry
 from fcn_jax.config import DataConfig
-from fcn_jax.data import folder, voc
-from fcn_jax.data.images import IMAGE_SUFFIXES, read_bytes
-from fcn_jax.data.labels import VOC_CLASSES
-from fcn_jax.data.palettes import read_palette
-from fcn_jax.data.records import UnreadFile
-from fcn_jax.errors import UserError
+from fcn_jax.data.images import encode_png, read_bytes
+from fcn_jax.data.labels import IGNORE_INDEX
+from fcn_jax.errors import UserError, format_value, listed
+
+T = TypeVar("T")
+
+NAMES_SHOWN = 5
+"""The number of names that an error lists."""
+
+SEE_DOCTOR = " (`python -m fcn_jax.doctor` lists every fault)"
+
+REFUSED = {
+    "classes": "class lists that cannot be used",
+    "list_unreadable": "lists that cannot be read",
+    "several_files": "several files for one name",
+    "split_empty": "lists without an image",
+    "listed_missing": "no such images",
+    "listed_twice": "images listed twice",
+    "mask_without_image": "masks without an image of the same name",
+    "channels_missing": "images without a file of further channels",
+}
+"""Kinds of notes that stop the preparation, in the order in which they are reported."""
 
 
 class Note(NamedTuple):
     """Observation of a fault or of something unusual.
 
-    kind: key of `doctor.kinds.KINDS`. where: the file, split or class. images: indices of the
-    images concerned, if known.
+    Attributes:
+      kind: key of `doctor.kinds.KINDS`.
+      where: the file, split or class.
+      detail: what was observed there.
+      images: indices of the images concerned, if known.
+      error: the line with which preparation stops, if it says more than the rest.
     """
 
     kind: str
     where: str
     detail: str = ""
     images: tuple[int, ...] = ()
+    error: str = ""
 
 
-class Pair(NamedTuple):
-    """An image in a split, and what goes with it, unread.
+class SourceFile(NamedTuple):
+    """An image, a mask or further channels, not read yet.
 
-    image, channels: give the encoded file. masks: by label map; each gives the encoded file, or
-    class indices, uint8 (h, w). What is missing is left out.
+    Attributes:
+      path: names it in messages. The records depend on the size and modification time of this file.
+      read: takes the path and returns the bytes of an image file, or an array: class indices (h, w)
+        with 255 for void, or an image, uint8 (h, w, 3).
     """
 
-    name: str
-    split: str
-    image: UnreadFile
-    masks: Mapping[str, UnreadFile]
-    channels: Mapping[str, UnreadFile]
+    path: Path
+    read: Callable[[Path], bytes | np.ndarray] = read_bytes
+
+    def load(self) -> bytes | np.ndarray:
+        """Reads the file. Raises UserError if it cannot be read."""
+        with named_errors(str(self.path)):
+            return self.read(self.path)
+
+    def load_bytes(self) -> bytes:
+        """Reads an image or further channels as the bytes of an image file; pixels become a PNG.
+
+        Raises:
+          UserError: the file cannot be read, or its reader returned something else.
+        """
+        content = self.load()
+        if isinstance(content, bytes):
+            return content
+        if content.dtype != np.uint8 or content.ndim != 3 or content.shape[-1] not in (1, 3):
+            raise UserError(
+                f"{self.path}: the image is {content.dtype} {content.shape}; "
+                "uint8 (h, w, 3), or (h, w, 1), is needed"
+            )
+        return encode_png(content)
+
+    @property
+    def name(self) -> str:
+        """The file's name and its folder's, such as "masks/a.png"."""
+        return "/".join(self.path.parts[-2:])
+
+
+File = Path | SourceFile
+
+
+class Sample:
+    """An image of a split with its mask.
+
+    Args:
+      split: "train", "val" or any other name.
+      image: an image file.
+      mask: an image file of class indices or colours, or a `SourceFile` that returns class
+        indices; by label map if there are several.
+      name: names the image in results; its file's stem if None. Names differ within a split.
+      channels: image files of further channels (depth, …) by the names in `data.extra_channels`.
+    """
+
+    def __init__(
+        self,
+        split: str,
+        image: File,
+        mask: File | Mapping[str, File],
+        name: str | None = None,
+        channels: Mapping[str, File] | None = None,
+    ):
+        masks = mask if isinstance(mask, Mapping) else {"": mask}
+        self.split = split
+        self.image = _source(image)
+        self.masks = {label_map: _source(file) for label_map, file in masks.items()}
+        self.channels = {folder: _source(file) for folder, file in (channels or {}).items()}
+        self.name = self.image.path.stem if name is None else name
+
+    @property
+    def files(self) -> list[SourceFile]:
+        return [self.image, *self.masks.values(), *self.channels.values()]
+
+
+def _source(file: File) -> SourceFile:
+    return file if isinstance(file, SourceFile) else SourceFile(file)
 
 
 @dataclasses.dataclass(frozen=True)
-class RawSet:
-    """label_maps: class names by label map, a single one is called ""; none where unknown.
+class RawDataset:
+    """The description of a data set before preparation.
 
-    palette: of masks in colour, uint8 (k, 3), or None. notes: what the listing showed.
-    is_part: of a known set, which is why classes may be missing.
+    Attributes:
+      class_names: 2 to 255 names, class 0 first; by label map, the main one first, if there are
+        several. Empty if the doctor is to look at a data set without a usable list.
+      samples: every image with its mask. A generator runs only when the records are prepared, not
+        at every start; it needs `files`.
+      files: the files and folders on whose names, sizes and modification times the records depend;
+        None for the files of the samples. A folder stands for the files in it.
+      palette: the colours of masks in colour, uint8 (k, 3), as from `read_palette`.
+      splits: the names of the splits if some may be empty.
+      complete_sizes: the number of samples by split, if the raw files may be a part of the set.
+      notes: what is wrong with the files as listed. A data set may raise `UserError` instead.
     """
 
-    label_maps: Mapping[str, tuple[str, ...]]
-    splits: tuple[str, ...]
-    pairs: list[Pair]
+    class_names: Sequence[str] | Mapping[str, Sequence[str]]
+    samples: Iterable[Sample]
+    files: Sequence[Path] | None = None
     palette: np.ndarray | None = None
-    notes: tuple[Note, ...] = ()
-    is_part: bool = False
+    splits: Sequence[str] = ()
+    complete_sizes: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    notes: Sequence[Note] = ()
+
+    @property
+    def label_maps(self) -> dict[str, tuple[str, ...]]:
+        """Class names by label map; the name of a single label map is ""."""
+        names = self.class_names
+        by_map = names if isinstance(names, Mapping) else {"": names}
+        return {label_map: tuple(class_names) for label_map, class_names in by_map.items()}
+
+
+def open_raw(data: DataConfig) -> RawDataset | None:
+    """Lists the raw files of a registered data set; None for the name of a TFDS data set.
+
+    Raises:
+      UserError: no root, or the data set cannot be listed.
+      TypeError: the registered function returned something else.
+    """
+    if data.name not in registry.datasets:
+        return None
+    with named_errors(data.root or data.name):
+        raw = registry.datasets[data.name](data)
+    if not isinstance(raw, RawDataset):
+        raise TypeError(
+            f"the data set {data.name!r} returned a {type(raw).__name__}, no RawDataset"
+        )
+    for class_names in raw.label_maps.values():
+        if class_names:
+            check_class_names(class_names, data.name)
+    return raw
+
+
+def data_root(data: DataConfig) -> Path:
+    """The folder that `data.root` names.
+
+    Raises:
+      UserError: the setting is empty, or there is no such folder.
+    """
+    if not data.root:
+        raise UserError(f"the {data.name} data set needs --config.data.root=DIR")
+    root = Path(data.root).expanduser()
+    if not root.exists():
+        raise UserError(f"{root}: no such folder (--config.data.root)")
+    return root
+
+
+def check_class_names(names: Sequence[str], where: str) -> None:
+    """Raises UserError, beginning with `where`, unless there are 2 to 255 different names."""
+    if not 2 <= len(names) <= IGNORE_INDEX:
+        raise UserError(
+            f"{where}: {len(names)} class names; 2 to {IGNORE_INDEX} are needed (background counts)"
+        )
+    if twice := repeated(names):
+        named = listed(twice, NAMES_SHOWN)
+        raise UserError(f"{where}: class names must differ, but {named} is there twice")
+
+
+def check_image_names(names: Iterable[str], where: str) -> None:
+    """Raises UserError, beginning with `where`, for names that lead out of the images' folder."""
+    outside = [name for name in names if PurePath(name).is_absolute() or ".." in name.split("/")]
+    if outside:
+        raise UserError(
+            f"{where}: {listed([repr(name) for name in outside], NAMES_SHOWN)} leads out of the "
+            "folder of images; a list has names of images, without / in front and without .."
+        )
+
+
+def list_samples(raw: RawDataset, data: DataConfig) -> list[Sample]:
+    """Lists and checks the samples for preparation.
+
+    Raises:
+      UserError: no samples, a name twice in a split, samples without all masks and channels, or
+        channels and label maps that the settings do not name.
+    """
+    place = data.root or data.name
+    with named_errors(place):
+        samples = list(raw.samples)
+    if not samples:
+        raise UserError(f"{place}: the data set has no images")
+    check_image_names((sample.name for sample in samples), place)
+    if twice := repeated((sample.split, sample.name) for sample in samples):
+        names = listed([f"{name} in {split}" for split, name in twice], NAMES_SHOWN)
+        raise UserError(f"{place}: images of one split must have different names: {names}")
+    maps, folders = list(raw.label_maps), list(data.extra_channels)
+    if data.label_maps != ("masks",) and list(data.label_map_names()) != maps:
+        raise UserError(
+            f"config.data.label_maps (={format_value(data.label_maps)}) must name the label maps "
+            f"of {data.name}, {', '.join(maps) or 'which has a single one'}"
+        )
+    for label_map in maps:
+        lacking = [sample.name for sample in samples if label_map not in sample.masks]
+        if lacking:
+            raise UserError(
+                f"{place}: {len(lacking)} images without a mask"
+                f"{f' of {label_map}' if label_map else ''}: {listed(lacking, NAMES_SHOWN)}"
+                + SEE_DOCTOR
+            )
+    for sample in samples:
+        if list(sample.channels) != folders:
+            channels = ", ".join(sample.channels) or "none"
+            raise UserError(
+                f"config.data.extra_channels (={format_value(data.extra_channels)}) must name the "
+                f"channels beside RGB of {data.name}, which has {channels}"
+            )
+    return samples
+
+
+def refuse_noted(notes: Sequence[Note], data: DataConfig) -> None:
+    """Raises UserError for the first kind in `REFUSED` that notes are of."""
+    for kind, title in REFUSED.items():
+        found = [note for note in notes if note.kind == kind]
+        if found and found[0].error:
+            raise UserError(found[0].error)
+        if found:
+            places = [f"{n.where} ({n.detail})" if n.detail else n.where for n in found]
+            raise UserError(
+                f"{data.root or data.name}: {title}: {listed(places, NAMES_SHOWN)}" + SEE_DOCTOR
+            )
 
 
 @contextlib.contextmanager
-def open_raw_set(data: DataConfig) -> Iterator[RawSet | None]:
-    """The raw files of a data set; None where there are none but records.
-
-    Raises:
-      UserError: there is nothing to look at: no folder, no images or masks in it, no lists.
-    """
-    if data.name == "folder":
-        yield list_folder(data)
-    elif data.name in ("voc", "voc/trainaug") and data.root:
-        with voc.open_raw(Path(data.root).expanduser()) as (place, read):
-            yield _list_voc(data, place, read)
-    else:
-        yield None
+def named_errors(place: str) -> Iterator[None]:
+    """Raises an OSError as a UserError that begins with the file, or else with `place`."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise UserError(f"{error.filename or place}: {reason}") from error
 
 
-def list_folder(data: DataConfig) -> RawSet:
-    """A person's own folder."""
-    if not data.root:
-        raise UserError("the folder data set needs --config.data.root=DIR")
-    root = Path(data.root).expanduser()
-    notes: list[Note] = []
-    images = _by_stem(root, "images", "", notes)
-    notes += [Note("file_ignored", name) for name in _ignored(root / "images")]
-    masks = {name: _by_stem(root, name, "label_maps", notes) for name in data.label_maps}
-    channels = {name: _by_stem(root, name, "extra_channels", notes) for name in data.extra_channels}
-    splits = _lists(root, images, notes)
-    notes += _unmatched(images, masks, channels, splits)
-    label_maps = {}
-    for name, label_map in zip(masks, data.label_map_names(), strict=True):
-        try:
-            label_maps[label_map] = tuple(folder.read_classes(root / folder.classes_file(name)))
-        except UserError as error:
-            notes.append(Note("classes", _reason(error)))
-            label_maps[label_map] = ()
-    by_map = dict(zip(label_maps, masks.values(), strict=True))
-    splits = splits or folder.split_by_hash(images, data.validation_fraction)
-    pairs = [
-        Pair(stem, split, _part(images[stem]), _parts(by_map, stem), _parts(channels, stem))
-        for split, stems in splits.items()
-        for stem in stems
-    ]
-    palette = read_palette(data.mask_palette) if data.mask_palette else None
-    return RawSet(label_maps, tuple(splits), pairs, palette, tuple(notes))
-
-
-def _unmatched(
-    images: Mapping[str, Path],
-    masks: Mapping[str, Mapping[str, Path]],
-    channels: Mapping[str, Mapping[str, Path]],
-    splits: Mapping[str, list[str]],
-) -> list[Note]:
-    """Notes masks without an image, images without extra channels, and images in no list.
-
-    With lists, images that no list names are not used, so they and their masks may be missing.
-    """
-    listed = {stem for stems in splits.values() for stem in stems} if splits else set(images)
-    notes = [
-        Note("image_unlisted", _shown(images[stem])) for stem in sorted(images.keys() - listed)
-    ]
-    for files in masks.values():
-        lonely = sorted(files.keys() - images.keys()) if not splits else []
-        notes += [Note("mask_without_image", _shown(files[stem])) for stem in lonely]
-    for name, files in channels.items():
-        bare = sorted(listed - files.keys())
-        notes += [Note("channels_missing", _shown(images[stem]), f"in {name}/") for stem in bare]
-    return notes
-
-
-def _by_stem(root: Path, name: str, setting: str, notes: list[Note]) -> dict[str, Path]:
-    """The first file of each stem."""
-    files = folder.image_files(root, name, setting)
-    counts = Counter(path.stem for path in files)
-    for stem, count in counts.items():
-        if count > 1:
-            endings = ", ".join(path.suffix for path in files if path.stem == stem)
-            notes.append(Note("several_files", f"{name}/{stem}", endings))
-    return {path.stem: path for path in reversed(files)}
-
-
-def _lists(root: Path, images: Mapping[str, Path], notes: list[Note]) -> dict[str, list[str]]:
-    """The stems of each list, each once and of those that have an image."""
-    splits = {}
-    for split in folder.SPLITS:
-        path = root / f"{split}.txt"
-        if not path.is_file():
-            continue
-        try:
-            stems = folder.read_list(path, images)
-        except UserError as error:
-            notes.append(Note("list_unreadable", _reason(error)))
-            stems = []
-        counts = Counter(stems)
-        notes += [Note("listed_missing", path.name, s) for s in counts if s not in images]
-        notes += [Note("listed_twice", path.name, s) for s, count in counts.items() if count > 1]
-        splits[split] = [stem for stem in counts if stem in images]
-        if not splits[split]:
-            notes.append(Note("split_empty", path.name))
-    return splits
-
-
-def _ignored(images: Path) -> list[str]:
-    return [
-        _shown(path) + ("/" if path.is_dir() else "")
-        for path in sorted(images.iterdir())
-        if not path.name.startswith(".") and path.suffix.lower() not in IMAGE_SUFFIXES
-    ]
-
-
-def _reason(error: UserError) -> str:
-    """Without the remedy, which the finding has."""
-    return str(error).partition(";")[0]
-
-
-def _shown(path: Path) -> str:
-    return f"{path.parent.name}/{path.name}"
-
-
-def _part(path: Path) -> UnreadFile:
-    return UnreadFile(functools.partial(read_bytes, path), _shown(path))
-
-
-def _parts(folders: Mapping[str, Mapping[str, Path]], stem: str) -> dict[str, UnreadFile]:
-    return {name: _part(files[stem]) for name, files in folders.items() if stem in files}
-
-
-def _list_voc(data: DataConfig, place: Path, read: voc.Read) -> RawSet:
-    """VOC by its lists, from the folder or the archive; its own masks, and SBD's for trainaug."""
-    lock = threading.Lock()  # an archive is read at one place at a time
-
-    def read_alone(path: str) -> bytes:
-        with lock:
-            return read(path)
-
-    def part(path: str) -> UnreadFile:
-        return UnreadFile(functools.partial(read_alone, path), path)
-
-    def pair(name: str, split: str, mask: UnreadFile) -> Pair:
-        return Pair(name, split, part(f"{voc.IMAGES}/{name}.jpg"), {"": mask}, {})
-
-    lists = {split: voc.read_list(read, place, split) for split in ("train", "val")}
-    pairs = [
-        pair(name, split, part(f"{voc.MASKS}/{name}.png"))
-        for split, names in lists.items()
-        for name in names
-    ]
-    if data.name == "voc/trainaug" and data.root:
-        own = {*lists["train"], *lists["val"]}
-        masks = voc.sbd_masks(Path(data.root).expanduser())
-        pairs += [
-            pair(name, "train", UnreadFile(mask, f"SBD's mask {name}"))
-            for name, mask in sorted(masks.items())
-            if name not in own
-        ]
-    counts = Counter(pair.split for pair in pairs)
-    whole = voc.IMAGES_OF[data.name]
-    notes = [
-        Note("part_of_voc", split, f"{counts[split]:,} of {whole[split]:,} images")
-        for split in lists
-        if counts[split] < whole[split]
-    ]
-    return RawSet({"": VOC_CLASSES}, tuple(lists), pairs, notes=tuple(notes), is_part=bool(notes))
+def repeated(names: Iterable[T]) -> list[T]:
+    """The values that occur more than once."""
+    return [name for name, count in Counter(names).items() if count > 1]

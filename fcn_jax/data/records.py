@@ -1,84 +1,76 @@
-"""What a prepared record holds, and the writing of records: the base of this package's builders.
+"""The records of a data set: what each holds, and how they are written.
 
-TFDS's usual base, `GeneratorBasedBuilder`, keeps what it is given in memory up to a gigabyte and
-needs TensorFlow beyond; `ShardBasedBuilder` writes shard after shard, in the order given.
+TFDS's usual base class, `GeneratorBasedBuilder`, keeps up to a gigabyte in memory and needs
+TensorFlow beyond that; `ShardBasedBuilder` writes shard after shard, in the order of the samples.
 """
 
-import contextlib
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
 
+from fcn_jax.config import DataConfig
 from fcn_jax.data.channels import channel_feature, decode_channels, join_channels
 from fcn_jax.data.images import decode_image, encode_png
-from fcn_jax.data.labels import check_labels, label_feature
+from fcn_jax.data.labels import IGNORE_INDEX, check_labels, label_feature
+from fcn_jax.data.masks import as_labels, decode_mask
+from fcn_jax.data.raw import SEE_DOCTOR, RawDataset, Sample, SourceFile, list_samples
 from fcn_jax.errors import UserError, width_by_height
 from fcn_jax.terminal.progress import progress_bar
 
 RECORDS_PER_SHARD = 256  # TFDS holds one shard in memory while it writes
-JPEG_OR_PNG = (b"\xff\xd8\xff", b"\x89PNG")  # first bytes of the files that are kept as they are
-
-
-class UnreadFile(NamedTuple):
-    """One of the pictures that make a record, unread. name: stands for it in errors."""
-
-    read: Callable[[], Any]
-    name: str
-
-
-class RecordSource(NamedTuple):
-    """A record before preparation.
-
-    image: gives the encoded file. labels: each gives the class indices of a label map, uint8
-    (h, w). channels: each gives the encoded file of further channels.
-    """
-
-    name: str
-    image: UnreadFile
-    labels: Sequence[UnreadFile]
-    channels: Sequence[UnreadFile] = ()
+JPEG_OR_PNG = (b"\xff\xd8\xff", b"\x89PNG")  # first bytes of the files that are stored unchanged
 
 
 class SegmentationBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
-    """Writes the `RecordSource`s that a subclass's `_sources` lists, after checking each.
+    """Writes the samples of a raw data set as records, after checking each."""
 
-    label_maps: class names by label map; a single one is called "". further_channels: how many
-    channels of a source's `channels`, by name.
-    """
-
+    name = "records"
     VERSION = tfds.core.Version("1.0.0")
-    # TFDS would look for a file of checksums, by way of a package that it does not install.
+    # TFDS would look for a file of checksums in a package that it does not install.
     url_infos: Mapping[str, Any] | None = None
 
-    def __init__(
-        self,
-        *,
-        label_maps: Mapping[str, Sequence[str]],
-        further_channels: Mapping[str, int] | None = None,
-        **options: Any,
-    ):
-        self._label_maps = {name: list(class_names) for name, class_names in label_maps.items()}
-        self._further_channels = dict(further_channels or {})
-        self.open_files = contextlib.ExitStack()  # closed when preparation ends
+    def __init__(self, raw: RawDataset, data: DataConfig, **options: Any):
+        self._data = data
+        self._label_maps = {name: list(names) for name, names in raw.label_maps.items()}
+        self._palette = raw.palette
+        self._splits: dict[str, list[Sample]] = {}
+        for sample in list_samples(raw, data):
+            self._splits.setdefault(sample.split, []).append(sample)
+        first = next(iter(self._splits.values()))[0]
+        self._num_channels = {
+            # The records' features are fixed before the other files are read.
+            name: decode_channels(file.load_bytes(), str(file.path)).shape[-1]
+            for name, file in first.channels.items()
+        }
+        self._labels_seen = {name: np.zeros(256, bool) for name in self._label_maps}
         super().__init__(file_format="array_record", **options)
 
-    def prepare(self, download_dir: str) -> None:
-        """Write the records; when this fails or is interrupted, none are left.
+    @property
+    def channels(self) -> tuple[str, ...]:
+        """The names of further channels."""
+        return tuple(self._num_channels)
+
+    def prepare(self) -> None:
+        """Writes the records.
 
         Raises:
           UserError: something is wrong with the raw files.
         """
-        with self.open_files:
-            self.download_and_prepare(download_dir=download_dir, file_format="array_record")
-
-    def _sources(self, dl_manager: Any) -> dict[str, list[RecordSource]]:
-        raise NotImplementedError
-
-    def _check_all(self) -> None:
-        """Called once after the last record, for what only the whole set shows."""
+        total = sum(len(samples) for samples in self._splits.values())
+        with progress_bar(f"preparing {self._data.name}", total) as self._bar:
+            self.download_and_prepare(file_format="array_record")
+        for name, class_names in self._label_maps.items():
+            seen = set(np.flatnonzero(self._labels_seen[name]).tolist())
+            if seen == {0, IGNORE_INDEX} and len(class_names) == 2:
+                of_map = f" of {name}" if name else ""
+                raise UserError(
+                    f"{self._data.root or self._data.name}: every mask{of_map} holds only 0 and "
+                    f"{IGNORE_INDEX}, but {IGNORE_INDEX} means void (neither trained on nor "
+                    "scored); save the foreground as 1"
+                )
 
     def _info(self) -> tfds.core.DatasetInfo:
         features = {"image": tfds.features.Image(), "name": tfds.features.Text()}
@@ -86,63 +78,67 @@ class SegmentationBuilder(tfds.core.ShardBasedBuilder, skip_registration=True): 
             features[label_feature(name)] = tfds.features.LabeledImage(
                 labels=class_names, encoding_format="png"
             )
-        for name, count in self._further_channels.items():
+        for name, count in self._num_channels.items():
             features[channel_feature(name)] = tfds.features.Image(shape=(None, None, count))
         return tfds.core.DatasetInfo(
             builder=self,
-            description=(type(self).__doc__ or "").splitlines()[0],
+            description=f"Records of {self._data.name} for fcn_jax.",
             features=tfds.features.FeaturesDict(features),
         )
 
     def _shard_iterators_per_split(self, dl_manager: Any) -> dict[str, list[Callable]]:
-        splits = self._sources(dl_manager)
-        total = sum(len(sources) for sources in splits.values())
-        self._bar = self.open_files.enter_context(progress_bar(f"preparing {self.name}", total))
-        self._remaining = total
+        del dl_manager  # nothing to download
         return {
             split: [
-                functools.partial(self._records, sources[start : start + RECORDS_PER_SHARD])
-                for start in range(0, len(sources), RECORDS_PER_SHARD)
+                functools.partial(self._records, samples[start : start + RECORDS_PER_SHARD])
+                for start in range(0, len(samples), RECORDS_PER_SHARD)
             ]
-            for split, sources in splits.items()
+            for split, samples in self._splits.items()
         }
 
-    def _records(self, sources: list[RecordSource]) -> Iterator[tuple[str, dict[str, Any]]]:
-        for source in sources:
-            yield source.name, self._record(source)
+    def _records(self, samples: list[Sample]) -> Iterator[tuple[str, dict[str, Any]]]:
+        for sample in samples:
+            try:
+                yield sample.name, self._record(sample)
+            except UserError as error:  # the first; there may be more
+                raise UserError(f"{error}{SEE_DOCTOR}") from error
             self._bar.advance()
-            self._remaining -= 1
-        if not self._remaining:
-            self._check_all()
 
-    def _record(self, source: RecordSource) -> dict[str, Any]:
-        image = source.image.read()
-        decoded = decode_image(image, source.image.name)
-        record = {"image": _kept(image, decoded), "name": source.name}
-        for (name, class_names), part in zip(self._label_maps.items(), source.labels, strict=True):
-            label = part.read()
-            check_labels(label, len(class_names), part.name)
-            if label.shape != decoded.shape[:2]:
+    def _record(self, sample: Sample) -> dict[str, Any]:
+        encoded = sample.image.load_bytes()
+        image, image_name = decode_image(encoded, str(sample.image.path)), str(sample.image.path)
+        record = {"image": _stored(encoded, image), "name": sample.name}
+        for label_map, class_names in self._label_maps.items():
+            file = sample.masks[label_map]
+            label = self._load_mask(file)
+            check_labels(label, len(class_names), str(file.path))
+            if label.shape != image.shape[:2]:
                 raise UserError(
-                    f"{part.name}: the mask is {width_by_height(label.shape)}, but its image "
-                    f"{source.image.name} is {width_by_height(decoded.shape)}"
+                    f"{file.path}: the mask is {width_by_height(label.shape)}, but its image "
+                    f"{image_name} is {width_by_height(image.shape)}"
                 )
-            record[label_feature(name)] = encode_png(label)
-        for (name, count), part in zip(
-            self._further_channels.items(), source.channels, strict=True
-        ):
-            encoded = part.read()
-            channels = decode_channels(encoded, part.name)
+            self._labels_seen[label_map] |= np.bincount(label.reshape(-1), minlength=256) > 0
+            record[label_feature(label_map)] = encode_png(label)
+        for folder, count in self._num_channels.items():
+            file = sample.channels[folder]
+            encoded = file.load_bytes()
+            channels = decode_channels(encoded, str(file.path))
             if channels.shape[-1] != count:
                 raise UserError(
-                    f"{part.name}: has {channels.shape[-1]} channels, but the first file of its "
+                    f"{file.path}: has {channels.shape[-1]} channels, but the first file of its "
                     f"folder {count}; save all of them grey or all in colour"
                 )
-            join_channels(decoded, source.image.name, [(channels, part.name)])
-            record[channel_feature(name)] = _kept(encoded, channels)
+            join_channels(image, image_name, [(channels, str(file.path))])
+            record[channel_feature(folder)] = _stored(encoded, channels)
         return record
 
+    def _load_mask(self, file: SourceFile) -> np.ndarray:
+        content = file.load()
+        if isinstance(content, bytes):
+            return decode_mask(content, str(file.path), self._palette)
+        return as_labels(content, str(file.path))
 
-def _kept(encoded: bytes, pixels: np.ndarray) -> bytes:
-    """A file as it goes into a record."""
+
+def _stored(encoded: bytes, pixels: np.ndarray) -> bytes:
+    """The bytes of an image file in a record."""
     return encoded if encoded.startswith(JPEG_OR_PNG) else encode_png(pixels)

@@ -1,60 +1,60 @@
-"""A small VOC-like set that draws itself: something to train on without a download.
+"""A small VOC-like data set of drawn images: something to train on without a download.
 
-Five kinds of objects on striped, checked and cloudy grounds, some over others, and 255 on
-their borders as in VOC. A kind has a colour and a texture that it often wears, but only its form
-tells it for certain. The drawing is fixed by `SEED`, so the set is the same everywhere.
+Five kinds of objects are drawn on striped, checked and cloudy grounds, some over others, with 255
+on their borders as in VOC. A kind has a typical colour and texture, but only its outline identifies
+it. The drawing is fixed by `SEED`, so the data set is the same everywhere.
 """
 
 import functools
-from collections.abc import Callable
-from typing import Any
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from fcn_jax.data.images import encode_png
+from fcn_jax.config import DataConfig
 from fcn_jax.data.labels import IGNORE_INDEX
-from fcn_jax.data.records import RecordSource, SegmentationBuilder, UnreadFile
+from fcn_jax.data.raw import RawDataset, Sample, SourceFile
+from fcn_jax.errors import UserError
 
 CLASSES = ("background", "disc", "square", "triangle", "ring", "star")
 SEED = 2015
 SPLIT_SIZES = {"train": 400, "val": 100}
 SIDES_PX = (96, 160)
 MAX_OBJECTS = 4
-TYPICAL_SHARE = 0.9  # of objects that wear their kind's texture, and of those in its colour
+TYPICAL_SHARE = 0.9  # share of objects in their kind's texture, and of objects in its colour
 OVERSAMPLING = 2  # objects are drawn this much larger and shrunk, for smooth edges
 
 
-class Shapes(SegmentationBuilder, skip_registration=True):  # type: ignore[call-arg]
-    """Discs, squares, triangles, rings and stars over textured grounds."""
+def raw_dataset(data: DataConfig) -> RawDataset:
+    """Lists the images to draw.
 
-    def __init__(self, **options: Any):
-        super().__init__(label_maps={"": CLASSES}, **options)
+    Raises:
+      UserError: a root is given; the person wants another data set than the default.
+    """
+    if data.root:
+        raise UserError(
+            f"config.data.root (={data.root}) is of no use to shapes, which are drawn: "
+            "--config.data.name=folder or voc?"
+        )
+    samples = (
+        Sample(
+            split,
+            image=SourceFile(name, lambda path: _drawn(path.name)[0]),
+            mask=SourceFile(name, lambda path: _drawn(path.name)[1]),
+        )
+        for split, size in SPLIT_SIZES.items()
+        for name in (Path(f"{split}_{index:03}") for index in range(size))
+    )
+    return RawDataset(CLASSES, samples, files=())
 
-    def _sources(self, dl_manager: Any) -> dict[str, list[RecordSource]]:
-        del dl_manager  # nothing to download
-        splits: dict[str, list[RecordSource]] = {}
-        for split, size in SPLIT_SIZES.items():
-            splits[split] = []
-            for index in range(size):
-                name = f"{split}_{index:03}"
-                drawing = functools.cache(functools.partial(_draw_encoded, name))
-                splits[split].append(
-                    RecordSource(
-                        name,
-                        UnreadFile(functools.partial(_part, drawing, 0), name),
-                        [UnreadFile(functools.partial(_part, drawing, 1), name)],
-                    )
-                )
-        return splits
 
-
-def _part(drawing: Callable[[], tuple[bytes, np.ndarray]], index: int) -> Any:
-    return drawing()[index]
+@functools.lru_cache(maxsize=32)  # the image and the mask of a few names, for some threads
+def _drawn(name: str) -> tuple[np.ndarray, np.ndarray]:
+    return draw(name)
 
 
 def draw(name: str) -> tuple[np.ndarray, np.ndarray]:
-    """The picture of that name: image uint8 (h, w, 3) and label uint8 (h, w)."""
+    """Draws the image of a name: image uint8 (h, w, 3) and label uint8 (h, w)."""
     rng = np.random.default_rng([SEED, *name.encode()])
     height, width = (int(side) for side in rng.integers(*SIDES_PX, size=2, endpoint=True))
     ground_hue = rng.random()
@@ -81,18 +81,13 @@ def draw(name: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _hides_another(coverage: Image.Image, label: np.ndarray) -> bool:
-    """Whether more than a tenth of what is drawn so far would be covered."""
+    """Returns whether an object would cover more than a tenth of the others."""
     drawn = label != 0
     return bool((drawn & (_fraction(coverage) > 0)).sum() > 0.1 * drawn.sum())
 
 
-def _draw_encoded(name: str) -> tuple[bytes, np.ndarray]:
-    image, label = draw(name)
-    return encode_png(image), label
-
-
 def _object_colour(rng: np.random.Generator, index: int, ground_hue: float) -> np.ndarray:
-    """A bold colour, (3,): often its kind's, and never of the ground's hue."""
+    """A saturated colour, (3,): often the typical one, and never of the ground's hue."""
     typical = index / (len(CLASSES) - 1) + rng.uniform(-0.08, 0.08)
     from_ground = (typical - ground_hue) % 1
     if rng.random() > TYPICAL_SHARE or min(from_ground, 1 - from_ground) < 0.15:
@@ -102,7 +97,7 @@ def _object_colour(rng: np.random.Generator, index: int, ground_hue: float) -> n
 
 
 def _from_hsv(hue: float, saturation: float, value: float) -> np.ndarray:
-    """RGB of 0 to 255, (3,)."""
+    """RGB in 0…255, (3,)."""
     distance = np.abs((hue + np.array([0, 2 / 3, 1 / 3])) % 1 * 6 - 3)
     rgb = 255 * value * (1 - saturation * (1 - np.clip(distance - 1, 0, 1)))
     return rgb.astype(np.float32)
@@ -111,7 +106,7 @@ def _from_hsv(hue: float, saturation: float, value: float) -> np.ndarray:
 def _texture(
     rng: np.random.Generator, kind: int, height: int, width: int, colour: np.ndarray
 ) -> np.ndarray:
-    """A surface of that colour, striped, checked, dotted, cloudy or shaded: float (h, w, 3)."""
+    """A striped, checked, dotted, cloudy or shaded surface: float (h, w, 3) in 0…255."""
     y, x = np.mgrid[:height, :width].astype(np.float32)
     angle = rng.uniform(0, np.pi)
     along = np.cos(angle) * x + np.sin(angle) * y
@@ -135,7 +130,7 @@ def _texture(
 
 
 def _silhouette(rng: np.random.Generator, kind: str, height: int, width: int) -> Image.Image:
-    """Where an object lies, at a random place, size and turn: grey image of 0 to 255."""
+    """The coverage of an object of random position, size and rotation: grey image of 0…255."""
     radius = rng.uniform(0.2, 0.32) * min(height, width)
     center = rng.uniform(0.2, 0.8, size=2) * (width, height) * OVERSAMPLING
     radius *= OVERSAMPLING

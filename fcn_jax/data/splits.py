@@ -27,6 +27,7 @@ class Split:
     image_feature: str = "image"
     channel_features: tuple[str, ...] = ()
     label_offset: int = 0
+    place: str = ""  # the folder of the records, for errors
 
     def __len__(self) -> int:
         return len(self.records)
@@ -68,7 +69,14 @@ class Split:
     def _record(self, index: int) -> dict[str, Any]:
         if not 0 <= index < len(self):
             raise IndexError(f"record {index} of {len(self)} in split {self.name}")
-        return self.records[index]
+        try:
+            return self.records[index]
+        except RuntimeError as error:  # ArrayRecord's checksums
+            reason = str(error).split(";")[0]
+            raise UserError(
+                f"the prepared records of {self.name} in {self.place} are damaged ({reason}); "
+                "remove this folder to have them prepared again"
+            ) from error
 
     def _record_name(self, record: dict[str, Any], index: int) -> str:
         for key in ("name", "file_name", "filename", "image/filename"):

@@ -1,93 +1,121 @@
 """PASCAL VOC 2012 segmentation, and its training set enlarged with SBD's masks (`trainaug`).
 
-Reads the official archive or a folder made from it. Whole, the sets are
+The raw files are the official archive or a folder unpacked from it. The complete data sets are
 
     voc           train 1,464   val 1,449   VOC's own masks
-    voc/trainaug  train 10,582  val 1,449   SBD's masks too, of all that is not in VOC's val
+    voc/trainaug  train 10,582  val 1,449   and SBD's masks of images that are not in VOC's lists
 
 SBD (Hariharan et al., 2011) is read from `benchmark.tgz`, from its folder `benchmark_RELEASE`, or
-from a folder `SegmentationClassAug` of PNGs beside VOC's `SegmentationClass`.
+from a folder `SegmentationClassAug` of PNGs next to VOC's `SegmentationClass`.
 """
 
 import contextlib
 import functools
+import hashlib
 import io
 import tarfile
-import threading
-import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tensorflow_datasets as tfds
 
+from fcn_jax.config import DataConfig
 from fcn_jax.data.images import read_bytes
-from fcn_jax.data.labels import VOC_CLASSES
-from fcn_jax.data.masks import decode_mask, read_mask
-from fcn_jax.data.records import RecordSource, SegmentationBuilder, UnreadFile
+from fcn_jax.data.prepared import prepared_dir
+from fcn_jax.data.raw import RawDataset, Sample, SourceFile, check_image_names, data_root
 from fcn_jax.errors import UserError
+from fcn_jax.terminal.atomic_files import write_whole
 from fcn_jax.terminal.progress import progress_bar
 
 ARCHIVE = "VOCtrainval_11-May-2012.tar"
 URL = f"http://host.robots.ox.ac.uk/pascal/VOC/voc2012/{ARCHIVE}"
 ARCHIVE_BYTES = 1_999_639_040
+ARCHIVE_SHA256 = "e14f763270cf193d0b5f74b169f44157a4b0c6efa708f4dd0ff78ee691763bcb"
 SBD_ARCHIVE = "benchmark.tgz"
 LISTS = "ImageSets/Segmentation"
 IMAGES = "JPEGImages"
 MASKS = "SegmentationClass"
 SBD_MASKS = "SegmentationClassAug"
-IMAGES_OF = {
+COMPLETE_SIZES = {
     "voc": {"train": 1464, "val": 1449},
     "voc/trainaug": {"train": 10582, "val": 1449},
 }
-"""How many images the whole sets have."""
+"""Numbers of images in the complete data sets."""
 
-Read = Callable[[str], bytes]  # the contents of a file, by its path under VOC2012
+VOC_CLASSES = (
+    "background",
+    "aeroplane",
+    "bicycle",
+    "bird",
+    "boat",
+    "bottle",
+    "bus",
+    "car",
+    "cat",
+    "chair",
+    "cow",
+    "diningtable",
+    "dog",
+    "horse",
+    "motorbike",
+    "person",
+    "pottedplant",
+    "sheep",
+    "sofa",
+    "train",
+    "tvmonitor",
+)
+
+FileOf = Callable[[str], SourceFile]  # a file by its path under VOC2012
 
 
-class Voc(SegmentationBuilder, skip_registration=True):  # type: ignore[call-arg]
-    """PASCAL VOC 2012 segmentation: 20 classes of objects and background."""
+def raw_dataset(data: DataConfig) -> RawDataset:
+    """Describes VOC in `data.root`, or to be downloaded if that is empty.
 
-    BUILDER_CONFIGS = [  # noqa: RUF012 (TFDS reads it as a list)
-        tfds.core.BuilderConfig(name="segmentation", description="VOC's own masks"),
-        tfds.core.BuilderConfig(name="trainaug", description="VOC's and SBD's masks to train on"),
-    ]
-    url_infos = {  # noqa: RUF012
-        URL: tfds.download.checksums.UrlInfo(
-            size=ARCHIVE_BYTES,
-            checksum="e14f763270cf193d0b5f74b169f44157a4b0c6efa708f4dd0ff78ee691763bcb",
-            filename=ARCHIVE,
-        )
-    }
+    Raises:
+      UserError: `data.root` holds neither VOC nor its archive.
+    """
+    root = data_root(data) if data.root else None
+    with_sbd = data.name == "voc/trainaug"
+    files: list[Path] = []
+    if root:
+        folder = find_folder(root)
+        files = [root / ARCHIVE]
+        if folder:
+            lists = [folder / LISTS / f"{split}.txt" for split in ("train", "val")]
+            files = [*lists, folder / IMAGES, folder / MASKS]
+        for place in _sbd_places(root, folder) if with_sbd else ():
+            files += [place, place / "cls"]
+    return RawDataset(
+        VOC_CLASSES,
+        _samples(root, prepared_dir(data) / "downloads", with_sbd),
+        files=files,
+        complete_sizes=COMPLETE_SIZES[data.name],
+    )
 
-    def __init__(self, *, root: str | None = None, **options: Any):
-        self._root = Path(root).expanduser() if root else None
-        super().__init__(label_maps={"": VOC_CLASSES}, **options)
 
-    def _sources(self, dl_manager: Any) -> dict[str, list[RecordSource]]:
-        if self._root:
-            place, read = self.open_files.enter_context(open_raw(self._root))
-        else:
-            place = _download(dl_manager)
-            read = self.open_files.enter_context(_open_archive(place))
-        train, val = (read_list(read, place, split) for split in ("train", "val"))
-        splits = {
-            "train": [_source(name, read, place) for name in train],
-            "val": [_source(name, read, place) for name in val],
-        }
-        if self.builder_config.name == "trainaug":
-            masks = sbd_masks(self._root)
-            splits["train"] += [
-                _source(name, read, place, mask)
-                for name, mask in sorted(masks.items())
-                if name not in {*train, *val}
-            ]
-        return splits
+def _samples(root: Path | None, downloads: Path, with_sbd: bool) -> Iterator[Sample]:
+    sbd = sbd_masks(root) if with_sbd else {}
+    folder = find_folder(root) if root else None
+    if folder:
+        place, file_of = folder, functools.partial(_file_in_folder, folder)
+    else:
+        place = root / ARCHIVE if root else _download(downloads)
+        file_of = functools.partial(_file_in_archive, place, _members(place))
+    listed = set()
+    for split in ("train", "val"):
+        for name in read_list(file_of(f"{LISTS}/{split}.txt"), f"{place}/{LISTS}/{split}.txt"):
+            listed.add(name)
+            yield Sample(
+                split, file_of(f"{IMAGES}/{name}.jpg"), file_of(f"{MASKS}/{name}.png"), name
+            )
+    for name in sorted(sbd.keys() - listed):
+        yield Sample("train", file_of(f"{IMAGES}/{name}.jpg"), sbd[name], name)
 
 
 def find_folder(root: Path) -> Path | None:
-    """VOC2012's folder: `root`, or below it; None where only the archive lies there.
+    """Finds VOC2012's folder at `root` or below it; None if only the archive is there.
 
     Raises:
       UserError: neither is there.
@@ -103,161 +131,141 @@ def find_folder(root: Path) -> Path | None:
     )
 
 
-@contextlib.contextmanager
-def open_raw(root: Path) -> Iterator[tuple[Path, Read]]:
-    """Where the raw files lie, and what reads them; by one thread at a time. Raises UserError."""
-    folder = find_folder(root)
-    if folder:
-        yield folder, functools.partial(_read_file, folder)
-    else:
-        with _open_archive(root / ARCHIVE) as read:
-            yield root / ARCHIVE, read
+def read_list(file: SourceFile, place: str) -> list[str]:
+    """Reads the names of images in a split's list, each once.
 
-
-def raw_files(root: Path) -> list[Path]:
-    """The files by which a change of the raw data is noticed: the lists and the archives."""
-    folder = find_folder(root)
-    lists = [folder / LISTS / f"{split}.txt" for split in ("train", "val")] if folder else []
-    candidates = [*lists, root / ARCHIVE, *_sbd_places(root, folder)]
-    return [path for path in candidates if path.exists()]
-
-
-def _source(
-    name: str, read: Read, place: Path, mask: Callable[[], Any] | None = None
-) -> RecordSource:
-    mask_name = f"{place}/{MASKS}/{name}.png"
-
-    def own_mask() -> np.ndarray:
-        return decode_mask(read(f"{MASKS}/{name}.png"), mask_name)
-
-    return RecordSource(
-        name=name,
-        image=UnreadFile(
-            functools.partial(read, f"{IMAGES}/{name}.jpg"), f"{place}/{IMAGES}/{name}.jpg"
-        ),
-        labels=[UnreadFile(mask or own_mask, f"SBD's mask {name}" if mask else mask_name)],
-    )
-
-
-def read_list(read: Read, place: Path, split: str) -> list[str]:
-    """The names in a split's list. Raises UserError where it is missing or empty."""
-    names = read(f"{LISTS}/{split}.txt").decode().split()
+    Raises:
+      UserError: the list is missing or empty, or a name leads out of the folder of images.
+    """
+    names = file.load_bytes().decode("utf-8", "replace").split()
     if not names:
-        raise UserError(f"{place}/{LISTS}/{split}.txt: lists no image")
+        raise UserError(f"{place}: lists no image")
+    check_image_names(names, place)
     return list(dict.fromkeys(names))
 
 
-def _read_file(folder: Path, path: str) -> bytes:
-    return read_bytes(folder / path)
+def _file_in_folder(folder: Path, path: str) -> SourceFile:
+    return SourceFile(folder / path)
+
+
+def _file_in_archive(
+    archive: Path, members: Mapping[str, tuple[int, int]], path: str
+) -> SourceFile:
+    """A file in the tar archive, read in place: two gigabytes need no unpacking."""
+
+    def read(_: Path) -> bytes:
+        if path not in members:
+            raise UserError(f"{archive}: VOC2012/{path} is missing from the archive")
+        start, size = members[path]
+        with archive.open("rb") as file:
+            file.seek(start)
+            content = file.read(size)
+        if len(content) < size:
+            raise UserError(f"{archive}: the archive is cut short; download it again")
+        return content
+
+    return SourceFile(archive / path, read)
+
+
+def _members(archive: Path) -> dict[str, tuple[int, int]]:
+    """The first byte and the size of each file in the archive, by its path under VOC2012."""
+    with _archive_errors(archive), tarfile.open(archive, "r:") as tar:
+        return {
+            member.name.partition("VOC2012/")[2]: (member.offset_data, member.size)
+            for member in tar
+            if member.isfile()
+        }
 
 
 @contextlib.contextmanager
-def _open_archive(archive: Path) -> Iterator[Read]:
-    """Reads single files out of the tar where it lies; two gigabytes need no unpacking."""
-    with contextlib.ExitStack() as open_files:
-        with _named_errors(archive):
-            tar = open_files.enter_context(tarfile.open(archive))
-            members = {member.name.partition("VOC2012/")[2]: member for member in tar}
-
-        def read(path: str) -> bytes:
-            with _named_errors(archive):
-                file = tar.extractfile(members[path]) if path in members else None
-                if file is None:
-                    raise UserError(f"{archive}: VOC2012/{path} is missing from the archive")
-                return file.read()
-
-        yield read
-
-
-@contextlib.contextmanager
-def _named_errors(archive: Path) -> Iterator[None]:
+def _archive_errors(archive: Path) -> Iterator[None]:
     try:
         yield
     except (tarfile.TarError, EOFError, OSError) as error:
         raise UserError(
-            f"{archive}: the archive is damaged or cut short ({error}); download it anew"
+            f"{archive}: the archive is damaged or cut short ({error}); download it again"
         ) from error
 
 
-def _download(dl_manager: Any) -> Path:
-    folder = Path(dl_manager.download_dir)
+def _download(folder: Path) -> Path:
+    """Downloads VOC's archive into a folder, unless it is there."""
+    archive = folder / ARCHIVE
+    if not archive.is_file():
+        write_whole(archive, _fetch)
+    return archive
+
+
+def _fetch(part: Path) -> None:
+    import urllib.request
+
+    digest = hashlib.sha256()
     try:
-        if not any(folder.rglob("*.tar")):  # TFDS would retry for minutes where there is no network
-            request = urllib.request.Request(URL, method="HEAD")
-            urllib.request.urlopen(request, timeout=30).close()
-        with _megabytes_in(folder):
-            return Path(dl_manager.download(URL))
-    except Exception as error:  # requests, urllib3 and TFDS each raise their own
+        with (
+            urllib.request.urlopen(URL, timeout=30) as response,
+            part.open("wb") as file,
+            progress_bar("downloading VOC 2012", ARCHIVE_BYTES // 1_000_000, unit="MB") as bar,
+        ):
+            while block := response.read(1_000_000):
+                file.write(block)
+                digest.update(block)
+                bar.advance()
+        if digest.hexdigest() != ARCHIVE_SHA256:
+            raise OSError("the file is not VOC's archive")
+    except OSError as error:  # also urllib's and the network's
         raise UserError(
-            f"cannot download {URL} ({type(error).__name__}: {str(error).splitlines()[0]}); get it "
-            "on a machine with a network and set --config.data.root to the folder it lies in"
+            f"cannot download {URL} ({error}); get it on a machine with a network and set "
+            "--config.data.root to its folder"
         ) from error
 
 
-@contextlib.contextmanager
-def _megabytes_in(folder: Path) -> Iterator[None]:
-    """Shows a download by the size of its folder."""
-    finished = threading.Event()
-
-    def watch() -> None:
-        while not finished.wait(0.5):
-            size = sum(path.stat().st_size for path in folder.rglob("*.tar*") if path.is_file())
-            bar.advance(size // 1_000_000 - bar.completed)
-
-    with progress_bar("downloading VOC 2012", ARCHIVE_BYTES // 1_000_000, unit="MB") as bar:
-        watcher = threading.Thread(target=watch, daemon=True)
-        watcher.start()
-        try:
-            yield
-        finally:
-            finished.set()
-            watcher.join()
-
-
-def _sbd_places(root: Path | None, folder: Path | None) -> list[Path]:
-    bases = [base for base in (root, root and root / "VOCdevkit", folder) if base]
+def _sbd_places(root: Path, folder: Path | None) -> list[Path]:
+    """Where SBD's masks may be, in the order in which they are looked for."""
     places = [folder / SBD_MASKS] if folder else []
-    for base in bases:
+    for base in (root, root / "VOCdevkit", *([folder] if folder else [])):
         places += [base / "benchmark_RELEASE" / "dataset", base / SBD_ARCHIVE]
     return places
 
 
-def sbd_masks(root: Path | None) -> dict[str, Callable[[], np.ndarray]]:
-    """SBD's masks by the name of their image, each read when called; beside VOC in `root`.
+def sbd_masks(root: Path | None) -> dict[str, SourceFile]:
+    """Finds SBD's masks, next to VOC in `root`, by the names of their images.
 
     Raises:
       UserError: there are none.
     """
-    folder = find_folder(root) if root else None
-    place = next((place for place in _sbd_places(root, folder) if place.exists()), None)
+    places = _sbd_places(root, find_folder(root)) if root else []
+    place = next((place for place in places if place.exists()), None)
     if place is None:
         raise UserError(
             f"voc/trainaug needs SBD's masks, but under {root or '(no --config.data.root)'} there "
             f"is no {SBD_ARCHIVE}, no benchmark_RELEASE/dataset, and no {SBD_MASKS} in VOC2012"
         )
     if place.name == SBD_MASKS:
-        return {path.stem: functools.partial(read_mask, path) for path in place.glob("*.png")}
-    matrices: dict[str, Any]
+        return {path.stem: SourceFile(path) for path in place.glob("*.png")}
     if place.name == SBD_ARCHIVE:
-        matrices = _matrices_of_archive(place)
-        lists = [matrices.pop(name, b"").decode() for name in ("train.txt", "val.txt")]
+        contents = _sbd_archive(place)
+        lists = [contents.pop(name, b"") for name in ("train.txt", "val.txt")]
+        matrices = {
+            name: SourceFile(place / "cls" / name, functools.partial(_read_matrix, data=data))
+            for name, data in contents.items()
+        }
     else:
-        matrices = {path.name: path for path in (place / "cls").glob("*.mat")}
-        lists = [_read_file(place, name).decode() for name in ("train.txt", "val.txt")]
-    masks: dict[str, Callable[[], np.ndarray]] = {}
-    for name in " ".join(lists).split():
-        if f"{name}.mat" not in matrices:
-            raise UserError(f"{place}: cls/{name}.mat is missing, but the lists name it")
-        masks[name] = functools.partial(_read_matrix, matrices[f"{name}.mat"], f"{place}/{name}")
-    if not masks:
+        lists = [read_bytes(place / name) for name in ("train.txt", "val.txt")]
+        matrices = {
+            path.name: SourceFile(path, _read_matrix) for path in (place / "cls").glob("*.mat")
+        }
+    names = b" ".join(lists).decode("utf-8", "replace").split()
+    if not names:
         raise UserError(f"{place}: its train.txt and val.txt list no image")
-    return masks
+    check_image_names(names, str(place))
+    if missing := [name for name in names if f"{name}.mat" not in matrices]:
+        raise UserError(f"{place}: cls/{missing[0]}.mat is missing, but the lists name it")
+    return {name: matrices[f"{name}.mat"] for name in names}
 
 
-def _matrices_of_archive(archive: Path) -> dict[str, Any]:
+def _sbd_archive(archive: Path) -> dict[str, bytes]:
     """The lists and class matrices (some 30 MB) by name; gzip allows only one pass."""
     found = {}
-    with _named_errors(archive), tarfile.open(archive, "r|gz") as tar:
+    with _archive_errors(archive), tarfile.open(archive, "r|gz") as tar:
         for member in tar:
             folder, name = Path(member.name).parts[-2:] if "/" in member.name else ("", "")
             if (folder == "cls" and name.endswith(".mat")) or (
@@ -268,12 +276,14 @@ def _matrices_of_archive(archive: Path) -> dict[str, Any]:
     return found
 
 
-def _read_matrix(source: bytes | Path, name: str) -> np.ndarray:
+def _read_matrix(path: Path, data: bytes | None = None) -> np.ndarray:
+    """The class indices in one of SBD's Matlab files, or in its bytes."""
     import scipy.io
 
     try:
-        file = io.BytesIO(source) if isinstance(source, bytes) else source
-        content = scipy.io.loadmat(file, struct_as_record=False, squeeze_me=True)
+        content: Any = scipy.io.loadmat(
+            path if data is None else io.BytesIO(data), struct_as_record=False, squeeze_me=True
+        )
         return np.asarray(content["GTcls"].Segmentation, np.uint8)
     except Exception as error:  # scipy has no common error for a damaged file
-        raise UserError(f"{name}.mat: not one of SBD's class masks ({error})") from error
+        raise UserError(f"{path}: not one of SBD's class masks ({error})") from error

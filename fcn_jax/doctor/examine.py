@@ -10,12 +10,12 @@ from PIL import ExifTags, Image
 
 from fcn_jax.data.channels import decode_channels
 from fcn_jax.data.images import image_pixels, is_lossy, open_image, png_bits
-from fcn_jax.data.labels import IGNORE_INDEX, LABELS_SHOWN, VOC_CLASSES, by_map
-from fcn_jax.data.masks import mask_labels
+from fcn_jax.data.labels import IGNORE_INDEX, LABELS_SHOWN, by_map
+from fcn_jax.data.masks import as_labels, mask_labels
 from fcn_jax.data.palettes import format_colour, voc_palette
-from fcn_jax.data.raw import Note, Pair
-from fcn_jax.data.records import UnreadFile
+from fcn_jax.data.raw import Note, Sample, SourceFile
 from fcn_jax.data.splits import Split
+from fcn_jax.data.voc import VOC_CLASSES
 from fcn_jax.doctor.artefacts import Artefact, find_artefact
 from fcn_jax.errors import UserError, listed, width_by_height
 
@@ -65,25 +65,25 @@ class ImageReport:
         self.notes.append(Note(kind, where, detail))
 
 
-def examine_pair(
-    pair: Pair, num_classes: Mapping[str, int], palette: np.ndarray | None = None
+def examine_sample(
+    sample: Sample, num_classes: Mapping[str, int], palette: np.ndarray | None = None
 ) -> ImageReport:
     """Reads an image with its masks and extra channels.
 
     Args:
-      pair: the unread files.
+      sample: the unread files.
       num_classes: by label map; 0 if unknown.
       palette: colour of each class, uint8 (k, 3), if the masks are in colour.
     """
-    report = ImageReport(pair.name, pair.split)
-    orientation = _examine_image(report, pair.image)
+    report = ImageReport(sample.name, sample.split)
+    orientation = _examine_image(report, sample.image)
     masks_fit = True
     for label_map, count in num_classes.items():
-        if label_map not in pair.masks:
+        if label_map not in sample.masks:
             where = f"in {label_map}/" if label_map else ""
-            report.note("image_without_mask", pair.image.name, where)
+            report.note("image_without_mask", sample.image.name, where)
             continue
-        file = pair.masks[label_map]
+        file = sample.masks[label_map]
         mask, size = _examine_mask(report, file, count, palette)
         if report.size is not None and size is not None and size != report.size:
             masks_fit = False
@@ -92,8 +92,8 @@ def examine_pair(
         elif mask is not None:
             report.masks[label_map] = mask
     if orientation != UPRIGHT and masks_fit:
-        report.note("exif_turned", pair.image.name)
-    for folder, file in pair.channels.items():
+        report.note("exif_turned", sample.image.name)
+    for folder, file in sample.channels.items():
         _examine_channels(report, folder, file)
     return report
 
@@ -138,10 +138,10 @@ def exif_value(image: Image.Image, tag: int, default: Any = None) -> Any:
         return default
 
 
-def _examine_image(report: ImageReport, file: UnreadFile) -> int:
+def _examine_image(report: ImageReport, file: SourceFile) -> int:
     """Fills in the image's part of the report and returns its EXIF orientation."""
     try:
-        data = file.read()
+        data = file.load_bytes()
         image = open_image(data, file.name)
         pixels = image_pixels(image, file.name)
     except UserError as error:
@@ -157,14 +157,15 @@ def _examine_image(report: ImageReport, file: UnreadFile) -> int:
 
 
 def _examine_mask(
-    report: ImageReport, file: UnreadFile, num_classes: int, palette: np.ndarray | None
+    report: ImageReport, file: SourceFile, num_classes: int, palette: np.ndarray | None
 ) -> tuple[MaskReport | None, tuple[int, int] | None]:
     """Returns the mask, if it contains class indices, and its height and width, if readable."""
     try:
-        content = file.read()
-        if isinstance(content, np.ndarray):
-            mask = _examine_label(report, content, file.name, num_classes)
-            return mask, (content.shape[0], content.shape[1])
+        content = file.load()
+        if not isinstance(content, bytes):
+            label = as_labels(content, file.name)
+            mask = _examine_label(report, label, file.name, num_classes)
+            return mask, (label.shape[0], label.shape[1])
         image = open_image(content, file.name)
     except UserError as error:
         report.note("mask_unreadable", file.name, _reason(error, file.name))
@@ -230,9 +231,9 @@ def _note_why_no_labels(
         report.note("mask_stray_colours", name, reason.partition(" (R G B)")[0])
 
 
-def _examine_channels(report: ImageReport, folder: str, file: UnreadFile) -> None:
+def _examine_channels(report: ImageReport, folder: str, file: SourceFile) -> None:
     try:
-        channels = decode_channels(file.read(), file.name)
+        channels = decode_channels(file.load_bytes(), file.name)
     except UserError as error:
         report.note("channels_unreadable", file.name, _reason(error, file.name))
         return

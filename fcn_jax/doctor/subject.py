@@ -2,7 +2,8 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -10,9 +11,9 @@ from fcn_jax.config import DataConfig
 from fcn_jax.data.datasets import Dataset, open_dataset
 from fcn_jax.data.images import decode_image, image_pixels, open_image
 from fcn_jax.data.labels import by_map
-from fcn_jax.data.masks import decode_mask
-from fcn_jax.data.raw import Note, Pair, RawSet, open_raw_set
-from fcn_jax.doctor.examine import ImageReport, examine_pair, examine_record
+from fcn_jax.data.masks import as_labels, decode_mask
+from fcn_jax.data.raw import Note, RawDataset, Sample, named_errors, open_raw
+from fcn_jax.doctor.examine import ImageReport, examine_record, examine_sample
 from fcn_jax.errors import UserError
 from fcn_jax.pictures.contact_sheet import Entry
 
@@ -43,26 +44,37 @@ def open_subject(data: DataConfig) -> Iterator[Subject]:
     Raises:
       UserError: there is nothing to examine, or a set without raw files cannot be prepared.
     """
-    with open_raw_set(data) as raw:
-        yield _from_files(raw) if raw is not None else _from_records(open_dataset(data))
+    raw = open_raw(data)
+    if raw is None:
+        yield _from_records(open_dataset(data))
+    else:
+        with named_errors(data.root or data.name):
+            samples = list(raw.samples)
+        yield _from_files(raw, samples)
 
 
-def _from_files(raw: RawSet) -> Subject:
+def _from_files(raw: RawDataset, samples: Sequence[Sample]) -> Subject:
     num_classes = {name: len(class_names) for name, class_names in raw.label_maps.items()}
+    counts = Counter(sample.split for sample in samples)
+    missing = [
+        Note("part_of_voc", split, f"{counts[split]:,} of {count:,} images")
+        for split, count in raw.complete_sizes.items()
+        if counts[split] < count
+    ]
 
     def load(index: int, label_map: str) -> Entry:
-        pair = raw.pairs[index]
-        image, mask = _load_image(pair), _load_mask(pair, label_map, raw.palette)
-        return Entry(pair.name, image, mask, raw.label_maps[label_map])
+        sample = samples[index]
+        image, mask = _load_image(sample), _load_mask(sample, label_map, raw.palette)
+        return Entry(sample.name, image, mask, raw.label_maps[label_map])
 
     return Subject(
         label_maps=raw.label_maps,
-        splits=raw.splits,
-        num_images=len(raw.pairs),
-        examine=lambda index: examine_pair(raw.pairs[index], num_classes, raw.palette),
+        splits=tuple(raw.splits) or tuple(counts),
+        num_images=len(samples),
+        examine=lambda index: examine_sample(samples[index], num_classes, raw.palette),
         load=load,
-        notes=raw.notes,
-        is_part=raw.is_part,
+        notes=(*raw.notes, *missing),
+        is_part=bool(missing),
     )
 
 
@@ -95,21 +107,21 @@ def _from_records(dataset: Dataset) -> Subject:
     )
 
 
-def _load_image(pair: Pair) -> np.ndarray | str:
+def _load_image(sample: Sample) -> np.ndarray | str:
     try:
-        return decode_image(pair.image.read(), pair.image.name)
+        return decode_image(sample.image.load_bytes(), sample.image.name)
     except UserError:
         return UNREADABLE
 
 
-def _load_mask(pair: Pair, label_map: str, palette: np.ndarray | None) -> np.ndarray | str:
+def _load_mask(sample: Sample, label_map: str, palette: np.ndarray | None) -> np.ndarray | str:
     """Returns class indices, (h, w); if the mask has none, its picture, (h, w, 3)."""
-    if label_map not in pair.masks:
+    if label_map not in sample.masks:
         return MISSING
     try:
-        content = pair.masks[label_map].read()
-        if isinstance(content, np.ndarray):
-            return content
+        content = sample.masks[label_map].load()
+        if not isinstance(content, bytes):
+            return as_labels(content, "")
         with contextlib.suppress(UserError):
             return decode_mask(content, "", palette)
         return image_pixels(open_image(content, ""), "")

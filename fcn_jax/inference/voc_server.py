@@ -29,9 +29,8 @@ import numpy as np
 from fcn_jax.config import Config
 from fcn_jax.data.canvases import Size
 from fcn_jax.data.images import header_size, open_image, png_bits, read_bytes, read_image
-from fcn_jax.data.labels import VOC_CLASSES
 from fcn_jax.data.palettes import voc_palette
-from fcn_jax.data.voc import LISTS, MASKS, find_folder
+from fcn_jax.data.voc import LISTS, MASKS, VOC_CLASSES, find_folder
 from fcn_jax.errors import UserError, listed, width_by_height
 from fcn_jax.inference.trained import Predictor
 from fcn_jax.pictures import overlays

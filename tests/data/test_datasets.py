@@ -1,6 +1,5 @@
-"""Opening data sets by name: prepared once, reused, prepared anew when files change."""
+"""Opening data sets by name: records, statistics, and the data sets of TFDS."""
 
-import os
 import pickle
 import subprocess
 import sys
@@ -12,9 +11,8 @@ import pytest
 from PIL import Image
 
 from fcn_jax.config import DataConfig
-from fcn_jax.data import datasets, shapes, versions
+from fcn_jax.data import datasets, shapes
 from fcn_jax.data.datasets import Dataset, open_dataset
-from fcn_jax.data.records import SegmentationBuilder
 from fcn_jax.errors import UserError
 
 
@@ -41,18 +39,6 @@ def open_shapes(prepared: Path) -> Dataset:
     return open_dataset(DataConfig(name="shapes", prepared_dir=str(prepared)))
 
 
-def count_preparations(monkeypatch) -> list[str]:
-    prepared: list[str] = []
-    prepare = SegmentationBuilder.prepare
-
-    def counted(self, download_dir: str) -> None:
-        prepared.append(self.name)
-        prepare(self, download_dir)
-
-    monkeypatch.setattr(SegmentationBuilder, "prepare", counted)
-    return prepared
-
-
 def test_records_are_what_was_drawn(tmp_path):
     dataset = open_shapes(tmp_path)
     assert dataset.class_names == shapes.CLASSES
@@ -76,100 +62,6 @@ def test_drawn_images_have_no_root(tmp_path):
     with pytest.raises(UserError, match=r"data\.root \(=\.\./mine\) is of no use to shapes, which"):
         open_dataset(data)
     assert list(tmp_path.iterdir()) == []
-
-
-def test_a_second_start_reuses_the_records(tmp_path, monkeypatch):
-    prepared = count_preparations(monkeypatch)
-    first, second = open_shapes(tmp_path), open_shapes(tmp_path)
-    assert prepared == ["shapes"]
-    np.testing.assert_array_equal(first.split("val")[0]["image"], second.split("val")[0]["image"])
-
-
-def test_the_place_of_records(monkeypatch, tmp_path):
-    monkeypatch.setenv("HOME", "/home/somebody")
-    monkeypatch.delenv("FCN_JAX_DATA", raising=False)
-    assert versions.prepared_dir(DataConfig()) == Path("/home/somebody/.cache/fcn_jax/data")
-    monkeypatch.setenv("FCN_JAX_DATA", "/data")
-    assert versions.prepared_dir(DataConfig()) == Path("/data")
-    assert versions.prepared_dir(DataConfig(prepared_dir="/here")) == Path("/here")
-
-
-def test_folders_of_one_name_do_not_collide(tmp_path):
-    one = open_folder(write_set(tmp_path / "x" / "set", 1), tmp_path / "prepared")
-    two = open_folder(write_set(tmp_path / "y" / "set", 2), tmp_path / "prepared")
-    assert (one.split("train")[0]["label"] == 1).all()
-    assert (two.split("train")[0]["label"] == 2).all()
-
-
-def test_a_changed_folder_is_prepared_anew(tmp_path, monkeypatch):
-    prepared = count_preparations(monkeypatch)
-    root = write_set(tmp_path / "set")
-    old = open_folder(root, tmp_path / "prepared")
-    for value in (2, 0, 1):
-        for stem in "abc":
-            Image.new("L", (5, 4), value).save(root / "masks" / f"{stem}.png")
-            os.utime(root / "masks" / f"{stem}.png", ns=(value, value))
-        new = open_folder(root, tmp_path / "prepared")
-        assert (new.split("train")[0]["label"] == value).all()
-        if value == 2:  # a run that reads the version before goes on
-            assert (old.split("train")[0]["label"] == 1).all()
-    assert prepared == ["folder"] * 4
-    assert len(list((tmp_path / "prepared" / "folder").glob("*/*/"))) == 2
-
-
-def test_records_outlive_the_raw_files(tmp_path):
-    root = write_set(tmp_path / "set")
-    open_folder(root, tmp_path / "prepared")
-    root.rename(tmp_path / "elsewhere")
-    assert len(open_folder(root, tmp_path / "prepared").split("train+val")) == 3
-    with pytest.raises(UserError, match="never: no such folder"):
-        open_folder(tmp_path / "never", tmp_path / "prepared")
-
-
-def test_an_interrupted_preparation_is_redone(tmp_path, monkeypatch):
-    record = SegmentationBuilder._record
-
-    def interrupted(self, source):
-        if source.name == "val_001":
-            raise KeyboardInterrupt
-        return record(self, source)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(SegmentationBuilder, "_record", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            open_shapes(tmp_path)
-    assert not list(tmp_path.glob("**/*.array_record*"))
-    assert len(open_shapes(tmp_path).split("val")) == 3
-
-
-def test_leftovers_of_a_killed_preparation_are_removed(tmp_path):
-    open_shapes(tmp_path)
-    (info,) = tmp_path.glob("shapes/**/dataset_info.json")
-    killed = info.parent.with_name("incomplete.ABCDEF_1.0.0")
-    info.parent.rename(killed)
-    assert len(open_shapes(tmp_path).split("train")) == 6
-    assert not killed.exists()
-
-
-def test_two_processes_prepare_once(tmp_path):
-    code = (
-        "from fcn_jax.data import shapes; shapes.SPLIT_SIZES = {'train': 40, 'val': 2};"
-        "from fcn_jax.data.datasets import open_dataset, DataConfig;"
-        f"d = open_dataset(DataConfig(prepared_dir={str(tmp_path)!r}));"
-        "print(sum(r['label'].sum() for r in d.split('train')))"
-    )
-    runs = [
-        subprocess.Popen(
-            [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
-        for _ in range(2)
-    ]
-    outputs = [run.communicate(timeout=120) for run in runs]
-    assert [run.returncode for run in runs] == [0, 0], outputs
-    assert outputs[0][0] == outputs[1][0] != ""
-    # One of them prepared, or the other was late enough to find the records; none did both.
-    assert sum("preparing" in stderr for _, stderr in outputs) == 1
-    assert len(list(tmp_path.glob("shapes/**/dataset_info.json"))) == 1
 
 
 def test_without_tensorflow_and_without_chatter(tmp_path):
@@ -223,6 +115,16 @@ def test_statistics_by_hand(tmp_path, monkeypatch):
     again = dataset.statistics("train+val")
     np.testing.assert_array_equal(again.sizes, statistics.sizes)
     np.testing.assert_array_equal(again.label_counts[""], counts)
+
+
+@pytest.mark.parametrize("content", [b"", b'{"sizes": [[4, 5]]', b'{"sizes": 3}'])
+def test_damaged_statistics_are_counted_again(tmp_path, content):
+    dataset = open_folder(write_set(tmp_path / "set"), tmp_path / "prepared")
+    statistics = dataset.statistics("train+val")
+    (path,) = tmp_path.rglob("counts-*.json")
+    path.write_bytes(content)
+    again = dataset.statistics("train+val")
+    np.testing.assert_array_equal(again.label_counts[""], statistics.label_counts[""])
 
 
 def write_foreign(data_dir: Path, **label_options) -> None:

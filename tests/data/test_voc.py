@@ -1,6 +1,5 @@
 """VOC, real where it lies beside the project, and drawn in its layout everywhere."""
 
-import dataclasses
 import functools
 import hashlib
 import http.server
@@ -17,8 +16,8 @@ from PIL import Image
 from fcn_jax.config import DataConfig
 from fcn_jax.data import voc
 from fcn_jax.data.datasets import Dataset, open_dataset
-from fcn_jax.data.labels import VOC_CLASSES
 from fcn_jax.data.palettes import voc_palette
+from fcn_jax.data.voc import VOC_CLASSES
 from fcn_jax.errors import UserError
 
 REAL = Path(__file__).parents[3] / "shared" / "data"
@@ -60,8 +59,9 @@ def write_sbd(folder: Path, names: str = "a c d") -> None:
     (folder / "val.txt").write_text("\n".join(others) + "\n")
 
 
-def open_voc(root: Path | str, prepared: Path, name: str = "voc") -> Dataset:
-    return open_dataset(DataConfig(name=name, root=str(root), prepared_dir=str(prepared)))
+def open_voc(root: Path | None, prepared: Path, name: str = "voc") -> Dataset:
+    place = str(root) if root else None
+    return open_dataset(DataConfig(name=name, root=place, prepared_dir=str(prepared)))
 
 
 def label_by_name(dataset: Dataset, split: str) -> dict[str, int]:
@@ -125,6 +125,21 @@ def test_a_listed_file_that_is_missing_is_named(tmp_path, missing):
     assert not list((tmp_path / "prepared").glob("**/*.array_record*"))
 
 
+@pytest.mark.parametrize("name", ["../secret", "/etc/secret"])
+def test_a_list_that_leads_out_of_the_folder_is_refused(tmp_path, name):
+    write_voc(tmp_path, images="abc", train=f"a {name}")
+    with pytest.raises(UserError, match=rf"train\.txt: '{name}' leads out of the folder"):
+        open_voc(tmp_path, tmp_path / "prepared")
+
+
+def test_a_mask_edited_in_place_is_prepared_again(tmp_path):
+    folder = write_voc(tmp_path)
+    open_voc(tmp_path, tmp_path / "prepared")
+    write_mask(folder / "SegmentationClass" / "b.png", 9)
+    dataset = open_voc(tmp_path, tmp_path / "prepared")
+    assert label_by_name(dataset, "train") == {"a": 1, "b": 9}
+
+
 def test_a_root_without_voc_says_what_was_looked_for(tmp_path):
     with pytest.raises(UserError, match=rf"VOCdevkit/VOC2012.*{voc.ARCHIVE}"):
         open_voc(tmp_path, tmp_path / "prepared")
@@ -135,7 +150,7 @@ def test_a_root_without_voc_says_what_was_looked_for(tmp_path):
 def test_a_failed_download_says_what_to_do(tmp_path, monkeypatch):
     monkeypatch.setattr(voc, "URL", "http://127.0.0.1:9/VOC.tar")  # nobody listens there
     with pytest.raises(UserError, match=r"cannot download http://127.*--config\.data\.root"):
-        open_voc("", tmp_path / "prepared")
+        open_voc(None, tmp_path / "prepared")
 
 
 def test_the_download_is_read_and_kept(tmp_path, monkeypatch):
@@ -146,15 +161,16 @@ def test_the_download_is_read_and_kept(tmp_path, monkeypatch):
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         url = f"http://127.0.0.1:{server.server_port}/{voc.ARCHIVE}"
-        checksum = hashlib.sha256(archive.read_bytes()).hexdigest()
-        (official,) = voc.Voc.url_infos.values()
-        info = dataclasses.replace(official, size=archive.stat().st_size, checksum=checksum)
         monkeypatch.setattr(voc, "URL", url)
-        monkeypatch.setattr(voc.Voc, "url_infos", {url: info})
-        assert label_by_name(open_voc("", tmp_path / "prepared"), "train") == {"a": 1, "b": 2}
+        with pytest.raises(UserError, match=r"cannot download .* not VOC's archive"):
+            open_voc(None, tmp_path / "prepared")
+        assert not list((tmp_path / "prepared").rglob("*.tar*"))
+        checksum = hashlib.sha256(archive.read_bytes()).hexdigest()
+        monkeypatch.setattr(voc, "ARCHIVE_SHA256", checksum)
+        assert label_by_name(open_voc(None, tmp_path / "prepared"), "train") == {"a": 1, "b": 2}
         server.shutdown()
     shutil.rmtree(tmp_path / "prepared" / "voc")
-    assert label_by_name(open_voc("", tmp_path / "prepared"), "val") == {"c": 3}
+    assert label_by_name(open_voc(None, tmp_path / "prepared"), "val") == {"c": 3}
 
 
 def test_trainaug_from_a_folder_of_pngs(tmp_path):

@@ -9,10 +9,9 @@ from PIL import Image
 
 from fcn_jax.data import shapes
 from fcn_jax.data.palettes import voc_palette
-from fcn_jax.data.raw import Pair
-from fcn_jax.data.records import UnreadFile
+from fcn_jax.data.raw import Sample, SourceFile
 from fcn_jax.data.splits import Split
-from fcn_jax.doctor.examine import examine_pair, examine_record, has_void_area
+from fcn_jax.doctor.examine import examine_record, examine_sample, has_void_area
 from tests.doctor.example_set import (
     FIRST,
     TRAIN,
@@ -65,8 +64,10 @@ def test_damaged_files_are_findings(kind):
     for _ in range(60):
         damaged = np.frombuffer(file.getvalue(), np.uint8).copy()
         damaged[rng.integers(0, 300, 6)] = rng.integers(0, 256, 6)
-        part = UnreadFile(damaged[: rng.integers(1, len(damaged))].tobytes, "file")
-        report = examine_pair(Pair("a", "train", part, {"": part}, {"depth": part}), {"": 6})
+        content = damaged[: rng.integers(1, len(damaged))].tobytes()
+        source = SourceFile(Path("file"), lambda _, content=content: content)
+        sample = Sample("train", image=source, mask=source, channels={"depth": source})
+        report = examine_sample(sample, {"": 6})
         kinds = {note.kind for note in report.notes}
         unreadable += kinds >= {"image_unreadable", "mask_unreadable"}
     assert unreadable > 30

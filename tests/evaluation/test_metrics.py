@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from fcn_jax.data.labels import VOC_CLASSES
+from fcn_jax.data.voc import VOC_CLASSES
 from fcn_jax.evaluation.metrics import Scores, scores, scores_of_counts, scores_table, to_json
 
 # Three classes, of which the truth lacks the third; four pixels of the second are taken for it.

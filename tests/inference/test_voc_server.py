@@ -20,8 +20,8 @@ from PIL import Image
 
 from fcn_jax import predict
 from fcn_jax.config import Config, default_config
-from fcn_jax.data.labels import VOC_CLASSES
 from fcn_jax.data.palettes import voc_palette
+from fcn_jax.data.voc import VOC_CLASSES
 from fcn_jax.errors import UserError
 from fcn_jax.export import export
 from fcn_jax.inference import voc_server

@@ -153,10 +153,10 @@ def write_set(root: Path, stems: str = "abcdefghijkl", height: int = 48, width: 
             Image.fromarray(mask).save(root / name / f"{stem}.png")
 
 
-def config_of(root: Path, **data: Any) -> Config:
+def config_of(folder: Path, **data: Any) -> Config:
     config = Config()
-    config.data.name, config.data.root = "folder", str(root)
-    config.data.prepared_dir = str(root.parent / "prepared")
+    config.data.name, config.data.root = "folder", str(folder)
+    config.data.prepared_dir = str(folder.parent / "prepared")
     config.data.extra_channels, config.data.label_maps = ("depth",), ("masks", "geometry")
     for name, value in data.items():
         setattr(config.data, name, value)
@@ -170,13 +170,13 @@ def config_of(root: Path, **data: Any) -> Config:
     return config
 
 
-def open_set(root: Path, **data: Any) -> Dataset:
-    return open_dataset(config_of(root, **data).data)
+def open_set(folder: Path, **data: Any) -> Dataset:
+    return open_dataset(config_of(folder, **data).data)
 
 
-def refuses(root: Path, message: str, **data: Any) -> None:
+def refuses(folder: Path, message: str, **data: Any) -> None:
     with pytest.raises(UserError, match=message) as caught:
-        open_set(root, **data)
+        open_set(folder, **data)
     assert "\n" not in str(caught.value)
 
 
@@ -244,7 +244,7 @@ def test_channels_of_colour_files_in_other_formats(own: Path) -> None:
 def test_bad_channels_are_named_before_training(own: Path) -> None:
     good = (own / "depth/c.png").read_bytes()
     (own / "depth/c.png").unlink()
-    refuses(own, r"1 of the images have no file of the same stem in depth/: c$")
+    refuses(own, r"images without a file of further channels: images/c\.png \(in depth/\)")
     Image.new("L", (9, 8)).save(own / "depth/c.png")
     refuses(own, r"depth/c\.png: is 9 × 8, but its image .*images/c\.png is 56 × 48")
     Image.new("RGB", (56, 48)).save(own / "depth/c.png")
@@ -263,7 +263,7 @@ def test_bad_channels_are_named_before_training(own: Path) -> None:
 
 def test_bad_maps_are_named_before_training(own: Path) -> None:
     (own / "geometry/c.png").unlink()
-    refuses(own, r"1 of the images have no file of the same stem in geometry/: c$")
+    refuses(own, r"1 images without a mask of geometry: c ")
     Image.new("L", (56, 48), 3).save(own / "geometry/c.png")
     refuses(own, r"geometry/c\.png: label 3 is outside 0 to 1 \(2 classes")
     Image.new("L", (8, 9), 1).save(own / "geometry/c.png")
@@ -291,8 +291,9 @@ def test_names_that_cannot_be_folders_are_refused(drawn: Path, setting: str, val
 def test_other_data_sets_have_three_channels_and_one_map(drawn: Path) -> None:
     refuses(
         drawn,
-        r"label_maps \(=masks,depth\) go with the folder data set, not with shapes",
+        r"label_maps \(=masks,depth\) must name the label maps of shapes, which has a single one",
         name="shapes",
+        root=None,
         label_maps=("masks", "depth"),
     )
 

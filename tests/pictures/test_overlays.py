@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fcn_jax.data.labels import VOC_CLASSES
 from fcn_jax.data.palettes import voc_palette
+from fcn_jax.data.voc import VOC_CLASSES
 from fcn_jax.errors import UserError
 from fcn_jax.pictures.colours import CORRECT_COLOUR, VOID_COLOUR, WRONG_COLOUR
 from fcn_jax.pictures.overlays import error_map, overlay, save_label_map

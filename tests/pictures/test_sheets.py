@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from fcn_jax.data.labels import VOC_CLASSES
+from fcn_jax.data.voc import VOC_CLASSES
 from fcn_jax.pictures.colours import WRONG_COLOUR
 from fcn_jax.pictures.sheets import sheet
 from tests.pictures.scene import draw_scene

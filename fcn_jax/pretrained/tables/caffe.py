@@ -6,7 +6,7 @@ name them in ways of their own.
 
 import dataclasses
 
-from fcn_jax.data.labels import VOC_CLASSES
+from fcn_jax.data.voc import VOC_CLASSES
 from fcn_jax.pretrained.source import (
     Table,
     WeightSource,

@@ -4,7 +4,7 @@ FCN-8s at once has the same names as FCN-8s; it scales pool4 and pool3, so it wa
 `config.model.score_scales=1,0.01,0.0001`.
 """
 
-from fcn_jax.data.labels import VOC_CLASSES
+from fcn_jax.data.voc import VOC_CLASSES
 from fcn_jax.models.backbones.vgg import BLOCKS
 from fcn_jax.pretrained.source import WeightSource, from_iohw, from_oihw, kernels_and_biases
 

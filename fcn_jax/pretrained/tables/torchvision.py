@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from fcn_jax.data.labels import VOC_CLASSES
+from fcn_jax.data.voc import VOC_CLASSES
 from fcn_jax.models.backbones import mobilenet
 from fcn_jax.models.backbones.googlenet import INCEPTIONS
 from fcn_jax.models.backbones.resnet import DEPTHS

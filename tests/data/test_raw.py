@@ -1,0 +1,187 @@
+"""Registering a data set: one function serves training, preparing and the doctor."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fcn_jax import registry
+from fcn_jax.config import Config, DataConfig
+from fcn_jax.data.datasets import open_dataset
+from fcn_jax.data.raw import RawDataset, Sample, SourceFile
+from fcn_jax.doctor.subject import open_subject
+from fcn_jax.errors import UserError
+from tests.data import labelme
+
+SQUARE = [[2, 2], [5, 2], [5, 6], [2, 6]]
+
+
+def write_labelme(root: Path, count: int = 5) -> Path:
+    root.mkdir()
+    for index in range(count):
+        Image.new("RGB", (12, 10), (9 * index, 80, 80)).save(root / f"{index}.jpg")
+        write_shapes(root / f"{index}.json", [("cell", SQUARE)])
+    return root
+
+
+def write_shapes(path: Path, shapes: list[tuple[str, list[list[int]]]]) -> None:
+    document = {
+        "imageWidth": 12,
+        "imageHeight": 10,
+        "shapes": [{"label": label, "points": points} for label, points in shapes],
+    }
+    path.write_text(json.dumps(document))
+
+
+def settings(root: Path, name: str = "labelme", **changes) -> DataConfig:
+    return DataConfig(
+        name=name, root=str(root), prepared_dir=str(root.parent / "prepared"), **changes
+    )
+
+
+def test_a_data_set_is_one_function(tmp_path):
+    """Prepared, opened and measured by its name."""
+    dataset = open_dataset(settings(write_labelme(tmp_path / "cells")))
+    assert dataset.class_names == labelme.CLASSES
+    assert [record["name"] for record in dataset.split("train")] == ["1", "2", "3"]
+    assert [record["name"] for record in dataset.split("val")] == ["0", "4"]
+    record = dataset.split("train")[0]
+    expected = np.zeros((10, 12), np.uint8)
+    expected[2:7, 2:6] = 1  # Pillow's polygons include their corners
+    np.testing.assert_array_equal(record["label"], expected)
+    assert record["image"].shape == (10, 12, 3)
+    statistics = dataset.statistics("train")
+    np.testing.assert_array_equal(statistics.sizes, [[10, 12]] * 3)
+    assert statistics.label_counts[""][:3].tolist() == [3 * 100, 3 * 20, 0]
+
+
+def test_an_edited_annotation_is_prepared_again(tmp_path):
+    root = write_labelme(tmp_path / "cells")
+    open_dataset(settings(root))
+    write_shapes(root / "1.json", [("nucleus", SQUARE)])
+    record = open_dataset(settings(root)).split("train")[0]
+    assert set(np.unique(record["label"])) == {0, 2}
+
+
+def test_the_doctor_examines_it_by_its_files(tmp_path):
+    root = write_labelme(tmp_path / "cells")
+    (root / "2.jpg").write_bytes(b"no image")
+    write_shapes(root / "3.json", [])
+    with Image.open(root / "4.jpg") as image:
+        image.crop((0, 0, 6, 6)).save(root / "4.jpg")
+    with open_subject(settings(root)) as subject:
+        reports = [subject.examine(index) for index in range(subject.num_images)]
+    assert subject.splits == ("val", "train")
+    assert subject.label_maps == {"": labelme.CLASSES}
+    notes = {report.name: {note.kind for note in report.notes} for report in reports}
+    flat = {"image_flat"}  # they are of one colour
+    assert notes == {"0": flat, "1": flat, "2": {"image_unreadable"}, "3": flat} | {
+        "4": {"image_flat", "mask_size"}
+    }
+    assert not (tmp_path / "prepared").exists()
+
+
+def test_a_name_that_looks_like_a_registered_one_is_suggested(tmp_path):
+    with pytest.raises(UserError, match="called 'labelmee'; did you mean labelme"):
+        open_dataset(settings(write_labelme(tmp_path / "cells"), "labelmee"))
+
+
+def test_a_root_that_is_missing(tmp_path):
+    with pytest.raises(UserError, match=r"^the labelme data set needs --config\.data\.root=DIR$"):
+        open_dataset(DataConfig(name="labelme", prepared_dir=str(tmp_path)))
+    with pytest.raises(UserError, match=r"gone: no such folder \(--config\.data\.root\)$"):
+        open_dataset(settings(tmp_path / "gone"))
+
+
+@pytest.fixture
+def register(monkeypatch):
+    """Registers a data set for the length of a test."""
+    monkeypatch.setattr(registry.datasets, "_registered", dict(registry.datasets._registered))
+
+    def register(function):
+        registry.register_dataset("mine")(function)
+
+    return register
+
+
+def image(value: int = 7) -> SourceFile:
+    return SourceFile(Path("drawn/a.png"), lambda _: np.full((4, 5, 3), value, np.uint8))
+
+
+def mask(values: object = 1) -> SourceFile:
+    return SourceFile(Path("drawn/b.png"), lambda _: np.broadcast_to(np.asarray(values), (4, 5)))
+
+
+GOOD = RawDataset(("a", "b"), [Sample("train", image(), mask(), name) for name in ("x", "y")])
+
+
+def changed(**fields) -> RawDataset:
+    return dataclasses.replace(GOOD, **fields)
+
+
+def test_images_and_masks_may_be_arrays(tmp_path, register):
+    register(lambda data: changed(samples=(sample for sample in GOOD.samples), files=()))
+    split = open_dataset(settings(tmp_path / "", "mine")).split("train")
+    assert (split[1]["image"] == 7).all()
+    assert (split[1]["label"] == 1).all()
+
+
+@pytest.mark.parametrize(
+    ("raw", "message"),
+    [
+        (changed(samples=[]), "the data set has no images"),
+        (changed(samples=[*GOOD.samples, *GOOD.samples]), r"different names: x in train, y in tra"),
+        (changed(class_names=["a", "a"]), "class names must differ, but a is there twice"),
+        (changed(class_names=["a"]), "1 class names; 2 to 255 are needed"),
+        (changed(class_names=[str(i) for i in range(256)]), "256 class names; 2 to 255"),
+        (changed(samples=[Sample("train", image(), {}, "x")]), "1 images without a mask: x"),
+        (
+            changed(samples=[Sample("train", image(), mask(), "x", {"depth": image()})]),
+            r"data\.extra_channels \(=\) must name the channels beside RGB of mine, which has de",
+        ),
+        (changed(samples=[Sample("train", image(), mask(), "../x")]), r"'\.\./x' leads out"),
+        (changed(samples=[Sample("train", image(), mask(2), "x")]), r"b\.png: label 2 is outside"),
+        (
+            changed(samples=[Sample("train", image(), mask(0.5), "x")]),
+            r"float64 \(4, 5\)",
+        ),
+        (changed(samples=[Sample("train", image(), mask(-1), "x")]), r"b\.png: values from -1 to"),
+        (changed(samples=[Sample("train", mask(), mask(), "x")]), r"b\.png: the image is int64"),
+        (changed(samples=[Sample("train", Path("gone.png"), mask())]), r"gone\.png: No such file"),
+    ],
+)
+def test_what_a_data_set_cannot_be(tmp_path, register, raw, message):
+    register(lambda data: raw)
+    with pytest.raises(UserError, match=message) as caught:
+        open_dataset(settings(tmp_path / "", "mine"))
+    assert "\n" not in str(caught.value)
+    assert not list(tmp_path.rglob("*.array_record*"))
+
+
+def test_settings_that_do_not_apply_are_refused(tmp_path):
+    with pytest.raises(UserError, match=r"extra_channels \(=depth\) must name .* has none"):
+        open_dataset(settings(write_labelme(tmp_path / "cells"), extra_channels=("depth",)))
+    with pytest.raises(UserError, match=r"label_maps \(=a,b\) must name the label maps of"):
+        open_dataset(settings(tmp_path / "cells", label_maps=("a", "b")))
+
+
+def test_a_function_that_returns_something_else(tmp_path, register):
+    register(lambda data: ["a.png"])
+    with pytest.raises(TypeError, match="'mine' returned a list, no RawDataset"):
+        open_dataset(settings(tmp_path / "", "mine"))
+
+
+def test_a_file_that_the_function_misses_is_named(tmp_path, register):
+    register(lambda data: (Path(data.root) / "list.txt").read_text())
+    with pytest.raises(UserError, match=r"list\.txt: No such file or directory$"):
+        open_dataset(settings(tmp_path / "", "mine"))
+
+
+def test_every_builtin_data_set_is_described():
+    config = Config()
+    for name in ("shapes", "voc"):
+        config.data.name = name
+        assert isinstance(registry.datasets[name](config.data), RawDataset)
