@@ -105,7 +105,8 @@ def _samples(root: Path | None, downloads: Path, with_sbd: bool) -> Iterator[Sam
         file_of = functools.partial(_file_in_archive, place, _members(place))
     listed = set()
     for split in ("train", "val"):
-        for name in read_list(file_of(f"{LISTS}/{split}.txt"), f"{place}/{LISTS}/{split}.txt"):
+        path = f"{LISTS}/{split}.txt"
+        for name in read_names(file_of(path).load_bytes(), f"{place}/{path}"):
             listed.add(name)
             yield Sample(
                 split, file_of(f"{IMAGES}/{name}.jpg"), file_of(f"{MASKS}/{name}.png"), name
@@ -131,16 +132,16 @@ def find_folder(root: Path) -> Path | None:
     )
 
 
-def read_list(file: SourceFile, place: str) -> list[str]:
-    """Reads the names of images in a split's list, each once.
+def read_names(content: bytes, path: str) -> list[str]:
+    """Reads the names of images in the content of a split's list, each once.
 
     Raises:
-      UserError: the list is missing or empty, or a name leads out of the folder of images.
+      UserError: begins with `path`; no names, or a name that leads out of the folder of images.
     """
-    names = file.load_bytes().decode("utf-8", "replace").split()
+    names = content.decode("utf-8", "replace").split()
     if not names:
-        raise UserError(f"{place}: lists no image")
-    check_image_names(names, place)
+        raise UserError(f"{path}: lists no image")
+    check_image_names(names, path)
     return list(dict.fromkeys(names))
 
 

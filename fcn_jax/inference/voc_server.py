@@ -30,7 +30,7 @@ from fcn_jax.config import Config
 from fcn_jax.data.canvases import Size
 from fcn_jax.data.images import header_size, open_image, png_bits, read_bytes, read_image
 from fcn_jax.data.palettes import voc_palette
-from fcn_jax.data.voc import LISTS, MASKS, VOC_CLASSES, find_folder
+from fcn_jax.data.voc import LISTS, MASKS, VOC_CLASSES, find_folder, read_names
 from fcn_jax.errors import UserError, listed, width_by_height
 from fcn_jax.inference.trained import Predictor
 from fcn_jax.pictures import overlays
@@ -256,9 +256,7 @@ def _listed_images(folder: Path, split: str) -> dict[str, Path]:
             f"{path} is missing (lists there: {held}): unpack over VOCdevkit {TEST_ARCHIVE}, or "
             "try it on images that have masks, --split=val"
         )
-    names = read_bytes(path).decode("utf-8", "replace").split()
-    if not names:
-        raise UserError(f"{path}: lists no image")
+    names = read_names(read_bytes(path), str(path))
     images = {name: folder / "JPEGImages" / f"{name}.jpg" for name in names}
     missing = [image.name for image in images.values() if not image.is_file()]
     if missing:

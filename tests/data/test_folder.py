@@ -1,5 +1,6 @@
 """One's own images and masks: what is read, and every mistake that is refused by name."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ from PIL import Image
 from fcn_jax.config import DataConfig
 from fcn_jax.data import folder
 from fcn_jax.data.datasets import Dataset, open_dataset
+from fcn_jax.doctor.subject import open_subject
 from fcn_jax.errors import UserError
 
 
@@ -113,6 +115,26 @@ def test_no_root(tmp_path):
     refuses_root = DataConfig(name="folder", prepared_dir=str(tmp_path))
     with pytest.raises(UserError, match=r"needs --config\.data\.root"):
         open_dataset(refuses_root)
+
+
+@pytest.mark.parametrize("name", ["images", "masks"])
+def test_a_named_pipe_is_refused(tmp_path, name):
+    """Reading one would wait for ever."""
+    root = write_set(tmp_path / "set")
+    (root / name / "a.png").unlink()
+    os.mkfifo(root / name / "a.png")
+    refuses(root, rf"{name}/a\.png: not a regular file")
+    with open_subject(DataConfig(name="folder", root=str(root))) as subject:
+        reports = [subject.examine(index) for index in range(subject.num_images)]
+    (note,) = [n for r in reports for n in r.notes if n.where == f"{name}/a.png"]
+    assert note[:3] == (f"{name[:-1]}_unreadable", f"{name}/a.png", "not a regular file")
+
+
+def test_a_list_that_leads_out_of_the_folder(tmp_path):
+    root = write_set(tmp_path / "set")
+    (tmp_path / "secret.png").write_bytes((root / "images" / "a.png").read_bytes())
+    (root / "train.txt").write_text(f"a\n../../secret\n{tmp_path}/secret\n")
+    refuses(root, r"no such images: train\.txt \(\.\./\.\./secret\), train\.txt \(/")
 
 
 def test_images_without_masks(tmp_path):

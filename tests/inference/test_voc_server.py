@@ -306,6 +306,10 @@ def test_what_is_missing_is_told_before_anything_is_written(make_run, voc, tmp_p
     test.write_text("\n")
     with pytest.raises(UserError, match=r"test\.txt: lists no image"):
         send(run, voc, output)
+    for name in ("/mine/photo", "../photo"):
+        test.write_text(f"{name}\n")
+        with pytest.raises(UserError, match=rf"test\.txt: '{name}' leads out of the folder"):
+            send(run, voc, output)
     test.unlink()
     with pytest.raises(UserError, match=r"missing \(lists there: train, val\).*--split=val"):
         send(run, voc, output)
