@@ -36,7 +36,6 @@ from pathlib import Path
 
 import numpy as np
 from rich import box
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -54,6 +53,7 @@ from fcn_jax.evaluation.comparison import (
 )
 from fcn_jax.evaluation.metrics import percent
 from fcn_jax.terminal.atomic_files import write_whole
+from fcn_jax.terminal.console import open_console
 from fcn_jax.terminal.progress import say
 
 IMAGES_SHOWN = 5
@@ -86,7 +86,7 @@ def report(comparison: Comparison, split: str) -> None:
     images = len(a.counts.names)
     say(f"A: {a.workdir}, step {a.numbers['step']}")
     say(f"B: {b.workdir}, step {b.numbers['step']}")
-    Console().print(_scores_table(comparison, f"{split}, {images} images"))
+    open_console().print(_scores_table(comparison, f"{split}, {images} images"))
     for letter, scored, intervals in (
         ("A", a, comparison.intervals_a),
         ("B", b, comparison.intervals_b),
@@ -100,7 +100,7 @@ def report(comparison: Comparison, split: str) -> None:
     gained, lost = images_that_moved_most(comparison, IMAGES_SHOWN)
     for title, rows in (("most gained in B", gained), ("most lost in B", lost)):
         if rows:
-            Console().print(_images_table(title, rows))
+            open_console().print(_images_table(title, rows))
 
 
 def plot(comparison: Comparison, path: Path) -> None:

@@ -56,5 +56,12 @@ def width_by_height(size: Sequence[int]) -> str:
 
 
 def printable(text: str) -> str:
-    """Replaces line breaks, escape sequences and the like, as names of files may contain them."""
-    return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)
+    """Replaces characters that cannot be printed by their escapes in Python, such as "\\n".
+
+    Names of files and classes may come from strangers: printed as they are, line breaks, escape
+    sequences and changes of direction could move the cursor or forge a line. File names that are
+    not UTF-8 hold characters that no encoding has.
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

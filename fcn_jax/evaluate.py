@@ -52,7 +52,6 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from rich.console import Console
 
 from fcn_jax.data.datasets import Dataset, open_dataset
 from fcn_jax.errors import UserError
@@ -64,6 +63,7 @@ from fcn_jax.models.fcn import suffix
 from fcn_jax.pictures import plots, sheets
 from fcn_jax.runs import evaluation_folder
 from fcn_jax.terminal.atomic_files import write_whole
+from fcn_jax.terminal.console import open_console
 from fcn_jax.terminal.progress import say
 
 
@@ -140,7 +140,7 @@ def report(evaluation: Evaluation, workdir: Path, split: str, dataset: Dataset, 
         scores, names = scored.scores, dataset.label_maps[name]
         if name:
             say(f"label map {name}")
-        Console().print(metrics.scores_table(scores, names))
+        open_console().print(metrics.scores_table(scores, names))
         intervals = None
         if scored.averaged_over == "truth":  # which is what the intervals are of
             intervals = bootstrap.intervals(scored.counts)

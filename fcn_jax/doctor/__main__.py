@@ -30,7 +30,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from PIL import ExifTags, Image
-from rich.console import Console
 from rich.text import Text
 
 from fcn_jax.config import Config
@@ -46,6 +45,7 @@ from fcn_jax.doctor.survey import Survey
 from fcn_jax.errors import UserError
 from fcn_jax.pictures import contact_sheet
 from fcn_jax.terminal.atomic_files import write_whole
+from fcn_jax.terminal.console import open_console
 from fcn_jax.terminal.progress import progress_bar, say
 
 MAX_FAULTY_SHOWN = 24  # images in the picture
@@ -74,7 +74,7 @@ def diagnose(config: Config, output: Path) -> None:
     check_output(output)
     errors = []
     with open_subject(config.data) as subject:
-        console = Console(highlight=False)
+        console = open_console()
         where = f" in {config.data.root}" if config.data.root else ""
         console.print(Text(f"data set: {config.data.name}{where}"), soft_wrap=True)
         survey, findings = examine(subject, config)

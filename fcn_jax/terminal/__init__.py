@@ -1,1 +1,9 @@
-"""."""
+"""What the commands share on the terminal.
+
+cli.py            flags, settings, `--help`, errors in one line
+progress.py       progress bars, and lines beside them
+console.py        tables
+output.py         streams that may be closed
+signals.py        Ctrl-C, SIGTERM and SIGHUP
+atomic_files.py   files that are written whole or not at all
+"""

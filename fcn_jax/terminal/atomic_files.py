@@ -1,8 +1,8 @@
 """Files that are written whole or not at all."""
 
 import contextlib
-import os
-from collections.abc import Callable
+import secrets
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -10,32 +10,46 @@ from safetensors import SafetensorError
 from fcn_jax.errors import UserError
 
 UNFINISHED = ".unfinished"
-"""How the names of files end that are being written; of a killed run, they stay behind."""
+"""Ending of the names of files that are being written; a process that is killed leaves them."""
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Has a file written beside its name and renamed when whole; makes the folder for it.
+    """Calls `write` with a temporary name beside `path`, and renames the file when it is whole.
 
-    Several processes may write the same file at once: one of them has the last word. The name that
-    `write` is given is hidden, and has no ending by which a format could be told.
+    Creates the folder. Several processes may write the same file at once: the last one to finish
+    determines its content. The temporary name is hidden, and has no ending that tells a format.
 
     Raises:
-        UserError: it cannot be written; what stood there before still stands.
+        UserError: the file cannot be written; what was there before is unchanged.
     """
-    part = path.with_name(f".{path.name}.{os.getpid()}{UNFINISHED}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            part.touch()
-            mode = part.stat().st_mode
+        with replacement(path) as part:
             write(part)
-            part.chmod(mode)  # safetensors writes for its owner alone; this is to be passed on
-            part.replace(path)
-        finally:
-            with contextlib.suppress(OSError):
-                part.unlink(missing_ok=True)
-    # A full disk, in the words of safetensors and of PyTorch.
+    # safetensors and PyTorch report a full disk by their own errors.
     except (OSError, SafetensorError, RuntimeError) as error:
-        said = str(error).splitlines() or [type(error).__name__]
-        reason = getattr(error, "strerror", None) or said[0]
+        lines = str(error).splitlines() or [type(error).__name__]
+        reason = getattr(error, "strerror", None) or lines[0]
         raise UserError(f"cannot write {path} ({reason})") from error
+
+
+@contextlib.contextmanager
+def replacement(path: Path) -> Iterator[Path]:
+    """Yields the temporary name of a file that takes the place of `path` at the end of the block.
+
+    If the block raises, the temporary file is deleted.
+
+    Raises:
+        OSError: the folder or the file cannot be written.
+    """
+    # Not the process's number: processes of several hosts may have the same.
+    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}{UNFINISHED}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        part.touch()
+        mode = part.stat().st_mode
+        yield part
+        part.chmod(mode)  # safetensors makes it readable by its owner only
+        part.replace(path)
+    finally:
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)

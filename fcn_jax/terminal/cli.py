@@ -1,4 +1,4 @@
-"""What the commands share: reading `--config`, `--help`, and mistakes told in one line."""
+"""The frame of every command: flags, settings, `--help`, and errors in one line."""
 
 import hashlib
 import os
@@ -19,6 +19,7 @@ from fcn_jax.config import Config, default_config
 from fcn_jax.config.fields import listed_choices, suggestion
 from fcn_jax.errors import ArgumentError, UserError, format_value
 from fcn_jax.terminal import signals
+from fcn_jax.terminal.output import print_error, protect_streams
 
 HELP_FLAGS = ("--help", "-h", "-help", "--helpfull")
 
@@ -38,6 +39,7 @@ def begin(*, with_config: bool = False) -> None:
         SystemExit: status 0 after --help, 2 for a mistake in the flags, 1 for a setting that cannot
             be used.
     """
+    protect_streams()
     signal.signal(signal.SIGINT, lambda number, _: os._exit(128 + number))
     arguments = with_underscores(sys.argv[1:])
     options = [argument for argument in arguments if argument not in HELP_FLAGS]
@@ -54,13 +56,13 @@ def begin(*, with_config: bool = False) -> None:
             print(_help(program))
             sys.exit(0)
     except (flags.Error, UserError) as error:
-        print(f"{_command()}: {_message(error)} (see {program} --help)", file=sys.stderr)
+        print_error(f"{_command()}: {_message(error)} (see {program} --help)")
         sys.exit(2)
     try:
         if with_config:
             config.check()
     except UserError as error:
-        print(f"{_command()}: {_message(error)}", file=sys.stderr)
+        print_error(f"{_command()}: {_message(error)}")
         sys.exit(1)
     sys.argv[1:] = rest
     _keep_compilations()
@@ -69,26 +71,25 @@ def begin(*, with_config: bool = False) -> None:
 def run(main: Callable[[list[str]], None]) -> None:
     """Runs `main` on the arguments that `begin` has left, and exits.
 
-    Status 0; 1 for a UserError or a failing disk, 130 after Ctrl-C, 143 after SIGTERM.
+    The status is 0; 1 after a UserError or a disk that fails; 130, 143 or 129 after Ctrl-C, SIGTERM
+    or SIGHUP.
     """
     from absl import logging
 
-    # Orbax tells of every file that it writes; what fails is raised as well.
+    # Orbax logs every file that it writes; it also raises its errors.
     logging.set_verbosity(logging.FATAL)
     try:
         with signals.interruptions():
             main(sys.argv[1:])
     except UserError as error:
-        print(f"{_command()}: {_message(error)}", file=sys.stderr)
+        print_error(f"{_command()}: {_message(error)}")
         sys.exit(1)
-    except OSError as error:  # a full disk above all
-        print(
-            f"{_command()}: {error}; what was saved stays; mend this and start the same command "
-            "again",
-            file=sys.stderr,
-            flush=True,
+    except OSError as error:  # usually a full disk
+        print_error(
+            f"{_command()}: {error}; the saved files stay; correct this and start the same command "
+            "again"
         )
-        os._exit(1)  # past the exit handlers, which would fail in the same way and say so at length
+        os._exit(1)  # without exit handlers, which would fail in the same way with tracebacks
     except KeyboardInterrupt:
         sys.exit(130)
 
@@ -96,7 +97,7 @@ def run(main: Callable[[list[str]], None]) -> None:
 def _message(error: Exception) -> str:
     """Returns the error's line, with an argument named as the setting or flag that sets it."""
     if not isinstance(error, ArgumentError):
-        return " ".join(str(error).split())
+        return str(error)
     name, settings = error.argument, [one.name for one in config_lib.settings(Config())]
     if name in settings:
         name = f"config.{name}"
@@ -106,7 +107,7 @@ def _message(error: Exception) -> str:
 
 
 def _module_name() -> str:
-    """Of the command that is running, such as fcn_jax.train."""
+    """Returns the module of the command that is running, such as fcn_jax.train."""
     specification = sys.modules["__main__"].__spec__
     assert specification is not None, "a command is started by python -m"
     return specification.name.removesuffix(".__main__")
@@ -117,10 +118,9 @@ def _command() -> str:
 
 
 def with_underscores(arguments: Sequence[str]) -> list[str]:
-    """The arguments with hyphens in the names of flags turned to underscores.
+    """Replaces hyphens by underscores in the names of settings and known flags.
 
-    Only in names that are then known, and in those of settings: values, arguments like `--a-b.jpg`
-    and whatever follows `--` stay as they are, and so does a misspelt flag, to be told of.
+    Values, arguments like `--a-b.jpg`, unknown flags and everything after `--` stay unchanged.
     """
     end = arguments.index("--") if "--" in arguments else len(arguments)
     return [_with_underscores(argument) for argument in arguments[:end]] + list(arguments[end:])
@@ -195,35 +195,34 @@ def _config_path() -> Path | None:
 
 
 def _keep_compilations() -> None:
-    """Compiled programs are kept for later starts; $JAX_COMPILATION_CACHE_DIR says where.
+    """Turns on JAX's cache of compiled programs, which JAX reads from the environment on import.
 
-    All of them, also those that JAX thinks too small: there are many, and a second start shall
-    compile nothing. JAX reads the environment when it is imported. It sets no limit: the folder, by
-    default ~/.cache/fcn_jax/compiled, may be deleted at any time, or be held to so many bytes by
-    $JAX_COMPILATION_CACHE_MAX_SIZE, for which JAX needs the package filelock.
+    The folder is $JAX_COMPILATION_CACHE_DIR, by default one in ~/.cache/fcn_jax/compiled. Every
+    program is cached, also those that JAX considers too small: there are many, and a second start
+    should compile nothing. The folder grows without limit; it may be deleted at any time, or
+    limited by $JAX_COMPILATION_CACHE_MAX_SIZE (bytes; JAX then needs the package filelock).
     """
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
-    # On a disk that has filled up, for each of them.
+    # Printed for each program when the disk is full.
     warnings.filterwarnings("ignore", "Error writing persistent compilation cache")
     if "JAX_COMPILATION_CACHE_DIR" in os.environ:
         return
-    folder = Path.home() / ".cache" / "fcn_jax" / "compiled" / _processor()
     try:
+        folder = Path.home() / ".cache" / "fcn_jax" / "compiled" / _processor()
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
-    except OSError as error:
-        print(
-            f"{_command()}: compiled programs cannot be kept in {folder} ({error.strerror}), so "
-            "every start compiles anew; $JAX_COMPILATION_CACHE_DIR may name another folder",
-            file=sys.stderr,
+    except (OSError, RuntimeError) as error:  # RuntimeError: there is no home directory
+        print_error(
+            f"{_command()}: compiled programs cannot be cached ({error}), so every start compiles "
+            "again; $JAX_COMPILATION_CACHE_DIR may name another folder"
         )
         return
     os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder)
 
 
 def _processor() -> str:
-    """Tells processors apart that share a home: what XLA compiles for one can crash another."""
+    """Identifies the processor: a home may be shared, and XLA's programs for one crash others."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         features = next(line for line in lines if line.startswith(("flags", "Features")))

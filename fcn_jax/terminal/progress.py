@@ -1,19 +1,19 @@
-"""Show how far a long loop has come, on a terminal or in a log.
+"""Progress of long loops, on a terminal or in a log, and lines that are printed beside it.
 
     with progress_bar("training", total=40_000, unit="steps") as bar:
         for batch in batches:
             ...
             bar.advance(loss=loss)
 
-On a terminal this is a live bar; in a log (CI, Slurm, a pipe) a plain line every ten seconds.
-Everything goes to stderr, so that stdout holds results only.
+On a terminal this is a live bar of rich; in a log (CI, Slurm, a pipe) a plain line every ten
+seconds. Progress is printed to stderr, results to stdout.
 """
 
 import math
 import numbers
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from time import monotonic
 from typing import Any
@@ -23,97 +23,108 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.table import Column
 from rich.text import Text
 
+from fcn_jax.errors import printable
+
 PLAIN_LINE_EVERY_SECONDS = 10.0
 
 _open_displays: list[Progress] = []  # rich draws one live display at a time; inner bars share it
 
 
 class Bar:
-    """A loop's count, its pace and whatever the loop last said of itself."""
+    """The progress of one loop: its count, its pace and the values that it last showed."""
 
-    def __init__(
-        self, description: str, total: int, unit: str, initial: int, redraw: Callable[[], None]
-    ):
-        self.description = description
-        self.total = total
-        self.unit = unit
-        self.completed = initial
-        self._redraw = redraw
-        self._shown: dict[str, Any] = {}
-        self._started = monotonic()
-        # The pace is taken from the end of the first item on, because that item pays for
-        # compilation; what a resumed run had done before does not count either.
-        self._first: tuple[int, float] | None = None
-        self._last_advance = self._started
+    def __init__(self, display: Progress, description: str, total: int, unit: str, initial: int):
+        self._display = display
+        self._task_id = display.add_task(
+            printable(description), total=total, completed=initial, unit=unit, values={}
+        )
+        self._task = display.tasks[-1]
+        self._last_line = -math.inf
 
-    def advance(self, n: int = 1, **shown: Any) -> None:
-        """Count n more items, and show values (`loss=0.41`) until they are replaced.
+    @property
+    def completed(self) -> int:
+        """Number of items that are done, those of an earlier run included."""
+        return int(self._task.completed)
 
-        Values are numbers or strings of the host: showing a device's array would wait for it.
+    def advance(self, n: int = 1, **values: Any) -> None:
+        """Counts n more items, and shows values (`loss=0.41`) until they are replaced.
+
+        Values are numbers or strings on the host: a device array would block until it is computed.
         """
-        self.completed += n
         # A new dictionary, because rich's thread may be reading the old one.
-        self._shown = {**self._shown, **shown}
-        self._last_advance = monotonic()
-        if self._first is None:
-            self._first = (self.completed, self._last_advance)
-        self._redraw()
-
-    def items_per_second(self) -> float | None:
-        """The mean pace since the first item was done; None before the second one."""
-        if self._first is None:
-            return None
-        completed, time = self._first
-        if self.completed == completed or self._last_advance <= time:
-            return None
-        return (self.completed - completed) / (self._last_advance - time)
+        values = {**self._task.fields["values"], **values}
+        self._display.update(self._task_id, advance=n, values=values)
+        if not self._display.live.is_started:
+            self.print_line(every_seconds=PLAIN_LINE_EVERY_SECONDS)
 
     def status(self) -> str:
-        """Count, pace, time spent, time left and the values shown, on one line."""
-        parts = [f"{self.completed}/{self.total} {self.unit}"]
-        pace = self.items_per_second()
-        if pace is not None:
-            parts.append(f"{pace:.{1 if pace >= 10 else 2}f} {self.unit}/s")
-        parts.append(format_duration(monotonic() - self._started))
-        if pace is not None and self.completed < self.total:
-            parts.append(f"{format_duration((self.total - self.completed) / pace)} left")
-        parts += [f"{name} {_format_value(value)}" for name, value in self._shown.items()]
-        return ", ".join(parts)
+        """Returns the count, the pace, the time spent, the time left and the values, in a line."""
+        return _status(self._task)
+
+    def print_line(self, every_seconds: float = 0) -> None:
+        """Prints the status to stderr, unless the last line is more recent than `every_seconds`."""
+        if monotonic() - self._last_line >= every_seconds:
+            self._last_line = monotonic()
+            print(f"{self._task.description}: {self.status()}", file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        """Prints the last line, or removes the bar if another one is drawn above it."""
+        if not self._display.live.is_started:
+            self.print_line()
+        elif len(self._display.tasks) > 1:
+            self._display.remove_task(self._task_id)
+
+
+def _status(task: Task) -> str:
+    unit, pace = task.fields["unit"], task.speed
+    parts = [f"{task.completed:.0f}/{task.total:.0f} {unit}"]
+    # The pace counts from the end of the first item, because that one waits for compilation.
+    if pace is not None:
+        parts.append(f"{pace:.{1 if pace >= 10 else 2}f} {unit}/s")
+    parts.append(format_duration(task.elapsed or 0))
+    if pace is not None and task.remaining:
+        parts.append(f"{format_duration(task.remaining / pace)} left")
+    parts += [f"{name} {_format_value(value)}" for name, value in task.fields["values"].items()]
+    return printable(", ".join(parts))
 
 
 @contextmanager
 def progress_bar(
     description: str, total: int, unit: str = "images", initial: int = 0
 ) -> Iterator[Bar]:
-    """Show the progress of a loop while the `with` block runs.
+    """Shows the progress of a loop while the `with` block runs.
 
     Bars may be nested: one for an evaluation inside one for training is drawn beneath it, and
-    taken away when it is done.
+    removed at its end.
 
     Args:
-      description: what is going on, in a word or two.
+      description: what the loop does, in a word or two.
       total: the number of items at which the loop ends.
       unit: what is counted, in the plural.
-      initial: items done before, by the run that this one resumes.
+      initial: items that the run that this one resumes has done.
 
     Yields:
       The `Bar`; call its `advance` after each item or batch.
     """
-    on_terminal = sys.stderr.isatty() and os.environ.get("TERM") not in ("dumb", "unknown")
-    show = _draw if on_terminal else _print_lines
-    with show(description, total, unit, initial) as bar:
-        yield bar
+    with _display() as display:
+        bar = Bar(display, description, total, unit, initial)
+        if not display.live.is_started:
+            bar.print_line()
+        try:
+            yield bar
+        finally:
+            bar.close()
 
 
 def say(message: str) -> None:
-    """Print a line to stdout at once; above the bar if one is being drawn."""
-    print(message, flush=True)
+    """Prints a line to stdout, above the progress bar if there is one."""
+    print(printable(message), flush=True)
 
 
 def format_duration(seconds: float) -> str:
-    """A duration in its two largest units: '7 s', '4 min 05 s', '1 h 02 min', '2 d 03 h'.
+    """Formats a duration in its two largest units: "7 s", "4 min 05 s", "1 h 02 min", "2 d 03 h".
 
-    A duration that is not a finite number of seconds, or is negative, is '–'.
+    A negative, infinite or undefined number of seconds is "–".
     """
     if not math.isfinite(seconds) or seconds < 0:
         return "–"
@@ -130,59 +141,26 @@ def format_duration(seconds: float) -> str:
 
 
 @contextmanager
-def _print_lines(description: str, total: int, unit: str, initial: int) -> Iterator[Bar]:
-    last_line = -math.inf
-
-    def print_line() -> None:
-        nonlocal last_line
-        last_line = monotonic()
-        print(f"{description}: {bar.status()}", file=sys.stderr, flush=True)
-
-    def print_line_if_due() -> None:
-        if monotonic() - last_line >= PLAIN_LINE_EVERY_SECONDS:
-            print_line()
-
-    bar = Bar(description, total, unit, initial, print_line_if_due)
-    print_line()
-    try:
-        yield bar
-    finally:
-        print_line()
-
-
-@contextmanager
-def _draw(description: str, total: int, unit: str, initial: int) -> Iterator[Bar]:
-    with _shared_display() as display:
-        bar = Bar(
-            description,
-            total,
-            unit,
-            initial,
-            lambda: display.update(task, completed=bar.completed),
-        )
-        task = display.add_task(description, total=total, completed=initial, bar=bar)
-        try:
-            yield bar
-        finally:
-            if len(display.tasks) > 1:
-                display.remove_task(task)
-
-
-@contextmanager
-def _shared_display() -> Iterator[Progress]:
+def _display() -> Iterator[Progress]:
+    """Yields the display to add a bar to: live on a terminal, not started elsewhere."""
     if _open_displays:
         yield _open_displays[-1]
         return
     display = Progress(
-        # Where the terminal is narrow, the status wraps; the other columns keep their width.
+        # If the terminal is narrow, the status wraps; the other columns keep their width.
         TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True)),
         BarColumn(bar_width=12, table_column=Column(no_wrap=True)),
         _StatusColumn(Column(no_wrap=False)),
         console=Console(stderr=True),
         refresh_per_second=4,
-        # Results that go to a file must reach it; those for the screen go above the bar.
+        # Redirected results must reach their file; those for the screen are drawn above the bar.
         redirect_stdout=sys.stdout.isatty(),
+        speed_estimate_period=3600,
+        get_time=lambda: monotonic(),
     )
+    if not sys.stderr.isatty() or os.environ.get("TERM") in ("dumb", "unknown"):
+        yield display
+        return
     _open_displays.append(display)
     try:
         with display:
@@ -193,7 +171,7 @@ def _shared_display() -> Iterator[Progress]:
 
 class _StatusColumn(ProgressColumn):
     def render(self, task: Task) -> Text:
-        return Text(task.fields["bar"].status())
+        return Text(_status(task))
 
 
 def _format_value(value: Any) -> str:

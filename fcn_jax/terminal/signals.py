@@ -1,40 +1,47 @@
-"""Ctrl-C and SIGTERM: noted until what is at hand is done, or raised at once; lost never.
+"""Interruptions: Ctrl-C, SIGTERM and SIGHUP end a program, after its current work if it asks.
 
-Python runs a signal's handler between two instructions of the main thread, wherever that is. What
-the handler raises in a callback of the garbage collector or in a destructor is dropped there, and
-the program goes on as if nothing had been: JAX has such callbacks, and runs into them often.
+Python runs a signal's handler between two instructions of the main thread. An exception that the
+handler raises inside a callback of the garbage collector or a destructor is dropped there, and the
+program goes on: JAX has such callbacks, and they run often.
 """
 
 import contextlib
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from types import FrameType
 from typing import Any, Self
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""A closed terminal sends SIGHUP. A signal that the caller ignores (`nohup`) stays ignored."""
+
 AGAIN_AFTER_SECONDS = 0.05
-"""Until an interruption that was dropped is raised again: the callback is over by then."""
+"""Delay after which a dropped interruption is raised again: the callback has ended by then."""
 
 
 class StopSignal:
-    """Notes Ctrl-C and SIGTERM, so that what is at hand ends and is kept; a second one kills.
+    """A context in which an interruption is noted, so that the current work ends and is saved.
 
-    requested: the signal's number, or 0. at_hand: what is finished first, in a word.
+    A second signal kills the process.
+
+    Args:
+        work: what is finished first, in a word: "stopping after this WORK".
+
+    Attributes:
+        requested: the number of the signal that came, or 0.
     """
 
-    def __init__(self, at_hand: str):
+    def __init__(self, work: str):
         self.requested = 0
-        self._at_hand = at_hand
+        self._work = work
 
     def __enter__(self) -> Self:
-        self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
+        self._before = _handle({number: self._note for number in SIGNALS})
         return self
 
     def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
+        _handle(self._before)
 
     def end_if_requested(self) -> None:
         """Raises SystemExit, with the status of a process that the signal has ended."""
@@ -46,16 +53,17 @@ class StopSignal:
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
         self.requested = number
-        # Of a pipe whose reader Ctrl-C has ended too, or amid a line that is being printed.
+        # The signal may have come while another line was being printed.
         with contextlib.suppress(OSError, RuntimeError):
-            print(
-                f"stopping after this {self._at_hand} (again: at once, without saving)", flush=True
-            )
+            print(f"stopping after this {self._work} (again: at once, without saving)", flush=True)
 
 
 @contextlib.contextmanager
 def interruptions() -> Iterator[None]:
-    """Ctrl-C raises KeyboardInterrupt and SIGTERM SystemExit, again where Python drops them."""
+    """A context in which Ctrl-C raises KeyboardInterrupt and the other signals SystemExit.
+
+    Where Python drops the exception, it is raised again.
+    """
 
     def terminate(number: int, frame: FrameType | None) -> None:
         sys.exit(128 + number)
@@ -68,18 +76,26 @@ def interruptions() -> Iterator[None]:
         else:
             hook_before(dropped)
             return
-        # To the main thread, so that whatever it waits for is interrupted.
+        # To the main thread, so that a blocking call in it is interrupted.
         main = threading.main_thread().ident
         again = threading.Timer(AGAIN_AFTER_SECONDS, signal.pthread_kill, [main, number])
         again.daemon = True
         again.start()
 
     hook_before, sys.unraisablehook = sys.unraisablehook, raise_again
-    handlers = signal.default_int_handler, terminate
-    before = [signal.signal(*pair) for pair in zip(SIGNALS, handlers, strict=True)]
+    handlers: dict[int, Any] = dict.fromkeys(SIGNALS, terminate)
+    before = _handle(handlers | {signal.SIGINT: signal.default_int_handler})
     try:
         yield
     finally:
-        for pair in zip(SIGNALS, before, strict=True):
-            signal.signal(*pair)
+        _handle(before)
         sys.unraisablehook = hook_before
+
+
+def _handle(handlers: Mapping[int, Any]) -> dict[int, Any]:
+    """Installs handlers by signal number, except of ignored signals; returns those before."""
+    before = {number: signal.getsignal(number) for number in handlers}
+    for number, handler in handlers.items():
+        if before[number] != signal.SIG_IGN:
+            signal.signal(number, handler)
+    return before

@@ -24,7 +24,7 @@ def during_garbage_collection(do: Callable[[], None]) -> None:
     gc.collect()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_is_noted_and_ends_with_its_status(number, capsys):
     before = signal.getsignal(number)
     with StopSignal("page") as stop:
@@ -39,7 +39,12 @@ def test_a_signal_is_noted_and_ends_with_its_status(number, capsys):
 
 
 @pytest.mark.parametrize(
-    ("number", "raised"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)]
+    ("number", "raised"),
+    [
+        (signal.SIGINT, KeyboardInterrupt),
+        (signal.SIGTERM, SystemExit),
+        (signal.SIGHUP, SystemExit),
+    ],
 )
 def test_what_a_handler_raises_is_raised_again_where_it_was_dropped(number, raised):
     before = signal.getsignal(number)
@@ -82,3 +87,15 @@ def test_a_message_that_cannot_be_printed_changes_nothing(monkeypatch):
     with StopSignal("page") as stop:
         signal.raise_signal(signal.SIGINT)
     assert stop.requested == signal.SIGINT
+
+
+@pytest.mark.parametrize("context", [lambda: StopSignal("page"), interruptions])
+def test_a_signal_that_the_caller_ignores_stays_ignored(context):
+    """`nohup` starts a program so that it survives its terminal."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with context():
+            signal.raise_signal(signal.SIGHUP)
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
