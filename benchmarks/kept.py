@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from benchmarks.workloads import Workload
 from fcn_jax.data.labels import IGNORE_INDEX
 from fcn_jax.parallel.data_parallel import DATA_AXIS
-from fcn_jax.training.losses import cross_entropy
+from fcn_jax.training.losses import CrossEntropy
 
 
 def kept_of_an_image(workload: Workload) -> int:
@@ -27,8 +27,9 @@ def _kept(workload: Workload, batch_size: int) -> int:
 
     def losses(params: Any, batch_stats: Any, image: jax.Array, label: jax.Array) -> jax.Array:
         logits, _ = network.logits_in_blocks((params, batch_stats), image, train=True)
+        loss = CrossEntropy()
         totals = [
-            of_head.total(cross_entropy, of_head.layout.dealt(label, IGNORE_INDEX))[0]
+            of_head.total(loss.sums, of_head.layout.dealt(label, IGNORE_INDEX))[0]
             for of_head in logits.values()
         ]
         return jnp.sum(jnp.stack(totals))

@@ -117,7 +117,15 @@ backbones = Registry(
         "efficientnet_lite0": f"{_BACKBONES}.efficientnet:EfficientNetLite0",
     },
 )
-losses = Registry("loss.name", "fcn_jax.losses", {})
+losses = Registry(
+    "loss.name",
+    "fcn_jax.losses",
+    {
+        "cross_entropy": "fcn_jax.training.losses:CrossEntropy",
+        "focal": "fcn_jax.training.losses:Focal",
+        "dice": "fcn_jax.training.losses:Dice",
+    },
+)
 datasets = Registry(
     "data.name",
     "fcn_jax.datasets",

@@ -7,7 +7,7 @@ from typing import Literal
 
 from fcn_jax.config.fields import MAX_INT, Pattern, Section, check_ranges, setting
 from fcn_jax.errors import ArgumentError
-from fcn_jax.registry import backbones
+from fcn_jax.registry import backbones, losses
 
 RESERVED_FOLDERS = ("images", "classes", "train", "val", "test", "auxiliary")
 """No names of label maps or channels: the images, the lists in a folder, and the second head."""
@@ -16,6 +16,8 @@ SUB_FOLDER = Pattern(
     rf"(?!({'|'.join(RESERVED_FOLDERS)})$)[\w-]+",
     f"names of sub-folders (letters, digits, _ and -; not {', '.join(RESERVED_FOLDERS)})",
 )
+
+LOSS_OPTION = Pattern(r"[A-Za-z_]\w*=[-+.\w]+", "options name=number")
 
 MAX_SIDE_PX = 32_768
 
@@ -158,6 +160,10 @@ class ModelConfig(Section):
 class LossConfig(Section):
     """The training loss."""
 
+    name: str = setting("cross_entropy", "loss, built in or registered", choices=losses)
+    options: tuple[str, ...] = setting(
+        (), "options of the loss: name=number,… (focal: gamma=2)", pattern=LOSS_OPTION
+    )
     normalization: str = setting(
         "mean", "mean over valid pixels, or the paper's sum", choices=("mean", "sum")
     )

@@ -19,7 +19,7 @@ from fcn_jax.models.feature_map import FeatureMap
 from fcn_jax.models.geometry import Grid, Window, upsampling_geometry
 from fcn_jax.models.layers import BatchNorm, Conv, max_pool, relu
 from fcn_jax.models.pure_model import Network
-from fcn_jax.training.losses import cross_entropy
+from fcn_jax.training.losses import CrossEntropy
 
 BACKBONES: dict[str, Callable[[], Any]] = {
     "small": lambda: SmallNet(features=(4, 6, 8, 10, 12), rngs=nnx.Rngs(0)),
@@ -219,7 +219,7 @@ def test_an_image_gives_the_same_gradient_on_any_canvas(train: bool, randomised:
     def gradient(image: jax.Array, label: jax.Array, valid: jax.Array | None) -> Any:
         def loss(params: Any) -> jax.Array:
             values, _ = network((params, batch_stats), image, train=train, valid=valid)
-            return cross_entropy(values["logits"], label)[0]
+            return CrossEntropy().sums(values["logits"], label)[0]
 
         return jax.grad(loss)(params)
 

@@ -13,7 +13,7 @@ from fcn_jax.models.feature_map import FeatureMap
 from fcn_jax.models.interpolation import Interpolate
 from fcn_jax.models.row_blocks import BlockLayout, RowBlocks
 from fcn_jax.models.upsampling import bilinear_upsample_blocks, conv_transpose_blocks
-from fcn_jax.training.losses import cross_entropy
+from fcn_jax.training.losses import CrossEntropy
 from tests.arrays import normal
 
 CLASSES = 3
@@ -82,13 +82,13 @@ def test_the_loss_and_its_gradient_are_those_of_the_whole(
         cut = upsample(values, kernel)
 
         def of_block(scores, label):
-            return cross_entropy(scores, label)
+            return CrossEntropy().sums(scores, label)
 
         loss, weight = cut.total(of_block, cut.layout.dealt(label, IGNORE_INDEX))
         return 3 * loss, weight
 
     def of_the_whole(values, kernel):
-        loss, weight = cross_entropy(upsample(values, kernel).whole(), label)
+        loss, weight = CrossEntropy().sums(upsample(values, kernel).whole(), label)
         return 3 * loss, weight
 
     def differentiated(function):
@@ -124,7 +124,7 @@ def test_no_full_size_scores_are_held() -> None:
     def loss(values, kernel):
         cut = conv_transpose_blocks(values, kernel, stride=8, crop=4, output_size=(512, 512))
         dealt = cut.layout.dealt(label, IGNORE_INDEX)
-        return cut.total(cross_entropy, dealt)[0]
+        return cut.total(CrossEntropy().sums, dealt)[0]
 
     compiled = jax.jit(jax.grad(loss, (0, 1))).lower(values, kernel).compile()
     scores_bytes = 4 * 512 * 512 * 21 * 4

@@ -1,24 +1,99 @@
+"""Losses against hand-worked numbers, NumPy in float64, and PyTorch."""
+
 import math
 from types import ModuleType
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fcn_jax.training.losses import cross_entropy
+from fcn_jax import registry
+from fcn_jax.config import LossConfig
+from fcn_jax.errors import ArgumentError
+from fcn_jax.training.losses import CrossEntropy, Dice, Focal, Loss, build_losses
+
+CLASS_WEIGHTS = np.array([0.5, 2, 0, 3, 1])
+
+# Softmax of (log 3, 0) is (3/4, 1/4).
+LOGITS = jnp.asarray([[[[math.log(3), 0.0], [0.0, 0.0], [5.0, -5.0]]]])
+LABEL = jnp.asarray([[[0, 1, 255]]], jnp.int32)
 
 
-def test_numbers_by_hand() -> None:
-    # Softmax of (log 3, 0) is (3/4, 1/4).
-    logits = jnp.asarray([[[[math.log(3), 0.0], [0.0, 0.0], [5.0, -5.0]]]])
-    label = jnp.asarray([[[0, 1, 255]]], jnp.int32)
-    loss, weight = cross_entropy(logits, label)
+def test_cross_entropy_by_hand() -> None:
+    loss, weight = CrossEntropy().sums(LOGITS, LABEL)
     np.testing.assert_allclose(loss, math.log(4 / 3) + math.log(2), rtol=1e-6)
     assert weight == 2
-    loss, weight = cross_entropy(logits, label, jnp.asarray([2.0, 0.5]))
+    weighted = CrossEntropy(jnp.asarray([2.0, 0.5]))
+    loss, weight = weighted.sums(LOGITS, LABEL)
     np.testing.assert_allclose(loss, 2 * math.log(4 / 3) + 0.5 * math.log(2), rtol=1e-6)
     assert weight == 2.5
+    np.testing.assert_allclose(weighted(LOGITS, LABEL), loss / 2.5, rtol=1e-6)
+
+
+def test_focal_by_hand() -> None:
+    # Equation 5 of the paper: α (1 − p)^γ times cross-entropy.
+    loss, weight = Focal(jnp.asarray([2.0, 0.5]), gamma=3).sums(LOGITS, LABEL)
+    expected = 2 * (1 / 4) ** 3 * math.log(4 / 3) + 0.5 * (1 / 2) ** 3 * math.log(2)
+    np.testing.assert_allclose(loss, expected, rtol=1e-6)
+    assert weight == 2.5
+    assert Focal(gamma=0)(LOGITS, LABEL) == CrossEntropy()(LOGITS, LABEL)
+
+
+def test_dice_by_hand() -> None:
+    # Σ p·g, Σ p and Σ g of class 0: 3/4, 3/4 + 1/2, 1; of class 1: 1/2, 1/4 + 1/2, 1.
+    sums = Dice().sums(LOGITS, LABEL)
+    np.testing.assert_allclose(sums, [[3 / 4, 1 / 2], [5 / 4, 3 / 4], [1, 1]], rtol=1e-6)
+    first, second = (1.5 + 1) / (9 / 4 + 1), (1 + 1) / (7 / 4 + 1)
+    loss = Dice(smooth=1)(LOGITS, LABEL)
+    np.testing.assert_allclose(loss, 1 - (first + second) / 2, rtol=1e-6)
+    weighted = Dice(jnp.asarray([3.0, 1.0]), smooth=1)
+    np.testing.assert_allclose(weighted(LOGITS, LABEL), 1 - (3 * first + second) / 4, rtol=1e-6)
+
+
+def numpy_value(name: str, logits: np.ndarray, label: np.ndarray, weights: np.ndarray) -> float:
+    valid = label != 255
+    target = label[valid]
+    exponentials = np.exp(logits[valid])
+    probabilities = exponentials / exponentials.sum(-1, keepdims=True)
+    truth = np.eye(logits.shape[-1])[target]
+    of_truth = (probabilities * truth).sum(-1)
+    if name == "dice":
+        overlap = 2 * (probabilities * truth).sum(0) + 1e-5
+        dice = overlap / (probabilities.sum(0) + truth.sum(0) + 1e-5)
+        return 1 - (weights * dice).sum() / weights.sum()
+    factor = (1 - of_truth) ** 1.5 if name == "focal" else 1
+    losses = -weights[target] * factor * np.log(of_truth)
+    return losses.sum() / weights[target].sum()
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize(
+    ("name", "options"), [("cross_entropy", ()), ("focal", ("gamma=1.5",)), ("dice", ())]
+)
+def test_values_and_gradients_are_numpys(
+    name: str, options: tuple[str, ...], weighted: bool
+) -> None:
+    """The gradients are central differences of the NumPy formula, in float64."""
+    random = np.random.default_rng(0)
+    logits = 2 * random.standard_normal((2, 3, 4, 5))
+    label = random.integers(0, 5, (2, 3, 4))
+    label[random.random(label.shape) < 0.3] = 255
+    weights = CLASS_WEIGHTS if weighted else np.ones(5)
+    given = {"": jnp.asarray(CLASS_WEIGHTS, jnp.float32)} if weighted else {}
+    loss = build_losses(LossConfig(name=name, options=options), ("",), given)[""]
+    value, gradient = jax.value_and_grad(loss)(
+        jnp.asarray(logits, jnp.float32), jnp.asarray(label, jnp.uint8)
+    )
+    np.testing.assert_allclose(value, numpy_value(name, logits, label, weights), rtol=1e-5)
+    expected = np.zeros_like(logits)
+    for index in np.ndindex(logits.shape):
+        step = np.zeros_like(logits)
+        step[index] = 1e-5
+        above = numpy_value(name, logits + step, label, weights)
+        expected[index] = (above - numpy_value(name, logits - step, label, weights)) / 2e-5
+    np.testing.assert_allclose(gradient, expected, atol=1e-5 * np.abs(expected).max(), rtol=1e-4)
 
 
 @pytest.mark.parametrize("weighted", [False, True])
@@ -39,31 +114,61 @@ def test_cross_entropy_is_pytorchs(torch: ModuleType, normalization: str, weight
         reduction=normalization,
     )
     expected.backward()
+    loss = CrossEntropy(None if class_weights is None else jnp.asarray(class_weights))
 
     def run(logits: jax.Array) -> jax.Array:
-        loss, weight = cross_entropy(
-            logits,
-            jnp.asarray(label, jnp.uint8),
-            None if class_weights is None else jnp.asarray(class_weights),
-        )
-        return loss / weight if normalization == "mean" else loss
+        sums = loss.sums(logits, jnp.asarray(label, jnp.uint8))
+        return loss.value(sums) if normalization == "mean" else sums[0]
 
-    loss, gradient = jax.value_and_grad(run)(jnp.asarray(logits))
-    np.testing.assert_allclose(loss, expected.item(), rtol=1e-5)
+    value, gradient = jax.value_and_grad(run)(jnp.asarray(logits))
+    np.testing.assert_allclose(value, expected.item(), rtol=1e-5)
     np.testing.assert_allclose(gradient, np.moveaxis(tensor.grad.numpy(), 1, -1), atol=1e-6)
 
 
-def test_large_logits_do_not_overflow() -> None:
+@pytest.mark.parametrize("loss", [CrossEntropy(), Focal(), Focal(gamma=0.5), Dice()])
+def test_large_logits_do_not_overflow(loss: Loss) -> None:
     logits = jnp.asarray([[[[1e4, 0.0]]]])
-    assert cross_entropy(logits, jnp.asarray([[[1]]]))[0] == 1e4
-    assert cross_entropy(logits, jnp.asarray([[[0]]]))[0] == 0
+    if isinstance(loss, CrossEntropy):
+        assert loss(logits, jnp.asarray([[[1]]])) == 1e4
+    assert loss(logits, jnp.asarray([[[0]]])) == pytest.approx(0, abs=1e-4)
+    for label in (0, 1):
+        assert np.isfinite(jax.grad(loss)(logits, jnp.asarray([[[label]]]))).all()
 
 
-def test_a_batch_of_void_gives_zero_and_no_gradient() -> None:
+@pytest.mark.parametrize("weights", [None, jnp.ones((4,))])
+@pytest.mark.parametrize("make", [CrossEntropy, Focal, Dice])
+def test_a_batch_of_ignored_pixels_gives_zero_and_no_gradient(make: Any, weights: Any) -> None:
     logits = jnp.asarray(np.random.default_rng(0).standard_normal((1, 3, 3, 4)), jnp.float32)
     label = jnp.full((1, 3, 3), 255, jnp.uint8)
-    weights = jnp.ones((4,))
-    (loss, weight), pull_back = jax.vjp(lambda x: cross_entropy(x, label, weights), logits)
+    loss, gradient = jax.value_and_grad(make(weights))(logits, label)
     assert loss == 0
-    assert weight == 0
-    assert not np.any(pull_back((jnp.ones(()), jnp.ones(())))[0])
+    assert not np.any(gradient)
+
+
+def test_each_label_map_has_its_own_weights() -> None:
+    config = LossConfig(name="focal", options=("gamma=0.5",))
+    losses = build_losses(config, ("a", "b"), {"b": jnp.ones(3)})
+    assert isinstance(losses["a"], Focal)
+    assert (losses["a"].gamma, losses["a"].class_weights) == (0.5, None)
+    assert losses["b"].class_weights is not None
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"name": "focall"}, r"loss\.name \(=focall\) must be one of .*; did you mean focal\?"),
+        ({"options": ("gamma=1",)}, r"'gamma' that loss\.name=cross_entropy does not take: it has"),
+        ({"name": "focal", "options": ("beta=1",)}, r"'beta' that loss\.name=focal .*: gamma"),
+        ({"name": "focal", "options": ("gamma",)}, r"loss\.options \(=gamma\) must be name=number"),
+        ({"name": "focal", "options": ("gamma=-1",)}, r"used: gamma \(=-1\.0\) must be at least"),
+        ({"name": "dice", "options": ("smooth=0",)}, r"used: smooth \(=0\.0\) must be above 0"),
+        ({"name": "dice", "normalization": "sum"}, r"must be mean with loss\.name=dice"),
+    ],
+)
+def test_settings_that_cannot_be_used(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ArgumentError, match=message):
+        build_losses(LossConfig(**settings), ("",), {})
+
+
+def test_the_names_of_the_losses() -> None:
+    assert registry.losses.names[:3] == ("cross_entropy", "focal", "dice")

@@ -36,7 +36,7 @@ def batch(size: int = 4) -> dict[str, np.ndarray]:
 
 def settings(**train: Any) -> Config:
     config = Config()
-    config.augment.crop_px, config.augment.scale, config.augment.flip = (0, 0), (1.0, 1.0), False
+    config.augment.crop_px, config.augment.scale, config.augment.flip = None, (1.0, 1.0), False
     for name, value in train.items():
         setattr(config.train, name, value)
     return config

@@ -1,0 +1,258 @@
+"""The gradient of the objective is that of the loss, however the batch is divided.
+
+Run as a program it takes gradients on one, two and four fake devices: their number is fixed when
+JAX starts.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from functools import cache, partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from fcn_jax.config import Config
+from fcn_jax.data.augment import Crop
+from fcn_jax.data.labels import by_map
+from fcn_jax.models import row_blocks
+from fcn_jax.models.backbones.preprocess import TORCHVISION
+from fcn_jax.models.build import QUICKLY_COMPILED
+from fcn_jax.models.fcn import FCN, suffix
+from fcn_jax.models.feature_map import FeatureMap
+from fcn_jax.models.geometry import Grid
+from fcn_jax.models.layers import Conv, relu
+from fcn_jax.models.pure_model import Network
+from fcn_jax.parallel.data_parallel import DATA_AXIS
+from fcn_jax.registry import register_loss
+from fcn_jax.training.losses import Loss, PixelLoss, build_losses
+from fcn_jax.training.objective import Objective
+from tests.fake_devices import output_on_four_devices
+
+ONE_MAP = {"": 4}
+TWO_MAPS = {"things": 4, "ground": 3}
+CLASS_WEIGHTS = {"": [0.5, 1, 2, 3], "things": [0.5, 1, 2, 3], "ground": [1, 0.25, 4]}
+AUXILIARY_WEIGHT = 0.4
+BATCH, SIDE = 4, 24
+
+
+@register_loss("squared_error")
+class SquaredError(PixelLoss):
+    """A loss of a fork: the squared error of the probabilities, with a factor as its option."""
+
+    def __init__(self, class_weights: jax.Array | None = None, *, factor: float = 1.0):
+        super().__init__(class_weights)
+        self.factor = factor
+
+    def per_pixel(self, logits: jax.Array, target: jax.Array) -> jax.Array:
+        truth = jax.nn.one_hot(target, logits.shape[-1])
+        return self.factor * jnp.sum((jax.nn.softmax(logits) - truth) ** 2, axis=-1)
+
+
+@register_loss("confident")
+class Confident(Loss):
+    """Another: cross-entropy over the pixels that are predicted with less than 0.6, on average.
+
+    Its weight depends on the logits.
+    """
+
+    def sums(self, logits: jax.Array, label: jax.Array) -> dict[str, jax.Array]:
+        picked = jnp.where(label == 255, 0, label)[..., None]
+        losses = -jnp.take_along_axis(jax.nn.log_softmax(logits), picked, axis=-1)[..., 0]
+        chosen = (label != 255) & (losses > -np.log(0.6))
+        return {
+            "loss": jnp.sum(jnp.where(chosen, losses, 0)),
+            "pixels": jnp.sum(chosen.astype(jnp.float32)),
+        }
+
+    def value(self, sums: dict[str, jax.Array]) -> jax.Array:
+        return sums["loss"] / jnp.maximum(sums["pixels"], 1)
+
+
+ON_DEVICES = ["cross_entropy", "dice"]
+LOSSES = [*ON_DEVICES, "squared_error", "confident"]
+
+
+class Plain(nnx.Module):
+    """A backbone without batch normalisation, which would differ from part to part."""
+
+    def __init__(self) -> None:
+        self.preprocessing = TORCHVISION
+        self.channels = {2: 6, 4: 8}
+        self.grids = {2: Grid(2), 4: Grid(4)}
+        self.conv1 = Conv(3, 6, (3, 3), stride=2, rngs=nnx.Rngs(0))
+        self.conv2 = Conv(6, 8, (3, 3), stride=2, rngs=nnx.Rngs(1))
+
+    def __call__(
+        self, image: FeatureMap, *, train: bool = False, keys: jax.Array | None = None
+    ) -> dict[int, FeatureMap]:
+        x = relu(self.conv1(image))
+        return {2: x, 4: relu(self.conv2(x))}
+
+
+def network(label_maps: Mapping[str, int], auxiliary: bool) -> Network:
+    """A tiny FCN whose score layers have begun to learn."""
+    model = FCN(Plain(), label_maps, skips=1, auxiliary=auxiliary, rngs=nnx.Rngs(0))
+    random = np.random.default_rng(1)
+    for label_map in label_maps:
+        head = getattr(model, f"head{suffix(label_map)}")
+        for stage in model.stages:
+            kernel = getattr(head, f"score{stage}").kernel
+            kernel[...] = random.standard_normal(kernel.shape).astype(np.float32)
+    return Network(model)
+
+
+def crops(label_maps: Mapping[str, int]) -> Crop:
+    """Each has fewer valid pixels than the one before."""
+    random = np.random.default_rng(0)
+    shape = (BATCH, SIDE, SIDE)
+    label = np.stack([random.integers(0, count, shape) for count in label_maps.values()], axis=-1)
+    label[random.random(label.shape) < np.arange(BATCH)[:, None, None, None] / BATCH] = 255
+    return Crop(
+        random.integers(0, 256, (*shape, 3)).astype(np.float32),
+        (label if len(label_maps) > 1 else label[..., 0]).astype(np.int32),
+        np.array([[SIDE, SIDE]] * BATCH, np.int32),
+    )
+
+
+def weights_of(label_maps: Mapping[str, int]) -> dict[str, jax.Array]:
+    return {name: jnp.asarray(CLASS_WEIGHTS[name], jnp.float32) for name in label_maps}
+
+
+def settings(loss: str, *, parts: int = 1, auxiliary: bool = False) -> Config:
+    config = Config()
+    config.loss.name = loss
+    config.loss.options = ("factor=3",) if loss == "squared_error" else ()
+    config.model.auxiliary_weight = AUXILIARY_WEIGHT if auxiliary else 0.0
+    config.train.accumulation_steps = parts
+    return config
+
+
+def gradients(
+    config: Config,
+    label_maps: Mapping[str, int] = ONE_MAP,
+    *,
+    devices: int,
+    mapped: Callable[..., Any],
+) -> tuple[Any, float]:
+    """The gradient and the loss of a batch on so many devices, mapped by `pmap` or `vmap`."""
+    net = network(label_maps, config.model.auxiliary_weight > 0)
+    objective = Objective(net, config, weights_of(label_maps))
+
+    def on_device(variables: Any, crop: Crop, keys: jax.Array) -> tuple[Any, jax.Array]:
+        gradient, _, metrics = objective.gradients(*variables, crop, keys)
+        return gradient, metrics["loss"]
+
+    keys = jax.random.split(jax.random.key(0), BATCH)
+    shards = jax.tree.map(
+        lambda x: x.reshape(devices, BATCH // devices, *x.shape[1:]), (crops(label_maps), keys)
+    )
+    run = mapped(on_device, axis_name=DATA_AXIS, in_axes=(None, 0, 0), out_axes=None)
+    gradient, loss = run(net.variables, *shards)
+    return jax.tree.map(np.asarray, gradient), float(loss)
+
+
+def vmapped(function: Callable[..., Any], **axes: Any) -> Callable[..., Any]:
+    """Stands for several devices on one."""
+    return jax.jit(jax.vmap(function, **axes), compiler_options=QUICKLY_COMPILED)
+
+
+@cache
+def expected_of(loss: str) -> tuple[Any, float]:
+    return expected(settings(loss))
+
+
+def expected(config: Config, label_maps: Mapping[str, int] = ONE_MAP) -> tuple[Any, float]:
+    """The gradient and the loss of the whole batch's logits at once."""
+    net = network(label_maps, config.model.auxiliary_weight > 0)
+    params, batch_stats = net.variables
+    crop = crops(label_maps)
+    labels = by_map(crop.label, tuple(label_maps))
+    losses = build_losses(config.loss, tuple(label_maps), weights_of(label_maps))
+    first, *_ = label_maps
+
+    def total(params: Any) -> jax.Array:
+        values, _ = net((params, batch_stats), crop.image, train=True, valid=crop.valid)
+        loss = sum(losses[name](values[f"logits{suffix(name)}"], labels[name]) for name in labels)
+        if config.model.auxiliary_weight:
+            loss += AUXILIARY_WEIGHT * losses[first](values["logits_auxiliary"], labels[first])
+        return loss
+
+    both = jax.jit(jax.value_and_grad(total), compiler_options=QUICKLY_COMPILED)
+    loss, gradient = both(params)
+    return jax.tree.map(np.asarray, gradient), float(loss)
+
+
+def assert_close(gradient: Any, wanted: Any) -> None:
+    largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(wanted))
+    assert largest > 1e-3
+    leaves, _ = jax.tree_util.tree_flatten_with_path(wanted)
+    for (path, leaf), value in zip(leaves, jax.tree.leaves(gradient), strict=True):
+        np.testing.assert_allclose(
+            value, leaf, atol=2e-6 * largest, rtol=1e-4, err_msg=jax.tree_util.keystr(path)
+        )
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_the_gradient_is_that_of_the_loss_of_the_whole_batch(
+    loss: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Divided in every way at once: two devices, two accumulation parts, blocks of a few rows."""
+    wanted, wanted_loss = expected_of(loss)
+    monkeypatch.setitem(row_blocks.BLOCK_BYTES, "cpu", 4 * SIDE * 4 * 5)
+    gradient, value = gradients(settings(loss, parts=2), devices=2, mapped=vmapped)
+    assert value == pytest.approx(wanted_loss, rel=1e-5)
+    assert_close(gradient, wanted)
+
+
+def test_several_label_maps_and_an_auxiliary_head() -> None:
+    """Of a loss that is no mean over pixels; for cross-entropy see tests/models/test_label_maps."""
+    config = settings("dice", auxiliary=True)
+    wanted, wanted_loss = expected(config, TWO_MAPS)
+    gradient, value = gradients(config, TWO_MAPS, devices=1, mapped=vmapped)
+    assert value == pytest.approx(wanted_loss, rel=1e-5)
+    assert_close(gradient, wanted)
+
+
+def test_parts_in_a_loop_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Accelerators accumulate in a `lax.scan`."""
+    wanted, _ = expected_of("dice")
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert_close(gradients(settings("dice", parts=2), devices=1, mapped=vmapped)[0], wanted)
+
+
+def test_the_papers_sum_scales_the_gradient_and_not_the_loss() -> None:
+    wanted, wanted_loss = expected_of("cross_entropy")
+    config = settings("cross_entropy")
+    config.loss.normalization = "sum"
+    gradient, value = gradients(config, devices=1, mapped=vmapped)
+    assert value == pytest.approx(wanted_loss, rel=1e-5)
+    label = crops(ONE_MAP).label
+    weight = np.array(CLASS_WEIGHTS[""])[label[label != 255]].sum()
+    assert_close(gradient, jax.tree.map(lambda x: x * weight, wanted))
+
+
+@pytest.mark.slow
+def test_one_two_and_four_devices_give_the_same() -> None:
+    on_devices = output_on_four_devices(__file__)
+    for loss in ON_DEVICES:
+        wanted, wanted_loss = expected_of(loss)
+        for devices in (1, 2, 4):
+            leaves, value = on_devices[loss][str(devices)]
+            assert value == pytest.approx(wanted_loss, rel=1e-5)
+            structure = jax.tree.structure(wanted)
+            assert_close(jax.tree.unflatten(structure, map(np.array, leaves)), wanted)
+
+
+if __name__ == "__main__":
+    results: dict[str, Any] = {}
+    for loss in ON_DEVICES:
+        for devices in (1, 2, 4):
+            mapped = partial(jax.pmap, devices=jax.local_devices()[:devices])
+            gradient, value = gradients(settings(loss), devices=devices, mapped=mapped)
+            leaves = [leaf.tolist() for leaf in jax.tree.leaves(gradient)]
+            results.setdefault(loss, {})[str(devices)] = leaves, value
+    print(json.dumps(results))
