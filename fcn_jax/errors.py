@@ -1,5 +1,6 @@
 """Errors that the user can correct, and the formats that their messages share."""
 
+import difflib
 from collections.abc import Sequence
 from typing import Any
 
@@ -42,6 +43,13 @@ def format_value(value: Any) -> str:
         return f"a whole number of {value.bit_length()} bits"
     text = str(value)
     return text if len(text) <= 200 else f"{text[:200]}…"
+
+
+def suggestion(name: str, known: Sequence[str], prefix: str = "") -> str:
+    """Returns "; did you mean PREFIXNAME?" for the known name that is nearest to one, or ""."""
+    last = [other for other in known if other.rpartition(".")[2] == name.rpartition(".")[2]]
+    near = last or difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {prefix}{near[0]}?" if near else ""
 
 
 def listed(things: Sequence[object], most: int) -> str:

@@ -1,33 +1,32 @@
-"""Names on the command line -> the code that they stand for: backbones, losses and data sets.
+"""Registries of backbones, losses and data sets: names that settings take, and their code.
 
-A name comes from one of three places, in this order:
+A name is looked up in this order:
 
-1. code that was imported, such as a config file, and called the decorator:
-   `@register_backbone("mine")`;
+1. code that has called the decorator: `@register_backbone("mine")` in a config file, in a module
+   that it imports, or in one that a command is given by `--import`;
 2. fcn_jax itself: the tables at the end of this file hold "module:attribute" strings, so that
    nothing is imported before it is used;
 3. installed packages: the entry points of the groups `fcn_jax.backbones`, `fcn_jax.losses` and
    `fcn_jax.datasets`.
 """
 
-import difflib
 import functools
 import importlib
 import importlib.metadata
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
-from fcn_jax.errors import ArgumentError
+from fcn_jax.errors import ArgumentError, UserError, suggestion
 
 T = TypeVar("T", bound=Callable[..., Any])
 
 
 class Registry:
-    """The code that names of one kind stand for.
+    """Names of one kind of code.
 
     Args:
         setting: the setting that takes the name, such as "model.backbone"; for error messages.
-        group: the entry-point group of other packages.
+        group: the entry-point group of installed packages.
         builtin: name -> "module:attribute".
     """
 
@@ -38,20 +37,20 @@ class Registry:
         self._registered: dict[str, Any] = {}
 
     def register(self, name: str) -> Callable[[T], T]:
-        """Decorator that makes `name` stand for the decorated function or class.
+        """Decorator that registers a function or class under `name`.
 
         Raises:
-            ValueError: the name already stands for other code.
+            ValueError: the name is registered for other code.
         """
 
-        def decorate(made: T) -> T:
+        def decorate(code: T) -> T:
             known = self._registered.get(name)
             # A config file may be executed twice.
-            is_other = known is not None and _origin(known) != _origin(made)
+            is_other = known is not None and _origin(known) != _origin(code)
             if name in self._builtin or is_other:
                 raise ValueError(f"{name!r} is already registered for {self._setting}")
-            self._registered[name] = made
-            return made
+            self._registered[name] = code
+            return code
 
         return decorate
 
@@ -64,10 +63,11 @@ class Registry:
         return name in self._registered or name in self._builtin or name in self._entry_points()
 
     def __getitem__(self, name: str) -> Any:
-        """The registered function or class, imported on first use.
+        """Returns the registered function or class, imported on first use.
 
         Raises:
             ArgumentError: the name is unknown; suggests the nearest one.
+            UserError: the installed package that has the name cannot be imported.
         """
         self.check(name)
         if name in self._registered:
@@ -75,21 +75,33 @@ class Registry:
         if name in self._builtin:
             module, _, attribute = self._builtin[name].partition(":")
             return getattr(importlib.import_module(module), attribute)
-        return self._entry_points()[name].load()
+        entry = self._entry_points()[name]
+        try:
+            return entry.load()
+        except Exception as error:
+            package = entry.dist.name if entry.dist else entry.value
+            raise UserError(
+                f"{self._setting} (={name}): the package {package} cannot be imported "
+                f"({type(error).__name__}: {error})"
+            ) from error
 
     def check(self, name: str) -> None:
         """Raises ArgumentError for an unknown name, with the nearest known one."""
-        if name in self:
-            return
-        near = difflib.get_close_matches(str(name), self.names, n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise ArgumentError(self._setting, name, f"must be one of {', '.join(self.names)}{hint}")
+        if name not in self:
+            names = self.names
+            raise ArgumentError(
+                self._setting,
+                name,
+                f"must be one of {', '.join(names)}, or registered by a module that is imported"
+                f"{suggestion(str(name), names)}",
+            )
 
     def _entry_points(self) -> dict[str, importlib.metadata.EntryPoint]:
         return {entry.name: entry for entry in importlib.metadata.entry_points(group=self._group)}
 
 
 def _origin(code: Any) -> tuple[str, str]:
+    """Returns the module and name of the code, of a partial function of the underlying one."""
     while isinstance(code, functools.partial):
         code = code.func
     return code.__module__, code.__qualname__

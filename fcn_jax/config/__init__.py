@@ -9,7 +9,7 @@ A config file returns a `Config` from `get_config()`; the command line changes s
 """
 
 from fcn_jax.config.fields import check_ranges, settings
-from fcn_jax.config.files import from_dict, load, override
+from fcn_jax.config.files import from_dict, import_code, load, override
 from fcn_jax.config.sections import (
     RESERVED_FOLDERS,
     AugmentConfig,
@@ -36,6 +36,7 @@ __all__ = [
     "check_ranges",
     "default_config",
     "from_dict",
+    "import_code",
     "load",
     "override",
     "settings",

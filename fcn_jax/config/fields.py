@@ -12,14 +12,13 @@ type includes None has no value unless one is given.
 """
 
 import dataclasses
-import difflib
 import re
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, NoReturn
 
-from fcn_jax.errors import ArgumentError
+from fcn_jax.errors import ArgumentError, suggestion
 from fcn_jax.registry import Registry
 
 MAX_INT = 2**31 - 1
@@ -69,12 +68,20 @@ class Setting(NamedTuple):
         choices = self.rules.get("choices", ())
         return choices.names if isinstance(choices, Registry) else choices
 
+    @property
+    def help(self) -> str:
+        """The line that `--help` shows."""
+        examples = self.rules["examples"].names if "examples" in self.rules else ()
+        values = ", ".join(map(str, self.choices or examples))
+        return self.rules["help"] + (f": {values}" if values else "")
+
 
 def setting(
     default: Any,
     help: str,
     *,
     choices: Sequence[Any] | Registry | None = None,
+    examples: Registry | None = None,
     at_least: float | None = None,
     at_most: float | None = None,
     above: float | None = None,
@@ -87,12 +94,14 @@ def setting(
         default: the value where none is given.
         help: the line that `--help` shows.
         choices: the only values, or the registry that knows their names.
+        examples: a registry that knows names that can be given, among others.
         at_least, at_most, above, below: the range of a number, or of each number in a tuple.
         pattern: the texts that are accepted, or the texts in a tuple.
     """
     rules = {
         "help": help,
         "choices": choices,
+        "examples": examples,
         "at_least": at_least,
         "at_most": at_most,
         "above": above,
@@ -111,13 +120,6 @@ class Section:
         if name not in known:
             raise AttributeError(f"there is no setting {name!r}{suggestion(name, known)}")
         super().__setattr__(name, value)
-
-
-def suggestion(name: str, known: Sequence[str], prefix: str = "") -> str:
-    """Returns "; did you mean PREFIXNAME?" for the known name that is nearest to one, or ""."""
-    last = [other for other in known if other.rpartition(".")[2] == name.rpartition(".")[2]]
-    near = last or difflib.get_close_matches(name, known, n=1)
-    return f"; did you mean {prefix}{near[0]}?" if near else ""
 
 
 def settings(section: Any, prefix: str = "") -> Iterator[Setting]:
@@ -184,14 +186,10 @@ def parse(one: Setting, text: str) -> Any:
 def _refuse(one: Setting, value: Any) -> NoReturn:
     if one.choices:
         near = suggestion(str(value), list(map(str, one.choices)))
-        raise ArgumentError(one.name, value, f"must be one of {listed_choices(one)}{near}")
+        choices = ", ".join(map(str, one.choices))
+        raise ArgumentError(one.name, value, f"must be one of {choices}{near}")
     kinds = [_described(one, kind, value) for kind in _members(one.kind)]
     raise ArgumentError(one.name, value, f"must be {', or '.join(kinds)}")
-
-
-def listed_choices(one: Setting) -> str:
-    """Returns the choices of a setting, separated by commas."""
-    return ", ".join(map(str, one.choices))
 
 
 def _members(kind: Any) -> tuple[Any, ...]:

@@ -1,5 +1,6 @@
 """Configs from elsewhere: config files, the command line, and stored runs and models."""
 
+import importlib
 import sys
 import traceback
 from collections.abc import Mapping
@@ -7,9 +8,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from fcn_jax.config.fields import Setting, assign, check_ranges, parse, settings, suggestion
+from fcn_jax.config.fields import Setting, assign, check_ranges, parse, settings
 from fcn_jax.config.sections import Config
-from fcn_jax.errors import UserError
+from fcn_jax.errors import UserError, suggestion
 
 INSTEAD = {"train.epochs": "train.steps", "train.steps": "train.epochs"}
 """Settings of which a value on the command line replaces the other one's."""
@@ -32,9 +33,7 @@ def load(path: str | Path) -> Config:
     path = Path(path)
     if not path.is_file():
         raise UserError(f"there is no config file {path}")
-    folder = str(path.absolute().parent)
-    if folder not in sys.path:
-        sys.path.append(folder)
+    _make_importable(path)
     try:
         module = _executed(path.absolute())
         get_config = getattr(module, "get_config", None)
@@ -69,6 +68,34 @@ def _located(path: Path, error: BaseException) -> str:
         message, line = error.msg, error.lineno
     place = f"{path}:{line}" if line else f"{path}"
     return " ".join(f"{place}: {type(error).__name__}: {message}".split())
+
+
+def import_code(source: str) -> None:
+    """Imports a module, or a .py file, whose code registers backbones, losses or data sets.
+
+    The folder of a file is appended to `sys.path`.
+
+    Raises:
+        UserError: it cannot be found, or fails.
+    """
+    path = Path(source)
+    name = path.stem if path.suffix == ".py" else source
+    if path.suffix == ".py":
+        if not path.is_file():
+            raise UserError(f"there is no file {path}")
+        _make_importable(path)
+    try:
+        module = importlib.import_module(name)
+    except (Exception, SystemExit) as error:
+        raise UserError(_located(path, error)) from error
+    if path.suffix == ".py" and not path.samefile(module.__file__ or ""):
+        raise UserError(f"{path}: its name is that of another module, {module.__file__}; rename it")
+
+
+def _make_importable(path: Path) -> None:
+    folder = str(path.absolute().parent)
+    if folder not in sys.path:
+        sys.path.append(folder)
 
 
 def override(config: Config, name: str, text: str) -> None:

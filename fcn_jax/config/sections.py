@@ -7,7 +7,7 @@ from typing import Literal
 
 from fcn_jax.config.fields import MAX_INT, Pattern, Section, check_ranges, setting
 from fcn_jax.errors import ArgumentError
-from fcn_jax.registry import backbones, losses
+from fcn_jax.registry import backbones, datasets, losses
 
 RESERVED_FOLDERS = ("images", "classes", "train", "val", "test", "auxiliary")
 """No names of label maps or channels: the images, the lists in a folder, and the second head."""
@@ -19,6 +19,8 @@ SUB_FOLDER = Pattern(
 
 LOSS_OPTION = Pattern(r"[A-Za-z_]\w*=[-+.\w]+", "options name=number")
 
+DATA_SET_NAME = Pattern(r"(?![/.~])(?!.*\.\.)[^\s\\]+", "the name of a data set, which is no path")
+
 MAX_SIDE_PX = 32_768
 
 
@@ -27,7 +29,9 @@ MAX_SIDE_PX = 32_768
 class DataConfig(Section):
     """The data set, and how its images are read."""
 
-    name: str = setting("shapes", "shapes, voc, voc/trainaug, folder, or the name of a TFDS set")
+    name: str = setting(
+        "shapes", "data set, also any of TFDS", examples=datasets, pattern=DATA_SET_NAME
+    )
     root: str | None = setting(None, "raw files: a VOCdevkit, a folder of archives, your own")
     prepared_dir: str | None = setting(
         None, "prepared records (None: $FCN_JAX_DATA, or ~/.cache/fcn_jax/data)"

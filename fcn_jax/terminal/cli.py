@@ -16,8 +16,7 @@ from absl import flags
 
 from fcn_jax import config as config_lib
 from fcn_jax.config import Config, default_config
-from fcn_jax.config.fields import listed_choices, suggestion
-from fcn_jax.errors import ArgumentError, UserError, format_value
+from fcn_jax.errors import ArgumentError, UserError, format_value, suggestion
 from fcn_jax.terminal import signals
 from fcn_jax.terminal.output import print_error, protect_streams
 
@@ -44,9 +43,14 @@ def begin(*, with_config: bool = False) -> None:
     arguments = with_underscores(sys.argv[1:])
     options = [argument for argument in arguments if argument not in HELP_FLAGS]
     program = f"python -m {_module_name()}"
+    flags.DEFINE_list(
+        "import", [], "modules or .py files to import, which register code under names of your own"
+    )
     try:
         given = _define_config(options) if with_config else []
         rest = flags.FLAGS([sys.argv[0], *options])[1:]
+        for source in flags.FLAGS["import"].value or ():
+            config_lib.import_code(source)
         if with_config:
             config = flags.FLAGS.config or default_config()
             for name, text in given:
@@ -235,7 +239,7 @@ def _processor() -> str:
 def _help(program: str) -> str:
     lines = [(sys.modules["__main__"].__doc__ or program).strip(), "", "Flags:"]
     own = flags.FLAGS.flags_by_module_dict().get(sys.argv[0], [])
-    for flag in own:
+    for flag in [*own, flags.FLAGS["import"]]:
         if flag.name != "config":
             default = "" if flag.default in (None, "", []) else f" (default: {flag.default})"
             lines.append(f"  --{flag.name}: {flag.help}{default}")
@@ -245,7 +249,6 @@ def _help(program: str) -> str:
         values = f"their values in {path}" if path else "their defaults"
         lines += ["", f"Settings, each changed by --config.NAME=VALUE, with {values}:"]
         for setting in config_lib.settings(flags.FLAGS.config):
-            choices = f": {listed_choices(setting)}" if setting.choices else ""
             name = f"{setting.name}={format_value(setting.value)}"
-            lines.append(f"  {name:<36} {setting.rules['help']}{choices}")
+            lines.append(f"  {name:<36} {setting.help}")
     return "\n".join(lines)

@@ -70,7 +70,7 @@ def test_help_lists_every_setting_with_its_choices_and_needs_no_data():
     lines = result.stdout.splitlines()
     for setting in settings(Config()):
         (line,) = (line for line in lines if line.startswith(f"  {setting.name}="))
-        assert setting.rules["help"] in line
+        assert setting.help in line
         assert all(str(choice) in line for choice in setting.choices)
 
 
