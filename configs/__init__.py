@@ -1,1 +1,1 @@
-"""Experiments: each file's `get_config()` returns the settings of one, its docstring says how."""
+"""Experiments. Each file returns the settings of one, and its docstring states the command."""

@@ -3,9 +3,11 @@
     python -m fcn_jax.train --config=configs/folder.py \\
         --config.data.root=DIR --config.init=resnet18.pth --workdir=runs/mine
 
-The masks hold a class index at each pixel, 255 where a pixel shall not count. For classes that are
-rare, add --config.loss.class_weights=balanced. Without --config.init the network learns from
-nothing, which wants many more images and epochs.
+Masks hold a class index at each pixel, and 255 at ignored pixels. If some classes are rare, add
+--config.loss.class_weights=balanced. Without --config.init the network starts from random weights
+and needs many more images and epochs.
+
+Hardware: any. Result: depends on the images.
 """
 
 from fcn_jax.config import Config

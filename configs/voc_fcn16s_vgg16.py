@@ -3,8 +3,9 @@
     python -m fcn_jax.train --config=configs/voc_fcn16s_vgg16.py \\
         --config.data.root=VOCdevkit --config.init=runs/voc_fcn32s --workdir=runs/voc_fcn16s
 
-The score layer of pool4 starts at zero, and the rate falls to 1e-12 (the authors' code). The full
-schedule's result is not measured here.
+The score layer of pool4 starts at zero, and the learning rate is 1e-12 (the authors' code).
+
+Hardware: meant for a GPU with 16 GB. Result: the full schedule has not been measured.
 """
 
 from pathlib import Path

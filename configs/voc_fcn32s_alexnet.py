@@ -4,9 +4,11 @@
         --config.data.root=VOCdevkit --config.init=bvlc_reference_caffenet.caffemodel \\
         --workdir=runs/voc_alexnet
 
-Solver: the authors' code: the mean loss at a rate of 1e-4, momentum 0.9, single whole images, 20 of
-them accumulated. The number of steps is that of their FCN-32s on VGG16 in images, 100,000 / 20. The
-result is not measured here.
+Solver of the authors' code: the mean loss at a learning rate of 1e-4, momentum 0.9, single whole
+images, 20 of which are accumulated. The number of steps, 100,000 / 20, shows the network as many
+images as their FCN-32s on VGG16.
+
+Hardware: meant for a GPU. Result: the full schedule has not been measured.
 """
 
 from fcn_jax.config import Config

@@ -1,12 +1,14 @@
-"""FCN-32s on ResNet-18 on PASCAL VOC 2012, as in 'Dive into Deep Learning'.
+"""FCN-32s on ResNet-18 on PASCAL VOC 2012, as in "Dive into Deep Learning".
 
     python -m fcn_jax.train --config=configs/voc_fcn32s_resnet18.py \\
         --config.data.root=VOCdevkit --config.init=resnet18.pth --workdir=runs/voc_resnet18
 
-Its recipe (d2l, section 'Fully Convolutional Networks'): SGD at 1e-3 with decay 1e-3, batch 32,
-crops of 320×480, 5 epochs, a learned transposed convolution of kernel 64, stride 32, padding 16.
-Here void pixels are left out, where the book counts them as background, and images smaller than the
-crop are kept. The result is not measured here.
+The book's recipe (section "Fully Convolutional Networks"): SGD at 1e-3 with weight decay 1e-3,
+batches of 32, crops of 320×480, 5 epochs, a learned transposed convolution of kernel 64, stride 32
+and padding 16. Unlike the book, void pixels are ignored instead of counted as background, and
+images smaller than the crop are used.
+
+Hardware: meant for a GPU. Result: the full schedule has not been measured.
 """
 
 from fcn_jax.config import Config

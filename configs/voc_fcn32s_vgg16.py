@@ -4,13 +4,15 @@
         --config.data.root=VOCdevkit --config.init=VGG_ILSVRC_16_layers.caffemodel \\
         --workdir=runs/voc_fcn32s
 
-then `voc_fcn16s_vgg16.py` and `voc_fcn8s_vgg16.py`, each from the run before. Meant for a GPU of
-16 GB. The full schedule's result is not measured here.
+The next stages are `voc_fcn16s_vgg16.py` and `voc_fcn8s_vgg16.py`, each from the run before.
 
-Solver: Long, Shelhamer & Darrell (PAMI 2017) and the authors' code: single whole images, momentum
-0.99, the summed loss at a rate of 1e-10, 2e-10 for biases, decay 5e-4, 100,000 steps; upsampling
-stays bilinear. Unlike there, an epoch visits every image once. The image is padded by 100, as
-there; --config.model.padding=same computes half as much from the same weights.
+Solver of Long, Shelhamer & Darrell (PAMI 2017) and the authors' code: single whole images, momentum
+0.99, the summed loss at a learning rate of 1e-10, 2e-10 for biases, weight decay 5e-4, 100,000
+steps; upsampling stays bilinear. Unlike theirs, an epoch visits every image once. The image is
+padded by 100 as in their code; --config.model.padding=same computes half as much with the same
+weights.
+
+Hardware: meant for a GPU with 16 GB. Result: the full schedule has not been measured.
 """
 
 from fcn_jax.config import Config

@@ -1,12 +1,13 @@
-"""FCN-8s on VGG16 on PASCAL VOC 2012, at once: no stages, skips scaled down (PAMI 2017).
+"""FCN-8s on VGG16 on PASCAL VOC 2012, trained at once: no stages, skips scaled down (PAMI 2017).
 
     python -m fcn_jax.train --config=configs/voc_fcn8s_atonce_vgg16.py \\
         --config.data.root=VOCdevkit --config.init=VGG_ILSVRC_16_layers.caffemodel \\
         --workdir=runs/voc_fcn8s_atonce
 
-pool4 is scaled by 0.01 and pool3 by 0.0001 before they are scored, and 300,000 steps are made at
-1e-10 (the authors' code). Meant for a GPU of 16 GB. The full schedule's result is not measured
-here.
+The features of pool4 and pool3 are multiplied by 0.01 and 0.0001 before they are scored. Training
+takes 300,000 steps at a learning rate of 1e-10 (the authors' code).
+
+Hardware: meant for a GPU with 16 GB. Result: the full schedule has not been measured.
 """
 
 from pathlib import Path

@@ -1,14 +1,14 @@
-"""FCN-8s on SqueezeNet 1.1 on PASCAL VOC 2012: for laptops, no GPU needed.
+"""FCN-8s on SqueezeNet 1.1 on PASCAL VOC 2012, for laptops without a GPU.
 
     python -m fcn_jax.train --config=configs/voc_fcn8s_squeezenet.py \\
         --config.data.root=VOCdevkit --config.init=squeezenet1_1.npz --workdir=runs/voc
 
-SqueezeNet's coarsest features have stride 16; two context layers from scratch add stride 32, as fc6
-and fc7 do in VGG16, and strides 16 and 8 are fused in.
+SqueezeNet's coarsest features have stride 16. Two context layers that start from random weights add
+stride 32, as fc6 and fc7 do in VGG16; strides 16 and 8 are fused in.
 
-Measured on a part of VOC (437 training and 445 validation images, 18 classes present): mIoU
-21.9 %, pixel accuracy 83.1 %; from random weights 6.1 % and 71.1 %. Half an hour on one core of an
-AMD EPYC, 22 November 2026.
+Hardware: half an hour on one core of an AMD EPYC. Result on a part of VOC (437 training and 445
+validation images, 18 classes present), 22 November 2026: mIoU 21.9 %, pixel accuracy 83.1 %; from
+random weights 6.1 % and 71.1 %.
 """
 
 from fcn_jax.config import Config
@@ -22,8 +22,8 @@ def get_config() -> Config:
     config.model.backbone = "squeezenet"
     config.model.skips = 2
     config.model.context_features = 256
-    # SqueezeNet's features at strides 16 and 8 have root mean squares of about 12 and 50: scaled to
-    # about 1, all layers learn at one rate.
+    # The features at strides 16 and 8 have root mean squares of about 12 and 50. Scaled to about 1,
+    # all layers learn at one learning rate.
     config.model.score_scales = (1.0, 0.1, 0.02)
     config.model.upsampling = "fixed"
     config.optim.learning_rate = 2e-3

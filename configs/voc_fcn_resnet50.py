@@ -3,14 +3,16 @@
     python -m fcn_jax.train --config=configs/voc_fcn_resnet50.py \\
         --config.data.root=VOCdevkit --config.init=resnet50.pth --workdir=runs/voc_resnet50
 
-`resnet50.pth` is torchvision's classifier, or its whole `fcn_resnet50`. ResNet-101 is
+`resnet50.pth` is torchvision's classifier or its whole `fcn_resnet50`. For ResNet-101, add
 `--config.model.backbone=resnet101`.
 
-Recipe: torchvision's segmentation reference: SGD, momentum 0.9, decay 1e-4, poly 0.9, 30 epochs, a
-rate of 0.02 for 32 images (here 0.01 for 16, meant for a large GPU), ten times that for the
-auxiliary head, whose loss counts by half; crops of 480 from images scaled so that the shorter side
-of most, 375, becomes 260 to 1040. Unlike there, normalisations do not decay, and score layers start
-at zero. The result is not measured here.
+Recipe of torchvision's segmentation reference: SGD, momentum 0.9, weight decay 1e-4, the poly
+schedule with power 0.9, 30 epochs, a learning rate of 0.02 for 32 images (here 0.01 for 16), ten
+times that for the auxiliary head, whose loss has the weight 0.5; crops of 480×480 from images that
+are scaled so that a shorter side of 375 pixels, the most common one, becomes 260 to 1040. Unlike
+there, parameters of normalisations do not decay, and score layers start at zero.
+
+Hardware: meant for a large GPU. Result: the full schedule has not been measured.
 """
 
 from fcn_jax.config import Config

@@ -5,10 +5,10 @@
         batch_size: int = setting(8, "images per step", at_least=1)
 
 `check_ranges` compares every value of a config with the type and the range of its field, and
-`parse` reads a value from the text of a command line. The settings themselves are in `config.py`.
+`parse` reads a value from the text of a command line. The settings are in `sections.py`.
 
-Types are `bool`, `int`, `float`, `str`, `Literal[...]`, tuples of these, and unions. A field whose
-type includes None has no value unless one is given.
+Types are `bool`, `int`, `float`, `str`, `Literal[...]`, tuples of numbers or texts, and unions of
+these with None.
 """
 
 import dataclasses
@@ -41,9 +41,14 @@ class Pattern(NamedTuple):
 
 
 class Setting(NamedTuple):
-    """One setting of a config.
+    """One setting of a config: a dataclass field and its value.
 
-    name: dotted, such as "train.steps". kind: the annotated type. rules: the field's metadata.
+    Attributes:
+        name: the dotted name, such as "train.steps".
+        value: the value in this config.
+        default: the value in a new config.
+        kind: the annotated type.
+        rules: the arguments that `setting` was given, by name.
     """
 
     name: str
@@ -54,12 +59,12 @@ class Setting(NamedTuple):
 
     @property
     def is_optional(self) -> bool:
-        """Whether None is a value of the setting."""
+        """The setting may be None."""
         return type(None) in _members(self.kind)
 
     @property
     def is_text(self) -> bool:
-        """Whether any text is a value of the setting's type."""
+        """The setting may be text of any kind."""
         return str in _members(self.kind)
 
     @property
@@ -91,7 +96,7 @@ def setting(
     """Makes a dataclass field that `check_ranges` can check.
 
     Args:
-        default: the value where none is given.
+        default: the value of a new config.
         help: the line that `--help` shows.
         choices: the only values, or the registry that knows their names.
         examples: a registry that knows names that can be given, among others.
@@ -141,7 +146,7 @@ def settings(section: Any, prefix: str = "") -> Iterator[Setting]:
 
 
 def assign(section: Any, name: str, value: Any) -> None:
-    """Sets the setting with a dotted name."""
+    """Changes the setting with a dotted name."""
     *sections, last = name.split(".")
     for inner in sections:
         section = getattr(section, inner)
@@ -149,47 +154,47 @@ def assign(section: Any, name: str, value: Any) -> None:
 
 
 def check_ranges(section: Any, prefix: str = "") -> None:
-    """Checks every setting by itself.
+    """Checks the type and the range of every setting.
 
     Raises:
         ArgumentError: the first value of another type, outside its range, or not among its choices.
     """
-    for one in settings(section, prefix):
-        choices = one.rules.get("choices")
-        if isinstance(choices, Registry) and isinstance(one.value, str):
-            choices.check(one.value)
-        elif choices and not any(one.value == c and type(one.value) is type(c) for c in choices):
-            _refuse(one, one.value)
-        elif one.value is None and one.is_optional:
+    for item in settings(section, prefix):
+        choices = item.rules.get("choices")
+        if isinstance(choices, Registry) and isinstance(item.value, str):
+            choices.check(item.value)
+        elif choices and not any(item.value == c and type(item.value) is type(c) for c in choices):
+            _refuse(item, item.value)
+        elif item.value is None and item.is_optional:
             continue
-        elif not any(_fits(one, kind) for kind in _members(one.kind)):
-            _refuse(one, one.value)
+        elif not any(_fits(item, kind) for kind in _members(item.kind)):
+            _refuse(item, item.value)
 
 
-def parse(one: Setting, text: str) -> Any:
+def parse(item: Setting, text: str) -> Any:
     """Returns the value that a text of the command line stands for; "" and "None" mean None.
 
     Raises:
         ArgumentError: the text does not stand for a value of the setting's type.
     """
-    members = _members(one.kind)
-    if one.is_optional and text.strip().lower() in ("", "none"):
+    members = _members(item.kind)
+    if item.is_optional and text.strip().lower() in ("", "none"):
         return None
     for kind in members:
         try:
             return _parsed(kind, text)
         except ValueError:
             continue
-    _refuse(one, text)
+    _refuse(item, text)
 
 
-def _refuse(one: Setting, value: Any) -> NoReturn:
-    if one.choices:
-        near = suggestion(str(value), list(map(str, one.choices)))
-        choices = ", ".join(map(str, one.choices))
-        raise ArgumentError(one.name, value, f"must be one of {choices}{near}")
-    kinds = [_described(one, kind, value) for kind in _members(one.kind)]
-    raise ArgumentError(one.name, value, f"must be {', or '.join(kinds)}")
+def _refuse(item: Setting, value: Any) -> NoReturn:
+    if item.choices:
+        near = suggestion(str(value), list(map(str, item.choices)))
+        choices = ", ".join(map(str, item.choices))
+        raise ArgumentError(item.name, value, f"must be one of {choices}{near}")
+    kinds = [_described(item, kind, value) for kind in _members(item.kind)]
+    raise ArgumentError(item.name, value, f"must be {', or '.join(kinds)}")
 
 
 def _members(kind: Any) -> tuple[Any, ...]:
@@ -198,29 +203,29 @@ def _members(kind: Any) -> tuple[Any, ...]:
     return typing.get_args(kind) if is_union else (kind,)
 
 
-def _fits(one: Setting, kind: Any) -> bool:
-    value = one.value
+def _fits(item: Setting, kind: Any) -> bool:
+    value = item.value
     if kind is type(None):
         return False
     if typing.get_origin(kind) is Literal:
         return isinstance(value, str) and value in typing.get_args(kind)
     if typing.get_origin(kind) is not tuple:
-        return _fits_alone(one, kind, value)
+        return _fits_alone(item, kind, value)
     element, length = _elements(kind)
     return (
         isinstance(value, tuple)
         and len(value) <= MAX_TUPLE_LENGTH
-        and (len(value) == length if length else bool(value) or one.default == ())
-        and all(_fits_alone(one, element, part) for part in value)
+        and (len(value) == length if length else bool(value) or item.default == ())
+        and all(_fits_alone(item, element, part) for part in value)
         and (element is not str or len(set(value)) == len(value))
     )
 
 
-def _fits_alone(one: Setting, kind: type, value: Any) -> bool:
+def _fits_alone(item: Setting, kind: type, value: Any) -> bool:
     if kind is bool:
         return isinstance(value, bool)
     if kind is str:
-        pattern = one.rules.get("pattern")
+        pattern = item.rules.get("pattern")
         return (
             isinstance(value, str)
             and 1 <= len(value) <= MAX_TEXT_LENGTH
@@ -231,7 +236,7 @@ def _fits_alone(one: Setting, kind: type, value: Any) -> bool:
     if not isinstance(value, types) or isinstance(value, bool):
         return False
     limit = MAX_INT if kind is int else MAX_FLOAT
-    rules = {"at_least": -limit, "at_most": limit} | dict(one.rules)
+    rules = {"at_least": -limit, "at_most": limit} | dict(item.rules)
     return (
         rules["at_least"] <= value <= rules["at_most"]
         and ("above" not in rules or value > rules["above"])
@@ -265,39 +270,40 @@ def _elements(kind: Any) -> tuple[type, int | None]:
     return element, None if rest == [...] else 1 + len(rest)
 
 
-def _described(one: Setting, kind: Any, value: Any) -> str:
+def _described(item: Setting, kind: Any, value: Any) -> str:
     if kind is type(None):
         return "None"
     if typing.get_origin(kind) is Literal:
         return " or ".join(typing.get_args(kind))
     if typing.get_origin(kind) is not tuple:
-        return _described_alone(one, kind, value)
+        return _described_alone(item, kind, value)
     element, length = _elements(kind)
     if element is str:
-        return f"different {one.rules['pattern'].description}, separated by commas"
+        return f"different {item.rules['pattern'].description}, separated by commas"
     numbers = "whole numbers" if element is int else "finite numbers"
     count = f"{NUMERALS[length]} {numbers}" if length else f"{numbers} separated by commas"
-    bounds = _bounds(one, element, value)
+    bounds = _bounds(item, element, value)
     return f"{count}, each {bounds}" if bounds else count
 
 
-def _described_alone(one: Setting, kind: type, value: Any) -> str:
+def _described_alone(item: Setting, kind: type, value: Any) -> str:
     if kind is str:
-        pattern = one.rules.get("pattern")
+        pattern = item.rules.get("pattern")
         return pattern.description if pattern else "text that is not empty"
     if kind is bool:
         return "true or false"
     noun = "a whole number" if kind is int else "a finite number"
-    return f"{noun} {_bounds(one, kind, value)}".strip()
+    return f"{noun} {_bounds(item, kind, value)}".strip()
 
 
-def _bounds(one: Setting, kind: type, value: Any) -> str:
+def _bounds(item: Setting, kind: type, value: Any) -> str:
     """Returns the range in words; the limit of int32 only if the value exceeds it."""
-    rules = dict(one.rules)
+    rules = dict(item.rules)
     values = value if isinstance(value, tuple) else (value,)
     if kind is int and any(isinstance(part, int) and part > MAX_INT for part in values):
         rules.setdefault("at_most", MAX_INT)
     if "at_least" in rules and "at_most" in rules:
         return f"from {rules['at_least']} to {rules['at_most']}"
     rest = [rule for rule in ("above", "at_least", "below", "at_most") if rule in rules]
-    return " and ".join(f"{rule.replace('_', ' ')} {rules[rule]}" for rule in rest)
+    words = " and ".join(f"{rule.replace('_', ' ')} {rules[rule]}" for rule in rest)
+    return f"of {words}" if words.startswith("at ") else words

@@ -13,7 +13,7 @@ from fcn_jax.config.sections import Config
 from fcn_jax.errors import UserError, suggestion
 
 INSTEAD = {"train.epochs": "train.steps", "train.steps": "train.epochs"}
-"""Settings of which a value on the command line replaces the other one's."""
+"""A value of one of these on the command line replaces the value of the other."""
 
 RENAMED = {"model.rematerialize": "model.remat"}
 
@@ -104,7 +104,7 @@ def override(config: Config, name: str, text: str) -> None:
     Raises:
         ArgumentError: no such setting, or the text does not stand for a value of its type.
     """
-    known = {one.name: one for one in settings(config)}
+    known = {item.name: item for item in settings(config)}
     if name not in known:
         raise UserError(
             f"there is no setting config.{name}{suggestion(name, list(known), 'config.')}"
@@ -116,15 +116,14 @@ def override(config: Config, name: str, text: str) -> None:
 
 
 def from_dict(values: Mapping[str, Any]) -> Config:
-    """Returns the config that `dataclasses.asdict` and JSON have stored, here or in an earlier
-    version.
+    """Returns the config that this or an earlier version has stored as JSON.
 
     Raises:
         UserError: a setting of another version that this one does not know.
         ArgumentError: a value that cannot be used.
     """
     config = Config()
-    known = {one.name: one for one in settings(config)}
+    known = {item.name: item for item in settings(config)}
     for section, inner in values.items():
         for name, value in inner.items() if isinstance(inner, Mapping) else [(None, inner)]:
             dotted = section if name is None else f"{section}.{name}"
@@ -139,11 +138,13 @@ def from_dict(values: Mapping[str, Any]) -> Config:
     return config
 
 
-def _stored(one: Setting, value: Any) -> Any:
-    """Returns a stored value as this version has it: None for 0, "" and (0, 0), tuples for lists
-    and for names separated by commas."""
+def _stored(item: Setting, value: Any) -> Any:
+    """Converts a stored value to the setting's type.
+
+    JSON has lists for tuples. Earlier versions had 0, "" and (0, 0) for None, "a,b" for tuples.
+    """
     if isinstance(value, list):
         value = tuple(value)
-    if one.is_optional and (not value or value == (0, 0)):
+    if item.is_optional and (not value or value == (0, 0)):
         return None
-    return parse(one, value) if isinstance(value, str) and not one.is_text else value
+    return parse(item, value) if isinstance(value, str) and not item.is_text else value

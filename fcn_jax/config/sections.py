@@ -30,7 +30,7 @@ class DataConfig(Section):
     """The data set, and how its images are read."""
 
     name: str = setting(
-        "shapes", "data set, also any of TFDS", examples=datasets, pattern=DATA_SET_NAME
+        "shapes", "data set (or any name of TFDS)", examples=datasets, pattern=DATA_SET_NAME
     )
     root: str | None = setting(None, "raw files: a VOCdevkit, a folder of archives, your own")
     prepared_dir: str | None = setting(
@@ -103,7 +103,9 @@ class ModelConfig(Section):
 
     backbone: str = setting("small", "feature extractor", choices=backbones)
     padding: str = setting(
-        "same", "of each layer, or of the image by 100 as in the paper", choices=("same", "paper")
+        "same",
+        "padding of each layer, or of the image by 100 as in the paper",
+        choices=("same", "paper"),
     )
     output_stride: int = setting(
         32, "stride of a dilated ResNet's last features", choices=(32, 16, 8)

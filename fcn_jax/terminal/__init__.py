@@ -1,4 +1,4 @@
-"""What the commands share on the terminal.
+"""The commands' side of the terminal: flags, output, interruptions and files.
 
 cli.py            flags, settings, `--help`, errors in one line
 progress.py       progress bars, and lines beside them

@@ -14,7 +14,7 @@ UNFINISHED = ".unfinished"
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Calls `write` with a temporary name beside `path`, and renames the file when it is whole.
+    """Calls `write` with a temporary name in the same folder, then renames the file to `path`.
 
     Creates the folder. Several processes may write the same file at once: the last one to finish
     determines its content. The temporary name is hidden, and has no ending that tells a format.

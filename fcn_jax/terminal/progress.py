@@ -1,4 +1,4 @@
-"""Progress of long loops, on a terminal or in a log, and lines that are printed beside it.
+"""Progress bars for long loops, on a terminal or in a log, and lines of results.
 
     with progress_bar("training", total=40_000, unit="steps") as bar:
         for batch in batches:

@@ -1,4 +1,4 @@
-"""What the commands share."""
+"""The frame of every command: flags, settings, `--help`, and errors in one line."""
 
 import os
 import subprocess
@@ -52,7 +52,7 @@ def test_help_shows_flags_with_underscores():
 
 def test_a_setting_takes_hyphens():
     refused = command("train", "--config.train.batch-size=0", "--workdir=x-y")
-    assert "config.train.batch_size (=0) must be a whole number at least 1" in refused.stderr
+    assert "config.train.batch_size (=0) must be a whole number of at least 1" in refused.stderr
 
 
 def test_help_shows_the_values_of_the_config_that_is_given():
@@ -152,7 +152,7 @@ def test_mistakes_in_flags_wait_for_no_slow_import(name, mistake, status, told):
 
 
 def imports_of(*arguments: str) -> tuple[subprocess.CompletedProcess[str], set[str]]:
-    """What a command printed, and the modules that it imported."""
+    """Returns the finished command, and the modules that it imported."""
     if arguments[0] != "-c":
         arguments = ("-m", *arguments)
     result = subprocess.run(
