@@ -1,5 +1,5 @@
-# Sourced by the other scripts: makes .venv and installs fcn_jax into it, unless that is done.
-# PYTHON names another interpreter than python3.
+# Creates .venv and installs fcn_jax into it, unless that is done. The other scripts source this file.
+# $PYTHON names another interpreter than python3.
 if [ ! -x .venv/bin/python ]; then
     "${PYTHON:-python3}" -m venv .venv
 fi

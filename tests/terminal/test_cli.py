@@ -181,3 +181,28 @@ def test_an_interruption_amid_the_imports_is_no_traceback(tmp_path: Path):
         timeout=60,
     )
     assert (ended.returncode, ended.stdout, ended.stderr) == (130, "", "")
+
+
+@pytest.mark.parametrize("home", ["none", "read-only"])
+def test_a_home_that_cannot_be_written_names_the_other_way(tmp_path: Path, home: str):
+    """As under `docker run -u`, where the user has no name and no home."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import pwd\ndef getpwuid(uid): raise KeyError(uid)\npwd.getpwuid = getpwuid\n"
+    )
+    (tmp_path / "file").touch()
+    environment = {name: os.environ[name] for name in os.environ if name != "HOME"}
+    environment.pop("JAX_COMPILATION_CACHE_DIR", None)
+    if home == "read-only":
+        environment["HOME"] = str(tmp_path / "file")
+    ended = subprocess.run(
+        [sys.executable, "-m", "fcn_jax.evaluate"],
+        cwd=tmp_path,
+        env={**environment, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    note, error = ended.stderr.splitlines()
+    assert note.startswith("evaluate: compiled programs cannot be cached (")
+    assert "$JAX_COMPILATION_CACHE_DIR may name another folder" in note
+    assert error == "evaluate: --workdir=DIR is needed: the folder of a run"
