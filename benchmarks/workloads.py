@@ -74,7 +74,7 @@ class Workload:
 
     def optimizer(self, network: Network) -> Any:
         total_steps = self.config.train.total_steps(num_images=0)
-        return optim.build_optimizer(self.config.optim, network.variables[0], total_steps)
+        return optim.build_optimizer(self.config.optim, network.decay_mask, total_steps)
 
     def step(self, network: Network) -> data_parallel.ParallelStep:
         """The training step on all devices."""

@@ -89,7 +89,7 @@ def train(config: Config, workdir: Path) -> Evaluation:
             config.model, dataset.num_classes, channels=dataset.channels, axis_name=DATA_AXIS
         )
     )
-    optimizer = optim.build_optimizer(config.optim, network.variables[0], total_steps)
+    optimizer = optim.build_optimizer(config.optim, network.decay_mask, total_steps)
     weights_by_map = class_weights(
         config.loss.class_weights, dataset.num_classes, statistics.label_counts
     )

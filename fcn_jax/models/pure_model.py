@@ -36,6 +36,19 @@ class Network:
         """(params, batch_stats) as the model holds them."""
         return nnx.to_pure_dict(self._params), nnx.to_pure_dict(self._batch_stats)
 
+    @property
+    def decay_mask(self) -> Any:
+        """Tree of bool in the structure of the parameters: True if weight decay applies to them.
+
+        It applies to parameters of more than one axis, whatever their name: not to biases and the
+        scales of normalisation. `nnx.Param(value, decay=False)` exempts a parameter.
+        """
+
+        def decays(_: Any, param: Any) -> bool:
+            return param.get_metadata("decay", param.ndim > 1)
+
+        return nnx.to_pure_dict(nnx.map_state(decays, self._params))
+
     def model(self, variables: tuple[Any, Any]) -> FCN:
         """The model with these (params, batch_stats)."""
         params, batch_stats = variables

@@ -258,7 +258,9 @@ class ConvTranspose(nnx.Module):
     def __init__(self, features: int, kernel_size: int, *, stride: int, crop: int, ndim: int = 2):
         self.stride = stride
         self.crop = crop
-        self.kernel = nnx.Param(jnp.asarray(bilinear_kernel(kernel_size, features, ndim)))
+        # Weight decay would pull the kernel from interpolation towards zero.
+        kernel = jnp.asarray(bilinear_kernel(kernel_size, features, ndim))
+        self.kernel = nnx.Param(kernel, decay=False)
 
     def __call__(self, x: FeatureMap, like: FeatureMap) -> FeatureMap:
         """(b, *spatial, c) to the spatial size, and the valid part, of `like`."""

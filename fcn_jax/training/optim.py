@@ -1,4 +1,7 @@
-"""Optimizers: the paper's SGD, and AdamW with poly decay; a rate of its own for each part."""
+"""Optimizers: the paper's SGD, and AdamW; with learning rates by the role of a parameter."""
+
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -6,38 +9,51 @@ import numpy as np
 import optax
 
 from fcn_jax.config import OptimConfig
-from fcn_jax.errors import UserError
+from fcn_jax.errors import ArgumentError
 
 POLY_POWER = 0.9
 """Exponent of the poly schedule (Chen et al., DeepLab, 2017)."""
 
 
-def build_optimizer(config: OptimConfig, params, total_steps: int) -> optax.GradientTransformation:
-    """The optimizer that a config names, for parameters of this structure.
+def build_optimizer(
+    config: OptimConfig, decay_mask: Any, total_steps: int
+) -> optax.GradientTransformation:
+    """Builds the optimizer of a config.
 
-    The rate is `learning_rate` for the head, times `backbone_rate` in the backbone,
-    `auxiliary_rate` in the auxiliary head, and `bias_rate` for biases. Only kernels of convolutions
-    decay: no biases, no norms, no upsampling. In SGD the decay enters the momentum, as in Caffe and
-    PyTorch; AdamW decouples it.
+    The learning rate is that of `learning_rate_schedule`, times `backbone_rate` in the backbone,
+    `auxiliary_rate` in the auxiliary head, and `bias_rate` for parameters called "bias". In SGD the
+    weight decay enters the momentum, as in Caffe and PyTorch; AdamW decouples it.
+
+    Args:
+        config: the settings `optim`.
+        decay_mask: bool in the structure of the parameters, True if weight decay applies to them:
+            `Network.decay_mask`.
+        total_steps: steps after which the poly schedule reaches 0.
+
+    Raises:
+        ArgumentError: no optimizer has this name.
     """
-    decays = jax.tree_util.tree_map_with_path(lambda path, _: _decays(_names(path)), params)
-    rates = jax.tree_util.tree_map_with_path(lambda path, _: _rate(config, _names(path)), params)
-    by_part = optax.stateless(
+    rates = jax.tree_util.tree_map_with_path(lambda path, _: _rate(config, path), decay_mask)
+    by_role = optax.stateless(
         lambda updates, _: jax.tree.map(lambda update, rate: update * rate, updates, rates)
     )
     rate = optax.scale_by_learning_rate(learning_rate_schedule(config, total_steps))
-    decay = optax.add_decayed_weights(config.weight_decay, mask=decays)
+    decay = optax.add_decayed_weights(config.weight_decay, mask=decay_mask)
     match config.name:
         case "sgd":
-            return optax.chain(decay, optax.trace(decay=config.momentum), by_part, rate)
+            return optax.chain(decay, optax.trace(decay=config.momentum), by_role, rate)
         case "adamw":
-            return optax.chain(optax.scale_by_adam(), decay, by_part, rate)
+            return optax.chain(optax.scale_by_adam(), decay, by_role, rate)
         case unknown:
-            raise UserError(f"config.optim.name (={unknown!r}) must be sgd or adamw")
+            raise ArgumentError("optim.name", unknown, "must be sgd or adamw")
 
 
 def learning_rate_schedule(config: OptimConfig, total_steps: int) -> optax.Schedule:
-    """Step (int, from 0) to the head's learning rate (float32 scalar)."""
+    """Returns the schedule of the head: step (int, from 0) -> learning rate (float32 scalar).
+
+    rate · (1 − step/total_steps)^0.9 for poly, else rate; times (step + 1)/warmup_steps during the
+    warmup.
+    """
 
     def schedule(step):
         step = jnp.asarray(step, jnp.float32)
@@ -51,18 +67,8 @@ def learning_rate_schedule(config: OptimConfig, total_steps: int) -> optax.Sched
     return schedule
 
 
-def _names(path) -> list[str]:
-    return [str(getattr(entry, "key", getattr(entry, "name", entry))) for entry in path]
-
-
-def _decays(names: list[str]) -> bool:
-    return "kernel" in names and not any(name.startswith("upsample") for name in names)
-
-
-def _rate(config: OptimConfig, names: list[str]) -> np.float32:
-    shares = {
-        "backbone": config.backbone_rate,
-        "auxiliary": config.auxiliary_rate,
-    }
-    rate = shares.get(names[0], 1.0)
-    return np.float32(rate * config.bias_rate if "bias" in names else rate)
+def _rate(config: OptimConfig, path: Sequence[Any]) -> np.float32:
+    first, last = path[0].key, path[-1].key
+    rates = {"backbone": config.backbone_rate, "auxiliary": config.auxiliary_rate}
+    rate = rates.get(first, 1.0)
+    return np.float32(rate * config.bias_rate if last == "bias" else rate)

@@ -115,7 +115,7 @@ def train(*, from_stream: bool = False) -> dict[str, list[float]]:
     """Trains for two steps; each metric by step, and the state it ended with."""
     net = network(normalised=False)
     config = settings()
-    optimizer = optim.build_optimizer(config.optim, net.variables[0], 2)
+    optimizer = optim.build_optimizer(config.optim, net.decay_mask, 2)
     bare = make_train_step(net, optimizer, config)
     step = resident.on_resident(bare, count=COUNT, batch_size=BATCH, seed=SEED)
     run = data_parallel.parallelize(bare if from_stream else step, donate_state=True)

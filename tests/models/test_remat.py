@@ -68,7 +68,7 @@ def test_a_step_gives_the_same() -> None:
 
     def stepped(*, remat: bool):
         net = network("small", remat=remat)
-        optimizer = build_optimizer(config.optim, net.variables[0], 10)
+        optimizer = build_optimizer(config.optim, net.decay_mask, 10)
         step = jax.pmap(
             make_train_step(net, optimizer, config),
             axis_name=DATA_AXIS,

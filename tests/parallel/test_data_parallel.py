@@ -108,7 +108,7 @@ def train(
     """Trains for a few steps; returns each metric by step, and the state it ended with."""
     config = settings(accumulation_steps)
     net = network(normalised, label_maps)
-    optimizer = optim.build_optimizer(config.optim, net.variables[0], STEPS)
+    optimizer = optim.build_optimizer(config.optim, net.decay_mask, STEPS)
     step = data_parallel.parallelize(
         make_train_step(net, optimizer, config), donate_state=True, use_mesh=use_mesh
     )

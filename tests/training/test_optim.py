@@ -6,9 +6,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 
-from fcn_jax.config import OptimConfig
-from fcn_jax.errors import UserError
+from fcn_jax import registry
+from fcn_jax.config import ModelConfig, OptimConfig
+from fcn_jax.errors import ArgumentError
+from fcn_jax.models.backbones.small import SmallNet
+from fcn_jax.models.build import abstract_model
+from fcn_jax.models.fcn import FCN
+from fcn_jax.models.pure_model import Network
 from fcn_jax.training.optim import POLY_POWER, build_optimizer, learning_rate_schedule
 
 STEPS = 5
@@ -56,9 +62,16 @@ def flat(tree: Any) -> dict[str, np.ndarray]:
     return {".".join(entry.key for entry in path): np.asarray(leaf) for path, leaf in leaves}
 
 
+def decay_mask() -> Any:
+    def decays(path: Any, _: Any) -> bool:
+        return KINDS[".".join(entry.key for entry in path)][2]
+
+    return jax.tree_util.tree_map_with_path(decays, parameters())
+
+
 def run(config: OptimConfig) -> dict[str, np.ndarray]:
     params = jax.tree.map(jnp.asarray, parameters())
-    optimizer = build_optimizer(config, params, total_steps=STEPS)
+    optimizer = build_optimizer(config, decay_mask(), total_steps=STEPS)
     state = optimizer.init(params)
     update = jax.jit(optimizer.update)
     for step in range(STEPS):
@@ -129,7 +142,7 @@ def test_the_optimizer_is_pytorchs_with_parameter_groups(
 def test_without_a_gradient_only_kernels_of_convolutions_shrink(name: str) -> None:
     config = OptimConfig(name=name, learning_rate=0.1, weight_decay=0.5, schedule="constant")
     params = jax.tree.map(jnp.asarray, parameters())
-    optimizer = build_optimizer(config, params, total_steps=STEPS)
+    optimizer = build_optimizer(config, decay_mask(), total_steps=STEPS)
     updates, _ = optimizer.update(
         jax.tree.map(jnp.zeros_like, params), optimizer.init(params), params
     )
@@ -152,5 +165,37 @@ def test_schedule_numbers() -> None:
 
 
 def test_an_unknown_optimizer_is_refused() -> None:
-    with pytest.raises(UserError, match=r"config.optim.name \(='adam'\)"):
-        build_optimizer(OptimConfig(name="adam"), parameters(), STEPS)
+    with pytest.raises(ArgumentError, match=r"optim.name \(=adam\) must be sgd or adamw"):
+        build_optimizer(OptimConfig(name="adam"), decay_mask(), STEPS)
+
+
+def test_what_decays_is_as_ever_in_every_network() -> None:
+    """Formerly: parameters called kernel, but in layers called upsample…"""
+    for backbone in registry.backbones.names:
+        config = ModelConfig(backbone=backbone, head="hidden", auxiliary_weight=0.4)
+        config.context_features = 8
+        mask = flat(Network(abstract_model(config, {"a": 3, "b": 2})).decay_mask)
+        assert {name for name, decays in mask.items() if decays} == {
+            name for name in mask if name.endswith(".kernel") and ".upsample" not in name
+        }
+        assert any(".upsample" in name for name in mask)
+
+
+class Scaled(nnx.Module):
+    """A layer of a fork, with names of its own."""
+
+    def __init__(self) -> None:
+        self.weight = nnx.Param(jnp.ones((3, 3, 2, 2)))
+        self.table = nnx.Param(jnp.ones((5, 2)), decay=False)
+        self.upsample_weight = nnx.Param(jnp.ones((2, 2)))
+        self.gain = nnx.Param(jnp.ones((2,)))
+
+
+def test_what_decays_does_not_depend_on_names() -> None:
+    def make() -> FCN:
+        backbone = SmallNet(features=(4, 6), rngs=nnx.Rngs(0))
+        backbone.scaled = Scaled()
+        return FCN(backbone, 3, skips=0, rngs=nnx.Rngs(0))
+
+    mask = Network(nnx.eval_shape(make)).decay_mask["backbone"]["scaled"]
+    assert mask == {"weight": True, "table": False, "upsample_weight": True, "gain": False}
