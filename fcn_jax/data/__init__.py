@@ -1,1 +1,22 @@
-"""From files on disk to batches on the devices."""
+"""Data sets: from files to records, from records to batches on the devices.
+
+Raw files:
+  raw.py        what a registered data set returns: samples, class names; its example
+  shapes.py folder.py voc.py   the data sets of this package
+  images.py     image files: the formats that are opened, reading, headers, PNG
+  masks.py      mask files: class indices from them
+  palettes.py   colours that stand for classes
+  channels.py   extra channels: depth, HHA
+  labels.py     label maps as arrays; IGNORE_INDEX
+Records:
+  records.py    what a record holds, and writing it
+  prepared.py   where prepared records are, and when they are prepared again
+  datasets.py   open_dataset: data sets by name, registered ones and TFDS's; statistics
+  splits.py     random access to the decoded records of a split
+Batches:
+  canvases.py   canvas sizes for evaluation
+  order.py      the order of training images
+  pipeline.py   batches streamed from the host
+  resident.py   a training set in device memory
+  augment.py    random crops on the device
+"""

@@ -1,6 +1,6 @@
-"""Random scale, crop, flip and colour, on the device: bytes of a canvas in, a training crop out.
+"""Augmentation on the device: random scale, crop, flip and colour of a two-dimensional canvas.
 
-Channels beside RGB, and further label maps, are moved with the image; colours alone are changed.
+Extra channels and all label maps move with the image; only RGB changes its colours.
 """
 
 from typing import NamedTuple
@@ -17,9 +17,13 @@ LUMA = (0.299, 0.587, 0.114)
 
 
 class Crop(NamedTuple):
-    """image: float32 (h, w, c) in 0…255. label: int32 (h, w) or (h, w, m), 255 outside the image.
+    """A training crop.
 
-    valid: int32 (2,), the part that is image where it lies at the top left; else None.
+    Attributes:
+      image: float32 (h, w, c) in 0…255.
+      label: int32 (h, w) or (h, w, m), 255 outside the image.
+      valid: int32 (2,), height and width of the image at the top left of a whole canvas; None for a
+        crop, in which the image may be anywhere.
     """
 
     image: jax.Array
@@ -28,10 +32,13 @@ class Crop(NamedTuple):
 
 
 class CropAxis(NamedTuple):
-    """Where along one axis of the canvas each position of the crop lies.
+    """The canvas pixels that each position of the crop shows, along one axis.
 
-    low, high: int32 (n,), the two nearest pixels; share: float32 (n,), of `high`; nearest: int32
-    (n,); inside: bool (n,), False where the crop overhangs the image.
+    Attributes:
+      low, high: int32 (n,), the pixels on either side of the position.
+      share: float32 (n,), the weight of `high` in the interpolation.
+      nearest: int32 (n,), the nearest pixel.
+      inside: bool (n,), False where the crop extends beyond the image.
     """
 
     low: jax.Array
@@ -50,33 +57,35 @@ def augment(
     config: AugmentConfig,
     fill: tuple[float, ...],
 ) -> Crop:
-    """One random crop of one canvas.
+    """Draws a random crop of a canvas.
 
-    The image is scaled by a factor drawn evenly from `config.scale` (bilinear; labels nearest),
-    then a window of `config.crop_px` is drawn that lies inside it, or, on an axis where the image
-    is smaller, holds all of it. Half the time it is mirrored. A `crop_px` of None keeps the
-    canvas as it is, whole and unscaled, as the paper trains.
+    The image is scaled by a factor drawn uniformly from `config.scale` (bilinear; labels nearest).
+    Then a window of `config.crop_px` is drawn inside the image; along an axis where the image is
+    smaller, the window contains all of it. Half of the crops are mirrored. If `crop_px` is None,
+    the canvas stays whole and unscaled, as in the paper's training.
 
     Args:
-        key: PRNG key; the same key and canvas give the same crop.
-        image: uint8 (H, W, c), RGB first. label: uint8 (H, W), or (H, W, m) of several label maps.
-        size: int32 (2,), the part that is image.
-        fill: c values in 0…255 outside the image: the mean that the network subtracts.
+        key: PRNG key; equal keys and canvases give equal crops.
+        image: uint8 (H, W, c), RGB first.
+        label: uint8 (H, W), or (H, W, m) for several label maps.
+        size: int32 (2,), height and width of the image on the canvas.
+        config: what to draw.
+        fill: c values in 0…255 for pixels outside the image: the mean that the network subtracts.
     """
     scale_key, top_key, left_key, flip_key, colour_key = jax.random.split(key, 5)
     scale = jax.random.uniform(scale_key, minval=config.scale[0], maxval=config.scale[1])
-    whole = config.crop_px is None
-    if config.crop_px is None:
+    crop_px = config.crop_px
+    if crop_px is None:
         rows, columns = (_whole(size[axis], label.shape[axis]) for axis in (0, 1))
     else:
-        rows = _window(top_key, size[0], scale, config.crop_px[0])
-        columns = _window(left_key, size[1], scale, config.crop_px[1])
+        rows = _window(top_key, size[0], scale, crop_px[0])
+        columns = _window(left_key, size[1], scale, crop_px[1])
     if config.flip:
-        flipped = _reversed(columns, size[1] if config.crop_px is None else config.crop_px[1])
+        flipped = _reversed(columns, size[1] if crop_px is None else crop_px[1])
         mirrored = jax.random.bernoulli(flip_key)
         columns = jax.tree.map(lambda a, b: jnp.where(mirrored, b, a), columns, flipped)
 
-    # Whole rows first, then columns: two gathers of contiguous memory instead of one of pixels.
+    # Rows first, then columns: two gathers of contiguous memory instead of one of single pixels.
     pixels = _interpolate(image, rows, axis=0)
     pixels = _interpolate(pixels, columns, axis=1)
     inside = rows.inside[:, None] & columns.inside[None, :]
@@ -85,7 +94,7 @@ def augment(
     pixels = jnp.where(inside[..., None], pixels, jnp.asarray(fill, jnp.float32))
     classes = label[rows.nearest][:, columns.nearest].astype(jnp.int32)
     shown = inside.reshape(*inside.shape, *[1] * (label.ndim - 2))
-    return Crop(pixels, jnp.where(shown, classes, IGNORE_INDEX), size if whole else None)
+    return Crop(pixels, jnp.where(shown, classes, IGNORE_INDEX), size if crop_px is None else None)
 
 
 def _whole(size: jax.Array, length: int) -> CropAxis:
@@ -95,7 +104,7 @@ def _whole(size: jax.Array, length: int) -> CropAxis:
 
 
 def _reversed(window: CropAxis, count: int | jax.Array) -> CropAxis:
-    """The first `count` positions in reverse order."""
+    """Reverses the first `count` positions."""
     position = jnp.arange(window.low.shape[0])
     mirror = jnp.where(position < count, count - 1 - position, position)
     return CropAxis(*(values[mirror] for values in window))
@@ -109,7 +118,7 @@ def _window(key: jax.Array, size: jax.Array, scale: jax.Array, length: int) -> C
     )
     start = jnp.minimum(start, jnp.maximum(slack, 0))
     position = jnp.arange(length) + start
-    # Pixel centres lie at halves: position p of the scaled image shows (p + ½)/scale − ½.
+    # Pixel centres are at halves: position p of the scaled image shows (p + ½)/scale − ½.
     source = (position + 0.5) * (size / scaled) - 0.5
     last = size - 1
     low = jnp.clip(jnp.floor(source), 0, last)
@@ -140,7 +149,7 @@ def _colour(
     def factor(key, change):
         return jax.random.uniform(key, minval=1 - change, maxval=1 + change)
 
-    luma = jnp.asarray(LUMA if image.shape[-1] == COLOURS else (1.0,))  # grey is its own
+    luma = jnp.asarray(LUMA if image.shape[-1] == COLOURS else (1.0,))  # a grey image
     image = image * factor(keys[0], config.brightness)
     mean = jnp.mean(image @ luma, where=inside)
     image = mean + (image - mean) * factor(keys[1], config.contrast)

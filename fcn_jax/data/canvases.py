@@ -1,8 +1,8 @@
-"""Which canvases the images of a split are scored on: few shapes, little of them empty.
+"""Canvas sizes for evaluation: few shapes with little padding.
 
-Every shape is a compilation, and what a canvas holds beside its image is computed in vain. A split
-gets a few canvases, chosen from the sizes of its images, and every image the smallest that holds
-it. The network's answer does not depend on the canvas, only its speed (`models/feature_map.py`).
+Every canvas size is compiled separately, and padding is computed for nothing. A few sizes are
+chosen from the images of a split, and each image is placed on the smallest canvas that holds it.
+The canvas affects speed only, not the network's output (`models/feature_map.py`).
 """
 
 import dataclasses
@@ -16,15 +16,19 @@ Number = TypeVar("Number", int, np.ndarray)
 Size = tuple[int, int]
 """Height and width."""
 
-WORTH_A_COMPILATION = 0.05
-"""The share of all pixels that a further canvas must spare."""
+MIN_SAVED_SHARE = 0.05
+"""An additional canvas size must save at least this share of all pixels."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Bucket:
-    """A canvas, height and width, and the images that are put on it, by index.
+    """A canvas size with the images that use it.
 
-    label_canvas_px: of labels that are scored at another size than their image is seen at.
+    Attributes:
+      canvas_px: height and width.
+      images: indices of the images.
+      label_canvas_px: height and width of the labels' canvas, if labels are scored at another size
+        than their images.
     """
 
     canvas_px: Size
@@ -37,53 +41,56 @@ class Bucket:
 
 
 def round_up(value: Number, multiple: int) -> Number:
-    """To the next multiple; an integer, or integers in an array."""
+    """Rounds an integer, or an array of integers, up to the next multiple."""
     return -(-value // multiple) * multiple
 
 
 def smallest_first(canvases: Iterable[Size]) -> list[Size]:
-    """By their areas: the first that holds an image is then the smallest that does."""
+    """Sorts canvases by area, so that the first that holds an image is the smallest that does."""
     return sorted(canvases, key=lambda canvas: (canvas[0] * canvas[1], canvas))
 
 
 def fill_buckets(
     sizes: np.ndarray,
     *,
-    most: int,
+    max_canvases: int,
     batch_size: int = 1,
     multiple: int = 32,
     label_sizes: np.ndarray | None = None,
 ) -> list[Bucket]:
-    """Spreads images over at most `most` canvases; none is left empty, the smallest comes first.
+    """Assigns images to at most `max_canvases` canvas sizes, the smallest first.
 
-    What does not fill a batch goes to places of a larger canvas's last batch that would stay empty.
+    The images of an incomplete batch move to a larger canvas if its last batch has room for them.
 
     Args:
         sizes: heights and widths, int (n, 2), n > 0.
-        most: canvases, at least 1.
-        batch_size: images that are run at once, on canvases of one shape.
-        multiple: of which the sides of canvases are made.
-        label_sizes: of the images' labels where they differ, int (n, 2).
+        max_canvases: at least 1.
+        batch_size: number of images of a batch; all are on canvases of one size.
+        multiple: sides of canvases are multiples of this, in pixels.
+        label_sizes: heights and widths of the labels if they differ from the images', int (n, 2).
+
+    Returns:
+        Buckets, each with at least one image.
     """
     sizes = np.asarray(sizes, np.int64)
-    canvases = smallest_first(choose_canvases(sizes, most=most, multiple=multiple))
+    canvases = smallest_first(choose_canvases(sizes, max_canvases=max_canvases, multiple=multiple))
     holds = np.all(sizes[:, None] <= np.asarray(canvases), axis=-1)
     choice = holds.argmax(axis=1)
-    held = [np.flatnonzero(choice == place).tolist() for place in range(len(canvases))]
-    for place, (height, width) in enumerate(canvases):
-        left = len(held[place]) % batch_size
-        if not left:
+    assigned = [np.flatnonzero(choice == index).tolist() for index in range(len(canvases))]
+    for index, (height, width) in enumerate(canvases):
+        rest = len(assigned[index]) % batch_size
+        if not rest:
             continue
-        for larger in range(place + 1, len(canvases)):
-            above, beside = canvases[larger]
-            free = -len(held[larger]) % batch_size
-            if height <= above and width <= beside and left <= free:
-                held[larger] = sorted(held[larger] + held[place][-left:])
-                del held[place][-left:]
+        for larger in range(index + 1, len(canvases)):
+            larger_height, larger_width = canvases[larger]
+            free = -len(assigned[larger]) % batch_size
+            if height <= larger_height and width <= larger_width and rest <= free:
+                assigned[larger] = sorted(assigned[larger] + assigned[index][-rest:])
+                del assigned[index][-rest:]
                 break
     buckets = [
         Bucket(canvas, tuple(images))
-        for canvas, images in zip(canvases, held, strict=True)
+        for canvas, images in zip(canvases, assigned, strict=True)
         if images
     ]
     if label_sizes is None:
@@ -96,25 +103,25 @@ def fill_buckets(
     ]
 
 
-def choose_canvases(sizes: np.ndarray, *, most: int, multiple: int = 32) -> list[Size]:
-    """Heights and widths of at most `most` canvases, one of which holds each image.
+def choose_canvases(sizes: np.ndarray, *, max_canvases: int, multiple: int = 32) -> list[Size]:
+    """Chooses heights and widths of at most `max_canvases` canvases that hold all images.
 
-    Begins with a canvas for each size, and makes one of the two that this enlarges the least, until
-    few enough are left and each of them spares `WORTH_A_COMPILATION`.
+    Starts with one canvas for each image size, and repeatedly merges the two canvases whose merger
+    adds the fewest pixels, until few enough are left and each saves `MIN_SAVED_SHARE`.
 
     Args:
-        sizes, most, multiple: as of `fill_buckets`.
+        sizes, max_canvases, multiple: as in `fill_buckets`.
     """
     canvases, counts = _distinct(sizes, multiple)
     areas = canvases.prod(axis=1) * counts
     while len(canvases) > 1:
-        together = np.maximum(canvases[:, None], canvases)
-        growth = together.prod(axis=-1) * (counts[:, None] + counts) - areas[:, None] - areas
+        merged = np.maximum(canvases[:, None], canvases)
+        growth = merged.prod(axis=-1) * (counts[:, None] + counts) - areas[:, None] - areas
         growth[np.tril_indices(len(canvases))] = np.iinfo(np.int64).max
         one, other = np.unravel_index(growth.argmin(), growth.shape)
-        if len(canvases) <= most and growth[one, other] > WORTH_A_COMPILATION * areas.sum():
+        if len(canvases) <= max_canvases and growth[one, other] > MIN_SAVED_SHARE * areas.sum():
             break
-        canvases[one] = together[one, other]
+        canvases[one] = merged[one, other]
         counts[one] += counts[other]
         areas[one] = canvases[one].prod() * counts[one]
         canvases, counts, areas = (
@@ -130,13 +137,13 @@ def one_canvas(sizes: np.ndarray, multiple: int = 32) -> Size:
 
 
 def empty_share(sizes: np.ndarray, buckets: Sequence[Bucket]) -> float:
-    """The share of the canvases' pixels that are no image's."""
+    """The share of the canvases' pixels that lie outside their image."""
     total = sum(bucket.area_px * len(bucket.images) for bucket in buckets)
     return 1 - float(np.prod(np.asarray(sizes, np.int64), axis=1).sum()) / total
 
 
 def _distinct(sizes: np.ndarray, multiple: int) -> tuple[np.ndarray, np.ndarray]:
-    """The different sizes, rounded up until they are few enough to compare in pairs."""
+    """Distinct sizes with their counts, rounded up until there are few enough to compare pairs."""
     while True:
         rounded = round_up(np.asarray(sizes, np.int64), multiple)
         canvases, counts = np.unique(rounded, axis=0, return_counts=True)

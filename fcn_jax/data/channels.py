@@ -1,7 +1,7 @@
-"""Channels beside RGB: depth, HHA (Long et al. 2015, section 5, NYUDv2), whatever is kept as bytes.
+"""Extra channels beyond RGB: depth, HHA (Long et al. 2015, section 5, NYUDv2), or any other bytes.
 
-They lie in files of their own, in folders named for them beside the images' folder, and are put
-behind the image's RGB.
+Each kind has files of its own, in a folder next to the folder of images, which gives it its name.
+The channels follow RGB in the image's array.
 """
 
 from collections.abc import Iterable, Sequence
@@ -14,7 +14,7 @@ from fcn_jax.errors import UserError, width_by_height
 
 
 def read_channels(path: str | Path) -> np.ndarray:
-    """Channels beside RGB in a file, such as depth: uint8 (h, w, 1) of a grey one, else (h, w, 3).
+    """Reads a file of extra channels, such as depth: uint8 (h, w, 1) if it is grey, else (h, w, 3).
 
     Raises:
       UserError: the file is missing, is no image, is damaged, or has more than 8 bits a channel.
@@ -23,9 +23,9 @@ def read_channels(path: str | Path) -> np.ndarray:
 
 
 def decode_channels(data: bytes, name: str) -> np.ndarray:
-    """`read_channels` for bytes in memory; `name` stands for them in errors."""
+    """Decodes the bytes of a file as `read_channels` does; errors begin with `name`."""
     image = open_image(data, name)
-    # Of 16 bits Pillow would keep the upper 8, and a depth of up to 10 m in mm has but 6 there.
+    # Pillow keeps the upper 8 of 16 bits, and only 6 of these vary in a depth up to 10 m in mm.
     if image.mode.startswith("I") or image.mode == "F" or png_bits(data) == 16:
         raise UserError(
             f"{name}: more than 8 bits a channel; scale the range that matters (of depth in mm, "
@@ -39,19 +39,20 @@ def decode_channels(data: bytes, name: str) -> np.ndarray:
 
 
 def join_channels(
-    image: np.ndarray, image_name: str, further: Iterable[tuple[np.ndarray, str]]
+    image: np.ndarray, image_name: str, extra: Iterable[tuple[np.ndarray, str]]
 ) -> np.ndarray:
-    """RGB and further channels side by side: uint8 (h, w, c).
+    """Concatenates RGB and extra channels: uint8 (h, w, c).
 
     Args:
-      image: uint8 (h, w, 3); `image_name` stands for it in errors.
-      further: uint8 (h, w, n) each, with its name.
+      image: uint8 (h, w, 3).
+      image_name: the image's name in errors.
+      extra: pairs of channels, uint8 (h, w, n), and their name in errors.
 
     Raises:
       UserError: channels of another size than the image.
     """
     joined = [image]
-    for channels, name in further:
+    for channels, name in extra:
         if channels.shape[:2] != image.shape[:2]:
             raise UserError(
                 f"{name}: is {width_by_height(channels.shape)}, but its image {image_name} is "
@@ -61,11 +62,11 @@ def join_channels(
     return np.concatenate(joined, axis=-1) if len(joined) > 1 else image
 
 
-def beside(image: Path, folders: Sequence[str]) -> list[Path]:
-    """The files of an image's further channels: DIR/depth/a.png of DIR/images/a.jpg.
+def find_channel_files(image: Path, folders: Sequence[str]) -> list[Path]:
+    """Finds the files of an image's extra channels: DIR/depth/a.png for DIR/images/a.jpg.
 
     Raises:
-      UserError: there is none of the image's stem, or more than one.
+      UserError: a folder has no file of the image's stem, or more than one.
     """
     files = []
     for name in folders:
@@ -77,7 +78,7 @@ def beside(image: Path, folders: Sequence[str]) -> list[Path]:
         ]
         if len(found) != 1:
             raise UserError(
-                f"{image}: its {name} is wanted as one file {folder / image.stem}.png (or another "
+                f"{image}: its {name} must be one file {folder / image.stem}.png (or another "
                 f"image format); there {'is none' if not found else f'are {len(found)}'}"
             )
         files += found
@@ -85,5 +86,5 @@ def beside(image: Path, folders: Sequence[str]) -> list[Path]:
 
 
 def channel_feature(folder: str) -> str:
-    """What a record calls the channels of a folder."""
+    """The name in a record of the channels from a folder."""
     return f"channels_{folder}"

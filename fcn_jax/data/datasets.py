@@ -35,7 +35,7 @@ from fcn_jax.terminal.progress import progress_bar
 
 @dataclasses.dataclass(frozen=True)
 class Statistics:
-    """What a split's label maps are like.
+    """Image sizes and label counts of a split.
 
     Attributes:
       sizes: height and width of each image, int32 (n, 2).
@@ -50,9 +50,17 @@ class Statistics:
 class Dataset:
     """A prepared data set.
 
-    `splits` are the names it was prepared with; `split` and `statistics` also take what TFDS makes
-    of them: "train+val", "train[:10%]". label_maps: the class names of each label map; a single one
-    is called "". label_features: theirs in the records, in the same order.
+    `split` and `statistics` also take TFDS's expressions: "train+val", "train[:10%]".
+
+    Attributes:
+      name: as in `DataConfig.name`.
+      label_maps: class names by label map, the main one first; a single one is called "".
+      splits: the names of the splits.
+      builder: TFDS's builder, which reads the records.
+      image_feature: the name of the image's feature in the records.
+      channel_features: the names of the features of extra channels.
+      label_features: the names of the label maps' features, in the order of `label_maps`.
+      label_offset: is added to every label.
     """
 
     name: str
@@ -66,22 +74,22 @@ class Dataset:
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """Of the first label map."""
+        """Class names of the main label map."""
         return next(iter(self.label_maps.values()))
 
     @property
     def num_classes(self) -> dict[str, int]:
-        """Of each label map."""
+        """Number of classes by label map."""
         return {name: len(class_names) for name, class_names in self.label_maps.items()}
 
     @property
     def channels(self) -> int:
-        """Of the images: RGB, and those beside it."""
+        """Number of channels of the images, RGB included."""
         features = self.builder.info.features
         return 3 + sum(features[name].shape[-1] for name in self.channel_features)
 
     def split(self, name: str) -> Split:
-        """The records of a split.
+        """Opens the records of a split.
 
         Raises:
           UserError: there is no such split.
@@ -202,7 +210,7 @@ def _class_names(data: DataConfig, feature: Any) -> tuple[str, ...]:
 
 
 def _undecoded(dataset: Dataset, split_name: str) -> Any:
-    """TFDS's data source of a split, giving images as the encoded bytes they are kept as."""
+    """TFDS's data source of a split, which leaves images encoded."""
     import tensorflow_datasets as tfds
 
     features = dataset.builder.info.features

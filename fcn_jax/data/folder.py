@@ -4,7 +4,7 @@
       images/       a.jpg b.png …       files of `images.RASTER_FORMATS`
       masks/        a.png b.png …       of the same stem and size: class indices, 255 for void
       classes.txt   a name per line, from class 0 on
-      depth/        optional: further channels, 8-bit images of the same stem and size
+      depth/        optional: extra channels, 8-bit images of the same stem and size
       parts/        optional: masks of a second label map, whose classes are in parts.txt
       train.txt     optional, as val.txt and test.txt: the stems of each split, one per line
 
@@ -32,7 +32,7 @@ def raw_dataset(data: DataConfig) -> RawDataset:
     """Lists a folder, and notes what does not fit together instead of stopping there.
 
     Raises:
-      UserError: no root, or no images, masks or further channels in it.
+      UserError: no root, or no images, masks or extra channels in it.
     """
     root = data_root(data)
     notes: list[Note] = []

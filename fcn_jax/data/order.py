@@ -1,13 +1,15 @@
-"""In which order training sees the images: each once an epoch, in a new order every epoch.
+"""The order of training images: each once an epoch, in a new random order every epoch.
 
-Which image stands at a place of the endless sequence is worked out from the place alone, by
-integers of 32 bits that host and device compute alike. So a set on the device needs nothing from
-the host, one that is streamed gives the same batches, and a run goes on from its step's number.
+The image at a position of the endless training sequence is a function of the position alone,
+computed in 32-bit integers with equal results on host and device. A data set in device memory
+therefore needs nothing from the host, streaming gives the same batches, and a resumed run continues
+from the number of its step.
 
-The places of an epoch are laid out in rows and columns and shuffled by a Feistel network: rows are
-turned by what a hash makes of the column, columns by what it makes of the row, in turn. Where that
-leads to one of the few places that are no image's, it is done again (Black and Rogaway, Ciphers
-with Arbitrary Finite Domains, CT-RSA 2002: the generalised Feistel network and cycle walking).
+The positions of an epoch form a grid of rows and columns, which a Feistel network shuffles: in
+turn, a hash of the column shifts the row, and a hash of the row shifts the column. The grid has
+slightly more cells than there are images; a result outside the images is shuffled again (Black and
+Rogaway, Ciphers with Arbitrary Finite Domains, CT-RSA 2002: the generalised Feistel network and
+cycle walking).
 """
 
 import functools
@@ -21,36 +23,42 @@ import numpy as np
 from jax import lax
 
 Numbers = TypeVar("Numbers", bound=Any)
-"""uint32 of any shape, NumPy's or JAX's: they wrap around alike."""
+"""uint32 arrays of any shape, NumPy's or JAX's; both wrap around."""
 
-PLACES = 2**32
-"""After these the sequence begins anew, within an epoch."""
+PERIOD = 2**32
+"""The sequence repeats after so many positions, also within an epoch."""
 
-TURNS = 6
-"""Of the rows and of the columns each."""
+ROUNDS = 6
+"""Rounds of the Feistel network; each shifts rows and columns once."""
 
-WORKED_OUT_AT_ONCE = 1024
-"""Places, by the host."""
+BLOCK_LENGTH = 1024
+"""The host computes this many positions at a time."""
 
 
-def image_at(place: int, *, count: int, seed: int) -> int:
-    """The index of the image, below `count`, at a place of the sequence; on the host."""
-    block, inside = divmod(place % PLACES, WORKED_OUT_AT_ONCE)
+def image_at(position: int, *, count: int, seed: int) -> int:
+    """Returns the index of the image at a position of the sequence, computed on the host.
+
+    Args:
+        position: at least 0; position p is image p % batch_size of step p // batch_size.
+        count: number of images; the result is below it.
+        seed: determines the order.
+    """
+    block, inside = divmod(position % PERIOD, BLOCK_LENGTH)
     return int(_images_of_block(block, count, seed)[inside])
 
 
 @functools.lru_cache(maxsize=2)
 def _images_of_block(block: int, count: int, seed: int) -> np.ndarray:
-    place = np.arange(WORKED_OUT_AT_ONCE, dtype=np.uint32)
-    image, shuffle = _shuffled(place + np.uint32(block * WORKED_OUT_AT_ONCE), count, seed)
+    position = np.arange(BLOCK_LENGTH, dtype=np.uint32)
+    image, shuffle = _shuffled(position + np.uint32(block * BLOCK_LENGTH), count, seed)
     while (outside := image >= count).any():
         image = np.where(outside, shuffle(image), image)
     return image
 
 
-def images_at(place: jax.Array, *, count: int, seed: int) -> jax.Array:
-    """The same on the device, of uint32 of any shape."""
-    image, shuffle = _shuffled(place, count, seed)
+def images_at(position: jax.Array, *, count: int, seed: int) -> jax.Array:
+    """Device-side version of `image_at`, vectorised over uint32 arrays of any shape."""
+    image, shuffle = _shuffled(position, count, seed)
     return lax.while_loop(
         lambda image: jnp.any(image >= count),
         lambda image: jnp.where(image >= count, shuffle(image), image),
@@ -59,24 +67,24 @@ def images_at(place: jax.Array, *, count: int, seed: int) -> jax.Array:
 
 
 def _shuffled(
-    place: Numbers, count: int, seed: int
+    position: Numbers, count: int, seed: int
 ) -> tuple[Numbers, Callable[[Numbers], Numbers]]:
-    """Where places are led to at first, and what leads them on."""
+    """Returns the cells after the first shuffle, and the function that shuffles them again."""
     columns = math.isqrt(count - 1) + 1  # the square root, rounded up
     rows = -(-count // columns)
-    key = _mixed(place // count + _mixed(np.array([seed % PLACES], np.uint32)))
+    key = _hash(position // count + _hash(np.array([seed % PERIOD], np.uint32)))
 
-    def shuffle(place: Numbers) -> Numbers:
-        row, column = place // columns, place % columns
-        for turn in range(TURNS):
-            row = (row + _mixed(column + _mixed(key + 2 * turn)) % rows) % rows
-            column = (column + _mixed(row + _mixed(key + (2 * turn + 1))) % columns) % columns
+    def shuffle(position: Numbers) -> Numbers:
+        row, column = position // columns, position % columns
+        for number in range(ROUNDS):
+            row = (row + _hash(column + _hash(key + 2 * number)) % rows) % rows
+            column = (column + _hash(row + _hash(key + (2 * number + 1))) % columns) % columns
         return row * columns + column
 
-    return shuffle(place % count), shuffle
+    return shuffle(position % count), shuffle
 
 
-def _mixed(value: Numbers) -> Numbers:
+def _hash(value: Numbers) -> Numbers:
     """Every bit depends on all: the finaliser of MurmurHash3 (Austin Appleby, public domain)."""
     value = (value ^ value >> 16) * np.uint32(0x85EBCA6B)
     value = (value ^ value >> 13) * np.uint32(0xC2B2AE35)

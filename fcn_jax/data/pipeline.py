@@ -1,8 +1,8 @@
-"""From records to batches of canvases, on the host.
+"""Batches of canvases from records, on the host.
 
-A canvas is a record at the top left of an array of fixed size: `image` uint8 (H, W, c), `label`
-uint8 (H, W), or (H, W, m) of several label maps, with 255 outside the image, `size` int32 (2,) its
-true height and width.
+A canvas is an array of fixed size with a record in its top left corner: `image` uint8 (H, W, c);
+`label` uint8 (H, W), or (H, W, m) for several label maps, with 255 outside the image; and `size`
+int32 (2,), the height and width of the image.
 """
 
 import contextlib
@@ -17,13 +17,13 @@ from absl import flags
 
 from fcn_jax.data.canvases import Bucket, Size
 from fcn_jax.data.labels import IGNORE_INDEX
-from fcn_jax.data.order import PLACES, image_at
+from fcn_jax.data.order import PERIOD, image_at
 
 Batch = dict[str, np.ndarray]
 
 
-THREADS = 16
-"""That read and decode; where cores are fewer, they cost nothing."""
+TRAINING_THREADS = 16
+"""Threads that read and decode; more than there are cores do no harm."""
 
 
 def training_batches(
@@ -35,26 +35,25 @@ def training_batches(
     workers: int,
     steps: range,
 ) -> grain.DatasetIterator:
-    """The batches of some steps, every image once an epoch, in the order of `data/order.py`.
+    """Streams the training batches of some steps, in the order of `data/order.py`.
 
     Args:
         records: a random-access source of records (`splits.Split`).
-        canvas_px: height and width; of a larger image a random window is taken.
-        batch_size: canvases of a whole batch, of which this host gives its share.
-        seed: fixes the order and the windows.
-        workers: processes that read and decode; 0: threads of this one.
-        steps: numbered from 0.
+        canvas_px: height and width; a random window is cut from a larger image.
+        batch_size: canvases of a global batch; this host yields its share.
+        seed: determines the order and the windows.
+        workers: processes that read and decode; 0 for threads of this process.
+        steps: numbers of the steps, from 0.
 
     Returns:
-        An iterator of numpy batches, with `close`.
+        An iterator of NumPy batches; its `close` ends the threads or processes.
     """
     share = batch_size // jax.process_count()
     first = jax.process_index() * share
+    ahead = max(TRAINING_THREADS, 2 * share)
     canvases = grain.MapDataset.source(
-        _Sequence(records, canvas_px, batch_size, first, share, seed, steps)
-    ).to_iter_dataset(
-        grain.ReadOptions(num_threads=THREADS, prefetch_buffer_size=max(2 * share, THREADS))
-    )
+        _TrainingCanvases(records, canvas_px, batch_size, first, share, seed, steps)
+    ).to_iter_dataset(grain.ReadOptions(TRAINING_THREADS, ahead))
     if workers:
         if not flags.FLAGS.is_parsed():  # Grain hands absl's flags on to its processes
             flags.FLAGS.mark_as_parsed()
@@ -63,8 +62,8 @@ def training_batches(
 
 
 @dataclasses.dataclass(frozen=True)
-class _Sequence:
-    """The canvases of a host, one after the other: of each batch `share`, from the `first` on."""
+class _TrainingCanvases:
+    """A host's canvases in order: `share` canvases of each batch, from the index `first`."""
 
     records: Any
     canvas_px: Size
@@ -79,21 +78,24 @@ class _Sequence:
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
         step, inside = divmod(index, self.share)
-        place = self.steps[step] * self.batch_size + self.first + inside
-        record = self.records[image_at(place, count=len(self.records), seed=self.seed)]
-        random = np.random.default_rng((self.seed % PLACES, place))
+        position = self.steps[step] * self.batch_size + self.first + inside
+        record = self.records[image_at(position, count=len(self.records), seed=self.seed)]
+        random = np.random.default_rng((self.seed % PERIOD, position))
         return ToCanvas(self.canvas_px)(_random_window(record, self.canvas_px, random))
 
 
 READING_THREADS = 8
-"""Of evaluation. They wait for each other where there are fewer cores, and lose nothing by it."""
+"""Threads that read and decode for evaluation; more than there are cores do no harm."""
 
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationBatch:
-    """canvases: this host's share. images: the index of each image of the whole batch, in order.
+    """A batch for evaluation.
 
-    records: of this host's images, by index.
+    Attributes:
+      canvases: this host's share of the batch.
+      images: the indices of the images of the global batch, in order.
+      records: the records of this host's images, by index.
     """
 
     canvases: Batch
@@ -104,53 +106,51 @@ class EvaluationBatch:
 def evaluation_batches(
     records: Any, buckets: Sequence[Bucket], *, batch_size: int
 ) -> Generator[EvaluationBatch]:
-    """Every image of the buckets once, a bucket after the other.
+    """Yields every image of the buckets once, bucket by bucket.
 
-    The last batch of each is filled up with void canvases, which have no place in `images`; so
-    every host yields equally many.
+    The last batch of a bucket is filled up with void canvases, which are not in `images`, so that
+    all hosts yield equally many batches. If a bucket has a `label_canvas_px`, its batches have
+    `label_size` in addition to `size`. Threads read and decode two batches ahead; `close` ends
+    them.
 
     Args:
         records: a random-access source of records (`splits.Split`).
         buckets: see `data/canvases.py`.
-        batch_size: canvases of this host's batches; the hosts' shares together make up a batch.
-
-    Where buckets have canvases of their own for labels, batches have `label_size` beside `size`.
-    Records are read and decoded by threads, two batches ahead of what is asked for; `close` ends
-    them.
+        batch_size: canvases of this host's batches; the shares of all hosts form a global batch.
     """
-    whole = batch_size * jax.process_count()
+    global_batch_size = batch_size * jax.process_count()
     first = batch_size * jax.process_index()
     batches = [
-        (bucket, bucket.images[start : start + whole])
+        (bucket, bucket.images[start : start + global_batch_size])
         for bucket in buckets
-        for start in range(0, len(bucket.images), whole)
+        for start in range(0, len(bucket.images), global_batch_size)
     ]
-    mine = [images[first : first + batch_size] for _, images in batches]
-    picked = _Picked(records, [index for images in mine for index in images])
+    local_images = [images[first : first + batch_size] for _, images in batches]
+    subset = _Subset(records, [index for images in local_images for index in images])
     ahead = max(READING_THREADS, 2 * batch_size)
     reader = iter(
-        grain.MapDataset.source(picked).to_iter_dataset(grain.ReadOptions(READING_THREADS, ahead))
+        grain.MapDataset.source(subset).to_iter_dataset(grain.ReadOptions(READING_THREADS, ahead))
     )
-    like = records[0]  # a host may have no record of its own in a batch
+    example = records[0]  # a host may have no record of its own in a batch
     with contextlib.closing(reader):
-        for (bucket, images), own in zip(batches, mine, strict=True):
-            held = {index: next(reader) for index in own}
+        for (bucket, images), local in zip(batches, local_images, strict=True):
+            local_records = {index: next(reader) for index in local}
             to_canvas = ToCanvas(bucket.canvas_px, bucket.label_canvas_px)
-            canvases = to_canvas.empty(like, batch_size)
-            for place, record in enumerate(held.values()):
-                to_canvas.put(record, {key: values[place] for key, values in canvases.items()})
-            yield EvaluationBatch(canvases, images, held)
+            canvases = to_canvas.empty(example, batch_size)
+            for slot, record in enumerate(local_records.values()):
+                to_canvas.put(record, {key: values[slot] for key, values in canvases.items()})
+            yield EvaluationBatch(canvases, images, local_records)
 
 
-class _Picked:
+class _Subset:
     def __init__(self, records: Any, indices: Sequence[int]):
         self.records, self.indices = records, indices
 
     def __len__(self) -> int:
         return len(self.indices)
 
-    def __getitem__(self, place: int) -> dict[str, Any]:
-        return self.records[self.indices[place]]
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self.records[self.indices[index]]
 
 
 def _random_window(
@@ -165,7 +165,12 @@ def _random_window(
 
 
 class ToCanvas:
-    """Puts records on canvases. label_canvas_px: of labels that have one of their own."""
+    """Copies records onto canvases.
+
+    Args:
+      canvas_px: height and width of a canvas.
+      label_canvas_px: height and width of the label's canvas if it differs.
+    """
 
     def __init__(self, canvas_px: Size, label_canvas_px: Size | None = None):
         self.canvas_px = canvas_px
@@ -177,19 +182,20 @@ class ToCanvas:
         return canvas
 
     def put(self, record: dict[str, Any], canvas: dict[str, np.ndarray]) -> None:
-        """Fills an empty canvas."""
+        """Copies a record onto an empty canvas."""
         for key, size in (("image", "size"), ("label", "label_size")):
             height, width = record[key].shape[:2]
             canvas[key][:height, :width] = record[key]
             if size in canvas:
                 canvas[size][...] = height, width
 
-    def empty(self, like: dict[str, Any], count: int) -> dict[str, np.ndarray]:
-        """So many canvases that count for nothing, of the channels and label maps of a record."""
+    def empty(self, example: dict[str, Any], count: int) -> dict[str, np.ndarray]:
+        """Makes `count` void canvases with the channels and label maps of an example record."""
         label_px = self.label_canvas_px or self.canvas_px
+        maps = example["label"].shape[2:]
         canvases = {
-            "image": np.zeros((count, *self.canvas_px, like["image"].shape[-1]), np.uint8),
-            "label": np.full((count, *label_px, *like["label"].shape[2:]), IGNORE_INDEX, np.uint8),
+            "image": np.zeros((count, *self.canvas_px, example["image"].shape[-1]), np.uint8),
+            "label": np.full((count, *label_px, *maps), IGNORE_INDEX, np.uint8),
             "size": np.tile(np.asarray(self.canvas_px, np.int32), (count, 1)),
         }
         if self.label_canvas_px:

@@ -22,9 +22,10 @@ import json
 import os
 import shutil
 import stat
+import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TextIO
 
 from fcn_jax import registry
 from fcn_jax.config import DataConfig
@@ -59,7 +60,7 @@ class PreparedRecords(NamedTuple):
     Attributes:
       builder: TFDS's builder, which reads them.
       label_maps: class names by label map, as in `RawDataset.label_maps`.
-      channels: the names of further channels.
+      channels: the names of extra channels.
     """
 
     builder: Any
@@ -68,7 +69,7 @@ class PreparedRecords(NamedTuple):
 
 
 def prepared_dir(data: DataConfig) -> Path:
-    """Where prepared records are kept: the setting, $FCN_JAX_DATA or ~/.cache/fcn_jax/data."""
+    """The folder of all prepared records: the setting, $FCN_JAX_DATA or ~/.cache/fcn_jax/data."""
     place = data.prepared_dir or os.environ.get("FCN_JAX_DATA") or "~/.cache/fcn_jax/data"
     return Path(place).expanduser().absolute()
 
@@ -149,8 +150,8 @@ def _prepare(folder: Path, raw: RawDataset, data: DataConfig) -> None:
     folder.mkdir(parents=True)
     _write_marker(folder, marker)
     try:
-        with quiet():
-            builder = SegmentationBuilder(raw, data, data_dir=folder)
+        with quiet() as stdout:
+            builder = SegmentationBuilder(raw, data, stdout, data_dir=folder)
             builder.prepare()
         written = [path for path in sorted(folder.rglob("*")) if path.is_file()]
         described = {
@@ -280,8 +281,8 @@ def locked(path: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def quiet(bars: bool = False) -> Iterator[None]:
-    """Silences TFDS's prints, log lines and, unless wanted, progress bars."""
+def quiet(bars: bool = False) -> Iterator[TextIO]:
+    """Silences TFDS's prints, log lines and, unless wanted, progress bars; yields the stdout."""
     import tensorflow_datasets as tfds
     from absl import logging
 
@@ -289,9 +290,10 @@ def quiet(bars: bool = False) -> Iterator[None]:
     logging.set_verbosity(logging.ERROR)
     if not bars:
         tfds.disable_progress_bar()
+    stdout = sys.stdout
     try:
         with contextlib.redirect_stdout(io.StringIO()):
-            yield
+            yield stdout
     finally:
         tfds.enable_progress_bar()
         logging.set_verbosity(verbosity)

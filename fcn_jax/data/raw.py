@@ -19,6 +19,7 @@ A mask that is no image file is a `SourceFile` with its own reader, which return
 
 import contextlib
 import dataclasses
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePath
@@ -47,7 +48,7 @@ REFUSED = {
     "listed_missing": "no such images",
     "listed_twice": "images listed twice",
     "mask_without_image": "masks without an image of the same name",
-    "channels_missing": "images without a file of further channels",
+    "channels_missing": "images without a file of extra channels",
 }
 """Kinds of notes that stop the preparation, in the order in which they are reported."""
 
@@ -71,7 +72,7 @@ class Note(NamedTuple):
 
 
 class SourceFile(NamedTuple):
-    """An image, a mask or further channels, not read yet.
+    """An image, a mask or extra channels, not read yet.
 
     Attributes:
       path: names it in messages. The records depend on the size and modification time of this file.
@@ -88,7 +89,7 @@ class SourceFile(NamedTuple):
             return self.read(self.path)
 
     def load_bytes(self) -> bytes:
-        """Reads an image or further channels as the bytes of an image file; pixels become a PNG.
+        """Reads an image or extra channels as the bytes of an image file; pixels become a PNG.
 
         Raises:
           UserError: the file cannot be read, or its reader returned something else.
@@ -121,7 +122,7 @@ class Sample:
       mask: an image file of class indices or colours, or a `SourceFile` that returns class
         indices; by label map if there are several.
       name: names the image in results; its file's stem if None. Names differ within a split.
-      channels: image files of further channels (depth, …) by the names in `data.extra_channels`.
+      channels: image files of extra channels (depth, …) by the names in `data.extra_channels`.
     """
 
     def __init__(
@@ -145,7 +146,9 @@ class Sample:
 
 
 def _source(file: File) -> SourceFile:
-    return file if isinstance(file, SourceFile) else SourceFile(file)
+    if isinstance(file, SourceFile):
+        return file
+    return SourceFile(file if isinstance(file, Path) else Path(file))  # Path(…) of a Path is slow
 
 
 @dataclasses.dataclass(frozen=True)
@@ -253,6 +256,9 @@ def list_samples(raw: RawDataset, data: DataConfig) -> list[Sample]:
     if twice := repeated((sample.split, sample.name) for sample in samples):
         names = listed([f"{name} in {split}" for split, name in twice], NAMES_SHOWN)
         raise UserError(f"{place}: images of one split must have different names: {names}")
+    for split in {sample.split for sample in samples}:
+        if not re.fullmatch(r"\w+", split) or split == "all":
+            raise UserError(f"{place}: {split!r} cannot be the name of a split")
     maps, folders = list(raw.label_maps), list(data.extra_channels)
     if data.label_maps != ("masks",) and list(data.label_map_names()) != maps:
         raise UserError(

@@ -4,9 +4,10 @@ TFDS's usual base class, `GeneratorBasedBuilder`, keeps up to a gigabyte in memo
 TensorFlow beyond that; `ShardBasedBuilder` writes shard after shard, in the order of the samples.
 """
 
+import contextlib
 import functools
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -32,8 +33,9 @@ class SegmentationBuilder(tfds.core.ShardBasedBuilder, skip_registration=True): 
     # TFDS would look for a file of checksums in a package that it does not install.
     url_infos: Mapping[str, Any] | None = None
 
-    def __init__(self, raw: RawDataset, data: DataConfig, **options: Any):
+    def __init__(self, raw: RawDataset, data: DataConfig, stdout: TextIO, **options: Any):
         self._data = data
+        self._stdout = stdout
         self._label_maps = {name: list(names) for name, names in raw.label_maps.items()}
         self._palette = raw.palette
         self._splits: dict[str, list[Sample]] = {}
@@ -50,7 +52,7 @@ class SegmentationBuilder(tfds.core.ShardBasedBuilder, skip_registration=True): 
 
     @property
     def channels(self) -> tuple[str, ...]:
-        """The names of further channels."""
+        """The names of extra channels."""
         return tuple(self._num_channels)
 
     def prepare(self) -> None:
@@ -99,9 +101,14 @@ class SegmentationBuilder(tfds.core.ShardBasedBuilder, skip_registration=True): 
     def _records(self, samples: list[Sample]) -> Iterator[tuple[str, dict[str, Any]]]:
         for sample in samples:
             try:
-                yield sample.name, self._record(sample)
+                with contextlib.redirect_stdout(self._stdout):  # what the data set's reader prints
+                    record = self._record(sample)
+                yield sample.name, record
             except UserError as error:  # the first; there may be more
                 raise UserError(f"{error}{SEE_DOCTOR}") from error
+            except Exception as error:
+                error.add_note(f"while preparing {sample.name} ({sample.image.path})")
+                raise
             self._bar.advance()
 
     def _record(self, sample: Sample) -> dict[str, Any]:

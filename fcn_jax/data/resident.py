@@ -1,9 +1,9 @@
-"""A training set that lies on the devices: a step then takes nothing from the host.
+"""A training set in device memory: a step then takes nothing from the host.
 
-All canvases (`data/pipeline.py`), each once, are dealt to the devices. Every device works out which
-images make up the whole batch (`data/order.py`) and gives those that it holds; what each gets of
-the sum is its share. So the batches are the same for any number of devices, and of a single one
-they are a gather.
+The canvases (`data/pipeline.py`) are sharded over the devices. Every device computes the indices of
+the global batch (`data/order.py`) and contributes the images that it holds; a reduce-scatter gives
+each device its share of the batch. The batches are the same for any number of devices; on a single
+one they are a gather.
 """
 
 import os
@@ -27,32 +27,35 @@ from fcn_jax.parallel.data_parallel import DATA_AXIS
 from fcn_jax.terminal.progress import progress_bar
 
 PIECE_BYTES = 64 << 20
-"""What the host decodes before it is copied, or one canvas a device where these take more: the most
-that it holds of the set."""
+"""The host decodes this much of the data set before copying it, but at least one canvas a device;
+it never holds more."""
 
 DeviceStep = Callable[[Any, Any], tuple[Any, dict[str, jax.Array]]]
-"""A training step as `step.make_train_step` builds it: (state, batch) -> (state, metrics)."""
+"""A training step as made by `make_train_step`: (state, batch) -> (state, metrics)."""
 
 
 def load(records: Any, canvas_px: Size, use_mesh: bool = False) -> dict[str, jax.Array]:
-    """The canvases of all records on this host's devices: `image`, `label`, `size`, (d, n, …).
+    """Loads the canvases of all records onto this host's devices.
 
-    Device i of d holds the n records from i·n on; the last may hold void ones behind them. They are
-    decoded by threads, and copied piece by piece.
+    Threads decode the records, which are copied piece by piece.
 
     Args:
         records: a random-access source of records (`splits.Split`), none larger than the canvas.
         canvas_px: height and width.
-        use_mesh: as of `parallel.parallelize`, here of one host's devices.
+        use_mesh: as in `parallelize`, for the devices of one host.
+
+    Returns:
+        `image`, `label` and `size`, each (d, n, …) and sharded over its first axis: device i of d
+        holds the n records from i·n. The last devices may hold void canvases after their records.
     """
-    to_canvas, like = ToCanvas(canvas_px), records[0]
+    to_canvas, example = ToCanvas(canvas_px), records[0]
     devices = jax.local_device_count()
-    share, length = shares(len(records), canvas_bytes(like, canvas_px))
+    shard, length = shard_lengths(len(records), canvas_bytes(example, canvas_px))
     sharding = NamedSharding(data_parallel.data_mesh(use_mesh), P(DATA_AXIS))
-    held = jax.jit(
+    resident = jax.jit(
         lambda: {
-            name: jnp.zeros((devices, share, *values.shape[1:]), values.dtype)
-            for name, values in to_canvas.empty(like, 1).items()
+            name: jnp.zeros((devices, shard, *values.shape[1:]), values.dtype)
+            for name, values in to_canvas.empty(example, 1).items()
         },
         out_shardings=sharding,
     )()
@@ -60,92 +63,93 @@ def load(records: Any, canvas_px: Size, use_mesh: bool = False) -> dict[str, jax
         ThreadPoolExecutor(os.cpu_count(), "decode") as pool,
         progress_bar("loading the images", len(records)) as bar,
     ):
-        for start in range(0, share, length):
+        for start in range(0, shard, length):
             piece = {
                 name: values.reshape(devices, length, *values.shape[1:])
-                for name, values in to_canvas.empty(like, devices * length).items()
+                for name, values in to_canvas.empty(example, devices * length).items()
             }
 
-            def fill(place: tuple[int, int], piece: Any = piece, start: int = start) -> None:
-                device, inside = place
-                record = records[device * share + start + inside]
-                to_canvas.put(record, {name: values[place] for name, values in piece.items()})
+            def fill(slot: tuple[int, int], piece: Any = piece, start: int = start) -> None:
+                device, inside = slot
+                record = records[device * shard + start + inside]
+                to_canvas.put(record, {name: values[slot] for name, values in piece.items()})
 
-            filled = [
+            slots = [
                 (device, inside)
                 for device in range(devices)
                 for inside in range(length)
-                if device * share + start + inside < len(records)
+                if device * shard + start + inside < len(records)
             ]
-            for _ in pool.map(fill, filled):
+            for _ in pool.map(fill, slots):
                 bar.advance()
-            held = _written(held, jax.device_put(piece, sharding), np.int32(start))
-    return jax.block_until_ready(held)
+            resident = _write_piece(resident, jax.device_put(piece, sharding), np.int32(start))
+    return jax.block_until_ready(resident)
 
 
-def shares(count: int, canvas_bytes: int) -> tuple[int, int]:
-    """Of so many canvases: how many each device holds, and how many of them come in a piece.
+def shard_lengths(count: int, canvas_bytes: int) -> tuple[int, int]:
+    """Returns how many of `count` canvases a device holds, and how many of them a piece has.
 
-    Pieces are of equal length, so the last may hold void canvases: fewer than there are pieces.
+    Pieces are of equal length. The last one holds void canvases if the number of canvases is not a
+    multiple of it; these are fewer than there are pieces.
     """
     devices = jax.local_device_count()
-    share = -(-count // devices)
-    most = max(1, PIECE_BYTES // (devices * canvas_bytes))
-    pieces = -(-share // most)
-    length = -(-share // pieces)
+    shard = -(-count // devices)
+    max_length = max(1, PIECE_BYTES // (devices * canvas_bytes))
+    pieces = -(-shard // max_length)
+    length = -(-shard // pieces)
     return pieces * length, length
 
 
-def canvas_bytes(like: dict[str, Any], canvas_px: Size) -> int:
-    """Of one canvas with the channels and label maps of a record."""
-    return sum(values.nbytes for values in ToCanvas(canvas_px).empty(like, 1).values())
+def canvas_bytes(example: dict[str, Any], canvas_px: Size) -> int:
+    """The bytes of a canvas with the channels and label maps of an example record."""
+    return sum(values.nbytes for values in ToCanvas(canvas_px).empty(example, 1).values())
 
 
 @partial(jax.jit, donate_argnums=0)
-def _written(held: Any, piece: Any, start: jax.Array) -> Any:
+def _write_piece(resident: Any, piece: Any, start: jax.Array) -> Any:
     return jax.tree.map(
-        lambda all, some: lax.dynamic_update_slice_in_dim(all, some, start, axis=1), held, piece
+        lambda all, some: lax.dynamic_update_slice_in_dim(all, some, start, axis=1), resident, piece
     )
 
 
-def on_resident(
+def resident_step(
     train_step: DeviceStep, *, count: int, batch_size: int, seed: int, steps: int = 1
 ) -> DeviceStep:
-    """The training step that takes its batches from the set that `load` put on the devices.
+    """Makes a training step that takes its batches from the data set that `load` returned.
 
     Args:
-        train_step: of a state whose `step` counts the steps done.
-        count: images in the set.
-        batch_size: canvases of a whole batch.
-        seed: fixes the order.
-        steps: of training in one call; each metric is then (steps,) instead of a scalar.
+        train_step: takes a state whose `step` is the number of steps done.
+        count: number of images in the data set.
+        batch_size: canvases of a global batch.
+        seed: determines the order.
+        steps: training steps in one call; if above 1, each metric is (steps,) instead of a scalar.
     """
 
-    def step(state, held):
-        return train_step(state, batch_of(held, state.step, count, batch_size, seed))
+    def step(state, resident):
+        return train_step(state, select_batch(resident, state.step, count, batch_size, seed))
 
-    def several(state, held):
-        return lax.scan(lambda state, _: step(state, held), state, length=steps)
+    def several_steps(state, resident):
+        return lax.scan(lambda state, _: step(state, resident), state, length=steps)
 
-    return step if steps == 1 else several
+    return step if steps == 1 else several_steps
 
 
-def batch_of(held: Any, step: jax.Array, count: int, batch_size: int, seed: int) -> Any:
-    """A device's share of the batch of that step, from 0; for all devices to call together."""
-    if held["size"].ndim == 3:  # a mesh leaves the axis of devices, of length 1
-        held = jax.tree.map(lambda values: values[0], held)
-    share = len(held["size"])
-    place = step.astype(jnp.uint32) * batch_size + jnp.arange(batch_size, dtype=jnp.uint32)
-    wanted = images_at(place, count=count, seed=seed).astype(jnp.int32)
-    alone = lax.axis_size(DATA_AXIS) == 1
-    inside = wanted - lax.axis_index(DATA_AXIS) * share
-    is_here = (inside >= 0) & (inside < share)
+def select_batch(resident: Any, step: jax.Array, count: int, batch_size: int, seed: int) -> Any:
+    """Selects a device's share of a step's batch; a collective, called by all devices together."""
+    if resident["size"].ndim == 3:  # a mesh leaves the axis of devices, of length 1
+        resident = jax.tree.map(lambda values: values[0], resident)
+    shard = len(resident["size"])
+    position = step.astype(jnp.uint32) * batch_size + jnp.arange(batch_size, dtype=jnp.uint32)
+    image = images_at(position, count=count, seed=seed).astype(jnp.int32)
+    is_single = lax.axis_size(DATA_AXIS) == 1
+    inside = image - lax.axis_index(DATA_AXIS) * shard
+    is_local = (inside >= 0) & (inside < shard)
 
-    def dealt(values):
+    def select(values):
         picked = jnp.take(values, inside, axis=0, mode="clip")
-        if alone:
+        if is_single:
             return picked
-        own = jnp.where(is_here.reshape(-1, *[1] * (values.ndim - 1)), picked, 0)
-        return lax.psum_scatter(own, DATA_AXIS, tiled=True)
+        local = jnp.where(is_local.reshape(-1, *[1] * (values.ndim - 1)), picked, 0)
+        return lax.psum_scatter(local, DATA_AXIS, tiled=True)
 
-    return jax.tree.map(dealt, held)
+    return jax.tree.map(select, resident)

@@ -1,4 +1,4 @@
-"""The records of one split of a prepared data set, decoded one by one when asked for."""
+"""Random access to the decoded records of a split."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -15,55 +15,65 @@ from fcn_jax.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-    """The records of a split, by index: read and decoded when asked for. Can be pickled.
+    """The records of a split; indexing reads and decodes one. Can be pickled.
 
-    `split[i]` is `{"image": uint8 (h, w, c), "label": uint8 (h, w), "name": str}`, with a label of
-    (h, w, m) where there are several label maps. num_classes: of each, by its feature.
+    `split[i]` is `{"image": uint8 (h, w, c), "label": uint8 (h, w), "name": str}`. If there are
+    several label maps, the label is (h, w, m).
+
+    Attributes:
+      name: the split as TFDS spells it, such as "train" or "train[:10%]".
+      num_classes: by the name of a label map's feature in the records.
+      records: TFDS's data source, whose images are still encoded.
+      image_feature: the name of the image's feature.
+      channel_features: the names of the features of extra channels.
+      label_offset: is added to every label; labels that become negative are void.
+      place: the folder of the records, for errors.
     """
 
     name: str
     num_classes: Mapping[str, int]
-    records: Any = dataclasses.field(repr=False)  # TFDS's data source; images still encoded
+    records: Any = dataclasses.field(repr=False)
     image_feature: str = "image"
     channel_features: tuple[str, ...] = ()
     label_offset: int = 0
-    place: str = ""  # the folder of the records, for errors
+    place: str = ""
 
     def __len__(self) -> int:
         return len(self.records)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """One record.
+        """Reads and decodes one record.
 
         Raises:
-          UserError: a label that is no class, or an image that its mask does not fit; named.
+          UserError: names a record that is damaged, has a label that is no class, or whose mask is
+            of another size than its image.
         """
         record = self._record(index)
         name = self._record_name(record, index)
-        image = _decoded(record[self.image_feature], decode_image, name)
+        image = _decode(record[self.image_feature], decode_image, name)
         if image.ndim == 2:
             image = image[..., None]
         if image.shape[-1] == 1:
             image = np.repeat(image, 3, axis=-1)
-        label = self._decoded_labels(record, name)
+        label = self._decode_labels(record, name)
         if image.dtype != np.uint8 or image.shape != (*label.shape[:2], 3):
             raise UserError(
                 f"{name}: the image is {image.dtype} {image.shape}, its mask {label.shape[:2]}; "
                 "an image of uint8 (h, w, 3) and a mask of (h, w) are needed"
             )
-        further = [
-            (_decoded(record[feature], decode_channels, name), f"{name}, {feature}")
+        extra = [
+            (_decode(record[feature], decode_channels, name), f"{name}, {feature}")
             for feature in self.channel_features
         ]
-        return {"image": join_channels(image, name, further), "label": label, "name": name}
+        return {"image": join_channels(image, name, extra), "label": label, "name": name}
 
     def label(self, index: int) -> np.ndarray:
-        """The label of a record alone, as in the record: much faster than the whole of it."""
+        """Decodes only the label of a record, which is much faster than all of it."""
         record = self._record(index)
-        return self._decoded_labels(record, self._record_name(record, index))
+        return self._decode_labels(record, self._record_name(record, index))
 
     def record_name(self, index: int) -> str:
-        """The name of a record; nothing is decoded."""
+        """The name of a record, without decoding it."""
         return self._record_name(self._record(index), index)
 
     def _record(self, index: int) -> dict[str, Any]:
@@ -84,15 +94,15 @@ class Split:
                 return name.decode() if isinstance(name, bytes) else name
         return f"{self.name}[{index}]"
 
-    def _decoded_labels(self, record: dict[str, Any], name: str) -> np.ndarray:
+    def _decode_labels(self, record: dict[str, Any], name: str) -> np.ndarray:
         maps = [
-            self._decoded_label(record[feature], name, count)
+            self._decode_label(record[feature], name, count)
             for feature, count in self.num_classes.items()
         ]
         return maps[0] if len(maps) == 1 else np.stack(maps, axis=-1)
 
-    def _decoded_label(self, value: Any, name: str, num_classes: int) -> np.ndarray:
-        label = _decoded(value, decode_mask, name)
+    def _decode_label(self, value: Any, name: str, num_classes: int) -> np.ndarray:
+        label = _decode(value, decode_mask, name)
         if label.ndim == 3 and label.shape[-1] == 1:
             label = label[..., 0]
         if self.label_offset:
@@ -102,5 +112,5 @@ class Split:
         return label.astype(np.uint8, copy=False)
 
 
-def _decoded(value: Any, decode: Callable[[bytes, str], np.ndarray], name: str) -> np.ndarray:
+def _decode(value: Any, decode: Callable[[bytes, str], np.ndarray], name: str) -> np.ndarray:
     return decode(value, name) if isinstance(value, bytes) else np.asarray(value)

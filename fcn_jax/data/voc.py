@@ -220,7 +220,7 @@ def _fetch(part: Path) -> None:
 
 
 def _sbd_places(root: Path, folder: Path | None) -> list[Path]:
-    """Where SBD's masks may be, in the order in which they are looked for."""
+    """The places to search for SBD's masks, in order."""
     places = [folder / SBD_MASKS] if folder else []
     for base in (root, root / "VOCdevkit", *([folder] if folder else [])):
         places += [base / "benchmark_RELEASE" / "dataset", base / SBD_ARCHIVE]

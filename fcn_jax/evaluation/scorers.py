@@ -62,7 +62,7 @@ def in_batches(
     batch_size = batch_size_of(settings, len(records))
     buckets = fill_buckets(
         records.sizes,
-        most=settings.canvases,
+        max_canvases=settings.canvases,
         batch_size=batch_size,
         label_sizes=records.label_sizes if records.convention.brings_back else None,
     )
@@ -167,7 +167,7 @@ def one_by_one(
             f"--convention={records.convention.name} resizes images and brings their logits back: "
             "it does not go with --windows, --scales and --flip"
         )
-    buckets = fill_buckets(records.sizes, most=settings.canvases)
+    buckets = fill_buckets(records.sizes, max_canvases=settings.canvases)
     canvases = tuple(bucket.canvas_px for bucket in buckets)
     labeller = ViewPredictor(network, inference, canvases)
 

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from fcn_jax.data.channels import beside, join_channels, read_channels
+from fcn_jax.data.channels import find_channel_files, join_channels, read_channels
 from fcn_jax.data.images import is_tiff, read_image
 from fcn_jax.data.labels import IGNORE_INDEX
 from fcn_jax.errors import UserError
@@ -118,7 +118,7 @@ def is_labelled(run: Predictor, path: Path, target: Path, cut: Tiling, *, overla
 def _making(run: Predictor, path: Path, cut: Tiling) -> dict[str, Any]:
     """All that the label maps of an image and their overlays depend on."""
     image = path.stat()
-    further = [] if is_tiff(path) else beside(path, run.config.data.extra_channels)
+    further = [] if is_tiff(path) else find_channel_files(path, run.config.data.extra_channels)
     return {
         "image": str(path.resolve()),
         "bytes": image.st_size,
@@ -191,7 +191,7 @@ def read_channelled(run: Predictor, path: Path) -> np.ndarray:
     Raises:
         UserError: it or its further channels cannot be read, or are not as many as in training.
     """
-    files = beside(path, run.config.data.extra_channels)
+    files = find_channel_files(path, run.config.data.extra_channels)
     further = [(read_channels(file), str(file)) for file in files]
     image = join_channels(read_image(path), str(path), further)
     if image.shape[-1] != run.channels:

@@ -88,7 +88,7 @@ class Predictor:
 
         As many as `config.eval.canvases` allows; the labels do not depend on them.
         """
-        self._canvases = choose_canvases(sizes, most=self.config.eval.canvases)
+        self._canvases = choose_canvases(sizes, max_canvases=self.config.eval.canvases)
         self._labellers = {}
 
     def label(self, image: np.ndarray, inference: Inference = WHOLE) -> dict[str, np.ndarray]:

@@ -57,7 +57,7 @@ def open_feed(
     canvas_px = config.data.canvas_px or one_canvas(sizes)
     if steps:
         canvas_bytes = resident.canvas_bytes(records[0], canvas_px)
-        needed = resident.shares(len(sizes), canvas_bytes)[0] * canvas_bytes
+        needed = resident.shard_lengths(len(sizes), canvas_bytes)[0] * canvas_bytes
         seen = len(steps) * config.train.batch_size
         reason = reason_to_stream(config.data.cache, sizes, canvas_px, needed, seen)
         images = f"{len(sizes):,} images"
@@ -98,7 +98,7 @@ class Resident:
                 "config.train.steps_per_dispatch at 1"
             )
         on_resident = partial(
-            resident.on_resident,
+            resident.resident_step,
             train_step,
             count=len(records),
             batch_size=config.train.batch_size,

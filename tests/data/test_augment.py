@@ -12,6 +12,7 @@ CANVAS = (24, 30)
 SIZE = (20, 25)
 FILL = (10.0, 20.0, 30.0)
 DRAWS = 200
+jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})  # compiles faster
 
 
 def canvas() -> tuple[np.ndarray, np.ndarray]:
@@ -27,7 +28,7 @@ def canvas() -> tuple[np.ndarray, np.ndarray]:
 def crops(config: AugmentConfig, draws: int = DRAWS, seed: int = 0) -> Crop:
     """Many crops of the same canvas, (draws, …), as numpy arrays."""
     image, label = canvas()
-    cut = jax.jit(jax.vmap(partial(augment, config=config, fill=FILL), (0, None, None, None)))
+    cut = jit(jax.vmap(partial(augment, config=config, fill=FILL), (0, None, None, None)))
     keys = jax.random.split(jax.random.key(seed), draws)
     return jax.tree.map(np.asarray, cut(keys, image, label, jnp.asarray(SIZE, jnp.int32)))
 
@@ -131,7 +132,7 @@ def test_colour_changes_by_known_factors() -> None:
     config = AugmentConfig(
         crop_px=(8, 8), scale=(1.0, 1.0), brightness=0.5, contrast=0.5, saturation=0.5
     )
-    cut = jax.jit(jax.vmap(partial(augment, config=config, fill=FILL), (0, None, None, None)))
+    cut = jit(jax.vmap(partial(augment, config=config, fill=FILL), (0, None, None, None)))
     keys = jax.random.split(jax.random.key(0), DRAWS)
     made = np.asarray(cut(keys, grey, label, jnp.asarray(SIZE, jnp.int32)).image)
     np.testing.assert_allclose(made.max(axis=(1, 2, 3)), made.min(axis=(1, 2, 3)), atol=1e-3)
@@ -161,7 +162,7 @@ def test_channels_and_label_maps_go_with_the_image_and_keep_their_values() -> No
     coloured = AugmentConfig(crop_px=(28, 20), scale=(0.5, 2.0), **changes)
     size = jnp.asarray(SIZE, jnp.int32)
 
-    @jax.jit
+    @jit
     def all_together(key: jax.Array) -> tuple[Crop, Crop, Crop]:
         joined = jnp.concatenate([image, depth], axis=-1), jnp.stack([label, parts], axis=-1)
         return (
@@ -182,7 +183,7 @@ def test_channels_and_label_maps_go_with_the_image_and_keep_their_values() -> No
 def test_a_grey_image_changes_in_brightness() -> None:
     grey = np.full((*CANVAS, 1), 100, np.uint8)
     config = AugmentConfig(crop_px=(8, 8), scale=(1.0, 1.0), brightness=0.5, saturation=0.5)
-    cut = jax.jit(partial(augment, config=config, fill=(9.0,)))
+    cut = jit(partial(augment, config=config, fill=(9.0,)))
     label = jnp.zeros(CANVAS, jnp.uint8)
     made = cut(jax.random.key(0), grey, label, jnp.asarray(SIZE, jnp.int32))
     assert made.image.shape == (8, 8, 1)

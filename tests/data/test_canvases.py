@@ -11,7 +11,7 @@ VOC_LIKE = np.array([[375, 500]] * 10 + [[500, 375]] * 4 + [[333, 500]] * 3 + [[
 
 
 def test_two_orientations_get_a_canvas_each_and_the_odd_one_its_own():
-    buckets = fill_buckets(VOC_LIKE, most=3)
+    buckets = fill_buckets(VOC_LIKE, max_canvases=3)
     assert buckets == [
         Bucket((384, 512), (*range(10), 14, 15, 16)),
         Bucket((512, 384), (10, 11, 12, 13)),
@@ -23,19 +23,19 @@ def test_two_orientations_get_a_canvas_each_and_the_odd_one_its_own():
 
 def test_a_canvas_that_spares_little_is_not_worth_a_compilation():
     sizes = np.array([[320, 320]] * 99 + [[320, 288]])
-    assert choose_canvases(sizes, most=4) == [(320, 320)]
+    assert choose_canvases(sizes, max_canvases=4) == [(320, 320)]
 
 
 def test_one_canvas_holds_all():
-    assert choose_canvases(VOC_LIKE, most=1) == [(512, 512)]
-    assert choose_canvases(np.array([[1, 1]]), most=3) == [(32, 32)]
-    assert choose_canvases(np.array([[1, 7]]), most=3, multiple=1) == [(1, 7)]
+    assert choose_canvases(VOC_LIKE, max_canvases=1) == [(512, 512)]
+    assert choose_canvases(np.array([[1, 1]]), max_canvases=3) == [(32, 32)]
+    assert choose_canvases(np.array([[1, 7]]), max_canvases=3, multiple=1) == [(1, 7)]
 
 
 def test_labels_of_another_size_get_a_canvas_of_their_own():
     sizes = np.array([[60, 60]] * 2 + [[60, 130]])
     labels = np.array([[10, 40], [33, 20], [7, 7]])
-    first, second = fill_buckets(sizes, most=2, label_sizes=labels)
+    first, second = fill_buckets(sizes, max_canvases=2, label_sizes=labels)
     assert (first.canvas_px, first.label_canvas_px) == ((64, 64), (64, 64))
     assert (second.canvas_px, second.label_canvas_px) == ((64, 160), (32, 32))
 
@@ -49,7 +49,7 @@ def test_the_canvas_for_all_is_rounded_up_to_a_multiple():
 def test_every_image_is_on_one_canvas_that_holds_it():
     sizes = np.random.default_rng(0).integers(1, 2000, (500, 2))
     for most in (1, 2, 5, 9):
-        buckets = fill_buckets(sizes, most=most, batch_size=8)
+        buckets = fill_buckets(sizes, max_canvases=most, batch_size=8)
         assert 1 <= len(buckets) <= most
         assert sorted(i for bucket in buckets for i in bucket.images) == list(range(500))
         for bucket in buckets:
@@ -62,7 +62,7 @@ def test_more_canvases_waste_less_and_nearly_the_least():
     sides = [sorted(set(sizes[:, axis])) for axis in (0, 1)]
     area = {}
     for most in (1, 2, 3):
-        buckets = fill_buckets(sizes, most=most)
+        buckets = fill_buckets(sizes, max_canvases=most)
         area[most] = sum(bucket.area_px * len(bucket.images) for bucket in buckets)
     every = np.array([(height, width) for height in sides[0] for width in sides[1]])
     holds = np.all(sizes[:, None] <= every, axis=-1)
@@ -77,18 +77,18 @@ def test_more_canvases_waste_less_and_nearly_the_least():
 
 def test_what_fills_no_batch_goes_where_a_larger_canvas_has_room():
     sizes = np.array([[64, 64]] * 5 + [[96, 96]] * 3)
-    alone = fill_buckets(sizes, most=2)
+    alone = fill_buckets(sizes, max_canvases=2)
     assert [bucket.images for bucket in alone] == [(0, 1, 2, 3, 4), (5, 6, 7)]
     # The fifth small image would take a batch of four; beside the three large ones it takes none.
-    together = fill_buckets(sizes, most=2, batch_size=4)
+    together = fill_buckets(sizes, max_canvases=2, batch_size=4)
     assert [bucket.images for bucket in together] == [(0, 1, 2, 3), (4, 5, 6, 7)]
     # Beside four large ones there is no room: one more would be a whole batch of large canvases.
     sizes = np.array([[64, 64]] * 5 + [[96, 96]] * 4)
-    assert [len(b.images) for b in fill_buckets(sizes, most=2, batch_size=4)] == [5, 4]
+    assert [len(b.images) for b in fill_buckets(sizes, max_canvases=2, batch_size=4)] == [5, 4]
 
 
 def test_thousands_of_sizes_are_grouped():
     sizes = np.random.default_rng(2).integers(1, 20000, (5000, 2))
-    buckets = fill_buckets(sizes, most=4)
+    buckets = fill_buckets(sizes, max_canvases=4)
     assert len(buckets) == 4
-    assert empty_share(sizes, buckets) < empty_share(sizes, fill_buckets(sizes, most=1))
+    assert empty_share(sizes, buckets) < empty_share(sizes, fill_buckets(sizes, max_canvases=1))

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from fcn_jax.data.order import PLACES, image_at, images_at
+from fcn_jax.data.order import PERIOD, image_at, images_at
 
 on_device = jax.jit(images_at, static_argnames=("count", "seed"))
 
@@ -25,10 +25,10 @@ def test_an_epoch_holds_every_image_once(count):
 
 @pytest.mark.parametrize(("count", "seed"), [(5, 0), (16, 2**32 - 1), (437, -3), (2**31 - 1, 1)])
 def test_the_host_finds_what_the_device_finds(count, seed):
-    places = np.r_[:50, 990:1050, PLACES - 50 : PLACES]
+    places = np.r_[:50, 990:1050, PERIOD - 50 : PERIOD]
     on_host = [image_at(int(place), count=count, seed=seed) for place in places]
     np.testing.assert_array_equal(by_device(places, count, seed), on_host)
-    assert image_at(PLACES, count=count, seed=seed) == on_host[0]
+    assert image_at(PERIOD, count=count, seed=seed) == on_host[0]
 
 
 def test_every_order_is_as_likely_as_any_other():

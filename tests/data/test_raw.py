@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import traceback
 from pathlib import Path
 
 import numpy as np
@@ -142,6 +143,8 @@ def test_images_and_masks_may_be_arrays(tmp_path, register):
             changed(samples=[Sample("train", image(), mask(), "x", {"depth": image()})]),
             r"data\.extra_channels \(=\) must name the channels beside RGB of mine, which has de",
         ),
+        (changed(samples=[Sample("all", image(), mask())]), "'all' cannot be the name of a split"),
+        (changed(samples=[Sample("a/b", image(), mask())]), "'a/b' cannot be the name of a split"),
         (changed(samples=[Sample("train", image(), mask(), "../x")]), r"'\.\./x' leads out"),
         (changed(samples=[Sample("train", image(), mask(2), "x")]), r"b\.png: label 2 is outside"),
         (
@@ -166,6 +169,18 @@ def test_settings_that_do_not_apply_are_refused(tmp_path):
         open_dataset(settings(write_labelme(tmp_path / "cells"), extra_channels=("depth",)))
     with pytest.raises(UserError, match=r"label_maps \(=a,b\) must name the label maps of"):
         open_dataset(settings(tmp_path / "cells", label_maps=("a", "b")))
+
+
+def test_a_reader_may_print_and_its_errors_name_the_sample(tmp_path, register, capsys):
+    def read(path):
+        print(f"reading {path}")
+        return {"no": "mask"}["mask"]
+
+    register(lambda data: changed(samples=[Sample("train", image(), SourceFile(Path("b"), read))]))
+    with pytest.raises(KeyError) as raised:
+        open_dataset(settings(tmp_path / "", "mine"))
+    assert capsys.readouterr().out == "reading b\n"
+    assert "while preparing a (drawn/a.png)" in "".join(traceback.format_exception(raised.value))
 
 
 def test_a_function_that_returns_something_else(tmp_path, register):

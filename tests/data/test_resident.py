@@ -54,7 +54,7 @@ def found(use_mesh: bool, records: Noise, at_once: int = 1) -> list[dict[str, np
         whole = jax.tree.map(lambda x: jax.lax.all_gather(x, DATA_AXIS, tiled=True), batch)
         return TrainState(state.step + 1, {}, {}, {}), whole
 
-    step = resident.on_resident(look, count=COUNT, batch_size=BATCH, seed=SEED, steps=at_once)
+    step = resident.resident_step(look, count=COUNT, batch_size=BATCH, seed=SEED, steps=at_once)
     run = data_parallel.parallelize(step, donate_state=True, use_mesh=use_mesh)
     held = resident.load(records, CANVAS_PX, use_mesh)
     state = TrainState(jnp.int32(0), {}, {}, {})
@@ -117,7 +117,7 @@ def train(*, from_stream: bool = False) -> dict[str, list[float]]:
     config = settings()
     optimizer = optim.build_optimizer(config.optim, net.decay_mask, 2)
     bare = make_train_step(net, optimizer, config)
-    step = resident.on_resident(bare, count=COUNT, batch_size=BATCH, seed=SEED)
+    step = resident.resident_step(bare, count=COUNT, batch_size=BATCH, seed=SEED)
     run = data_parallel.parallelize(bare if from_stream else step, donate_state=True)
     held = resident.load(Noise(), CANVAS_PX)
     state = create_train_state(net.variables, optimizer)
@@ -196,7 +196,7 @@ def test_little_more_is_held_than_there_are(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(jax, "local_device_count", lambda: devices)
-    assert resident.shares(count, canvas_bytes) == (share, length)
+    assert resident.shard_lengths(count, canvas_bytes) == (share, length)
 
 
 @pytest.mark.parametrize("at_once", [1, 3])
@@ -207,7 +207,7 @@ def test_a_step_takes_nothing_from_the_host_and_is_compiled_once(
         total = jax.lax.psum(batch["image"].sum(dtype=jnp.int32), DATA_AXIS)
         return TrainState(state.step + 1, {}, {}, {}), total
 
-    step = resident.on_resident(add, count=COUNT, batch_size=BATCH, seed=SEED, steps=at_once)
+    step = resident.resident_step(add, count=COUNT, batch_size=BATCH, seed=SEED, steps=at_once)
     run = data_parallel.parallelize(step, donate_state=True)
     held = resident.load(Noise(), CANVAS_PX)
     sums, compilations = [], []

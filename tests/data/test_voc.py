@@ -1,4 +1,4 @@
-"""VOC, real where it lies beside the project, and drawn in its layout everywhere."""
+"""VOC in its layouts: drawn images everywhere, and the real data where they are available."""
 
 import functools
 import hashlib
@@ -6,6 +6,7 @@ import http.server
 import shutil
 import tarfile
 import threading
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -212,22 +213,39 @@ def test_trainaug_without_sbd_says_what_is_missing(tmp_path):
         open_voc(tmp_path, tmp_path / "prepared", "voc/trainaug")
 
 
-def test_the_real_part(tmp_path):
+@pytest.fixture
+def few_real_images(tmp_path) -> Path:
+    """A root with the real files and every eighth name of each list."""
     if not (REAL / "VOCdevkit").is_dir():
         pytest.skip(f"no VOC at {REAL}")
-    dataset = open_voc(REAL, tmp_path)
-    assert {split: len(dataset.split(split)) for split in dataset.splits} == {
-        "train": 437,
-        "val": 445,
-    }
-    for split in dataset.splits:
-        statistics = dataset.statistics(split)
+    real = REAL / "VOCdevkit" / "VOC2012"
+    folder = tmp_path / "VOC2012"
+    (folder / "ImageSets" / "Segmentation").mkdir(parents=True)
+    for name in ("JPEGImages", "SegmentationClass"):
+        (folder / name).symlink_to(real / name)
+    for split in ("train.txt", "val.txt"):
+        names = (real / "ImageSets" / "Segmentation" / split).read_text().split()
+        (folder / "ImageSets" / "Segmentation" / split).write_text("\n".join(names[::8]))
+    return tmp_path
+
+
+def test_the_real_part_is_listed():
+    if not (REAL / "VOCdevkit").is_dir():
+        pytest.skip(f"no VOC at {REAL}")
+    raw = voc.raw_dataset(DataConfig(name="voc", root=str(REAL)))
+    assert Counter(sample.split for sample in raw.samples) == {"train": 437, "val": 445}
+
+
+def test_real_images(few_real_images):
+    dataset = open_voc(few_real_images, few_real_images / "prepared")
+    assert [len(dataset.split(split)) for split in dataset.splits] == [55, 56]
+    for name in dataset.splits:
+        split, statistics = dataset.split(name), dataset.statistics(name)
         assert set(np.flatnonzero(statistics.label_counts[""])) <= {*range(21), 255}
-    images = REAL / "VOCdevkit" / "VOC2012" / "JPEGImages"
-    sizes = dataset.statistics("val").sizes
-    split = dataset.split("val")
-    for index in range(0, 445, 20):
-        record = split[index]
-        with Image.open(images / f"{record['name']}.jpg") as image:
-            assert record["image"].shape == (image.height, image.width, 3)
-            assert tuple(sizes[index]) == record["label"].shape == (image.height, image.width)
+        for index in range(0, len(split), 5):
+            record = split[index]
+            path = few_real_images / "VOC2012" / "JPEGImages" / f"{record['name']}.jpg"
+            with Image.open(path) as image:
+                assert record["image"].shape == (image.height, image.width, 3)
+                size = tuple(statistics.sizes[index])
+                assert size == record["label"].shape == (image.height, image.width)

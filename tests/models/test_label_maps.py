@@ -14,7 +14,7 @@ from flax import nnx
 from PIL import Image
 
 from fcn_jax.config import Config
-from fcn_jax.data.channels import beside
+from fcn_jax.data.channels import find_channel_files
 from fcn_jax.data.datasets import Dataset, open_dataset
 from fcn_jax.data.labels import by_map
 from fcn_jax.data.masks import read_mask
@@ -244,7 +244,7 @@ def test_channels_of_colour_files_in_other_formats(own: Path) -> None:
 def test_bad_channels_are_named_before_training(own: Path) -> None:
     good = (own / "depth/c.png").read_bytes()
     (own / "depth/c.png").unlink()
-    refuses(own, r"images without a file of further channels: images/c\.png \(in depth/\)")
+    refuses(own, r"images without a file of extra channels: images/c\.png \(in depth/\)")
     Image.new("L", (9, 8)).save(own / "depth/c.png")
     refuses(own, r"depth/c\.png: is 9 × 8, but its image .*images/c\.png is 56 × 48")
     Image.new("RGB", (56, 48)).save(own / "depth/c.png")
@@ -381,11 +381,11 @@ def test_evaluate_scores_each_map(run_folder: Path) -> None:
 
 def test_channels_beside_an_image(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(own / "images")
-    assert beside(Path("a.png"), ["depth"]) == [own / "depth/a.png"]
-    assert beside(Path("a.png"), []) == []
+    assert find_channel_files(Path("a.png"), ["depth"]) == [own / "depth/a.png"]
+    assert find_channel_files(Path("a.png"), []) == []
     shutil.copy(own / "depth/a.png", own / "depth/a.tif")
     with pytest.raises(UserError, match=r"a\.png: its depth is wanted as one file .*; there are 2"):
-        beside(Path("a.png"), ["depth"])
+        find_channel_files(Path("a.png"), ["depth"])
 
 
 @pytest.mark.slow
