@@ -4,6 +4,7 @@ DIR/run.json            settings, channels of the images, class names
 DIR/checkpoints/STEP    see `training/checkpoint.py`
 DIR/log.jsonl           metrics every few steps
 DIR/tensorboard         the same as curves, with pictures of predictions
+DIR/train.lock          host and process of the training; see `training/run_lock.py`
 DIR/evaluation          SPLIT.json, SPLIT_images.npz, SPLIT_confusion.png, SPLIT_sheet.png
 """
 

@@ -48,6 +48,7 @@ from fcn_jax.training.checkpoint import CheckpointWriter
 from fcn_jax.training.class_weights import class_weights
 from fcn_jax.training.feed import open_feed, step_chunks
 from fcn_jax.training.metric_logger import MetricLogger
+from fcn_jax.training.run_lock import run_lock
 from fcn_jax.training.run_log import RunLog
 from fcn_jax.training.train_step import create_train_state, make_train_step
 
@@ -63,12 +64,18 @@ def train(config: Config, workdir: Path) -> Evaluation:
     """Runs, or goes on with, the run of a config; returns the score of its last step.
 
     Raises:
-        UserError: a setting, a file or the loss stopped it; what was saved stays.
+        UserError: a setting, a file or the loss stopped it; what was saved stays. Or another
+            process trains in the folder.
         SystemExit: Ctrl-C or SIGTERM, after a checkpoint. On several hosts, which save together,
             the signal must reach all of them within one step.
     """
-    # --- settings and data
     config.check()
+    with run_lock(workdir):
+        return _train(config, workdir)
+
+
+def _train(config: Config, workdir: Path) -> Evaluation:
+    # --- settings and data
     begun = runs.is_begun(workdir)
     weights = load_weights(config.init) if config.init and not begun else None
     config = with_preprocessing(config, workdir if begun else None, weights)

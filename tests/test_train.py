@@ -334,13 +334,13 @@ def test_an_image_of_other_channels_is_refused_by_number(trained_run):
 def test_an_unwritable_workdir_is_refused(trained_folder, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(
-        UserError, match=r"cannot write .*run\.json .* give a workdir that you may write to"
+        UserError, match=r"cannot write .*train\.lock .* give a workdir that you may write to"
     ):
         train(small_config(trained_folder), tmp_path / "file" / "run")
     if os.geteuid() != 0:  # root may write anywhere
         tmp_path.chmod(0o500)
         with pytest.raises(
-            UserError, match=r"cannot write .*run\.json .* give a workdir that you may write to"
+            UserError, match=r"cannot write .*train\.lock .* give a workdir that you may write to"
         ):
             train(small_config(trained_folder), tmp_path / "run")
 

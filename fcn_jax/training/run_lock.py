@@ -1,0 +1,133 @@
+"""The lock of a run's folder: only one process at a time trains there.
+
+The lock is the operating system's, so it ends with its process, also after `kill -9`. The file
+`train.lock` names the process; it is removed when training ends. Some network file systems do not
+share locks between hosts, or have none. Therefore the process also sets the file's time every few
+seconds, and a process on another host waits to see whether that happens before it takes over.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+import jax
+
+from fcn_jax.errors import UserError
+from fcn_jax.terminal.progress import say
+
+FILE = "train.lock"
+HEARTBEAT_SECONDS = 15.0
+SILENCE_SECONDS = 60.0
+"""A process on another host that has not set the file's time for this long has ended."""
+
+
+@contextlib.contextmanager
+def run_lock(workdir: Path) -> Iterator[None]:
+    """Holds the lock of a run's folder, which is created if it does not exist.
+
+    The first of several hosts holds it for all.
+
+    Raises:
+        UserError: another process trains there, or the folder cannot be written to.
+    """
+    if jax.process_index():
+        yield
+        return
+    path = workdir / FILE
+    is_new = not workdir.exists()
+    try:
+        file, is_shared = _open_locked(path)
+    except OSError as error:
+        raise UserError(
+            f"cannot write {path} ({error.strerror}): give a workdir that you may write to"
+        ) from error
+    ended = threading.Event()
+    heartbeat = threading.Thread(target=_set_time, args=(file, ended), daemon=True)
+    with file:
+        before = _holder(path)
+        if before and not (is_shared and before.get("host") == socket.gethostname()):
+            _wait_for_silence(path, before)
+        started = time.strftime("%Y-%m-%d %H:%M:%S")
+        holder = {"host": socket.gethostname(), "pid": os.getpid(), "started": started}
+        with contextlib.suppress(OSError):  # a full disk: the lock holds without a name
+            file.truncate(0)
+            file.write(json.dumps(holder) + "\n")
+            file.flush()
+        heartbeat.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            heartbeat.join()
+            with contextlib.suppress(OSError):
+                path.unlink()
+                if is_new:
+                    workdir.rmdir()  # fails if it holds anything
+
+
+def _open_locked(path: Path) -> tuple[IO[str], bool]:
+    """Opens and locks the file; False if the file system has no locks."""
+    while True:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("a+")
+        is_shared = True
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.close()
+            raise _refusal(path, _holder(path)) from None
+        except OSError:
+            is_shared = False
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                return file, is_shared
+        file.close()  # the process before has just removed it
+
+
+def _holder(path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError):
+        return {}
+
+
+def _wait_for_silence(path: Path, holder: dict[str, Any]) -> None:
+    say(
+        f"{path} names process {holder.get('pid')} on {holder.get('host')}: waiting "
+        f"{SILENCE_SECONDS:g} s to see whether it still trains"
+    )
+    before, end = _time(path), time.monotonic() + SILENCE_SECONDS
+    while time.monotonic() < end:
+        time.sleep(SILENCE_SECONDS / 60)
+        if _time(path) != before:
+            raise _refusal(path, holder)
+
+
+def _time(path: Path) -> int:
+    try:
+        with path.open() as file:  # a network file system asks its server when a file is opened
+            return os.fstat(file.fileno()).st_mtime_ns
+    except FileNotFoundError:
+        return 0
+
+
+def _set_time(file: IO[str], ended: threading.Event) -> None:
+    while not ended.wait(HEARTBEAT_SECONDS):
+        with contextlib.suppress(OSError):
+            os.utime(file.fileno())
+
+
+def _refusal(path: Path, holder: dict[str, Any]) -> UserError:
+    pid, host = holder.get("pid", "?"), holder.get("host", "an unknown host")
+    return UserError(
+        f"{path.parent} is being trained by process {pid} on {host} since "
+        f"{holder.get('started', '?')}: wait for its end, stop it (kill {pid}), or give another "
+        "workdir"
+    )
