@@ -12,6 +12,7 @@ these with None.
 """
 
 import dataclasses
+import math
 import re
 import types
 import typing
@@ -30,7 +31,17 @@ MAX_FLOAT = 3.4e38
 MAX_TEXT_LENGTH, MAX_TUPLE_LENGTH = 4096, 256
 """Largest sizes of texts (paths, above all) and of tuples (a number for each class)."""
 
-NUMERALS = {2: "two", 3: "three"}
+NOUNS = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a finite number",
+    str: "text that is not empty",
+    tuple[int, int]: "two whole numbers",
+    tuple[float, float]: "two finite numbers",
+    tuple[float, ...]: "finite numbers separated by commas",
+    type(None): "None",
+}
+"""The types of settings in words."""
 
 
 class Pattern(NamedTuple):
@@ -193,7 +204,7 @@ def _refuse(item: Setting, value: Any) -> NoReturn:
         near = suggestion(str(value), list(map(str, item.choices)))
         choices = ", ".join(map(str, item.choices))
         raise ArgumentError(item.name, value, f"must be one of {choices}{near}")
-    kinds = [_described(item, kind, value) for kind in _members(item.kind)]
+    kinds = [_described(kind, item.rules) for kind in _members(item.kind)]
     raise ArgumentError(item.name, value, f"must be {', or '.join(kinds)}")
 
 
@@ -203,48 +214,51 @@ def _members(kind: Any) -> tuple[Any, ...]:
     return typing.get_args(kind) if is_union else (kind,)
 
 
+def _elements(kind: Any) -> tuple[type, int | None]:
+    """Returns the type of a tuple's elements, and their number; None for any number."""
+    element, *rest = typing.get_args(kind)
+    return element, None if rest == [...] else 1 + len(rest)
+
+
 def _fits(item: Setting, kind: Any) -> bool:
     value = item.value
-    if kind is type(None):
-        return False
     if typing.get_origin(kind) is Literal:
         return isinstance(value, str) and value in typing.get_args(kind)
     if typing.get_origin(kind) is not tuple:
-        return _fits_alone(item, kind, value)
+        return _is_element(kind, value, item.rules)
     element, length = _elements(kind)
+    if not isinstance(value, tuple) or len(value) > MAX_TUPLE_LENGTH:
+        return False
     return (
-        isinstance(value, tuple)
-        and len(value) <= MAX_TUPLE_LENGTH
-        and (len(value) == length if length else bool(value) or item.default == ())
-        and all(_fits_alone(item, element, part) for part in value)
+        (len(value) == length if length else value != () or item.default == ())
+        and all(_is_element(element, part, item.rules) for part in value)
         and (element is not str or len(set(value)) == len(value))
     )
 
 
-def _fits_alone(item: Setting, kind: type, value: Any) -> bool:
-    if kind is bool:
-        return isinstance(value, bool)
-    if kind is str:
-        pattern = item.rules.get("pattern")
-        return (
-            isinstance(value, str)
-            and 1 <= len(value) <= MAX_TEXT_LENGTH
-            and "\0" not in value
-            and (pattern is None or re.fullmatch(pattern.expression, value) is not None)
-        )
-    types = (int,) if kind is int else (int, float)
-    if not isinstance(value, types) or isinstance(value, bool):
+def _is_element(kind: type, value: Any, rules: Mapping[str, Any]) -> bool:
+    """Returns whether a value that is no tuple has a type and is in its range."""
+    if kind is float and type(value) is int:
+        kind = int
+        rules = {"at_most": MAX_FLOAT} | dict(rules)
+    if not isinstance(value, kind) or isinstance(value, bool) != (kind is bool):
+        return False
+    if isinstance(value, str):
+        expression = rules["pattern"].expression if "pattern" in rules else ".+"
+        is_short = len(value) <= MAX_TEXT_LENGTH and "\0" not in value
+        return is_short and re.fullmatch(expression, value, re.DOTALL) is not None
+    if not isinstance(value, int | float):
         return False
     limit = MAX_INT if kind is int else MAX_FLOAT
-    rules = {"at_least": -limit, "at_most": limit} | dict(item.rules)
     return (
-        rules["at_least"] <= value <= rules["at_most"]
-        and ("above" not in rules or value > rules["above"])
-        and ("below" not in rules or value < rules["below"])
+        rules.get("at_least", -limit) <= value <= rules.get("at_most", limit)
+        and value > rules.get("above", -math.inf)
+        and value < rules.get("below", math.inf)
     )
 
 
 def _parsed(kind: Any, text: str) -> Any:
+    """Returns the value of a type that a text stands for; raises ValueError if there is none."""
     if typing.get_origin(kind) is tuple:
         element, length = _elements(kind)
         parts = [part.strip() for part in text.strip().strip("()[]").split(",")]
@@ -253,57 +267,28 @@ def _parsed(kind: Any, text: str) -> Any:
         if length and len(parts) != length:
             raise ValueError
         return tuple(_parsed(element, part) for part in parts)
-    if typing.get_origin(kind) is Literal:
-        if text not in typing.get_args(kind):
-            raise ValueError
+    if typing.get_origin(kind) is Literal and text in typing.get_args(kind):
         return text
     if kind is bool and text.lower() in ("true", "false"):
         return text.lower() == "true"
-    if kind in (bool, type(None)):
+    if kind not in (int, float, str):
         raise ValueError
     return kind(text)
 
 
-def _elements(kind: Any) -> tuple[type, int | None]:
-    """Returns the type of a tuple's elements, and their number; None for any number."""
-    element, *rest = typing.get_args(kind)
-    return element, None if rest == [...] else 1 + len(rest)
-
-
-def _described(item: Setting, kind: Any, value: Any) -> str:
-    if kind is type(None):
-        return "None"
+def _described(kind: Any, rules: Mapping[str, Any]) -> str:
     if typing.get_origin(kind) is Literal:
         return " or ".join(typing.get_args(kind))
-    if typing.get_origin(kind) is not tuple:
-        return _described_alone(item, kind, value)
-    element, length = _elements(kind)
-    if element is str:
-        return f"different {item.rules['pattern'].description}, separated by commas"
-    numbers = "whole numbers" if element is int else "finite numbers"
-    count = f"{NUMERALS[length]} {numbers}" if length else f"{numbers} separated by commas"
-    bounds = _bounds(item, element, value)
-    return f"{count}, each {bounds}" if bounds else count
-
-
-def _described_alone(item: Setting, kind: type, value: Any) -> str:
-    if kind is str:
-        pattern = item.rules.get("pattern")
-        return pattern.description if pattern else "text that is not empty"
-    if kind is bool:
-        return "true or false"
-    noun = "a whole number" if kind is int else "a finite number"
-    return f"{noun} {_bounds(item, kind, value)}".strip()
-
-
-def _bounds(item: Setting, kind: type, value: Any) -> str:
-    """Returns the range in words; the limit of int32 only if the value exceeds it."""
-    rules = dict(item.rules)
-    values = value if isinstance(value, tuple) else (value,)
-    if kind is int and any(isinstance(part, int) and part > MAX_INT for part in values):
-        rules.setdefault("at_most", MAX_INT)
-    if "at_least" in rules and "at_most" in rules:
-        return f"from {rules['at_least']} to {rules['at_most']}"
-    rest = [rule for rule in ("above", "at_least", "below", "at_most") if rule in rules]
-    words = " and ".join(f"{rule.replace('_', ' ')} {rules[rule]}" for rule in rest)
-    return f"of {words}" if words.startswith("at ") else words
+    if "pattern" in rules and kind in (str, tuple[str, ...]):
+        description = rules["pattern"].description
+        return description if kind is str else f"different {description}, separated by commas"
+    element = _elements(kind)[0] if typing.get_origin(kind) is tuple else kind
+    if element not in (int, float):
+        return NOUNS[kind]
+    limits = ({"at_most": MAX_INT} if element is int else {}) | dict(rules)
+    if "at_least" in limits and "at_most" in limits:
+        bounds = f"in {limits['at_least']}…{limits['at_most']}"
+    else:
+        names = [rule for rule in ("above", "at_least", "below", "at_most") if rule in limits]
+        bounds = " and ".join(f"{name.replace('_', ' ')} {limits[name]}" for name in names)
+    return f"{NOUNS[kind]}, {bounds}" if element is kind else f"{NOUNS[kind]}, each {bounds}"

@@ -1,9 +1,10 @@
 """The commands' side of the terminal: flags, output, interruptions and files.
 
-cli.py            flags, settings, `--help`, errors in one line
-progress.py       progress bars, and lines beside them
-console.py        tables
-output.py         streams that may be closed
-signals.py        Ctrl-C, SIGTERM and SIGHUP
-atomic_files.py   files that are written whole or not at all
+cli.py                 flags, settings, `--help`, errors in one line
+progress.py            progress bars, and lines of results
+console.py             tables
+output.py              streams that may be closed
+signals.py             Ctrl-C, SIGTERM and SIGHUP
+atomic_files.py        files that are written whole or not at all
+compilation_cache.py   JAX's cache of compiled programs
 """

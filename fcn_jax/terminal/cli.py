@@ -1,13 +1,9 @@
 """The frame of every command: flags, settings, `--help`, and errors in one line."""
 
-import hashlib
 import os
-import platform
 import re
 import signal
 import sys
-import tempfile
-import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +14,7 @@ from fcn_jax import config as config_lib
 from fcn_jax.config import Config, default_config
 from fcn_jax.errors import ArgumentError, UserError, format_value, suggestion
 from fcn_jax.terminal import signals
+from fcn_jax.terminal.compilation_cache import use_compilation_cache
 from fcn_jax.terminal.output import print_error, protect_streams
 
 HELP_FLAGS = ("--help", "-h", "-help", "--helpfull")
@@ -69,7 +66,10 @@ def begin(*, with_config: bool = False) -> None:
         print_error(f"{_command()}: {_message(error)}")
         sys.exit(1)
     sys.argv[1:] = rest
-    _keep_compilations()
+    try:
+        use_compilation_cache()
+    except UserError as error:
+        print_error(f"{_command()}: {error}")
 
 
 def run(main: Callable[[list[str]], None]) -> None:
@@ -196,44 +196,6 @@ def config_name() -> str:
 def _config_path() -> Path | None:
     parser: Any = flags.FLAGS["config"].parser
     return parser.path
-
-
-def _keep_compilations() -> None:
-    """Turns on JAX's cache of compiled programs, which JAX reads from the environment on import.
-
-    The folder is $JAX_COMPILATION_CACHE_DIR, by default one in ~/.cache/fcn_jax/compiled. Every
-    program is cached, also those that JAX considers too small: there are many, and a second start
-    should compile nothing. The folder grows without limit; it may be deleted at any time, or
-    limited by $JAX_COMPILATION_CACHE_MAX_SIZE (bytes; JAX then needs the package filelock).
-    """
-    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
-    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
-    # Printed for each program when the disk is full.
-    warnings.filterwarnings("ignore", "Error writing persistent compilation cache")
-    if "JAX_COMPILATION_CACHE_DIR" in os.environ:
-        return
-    try:
-        folder = Path.home() / ".cache" / "fcn_jax" / "compiled" / _processor()
-        folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
-    except (OSError, RuntimeError) as error:  # RuntimeError: there is no home directory
-        print_error(
-            f"{_command()}: compiled programs cannot be cached ({error}), so every start compiles "
-            "again; $JAX_COMPILATION_CACHE_DIR may name another folder"
-        )
-        return
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder)
-
-
-def _processor() -> str:
-    """Identifies the processor: a home may be shared, and XLA's programs for one crash others."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        features = next(line for line in lines if line.startswith(("flags", "Features")))
-    except (OSError, StopIteration):
-        features = platform.processor()
-    digest = hashlib.sha256(features.encode()).hexdigest()
-    return f"{platform.machine()}-{digest[:12]}"
 
 
 def _help(program: str) -> str:

@@ -233,7 +233,7 @@ def test_foreground_saved_as_255(tmp_path):
 def test_validation_fraction_is_a_share(tmp_path):
     refuses(
         write_set(tmp_path / "set"),
-        r"validation_fraction \(=1.5\) must be a finite number of at least 0 and below 1",
+        r"validation_fraction \(=1.5\) must be a finite number, at least 0 and below 1",
         validation_fraction=1.5,
     )
     one = write_set(tmp_path / "one", stems="a")
