@@ -20,11 +20,11 @@ from fcn_jax.pretrained import flat
 from fcn_jax.pretrained.source import (
     KernelLayout,
     Table,
-    as_it_is,
     from_iohw,
     from_oihw,
     kernels_and_biases,
     to_oihw,
+    unchanged,
 )
 from fcn_jax.pretrained.tables.torchvision import fcn_resnet
 
@@ -35,7 +35,7 @@ def to_iohw(kernel: np.ndarray) -> np.ndarray:
 
 
 INVERSE: dict[KernelLayout, KernelLayout] = {
-    as_it_is: as_it_is,
+    unchanged: unchanged,
     from_oihw: to_oihw,
     from_iohw: to_iohw,
 }

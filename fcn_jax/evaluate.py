@@ -24,8 +24,8 @@ sizes and mirror images SPLIT_scales_0.75_1_1.25_flip.json and so on (`fcn_jax/i
 from absl import flags
 
 from fcn_jax.evaluation import conventions
-from fcn_jax.inference.options import define_inference_flags
 from fcn_jax.terminal import cli
+from fcn_jax.terminal.view_flags import define_view_flags, view_arguments
 
 if __name__ == "__main__":  # --help and mistakes in flags do not wait for what is imported below
     flags.DEFINE_string("workdir", None, "folder of the run")
@@ -40,7 +40,7 @@ if __name__ == "__main__":  # --help and mistakes in flags do not wait for what 
         + "; ".join(f"{c.name}: {c.description}" for c in conventions.CONVENTIONS.values()),
     )
     flags.DEFINE_bool("boundary", False, "also score the contours: boundary IoU")
-    define_inference_flags()
+    define_view_flags()
     flags.DEFINE_string("checkpoint", "latest", "latest, best (by mIoU), or a step")
     cli.begin()
 
@@ -57,7 +57,7 @@ from fcn_jax.data.datasets import Dataset, open_dataset
 from fcn_jax.errors import UserError
 from fcn_jax.evaluation import bootstrap, metrics
 from fcn_jax.evaluation.evaluator import Evaluation, evaluator
-from fcn_jax.inference.options import WHOLE, inference_from_flags
+from fcn_jax.inference.options import WHOLE, Inference
 from fcn_jax.inference.trained import load_run
 from fcn_jax.models.fcn import suffix
 from fcn_jax.pictures import plots, sheets
@@ -103,7 +103,7 @@ def main(arguments: list[str]) -> None:
         )
     split = options.split or run.config.data.eval_split
     convention = conventions.CONVENTIONS[options.convention]
-    inference = inference_from_flags()
+    inference = Inference(**view_arguments())
     evaluate = evaluator(
         run.network,
         dataset,

@@ -1,4 +1,4 @@
-"""Exports a run: a folder that holds all there is to know of the network, to use or to publish.
+"""Exports a run: a folder with everything that others need to use the network.
 
     python -m fcn_jax.export --workdir=DIR --output=OUT [--checkpoint=latest|best|STEP]
 
@@ -6,13 +6,14 @@ OUT/model.safetensors   parameters and batch statistics
 OUT/model.json          settings, classes, preprocessing, metrics
 OUT/README.md           a model card, with the scores that evaluate has written to DIR/evaluation
 
-On another machine the folder stands for the run: `predict --workdir=OUT`,
+On another machine the folder replaces the run: `predict --workdir=OUT`,
 `train --config.init=OUT`, and from Python
 
-    from fcn_jax.predict import load_run
-    label_map = load_run("OUT")(image)
+    import fcn_jax
+    label_map = fcn_jax.load_run("OUT")(image)
 
-A run of torchvision's FCN (resnet50 or resnet101, hidden head, stride 8) goes back to PyTorch:
+A run of torchvision's FCN (resnet50 or resnet101, hidden head, stride 8) can be exported to
+PyTorch:
 
     python -m fcn_jax.export --workdir=DIR --output=fcn.safetensors --format=torchvision
 
@@ -21,18 +22,18 @@ A run of torchvision's FCN (resnet50 or resnet101, hidden head, stride 8) goes b
     )
     model.load_state_dict(safetensors.torch.load_file("fcn.safetensors"))
 
-aux_loss says whether the run has an auxiliary head.
+aux_loss is True if the run has an auxiliary head.
 """
 
 from absl import flags
 
 from fcn_jax.terminal import cli
 
-if __name__ == "__main__":  # --help and mistakes in flags do not wait for what is imported below
-    flags.DEFINE_string("workdir", None, "folder of the run")
+if __name__ == "__main__":  # --help and mistakes in flags do not wait for the imports below
+    flags.DEFINE_string("workdir", None, "folder of the run, or model file")
     flags.DEFINE_string("output", None, "folder, or file with --format=torchvision, to write")
     flags.DEFINE_string("checkpoint", "latest", "latest, best (by mIoU), or a step")
-    flags.DEFINE_enum("format", "fcn_jax", ["fcn_jax", "torchvision"], "of what is written")
+    flags.DEFINE_enum("format", "fcn_jax", ["fcn_jax", "torchvision"], "format to write")
     cli.begin()
 
 import dataclasses
@@ -49,12 +50,14 @@ from fcn_jax.inference.options import WHOLE
 from fcn_jax.inference.trained import Predictor, load_run
 from fcn_jax.models.backbones.preprocess import COLOURS
 from fcn_jax.models.build import preprocessing_name
-from fcn_jax.pretrained import saved
-from fcn_jax.pretrained.load import flat
+from fcn_jax.pretrained import Provenance, flat, model_file
 from fcn_jax.pretrained.tables import torchvision
 from fcn_jax.runs import evaluation_folder
 from fcn_jax.terminal.atomic_files import write_whole
 from fcn_jax.terminal.progress import say
+
+CARD_BEGINNING = "---\nlibrary_name: fcn_jax\n"
+"""The first lines of a model card; a README.md without them is never replaced."""
 
 
 def main(arguments: list[str]) -> None:
@@ -63,47 +66,74 @@ def main(arguments: list[str]) -> None:
     options = flags.FLAGS
     if not options.workdir or not options.output:
         raise UserError("--workdir=DIR and --output=OUT are needed (see --help)")
-    run = load_run(options.workdir, options.checkpoint)
-    output = Path(options.output)
+    workdir, output = Path(options.workdir), Path(options.output)
+    predictor = load_run(workdir, options.checkpoint)
     if options.format == "torchvision":
-        export_to_torchvision(run, output)
-        say(f"load it into torchvision's fcn_{run.config.model.backbone}({_arguments(run)})")
+        if workdir.resolve() in (output.resolve(), *output.resolve().parents):
+            raise UserError(f"--output={output} is the run itself, or inside it: give another")
+        export_to_torchvision(predictor, output)
+        backbone = predictor.config.model.backbone
+        say(f"load it into torchvision's fcn_{backbone}({_arguments(predictor)})")
     else:
-        metrics, others = read_metrics(Path(options.workdir), run.step)
+        metrics, others = read_metrics(workdir, predictor.step)
         for split, step in others.items():
-            say(f"note: the scores on {split} are of step {step}, and left out: evaluate again")
-        export(run, output, metrics)
-    say(f"{output}: the network of {options.workdir} at step {run.step}")
+            say(f"note: the scores on {split} are of step {step}, and not exported: evaluate again")
+        export(predictor, output, metrics)
+    say(f"{output}: the network of {workdir} at step {predictor.step}")
 
 
-def export(run: Predictor, folder: Path, metrics: dict[str, Any]) -> None:
-    """Writes a run's folder for others. metrics: the contents of evaluation/SPLIT.json by split.
+def export(predictor: Predictor, folder: Path, metrics: dict[str, Any]) -> None:
+    """Writes the folder of an exported run.
+
+    Args:
+        predictor: the run.
+        folder: the folder to write.
+        metrics: contents of evaluation/SPLIT.json by split; if empty, the metrics of an exported
+            run.
 
     Raises:
-        UserError: the folder cannot be written, or is that of a run.
+        UserError: the folder cannot be written, is the folder of a run, or holds files that are not
+            of an exported run and would be replaced.
     """
     if (folder / "run.json").exists():
-        raise UserError(f"{folder} is the folder of a run: export to another --output")
-    about = run.about
-    config: dict[str, Any] = dict(about.config)
-    # Paths of the machine that it was trained on say nothing elsewhere.
-    init, palette = config["init"], config["data"]["mask_palette"]
-    config["init"] = init and ",".join(Path(part).name for part in init.split(","))
-    palette = palette and Path(palette).name
-    nowhere = {"root": None, "prepared_dir": None, "mask_palette": palette}
-    config["data"] = {**config["data"], **nowhere}
-    about = dataclasses.replace(about, config=config, metrics=metrics or run.metrics)
-    tensors = {name: np.asarray(value) for name, value in flat(run.variables).items()}
-    saved.save(folder / saved.FILE, tensors, about)
-    card = model_card(about, tensors)
-    write_whole(folder / "README.md", lambda part: part.write_text(card, encoding="utf-8"))
+        raise UserError(f"{folder} is the folder of a run: give another --output")
+    card_path = folder / "README.md"
+    if card_path.exists() and not _is_model_card(card_path):
+        raise UserError(
+            f"{card_path} exists and is not the model card of an exported run: give another "
+            "--output"
+        )
+    provenance = predictor.provenance.without_paths()
+    model = dataclasses.replace(provenance.config.model, preprocessing=provenance.preprocessing)
+    config = dataclasses.replace(provenance.config, model=model)
+    provenance = dataclasses.replace(
+        provenance, config=config, metrics=metrics or predictor.metrics
+    )
+    tensors = {name: np.asarray(value) for name, value in flat(predictor.variables).items()}
+    model_file.save(folder / model_file.FILE, tensors, provenance)
+    card = model_card(provenance, tensors)
+    write_whole(card_path, lambda part: part.write_text(card, encoding="utf-8"))
+
+
+def _is_model_card(path: Path) -> bool:
+    try:
+        return path.read_text(encoding="utf-8").startswith(CARD_BEGINNING)
+    except (OSError, ValueError):
+        return False
 
 
 def read_metrics(workdir: Path, step: int) -> tuple[dict[str, Any], dict[str, int]]:
-    """What evaluate has written of a step, by split; and the splits scored at another step.
+    """Reads the scores that evaluate has written.
 
-    Scores by another convention than native, or of windows and views, are left out: beside the
-    others they would be taken for the same thing.
+    Scores by other conventions than native, of windows and of several views are skipped, because
+    they cannot be compared with the others.
+
+    Args:
+        workdir: folder of the run, or a model file.
+        step: the step to export.
+
+    Returns:
+        The scores of this step by split, and the other splits with the steps of their scores.
 
     Raises:
         UserError: a file of scores cannot be read.
@@ -129,108 +159,112 @@ def read_metrics(workdir: Path, step: int) -> tuple[dict[str, Any], dict[str, in
     return metrics, others
 
 
-def model_card(about: saved.About, tensors: dict[str, np.ndarray]) -> str:
-    """A README in the form that model hubs show: a header of YAML, then Markdown."""
-    model = about.config["model"]
+def model_card(provenance: Provenance, tensors: dict[str, np.ndarray]) -> str:
+    """Returns a README in the form of model hubs: a header in YAML, then Markdown."""
+    config = dataclasses.asdict(provenance.config)
     parameters = sum(
         tensor.size for name, tensor in tensors.items() if not name.endswith(("/mean", "/var"))
     )
-    result = "uint8 (h, w)" if "" in about.classes else "{name: uint8 (h, w)}"
+    result = "uint8 (h, w)" if "" in provenance.label_maps else "{name: uint8 (h, w)}"
+    origin = f"weights of {provenance.source}"
+    steps = ""
+    if provenance.step is not None:
+        origin = f"trained on {config['data']['name']}"
+        steps = f", after {provenance.step} training steps"
     channels = "RGB"
-    if about.channels > COLOURS:
-        channels += f", then {', '.join(about.config['data']['extra_channels'])}"
+    if provenance.channels > COLOURS:
+        channels += f", then {', '.join(config['data']['extra_channels'])}"
     lines = [
-        "---",
-        "library_name: fcn_jax",
-        "pipeline_tag: image-segmentation",
+        f"{CARD_BEGINNING}pipeline_tag: image-segmentation",
         "tags: [semantic-segmentation, fcn, jax]",
         "---",
         "",
-        f"# FCN on {model['backbone']}, trained on {about.config['data']['name']}",
+        f"# FCN on {provenance.backbone}, {origin}",
         "",
-        f"A fully convolutional network of fcn_jax, {parameters / 1e6:.2f} M parameters, after "
-        f"{about.step} training steps.",
+        f"A fully convolutional network of fcn_jax, {parameters / 1e6:.2f} M parameters{steps}.",
         "",
         "```python",
-        "from fcn_jax.predict import load_run",
+        "import fcn_jax",
         "",
-        'run = load_run("FOLDER")  # this folder',
-        f"label_map = run(image)  # uint8 (h, w, {about.channels}) -> {result}",
+        'predictor = fcn_jax.load_run("FOLDER")  # this folder',
+        f"label_map = predictor(image)  # uint8 (h, w, {provenance.channels}) -> {result}",
         "```",
         "",
         "## Network",
         "",
-        *(f"- {name}: {_shown(value)}" for name, value in model.items()),
+        *(f"- {name}: {_shown(value)}" for name, value in config["model"].items()),
         "",
-        f"Images have {about.channels} channels in 0…255, {channels}; the network normalises them "
-        f"itself ({model['preprocessing']}).",
+        f"Images have {provenance.channels} channels in 0…255, {channels}; the network normalises "
+        f"them itself ({provenance.preprocessing}).",
         "",
         "## Classes",
         "",
     ]
-    for label_map, names in about.classes.items():
+    for label_map, names in provenance.label_maps.items():
         title = f"{label_map}: " if label_map else ""
         lines += [title + ", ".join(f"{index} {name}" for index, name in enumerate(names)), ""]
     lines += ["## Scores", ""]
-    if about.metrics:
+    if provenance.metrics:
         names = ("images", "mean_iou", "pixel_accuracy", "mean_accuracy", "frequency_weighted_iou")
         lines += [f"| split | {' | '.join(names)} |", "| --- " * (len(names) + 1) + "|"]
-        for split, scores in about.metrics.items():
+        for split, scores in provenance.metrics.items():
             lines.append(f"| {split} | {' | '.join(_shown(scores.get(n, '')) for n in names)} |")
-        lines += ["", "At native size, void left out, means over the classes present.", ""]
+        lines += ["", "At native size, without void pixels, means over the classes present.", ""]
     else:
         lines += ["Not measured: run `python -m fcn_jax.evaluate` and export again.", ""]
-    lines += ["## Settings", "", "```json", json.dumps(about.config, indent=2), "```", ""]
+    lines += ["## Settings", "", "```json", json.dumps(config, indent=2), "```", ""]
     return "\n".join(lines)
 
 
-def export_to_torchvision(run: Predictor, path: Path) -> None:
+def export_to_torchvision(predictor: Predictor, path: Path) -> None:
     """Writes the state dict of torchvision's `fcn_resnet50` or `fcn_resnet101`.
 
-    path: a .safetensors, or a .pth where PyTorch is installed.
+    Args:
+        predictor: the run.
+        path: a .safetensors, or a .pth if PyTorch is installed.
 
     Raises:
         UserError: the run is of another network, or the file cannot be written.
     """
-    model = run.config.model
+    model = predictor.config.model
     depth = model.backbone.removeprefix("resnet")
     fits = (
         depth in ("50", "101")
         and (model.output_stride, model.skips, model.head) == (8, 0, "hidden")
         and model.upsampling == "interpolate"
-        and (model.context_features, model.fusion, run.channels) == (None, "early", 3)
+        and (model.context_features, model.fusion, predictor.channels) == (None, "early", 3)
         and set(model.score_scales or ()) <= {1.0}
-        and len(run.label_maps) == 1
+        and len(predictor.label_maps) == 1
     )
     if not fits:
         raise UserError(
-            "--format=torchvision wants a run of torchvision's FCN: config.model.backbone=resnet50 "
+            "--format=torchvision needs a run of torchvision's FCN: config.model.backbone=resnet50 "
             "or resnet101, output_stride=8, skips=0, head=hidden, upsampling=interpolate"
         )
     if preprocessing_name(model) != "torchvision":
         raise UserError(
-            "--format=torchvision wants a run on torchvision's pixels: "
+            "--format=torchvision needs a run with torchvision's preprocessing: "
             f"config.model.preprocessing is {model.preprocessing}"
         )
-    ours = {name: np.asarray(value) for name, value in flat(run.variables).items()}
+    ours = {name: np.asarray(value) for name, value in flat(predictor.variables).items()}
     state = torchvision.to_state_dict(torchvision.fcn_resnet(int(depth)), ours)
-    if path.suffix == saved.SUFFIX:
+    if path.suffix == model_file.SUFFIX:
         write_whole(path, lambda part: save_file(state, part, metadata={"format": "pt"}))
         return
     if path.suffix != ".pth":
-        raise UserError(f"--output={path} must end in {saved.SUFFIX} or .pth")
+        raise UserError(f"--output={path} must end in {model_file.SUFFIX} or .pth")
     try:
         import torch
     except ImportError:
-        instead = path.with_suffix(saved.SUFFIX)
+        instead = path.with_suffix(model_file.SUFFIX)
         raise UserError(f"writing {path} needs PyTorch; without it, --output={instead}") from None
     tensors = {name: torch.tensor(tensor) for name, tensor in state.items()}
     write_whole(path, lambda part: torch.save(tensors, part))
 
 
-def _arguments(run: Predictor) -> str:
-    auxiliary = run.config.model.auxiliary_weight > 0
-    return f"weights_backbone=None, num_classes={len(run.class_names)}, aux_loss={auxiliary}"
+def _arguments(predictor: Predictor) -> str:
+    auxiliary = predictor.config.model.auxiliary_weight > 0
+    return f"weights_backbone=None, num_classes={len(predictor.class_names)}, aux_loss={auxiliary}"
 
 
 def _shown(value: Any) -> str:

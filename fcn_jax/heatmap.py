@@ -1,4 +1,4 @@
-"""Shows where in a photo an ImageNet classifier sees its classes.
+"""Shows where in a photo an ImageNet classifier finds its classes.
 
     python -m fcn_jax.heatmap --weights=FILE --output=heat.png [--top=3 | --class=281,285] PHOTO
 
@@ -8,25 +8,25 @@ googlenet, mobilenet_v3_large, alexnet, vgg16 or vgg16_bn, or timm's efficientne
 bvlc_reference_caffenet (.caffemodel).
 
 The classifier is made fully convolutional (`models/convolutionalize.py`) and scores every window
-of the photo. What is written is the photo, and beside it for each class, the likeliest or those
-given, the softmax of the scores over the photo. With --names=FILE, of one name a line, they have
-names: of ImageNet's 1000 classes, from class 0 on.
+of the photo. The output is the photo, followed by one panel for each class (the most probable ones,
+or those of --class): the softmax of the scores over the photo. --names=FILE gives the names of the
+classes, one per line, from class 0 on.
 
-The heat is as coarse as the classifier's window, 224 pixels or so. Where the classifier takes an
-average (all but AlexNet and VGG16), --window=5 makes that narrower, and the heat sharper and less
-sure.
+The heat is as coarse as the classifier's window, about 224 pixels. If the classifier takes an
+average (all but AlexNet and VGG16), --window=5 makes the window smaller, and the heat sharper and
+less certain.
 """
 
 from absl import flags
 
 from fcn_jax.terminal import cli
 
-if __name__ == "__main__":  # --help and mistakes in flags do not wait for what is imported below
+if __name__ == "__main__":  # --help and mistakes in flags do not wait for the imports below
     flags.DEFINE_string("weights", None, "file of a classifier's weights")
     flags.DEFINE_string("output", None, "picture to write")
-    flags.DEFINE_list("class", [], "indices of classes, such as 281,285, instead of the likeliest")
-    flags.DEFINE_integer("top", 3, "how many of the likeliest classes", lower_bound=1)
-    flags.DEFINE_string("names", None, "file of the classes' names, one a line")
+    flags.DEFINE_list("class", [], "classes to show by index, such as 281,285, instead of --top")
+    flags.DEFINE_integer("top", 3, "number of the most probable classes to show", lower_bound=1)
+    flags.DEFINE_string("names", None, "file of the classes' names, one per line")
     flags.DEFINE_integer("window", None, "side of the average, in positions", lower_bound=1)
     cli.begin()
 
@@ -41,7 +41,7 @@ from flax import nnx
 
 from fcn_jax.config import ModelConfig
 from fcn_jax.data.images import read_bytes, read_image
-from fcn_jax.errors import UserError
+from fcn_jax.errors import ArgumentError, UserError
 from fcn_jax.models.backbones.contract import Backbone
 from fcn_jax.models.build import abstract_model
 from fcn_jax.models.convolutionalize import (
@@ -63,12 +63,16 @@ def main(arguments: list[str]) -> None:
     options = flags.FLAGS
     if not options.weights or not options.output or len(arguments) != 1:
         raise UserError("--weights=FILE, --output=PICTURE and one PHOTO are needed (see --help)")
+    output = Path(options.output)
+    for file in filter(None, (arguments[0], options.weights, options.names)):
+        if output.exists() and Path(file).exists() and output.samefile(file):
+            raise UserError(f"--output={output} is the file {file} itself: give another")
     photo = read_image(arguments[0])
     classifier = load_classifier(options.weights, options.window)
     names = read_names(options.names, classifier.num_classes) if options.names else None
     given = parse_classes(options["class"].value or [], classifier.num_classes)
     heat, grid = heat_map(classifier, photo)
-    # By the mean: what fills a photo counts for more than what one window takes for something.
+    # Ranked by the mean: a class that fills the photo is more important than one strong window.
     mean = heat.mean((0, 1))
     classes = given or [int(index) for index in mean.argsort()[::-1][: options.top]]
     maps = {}
@@ -76,14 +80,21 @@ def main(arguments: list[str]) -> None:
         title = f"{index} {names[index]}" if names else f"class {index}"
         maps[title] = upsample(heat[..., index], grid, photo.shape[:2])
         say(f"{title}: {mean[index]:.3f} on average, {maps[title].max():.3f} at most")
-    draw(photo, maps, Path(options.output))
+    draw(photo, maps, output)
 
 
 def heat_map(classifier: Classifier, photo: np.ndarray) -> tuple[np.ndarray, Grid]:
-    """The softmax of the scores of every window: float32 (h', w', k), and where the windows lie.
+    """Scores every window of a photo.
 
-    photo: uint8 (h, w, 3). Windows are centred on the whole of it: around it lies the mean colour,
-    which is zero to the network.
+    The windows are centred on all parts of the photo. Around it is the mean colour, which is zero
+    after preprocessing.
+
+    Args:
+        classifier: a fully convolutional classifier.
+        photo: uint8 (h, w, 3), RGB.
+
+    Returns:
+        The softmax of the scores, float32 (h', w', k), and the positions of the windows.
     """
     margin = int(np.ceil(classifier.grid.offset))
     height, width, channels = photo.shape
@@ -101,18 +112,23 @@ def _probabilities(classifier: Classifier, image: jax.Array) -> jax.Array:
 
 
 def upsample(values: np.ndarray, grid: Grid, size: Sequence[int]) -> np.ndarray:
-    """Bilinear interpolation of (h', w') between the centres of its windows, to (h, w) pixels."""
+    """Interpolates (h', w') linearly between the centres of the windows, to (h, w) pixels."""
     from scipy.ndimage import map_coordinates
 
-    places = [(np.arange(pixels) - grid.offset) / grid.stride for pixels in size]
-    return map_coordinates(values, np.meshgrid(*places, indexing="ij"), order=1, mode="nearest")
+    positions = [(np.arange(pixels) - grid.offset) / grid.stride for pixels in size]
+    return map_coordinates(values, np.meshgrid(*positions, indexing="ij"), order=1, mode="nearest")
 
 
 def draw(photo: np.ndarray, maps: dict[str, np.ndarray], path: Path) -> None:
-    """Writes the photo and, beside it, each map (h, w) over it, under its title.
+    """Writes a picture of the photo and of each map over it.
+
+    Args:
+        photo: uint8 (h, w, 3), RGB.
+        maps: probabilities (h, w) by title.
+        path: the picture to write.
 
     Raises:
-        UserError: the file cannot be written, or has the ending of no kind of picture.
+        UserError: the file cannot be written, or its ending is no picture format.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -129,9 +145,9 @@ def draw(photo: np.ndarray, maps: dict[str, np.ndarray], path: Path) -> None:
         axes.set_axis_off()
     panels[0].imshow(photo)
     panels[0].set_title("photo")
-    # In grey, so that all colour is heat.
+    # The photo is grey, so that all colour is heat.
     grey = photo.mean(-1)
-    # Less than a tenth does not look hot, even where nothing is hotter.
+    # A probability below 0.1 does not look hot, even if it is the highest.
     hottest = max(0.1, *(heat.max() for heat in maps.values()))
     for axes, (title, heat) in zip(panels[1:], maps.items(), strict=True):
         axes.imshow(grey, cmap="gray", vmin=0, vmax=255)
@@ -148,32 +164,37 @@ def draw(photo: np.ndarray, maps: dict[str, np.ndarray], path: Path) -> None:
 
 
 def load_classifier(path: str, window: int | None = None) -> Classifier:
-    """The fully convolutional form of the classifier in a file.
+    """Loads a classifier and makes it fully convolutional.
 
-    window: side of the average, in positions; None: the classifier's own.
+    Args:
+        path: a weight file.
+        window: side of the average in positions; None for the classifier's own.
 
     Raises:
-        UserError: no such file, or none with the last layer of a known classifier; a window for one
-            that averages nothing.
+        UserError: there is no such file, or it lacks the last layer of a known classifier.
+        ArgumentError: a window for a classifier without an average.
     """
     if Path(path).is_dir():
         raise UserError(f"{path} is a folder, not a file with the weights of a classifier")
     weights = read(path)
-    ending = classifiers.find(weights.about.backbone, weights.left_out.keys())
+    source = weights.provenance.source
+    ending = classifiers.find(weights.provenance.backbone, weights.extra_tensors.keys())
     if ending is None:
         raise UserError(
-            f"{path} holds {weights.about.source}, without the last layer of a classifier (which "
-            "conversion leaves out: give the file as it was published)"
+            f"{path} holds {source}, without the last layer of a classifier (converted files lack "
+            "it: give the file as it was published)"
         )
     if window and not any(isinstance(step, Average) for step in ending.steps):
-        raise UserError(
-            f"--window (={window}) goes with classifiers that average; {weights.about.source} has "
-            "fully connected layers, whose window is given"
+        raise ArgumentError(
+            "window",
+            window,
+            f"is for classifiers that take an average; {source} has fully connected layers, which "
+            "fix its window",
         )
     steps: list[ClassifierLayer] = []
     for step in ending.steps:
         if isinstance(step, tuple):
-            weight, bias = (weights.left_out[name] for name in step)
+            weight, bias = (weights.extra_tensors[name] for name in step)
             steps.append(FullyConnected(weight, bias))
         elif isinstance(step, Average):
             steps.append(Average(window or step.window))
@@ -183,21 +204,20 @@ def load_classifier(path: str, window: int | None = None) -> Classifier:
 
 
 def _filled_backbone(weights: Weights) -> Backbone:
-    about = weights.about
-    as_trained = ModelConfig(
-        backbone=about.backbone, preprocessing=about.preprocessing, padding="original"
+    provenance = weights.provenance
+    config = ModelConfig(
+        backbone=provenance.backbone, preprocessing=provenance.preprocessing, padding="original"
     )
-    # As shapes alone: only the backbone of this network is kept, and all of it is replaced.
-    network = Network(abstract_model(as_trained, 1))
+    network = Network(abstract_model(config, 1))
     variables, _ = weights.apply(zeros(network))
     return network.model(variables).backbone
 
 
 def read_names(path: str, num_classes: int) -> list[str]:
-    """The names of the classes, from a file with one a line.
+    """Reads the names of the classes from a file with one name per line.
 
     Raises:
-        UserError: no such file, or one with another number of lines.
+        UserError: there is no such file, or it has another number of lines.
     """
     names = read_bytes(path).decode("utf-8", "replace").rstrip().splitlines()
     if len(names) != num_classes:
@@ -206,14 +226,14 @@ def read_names(path: str, num_classes: int) -> list[str]:
 
 
 def parse_classes(words: Sequence[str], num_classes: int) -> list[int]:
-    """Indices of classes.
+    """Returns the words as indices of classes.
 
     Raises:
-        UserError: a word that is none.
+        ArgumentError: a word is not the index of a class.
     """
     for word in words:
         if not word.isdecimal() or int(word) >= num_classes:
-            raise UserError(f"--class: {word!r} is not a class of 0 to {num_classes - 1}")
+            raise ArgumentError("class", word, f"must be in 0…{num_classes - 1}")
     return [int(word) for word in words]
 
 

@@ -8,15 +8,13 @@ DIR/train.lock          host and process of the training; see `training/run_lock
 DIR/evaluation          SPLIT.json, SPLIT_images.npz, SPLIT_confusion.png, SPLIT_sheet.png
 """
 
-import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
 
-from fcn_jax.config import Config, from_dict, settings
+from fcn_jax.config import Config, settings
 from fcn_jax.errors import ArgumentError, UserError, format_value
-from fcn_jax.pretrained import saved
+from fcn_jax.pretrained import Provenance, model_file
 from fcn_jax.terminal.atomic_files import write_whole
 from fcn_jax.terminal.progress import say
 
@@ -41,45 +39,27 @@ SCHEDULE = ("train.steps", "train.epochs")
 """Settings that a resumed run may change, and which change its learning rate."""
 
 
-class RunSettings(NamedTuple):
-    """Settings of a run, number of channels of its images, and class names by label map.
-
-    A single label map is called "".
-    """
-
-    config: Config
-    channels: int
-    label_maps: dict[str, tuple[str, ...]]
-
-
-def read_settings(workdir: Path) -> RunSettings:
+def read_settings(workdir: Path) -> Provenance:
     """Reads the settings, channels and classes of a run from its run.json.
 
     Raises:
-        UserError: the folder holds no run, or its run.json cannot be read.
+        UserError: the folder holds no run, or its run.json cannot be used.
     """
     path = workdir / "run.json"
     try:
-        stored = json.loads(path.read_text())
-        names = stored["class_names"]
-        by_map = names if isinstance(names, dict) else {"": names}
-        return RunSettings(
-            from_dict(stored["config"]),
-            stored["channels"],
-            {name: tuple(class_names) for name, class_names in by_map.items()},
-        )
+        return Provenance.from_json(json.loads(path.read_text()))
     except FileNotFoundError:
         raise UserError(
             f"{workdir} is not the folder of a run: it has no run.json (give the workdir that "
             "training was given)"
         ) from None
-    except (ValueError, KeyError, TypeError, AttributeError, UserError) as error:
+    except (ValueError, OSError, RecursionError, UserError) as error:
         raise UserError(f"{path} cannot be read: {error}") from error
 
 
 def evaluation_folder(workdir: Path) -> Path:
     """Returns the folder that `evaluate` writes to, of a run's folder or of a model file."""
-    of_file = workdir.suffix == saved.SUFFIX and not workdir.is_dir()
+    of_file = workdir.suffix == model_file.SUFFIX and not workdir.is_dir()
     return (workdir.with_suffix("") if of_file else workdir) / "evaluation"
 
 
@@ -120,17 +100,17 @@ def claim(
     """
     path = workdir / "run.json"
     if is_begun(workdir):
-        held, held_channels, held_maps = read_settings(workdir)
+        held = read_settings(workdir)
         differences = [
             f"{old.name} is {format_value(old.value)} there and {format_value(new.value)} now"
-            for old, new in zip(settings(held), settings(config), strict=True)
+            for old, new in zip(settings(held.config), settings(config), strict=True)
             if old.value != new.value and old.name not in (*FREE_TO_CHANGE, *SCHEDULE)
         ]
-        if held_channels != channels:
-            differences.append(f"its images have {held_channels} channels, not {channels}")
+        if held.channels != channels:
+            differences.append(f"its images have {held.channels} channels, not {channels}")
         differences += [
             f"its classes{f' of {name}' if name else ''} are {', '.join(names)}"
-            for name, names in held_maps.items()
+            for name, names in held.label_maps.items()
             if label_maps.get(name) != names
         ]
         if differences:
@@ -138,15 +118,10 @@ def claim(
                 f"{workdir} holds a run of other settings ({'; '.join(differences)}): "
                 "give another workdir, or the same settings to resume it"
             )
-        _check_schedule(workdir, held, config, num_images)
-        if held == config:
+        _check_schedule(workdir, held.config, config, num_images)
+        if held.config == config:
             return
-    made_with = {
-        "config": dataclasses.asdict(config),
-        "channels": channels,
-        "class_names": label_maps[""] if tuple(label_maps) == ("",) else dict(label_maps),
-    }
-    text = json.dumps(made_with, indent=2) + "\n"
+    text = json.dumps(Provenance(config, label_maps, channels).to_json(), indent=2) + "\n"
     try:
         write_whole(path, lambda part: part.write_text(text))
     except UserError as error:

@@ -192,7 +192,7 @@ def with_preprocessing(
     if begun is not None:
         settled = runs.read_settings(begun).config.model.preprocessing
     elif weights is not None:
-        settled = weights.about.preprocessing
+        settled = weights.provenance.preprocessing
     else:
         settled = preprocessing_name(config.model)
     model = dataclasses.replace(config.model, preprocessing=settled)

@@ -81,7 +81,7 @@ def initialized(make: Callable[[], FCN], file: Path) -> tuple[Network, Any]:
     """A network with a file's weights, and without having drawn its own."""
     network = Network(nnx.eval_shape(make))
     variables, report = pretrained.read(file).apply(pretrained.zeros(network))
-    assert "left as they were" not in report
+    assert "unchanged" not in report
     return network, variables
 
 

@@ -1,4 +1,4 @@
-"""What leaves: an exported run stands for the run, here and, where it can, in torchvision."""
+"""An exported run replaces the run, here and in torchvision."""
 
 import dataclasses
 import json
@@ -25,7 +25,7 @@ from fcn_jax.inference.trained import Predictor, load_weights
 from fcn_jax.models.build import build_model
 from fcn_jax.models.pure_model import Network
 from fcn_jax.predict import load_run
-from fcn_jax.runs import RunSettings
+from fcn_jax.pretrained import Provenance, model_file
 from fcn_jax.train import train
 from tests.own_folder import command, small_config, write_folder
 
@@ -74,7 +74,7 @@ def test_an_exported_run_is_a_start_for_another(run_folder: Path, tmp_path: Path
     from_run, _ = load_weights(run_folder).apply(pretrained.zeros(run.network))
     from_export, report = load_weights(tmp_path / "out").apply(pretrained.zeros(run.network))
     jax.tree.map(np.testing.assert_array_equal, from_run, from_export)
-    assert "left as they were" not in report
+    assert "unchanged" not in report
 
 
 def test_an_exported_run_scores_as_the_run_did(run_folder: Path, tmp_path: Path) -> None:
@@ -120,8 +120,7 @@ def torchvision_run() -> Predictor:
     variables = jax.tree.map(
         lambda leaf: random.random(leaf.shape, np.float32) + 0.1, pretrained.zeros(network)
     )
-    settings = RunSettings(Config(model=model), 3, {"": VOC_CLASSES})
-    return Predictor(settings, network, variables, 7)
+    return Predictor(network, variables, Provenance(Config(model=model), {"": VOC_CLASSES}, step=7))
 
 
 @pytest.mark.parametrize("ending", ["safetensors", "pth"])
@@ -136,7 +135,7 @@ def test_out_to_torchvision_and_back_is_the_same_to_the_bit(
     export_to_torchvision(torchvision_run, path)
     again, report = pretrained.read(path).apply(pretrained.zeros(torchvision_run.network))
     jax.tree.map(np.testing.assert_array_equal, again, torchvision_run.variables)
-    assert "left as they were" not in report
+    assert "unchanged" not in report
     state: Any
     if ending == "pth":
         state = torch.load(path, weights_only=True)
@@ -157,17 +156,16 @@ def test_out_to_torchvision_and_back_is_the_same_to_the_bit(
 def test_a_run_of_another_network_does_not_go_to_torchvision(
     run_folder: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(UserError, match="wants a run of torchvision's FCN"):
+    with pytest.raises(UserError, match="needs a run of torchvision's FCN"):
         export_to_torchvision(load_run(run_folder), tmp_path / "fcn.pth")
 
 
 def test_a_file_of_another_version_is_refused(run_folder: Path, tmp_path: Path) -> None:
-    about = pretrained.saved.About("x", {"model": {"backbone": "small", "preprocessing": "caffe"}})
     tensors = {"backbone/x": np.zeros(2, np.float32)}
-    pretrained.saved.save(tmp_path / "w.safetensors", tensors, about)
+    model_file.save(tmp_path / "w.safetensors", tensors, Provenance(Config()))
     whole = (tmp_path / "w.safetensors").read_bytes()
     (tmp_path / "w.safetensors").write_bytes(whole.replace(b"channels", b"chanzels"))
-    with pytest.raises(UserError, match="another version of fcn_jax"):
+    with pytest.raises(UserError, match="metadata that this version of fcn_jax cannot use"):
         pretrained.read(tmp_path / "w.safetensors")
     (tmp_path / "w.safetensors").write_bytes(whole)
     with pytest.raises(UserError, match="features of a classifier"):
@@ -176,10 +174,10 @@ def test_a_file_of_another_version_is_refused(run_folder: Path, tmp_path: Path) 
 
 def test_what_would_mix_up_runs_and_exports_is_refused(run_folder: Path, tmp_path: Path) -> None:
     run = load_run(run_folder)
-    with pytest.raises(UserError, match="is the folder of a run: export to another"):
+    with pytest.raises(UserError, match="is the folder of a run: give another"):
         export(run, run_folder, {})
     export(run, tmp_path / "out", {})
-    with pytest.raises(UserError, match="holds no checkpoint best"):
+    with pytest.raises(UserError, match="and no checkpoint best"):
         load_run(tmp_path / "out", "best")
     with pytest.raises(UserError, match=r"there is no file .*none\.safetensors"):
         load_run(tmp_path / "none.safetensors")
@@ -206,7 +204,7 @@ def test_features_scaled_before_the_head_do_not_go_to_torchvision(
     torchvision_run: Predictor, tmp_path: Path
 ) -> None:
     model = dataclasses.replace(torchvision_run.config.model, score_scales=(0.1,))
-    settings = RunSettings(Config(model=model), 3, {"": VOC_CLASSES})
-    run = Predictor(settings, torchvision_run.network, torchvision_run.variables, 7)
-    with pytest.raises(UserError, match="wants a run of torchvision's FCN"):
+    provenance = Provenance(Config(model=model), {"": VOC_CLASSES}, step=7)
+    run = Predictor(torchvision_run.network, torchvision_run.variables, provenance)
+    with pytest.raises(UserError, match="needs a run of torchvision's FCN"):
         export_to_torchvision(run, tmp_path / "fcn.pth")

@@ -1,7 +1,5 @@
-"""Heat lies where a classifier sees a class, and whatever cannot be shown is told in one line."""
+"""Heat is where a classifier finds a class, and every mistake is one line."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +13,7 @@ from fcn_jax.errors import UserError
 from fcn_jax.models.backbones.squeezenet import SqueezeNet
 from fcn_jax.models.geometry import Grid
 from tests.backbone_peers import published
+from tests.in_process import run_command
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 CATS = [281, 282, 283, 284, 285]  # ImageNet's five domestic cats
@@ -48,11 +47,6 @@ def photo(tmp_path: Path) -> Path:
     return tmp_path / "photo.png"
 
 
-def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "fcn_jax.heatmap", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
-
-
 def test_upsampling_puts_each_value_on_the_pixel_that_its_grid_says():
     values = np.array([[0.0, 8.0], [4.0, 12.0]])
     upsampled = heatmap.upsample(values, Grid(stride=4, offset=2), (8, 10))
@@ -80,7 +74,7 @@ def test_a_picture_is_written_with_the_names_given(tmp_path, photo):
     names.write_text("\n".join(f"kind {letter}" for letter in "abcdefghij"))
     output = tmp_path / "new" / "heat.png"
     arguments = (f"--weights={weights}", f"--output={output}", f"--names={names}", "--class=3,7")
-    result = run(*arguments, photo)
+    result = run_command("heatmap", *arguments, photo)
     assert result.returncode == 0, result.stderr
     assert [line.split(":")[0] for line in result.stdout.splitlines()] == ["3 kind d", "7 kind h"]
     with Image.open(output) as picture:
@@ -89,10 +83,10 @@ def test_a_picture_is_written_with_the_names_given(tmp_path, photo):
 
 def test_mistakes_are_told_in_one_line(tmp_path, photo):
     weights = squeezenet_file(tmp_path / "w.npz")
-    result = run(f"--weights={weights}", "--output=x.png", "--class=10", photo)
+    result = run_command("heatmap", f"--weights={weights}", "--output=x.png", "--class=10", photo)
     assert result.returncode == 1
-    assert result.stderr == "heatmap: --class: '10' is not a class of 0 to 9\n"
-    result = run(f"--weights={weights}", "--output=x.png", tmp_path / "none.jpg")
+    assert result.stderr == "heatmap: --class (=10) must be in 0…9\n"
+    result = run_command("heatmap", f"--weights={weights}", "--output=x.png", tmp_path / "none.jpg")
     assert result.returncode == 1
     assert result.stderr.endswith("none.jpg: No such file or directory\n")
     assert len(result.stderr.splitlines()) == 1

@@ -8,6 +8,7 @@ import pytest
 from fcn_jax import runs
 from fcn_jax.config import Config, default_config
 from fcn_jax.errors import ArgumentError, UserError
+from fcn_jax.pretrained import Provenance
 from tests.config.test_files import OLD_RUNS
 
 MAPS = {"": ("background", "disc")}
@@ -40,7 +41,7 @@ def test_a_new_folder_holds_its_settings(tmp_path, config):
     claim(tmp_path / "run", config)
     assert not runs.is_begun(tmp_path / "run")
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["run.json"]
-    assert runs.read_settings(tmp_path / "run") == (config, 3, MAPS)
+    assert runs.read_settings(tmp_path / "run") == Provenance(config, MAPS)
     config.seed = 1  # without a checkpoint nothing binds it
     claim(tmp_path / "run", config)
     assert runs.read_settings(tmp_path / "run").config.seed == 1
@@ -101,11 +102,10 @@ def test_the_schedule_cannot_end_before_the_steps_that_are_done(begun, config):
 def test_a_run_of_an_earlier_version_is_resumed(name, tmp_path, capsys):
     (tmp_path / "run.json").write_text(json.dumps(OLD_RUNS[name]))
     (tmp_path / "checkpoints" / "1").mkdir(parents=True)
-    config, channels, label_maps = runs.read_settings(tmp_path)
-    assert channels == OLD_RUNS[name]["channels"]
-    if name == "shapes":
-        config = default_config()
-    claim(tmp_path, config, channels, label_maps)
+    run = runs.read_settings(tmp_path)
+    assert run.channels == OLD_RUNS[name]["channels"]
+    config = default_config() if name == "shapes" else run.config
+    claim(tmp_path, config, run.channels, run.label_maps)
     assert capsys.readouterr().out == ""
 
 

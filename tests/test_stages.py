@@ -10,13 +10,13 @@ import pytest
 from flax import nnx
 
 from fcn_jax import pretrained
-from fcn_jax.config import ModelConfig
+from fcn_jax.config import Config, ModelConfig
 from fcn_jax.models.backbones.vgg import VGG16
 from fcn_jax.models.build import build_model
 from fcn_jax.models.fcn import FCN
 from fcn_jax.models.pure_model import Network
 from fcn_jax.models.upsampling import bilinear_upsample
-from fcn_jax.pretrained import flat, saved
+from fcn_jax.pretrained import Provenance, flat, model_file
 
 
 @pytest.mark.parametrize("upsampling", ["fixed", "learned"])
@@ -33,9 +33,10 @@ def test_a_stage_begins_with_the_scores_of_the_stage_before(
         return build_model(config, 6, rngs=nnx.Rngs(0))
 
     network = Network(randomised(lambda: model(0)))
-    about = saved.About("FCN-32s", {"model": {"backbone": "small", "preprocessing": "torchvision"}})
+    model_config = ModelConfig(backbone="small", preprocessing="torchvision")
+    provenance = Provenance(Config(model=model_config), source="FCN-32s")
     tensors = {name: np.asarray(value) for name, value in flat(network.variables).items()}
-    saved.save(tmp_path / "fcn32s.safetensors", tensors, about)
+    model_file.save(tmp_path / "fcn32s.safetensors", tensors, provenance)
     before = features(network, network.variables)
     for skips, new in ((1, "head/score16"), (2, "head/score16, head/score8")):
         network = Network(model(skips))
@@ -66,9 +67,10 @@ def test_the_papers_second_stage_begins_as_its_first_ended(randomised: Any) -> N
 
     first = Network(randomised(lambda: network(0)))
     second = Network(randomised(lambda: network(1)))
-    about = saved.About("FCN-32s", {"model": {"backbone": "vgg16", "preprocessing": "caffe"}})
+    model_config = ModelConfig(backbone="vgg16", preprocessing="caffe")
+    provenance = Provenance(Config(model=model_config), source="FCN-32s")
     tensors = {name: np.asarray(value) for name, value in flat(first.variables).items()}
-    variables, _ = pretrained.Weights(Path("run"), about, tensors).apply(second.variables)
+    variables, _ = pretrained.Weights(Path("run"), provenance, tensors).apply(second.variables)
     for name in ("kernel", "bias"):
         new = variables[0]["head"]["score16"]
         new[name] = jnp.zeros_like(new[name])  # as it starts; here all was drawn at random

@@ -237,7 +237,7 @@ def test_a_run_starts_from_another_run_and_names_what_it_lacks(
     config.model.skips = 3
     config.train.steps = 1
     train(config, tmp_path / "run")
-    assert "fcn_jax on folder, step 6; not in it, so left as they were: head/score4" in (
+    assert "fcn_jax on folder, step 6; not in the file, so unchanged: head/score4" in (
         capsys.readouterr().out
     )
 
@@ -289,7 +289,7 @@ def test_predict_refuses_what_would_overwrite(trained_run, tmp_path):
     onto_itself = command(
         "predict", f"--workdir={trained_run}", f"--output={tmp_path}", tmp_path / "x.png"
     )
-    assert f"--output={tmp_path} is the folder of {tmp_path}/x.png" in onto_itself.stderr
+    assert f"{tmp_path} is the folder of {tmp_path}/x.png" in onto_itself.stderr
     twice = command("predict", f"--workdir={trained_run}", f"--output={tmp_path}/out", tmp_path)
     assert "would both be written" in twice.stderr
     assert onto_itself.returncode == twice.returncode == 1

@@ -169,13 +169,13 @@ def one_by_one(
         )
     buckets = fill_buckets(records.sizes, max_canvases=settings.canvases)
     canvases = tuple(bucket.canvas_px for bucket in buckets)
-    labeller = ViewPredictor(network, inference, canvases)
+    predictor = ViewPredictor(network, inference, canvases)
 
     def score(variables: Any, receive: Callable[[ScoredImages], None]) -> Mapping[str, np.ndarray]:
         confusions = {name: np.zeros((k, k), np.int64) for name, k in num_classes.items()}
         for index in range(len(records)):
             record = records[index]
-            labels = labeller.labels(variables, record["image"])
+            labels = predictor.predict_maps(variables, record["image"])
             truth = by_map(record["label"], network.label_maps)
             counts = {}
             for name, label in labels.items():

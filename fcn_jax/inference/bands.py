@@ -1,4 +1,4 @@
-"""Which bands of a TIFF a network sees. What is not plain RGB of 8 bits is told in a line."""
+"""Selects the bands of a TIFF for a network, and notes how they differ from plain 8-bit RGB."""
 
 from pathlib import Path
 from typing import Any
@@ -11,27 +11,32 @@ from fcn_jax.terminal.progress import say
 MAX_16_BIT = 65535
 
 SAMPLE_PX = 128
-SAMPLES_A_SIDE = 4
-"""Windows in which a scene's largest value is looked for, since to read all of it takes minutes."""
+SAMPLES_PER_SIDE = 4
+"""Windows in which the largest value of a scene is searched; reading all of it takes minutes."""
 
 
 def chosen_bands(path: Path, dataset: Any, channels: int) -> list[int]:
-    """Those of an open TIFF that a network of so many channels sees; notes what is left out.
+    """Returns the bands of an open TIFF that are the network's input; prints notes about them.
+
+    Args:
+        path: the file, for messages.
+        dataset: rasterio's dataset.
+        channels: number of channels of the network.
 
     Raises:
-        UserError: its bands are not such as the network wants; with a command that makes them so.
+        UserError: the bands do not fit the network; the message has a command that converts them.
     """
-    from rasterio.enums import ColorInterp as Meaning
+    from rasterio.enums import ColorInterp
 
     meanings = dict(zip(dataset.indexes, dataset.colorinterp, strict=True))
-    bands = [band for band, meaning in meanings.items() if meaning != Meaning.alpha]
-    kept_as = dataset.tags(ns="IMAGE_STRUCTURE") | dataset.tags(1, ns="IMAGE_STRUCTURE")
+    bands = [band for band, meaning in meanings.items() if meaning != ColorInterp.alpha]
+    structure = dataset.tags(ns="IMAGE_STRUCTURE") | dataset.tags(1, ns="IMAGE_STRUCTURE")
     types = {dataset.dtypes[band - 1] for band in bands}
     remedy = _scaling_command(path, bands[:channels])
-    if not types <= {"uint8", "uint16"} or kept_as.get("NBITS", "8") not in ("8", "16"):
-        bits = kept_as.get("NBITS")
+    if not types <= {"uint8", "uint16"} or structure.get("NBITS", "8") not in ("8", "16"):
+        bits = structure.get("NBITS")
         found = f"pixels of {bits} bits" if bits else f"pixels of type {', '.join(types)}"
-    elif kept_as.get("MINISWHITE") == "YES":
+    elif structure.get("MINISWHITE") == "YES":
         found = "grey with white as 0"
     elif len(bands) == channels or (len(bands) == 1 and channels == 3):
         notes = _notes(dataset, bands, remedy)
@@ -40,22 +45,20 @@ def chosen_bands(path: Path, dataset: Any, channels: int) -> list[int]:
         return bands
     else:
         found = f"{len(bands)} bands besides alpha, and the network was trained on {channels}"
-    raise UserError(
-        f"{path}: {found}; choose and scale the bands that it shall see, as by {remedy}"
-    )
+    raise UserError(f"{path}: {found}; choose and scale the bands for the network, as by {remedy}")
 
 
 def _notes(dataset: Any, bands: list[int], remedy: str) -> list[str]:
-    from rasterio.enums import ColorInterp as Meaning
+    from rasterio.enums import ColorInterp
 
     notes = []
-    if len(bands) == 1 and dataset.colorinterp[bands[0] - 1] != Meaning.palette:
-        notes.append(f"band {bands[0]} is seen as grey")
-    left_out = [str(band) for band in dataset.indexes if band not in bands]
-    if left_out:
-        notes.append(f"band {', '.join(left_out)} is left out as alpha")
+    if len(bands) == 1 and dataset.colorinterp[bands[0] - 1] != ColorInterp.palette:
+        notes.append(f"band {bands[0]} is used as grey")
+    alpha = [str(band) for band in dataset.indexes if band not in bands]
+    if alpha:
+        notes.append(f"band {', '.join(alpha)} is alpha and is not used")
     if dataset.dtypes[bands[0] - 1] == "uint16":
-        notes.append(f"{_of_16_bits(dataset, bands)}; to scale it, {remedy}")
+        notes.append(f"{_note_of_16_bits(dataset, bands)}; to scale it, {remedy}")
     return notes
 
 
@@ -64,19 +67,19 @@ def _scaling_command(path: Path, bands: list[int]) -> str:
     return f"gdal_translate -co TILED=YES -ot Byte -scale {choice} {path.name} scaled.tif"
 
 
-def _of_16_bits(dataset: Any, bands: list[int]) -> str:
+def _note_of_16_bits(dataset: Any, bands: list[int]) -> str:
     largest = _largest_value(dataset, bands)
-    said = "of its 16 bits the upper 8 are seen"
+    note = "of its 16 bits the upper 8 are used"
     if largest is None:
-        return said
-    said += f", and the largest value in a sample is {largest} of {MAX_16_BIT}"
+        return note
+    note += f", and the largest value in a sample is {largest} of {MAX_16_BIT}"
     if largest > MAX_16_BIT // 2:
-        return said
-    return f"{said}: to the network all is darker than {(largest >> 8) + 1} of 255"
+        return note
+    return f"{note}: every pixel of the network's input is below {(largest >> 8) + 1} of 255"
 
 
 def _largest_value(dataset: Any, bands: list[int]) -> int | None:
-    """Over windows all over the scene; None: they hold no data."""
+    """Returns the largest value in windows all over the scene; None if they hold no data."""
     from rasterio.windows import Window
 
     found = []
@@ -91,4 +94,4 @@ def _largest_value(dataset: Any, bands: list[int]) -> int | None:
 
 
 def _spread(last: int) -> list[int]:
-    return np.unique(np.linspace(0, last, SAMPLES_A_SIDE).astype(int)).tolist()
+    return np.unique(np.linspace(0, last, SAMPLES_PER_SIDE).astype(int)).tolist()

@@ -1,4 +1,4 @@
-"""Labels one image file: reads it as a run wants it, writes its label maps and overlays."""
+"""Predicts the label maps of one image file, and writes them and their overlays."""
 
 import contextlib
 import functools
@@ -17,74 +17,95 @@ from fcn_jax.data.channels import find_channel_files, join_channels, read_channe
 from fcn_jax.data.images import is_tiff, read_image
 from fcn_jax.data.labels import IGNORE_INDEX
 from fcn_jax.errors import UserError
-from fcn_jax.inference import made_with
+from fcn_jax.inference import output_digest
 from fcn_jax.inference.options import WHOLE, Inference
 from fcn_jax.inference.resume import UnfinishedTiles, part_of
 from fcn_jax.inference.scenes import Picture, Scene, open_tiff, reduced_label, reduced_size
-from fcn_jax.inference.tiles import Tile, Tiling, label_tiles
+from fcn_jax.inference.tiles import Tile, Tiling, predict_tiles
 from fcn_jax.inference.trained import Predictor
 from fcn_jax.pictures import overlays
 from fcn_jax.terminal.atomic_files import write_whole
 from fcn_jax.terminal.progress import progress_bar, say
 from fcn_jax.terminal.signals import StopSignal
 
-LONGEST_OVERLAY_PX = 2000
-"""Of an image that is labelled in tiles."""
+MAX_OVERLAY_PX = 2000
+"""Longer side of the overlay of an image that is predicted in tiles."""
 
 
-def label_image(
-    run: Predictor, path: Path, target: Path, *, overlay: bool, inference: Inference = WHOLE
+def predict_file(
+    predictor: Predictor, path: Path, target: Path, *, overlay: bool, inference: Inference = WHOLE
 ) -> None:
-    """Writes the label map of one image to `target`, and where wanted its overlay.
+    """Predicts the label maps of an image file.
 
-    Of several label maps, each goes to a folder of its name beside `target`.
+    Args:
+        predictor: the network.
+        path: the image.
+        target: the file to write. Named label maps go to folders of their names next to it.
+        overlay: also write a picture of the classes over the image.
+        inference: windows, scales and mirror images to average over.
 
     Raises:
-        UserError: the image or its further channels cannot be read, or a target not written.
+        UserError: the image or its extra channels cannot be read, or a file cannot be written.
     """
-    image = read_channelled(run, path)
-    for name, label in run.label(image, inference).items():
-        place = target.parent / name / target.name
-        overlays.save_label_map(place, label)
+    image = read_input(predictor, path)
+    text = output_digest.png_text("")  # marks the files as ours
+    for name, label in predictor.predict_maps(image, inference).items():
+        map_path = label_map_path(target, name)
+        overlays.save_label_map(map_path, label, text=text)
         if overlay:
-            _save_overlay(place, image[..., :3], label, run.label_maps[name])
+            _save_overlay(map_path, image[..., :3], label, predictor.label_maps[name], text)
 
 
-def label_in_tiles(
-    run: Predictor, path: Path, target: Path, cut: Tiling, *, overlay: bool, stop: StopSignal
+def predict_file_in_tiles(
+    predictor: Predictor, path: Path, target: Path, cut: Tiling, *, overlay: bool, stop: StopSignal
 ) -> None:
-    """The same as `label_image`, in tiles; of a TIFF to a TIFF. Goes on where it was interrupted.
+    """Predicts the label maps of an image file in tiles, and resumes an interrupted call.
 
-    The files tell what they were made with, by which `is_labelled` knows them.
+    The label map of a TIFF is a TIFF. The files contain a digest by which `is_up_to_date` knows
+    them.
+
+    Args:
+        predictor, path, target, overlay: as in `predict_file`.
+        cut: the tiling.
+        stop: ends the call after the current tile.
 
     Raises:
-        UserError: as there, or too little room on the disk or in the device's memory.
+        UserError: as in `predict_file`, or the disk or the device's memory is too small.
         SystemExit: `stop` was requested; the tiles that are done are kept.
     """
-    with _open_scene(run, path) as scene:
+    with _open_scene(predictor, path) as scene:
         tiles = cut.tiles(scene.size)
-        making = _making(run, path, cut)
-        digest = made_with.digest_of(making)
+        inputs = _inputs(predictor, path, cut)
+        digest = output_digest.digest_of(inputs)
         spans = [(tile.rows, tile.columns) for tile in tiles]
-        with UnfinishedTiles(target, making, spans, tuple(run.label_maps)) as done:
-            pixels = math.prod(scene.size) * len(run.label_maps)
+        with UnfinishedTiles(target, inputs, spans, tuple(predictor.label_maps)) as done:
+            pixels = math.prod(scene.size) * len(predictor.label_maps)
             _check_room(done.bytes_left + pixels, target.parent)
             with progress_bar(path.name, len(tiles), "tiles", initial=done.count) as bar:
-                for labels in _labels_of(run, scene, cut, tiles[done.count :]):
+                for labels in _predict_scene(predictor, scene, cut, tiles[done.count :]):
                     done.append(labels)
                     bar.advance()
                     _end_if_requested(stop, done, len(tiles))
-            for name, class_names in run.label_maps.items():
-                place = target.parent / name / target.name
+            for name, class_names in predictor.label_maps.items():
+                map_path = label_map_path(target, name)
                 pieces = functools.partial(_pieces, done, name, stop)
-                scene.write(place, cut.tile, pieces, digest)
+                scene.write(map_path, cut.tile, pieces, digest)
                 if overlay:
-                    size, _ = reduced_size(scene.size, LONGEST_OVERLAY_PX)
-                    label = reduced_label(scene.size, pieces, LONGEST_OVERLAY_PX)
-                    _save_overlay(
-                        place, scene.reduced(size), label, class_names, made_with.png_text(digest)
-                    )
+                    size, _ = reduced_size(scene.size, MAX_OVERLAY_PX)
+                    label = reduced_label(scene.size, pieces, MAX_OVERLAY_PX)
+                    text = output_digest.png_text(digest)
+                    _save_overlay(map_path, scene.reduced(size), label, class_names, text)
             done.remove()
+
+
+def label_map_path(target: Path, label_map: str) -> Path:
+    """Returns the file of a label map: OUT/x.png, or OUT/MAP/x.png for a named one."""
+    return target.parent / label_map / target.name
+
+
+def overlay_path(map_path: Path) -> Path:
+    """Returns overlay/x.png next to a label map x.png or x.tif."""
+    return map_path.parent / "overlay" / f"{map_path.stem}.png"
 
 
 def _pieces(
@@ -98,56 +119,60 @@ def _pieces(
 def _end_if_requested(stop: StopSignal, done: UnfinishedTiles, tiles: int) -> None:
     if stop.requested:
         kept = "is kept" if done.count == 1 else "are kept"
-        say(f"{done.count} of {tiles} tiles {kept}: the same command goes on")
+        say(f"{done.count} of {tiles} tiles {kept}: the same command resumes")
     stop.end_if_requested()
 
 
-def is_labelled(run: Predictor, path: Path, target: Path, cut: Tiling, *, overlay: bool) -> bool:
-    """Whether all that `label_in_tiles` would write is there, and of the same making."""
-    places = [target.parent / name / target.name for name in run.label_maps]
-    files = places + [_overlay_of(place) for place in places if overlay]
+def is_up_to_date(
+    predictor: Predictor, path: Path, target: Path, cut: Tiling, *, overlay: bool
+) -> bool:
+    """Returns whether all files of `predict_file_in_tiles` exist and depend on the same inputs."""
+    maps = [label_map_path(target, name) for name in predictor.label_maps]
+    files = maps + [overlay_path(map_path) for map_path in maps if overlay]
     if part_of(target).exists() or not all(file.exists() for file in files):
         return False
     try:
-        digest = made_with.digest_of(_making(run, path, cut))
-    except (OSError, UserError):  # told of where it is labelled
+        digest = output_digest.digest_of(_inputs(predictor, path, cut))
+    except (OSError, UserError):  # reported when the image is read
         return False
-    return all(made_with.read_digest(file) == digest for file in files)
+    return all(output_digest.read_digest(file) == digest for file in files)
 
 
-def _making(run: Predictor, path: Path, cut: Tiling) -> dict[str, Any]:
-    """All that the label maps of an image and their overlays depend on."""
+def _inputs(predictor: Predictor, path: Path, cut: Tiling) -> dict[str, Any]:
+    """Returns everything that the label maps of an image and their overlays depend on."""
     image = path.stat()
-    further = [] if is_tiff(path) else find_channel_files(path, run.config.data.extra_channels)
+    extra = [] if is_tiff(path) else find_channel_files(path, predictor.config.data.extra_channels)
     return {
         "image": str(path.resolve()),
         "bytes": image.st_size,
         "changed": image.st_mtime_ns,
-        "channels": [[str(x.resolve()), x.stat().st_size, x.stat().st_mtime_ns] for x in further],
-        "weights": run.digest,
-        "step": run.step,
-        "classes": {name: list(names) for name, names in run.label_maps.items()},
+        "channels": [[str(x.resolve()), x.stat().st_size, x.stat().st_mtime_ns] for x in extra],
+        "weights": predictor.digest,
+        "step": predictor.step,
+        "classes": {name: list(names) for name, names in predictor.label_maps.items()},
         "tile": cut.tile,
         "halo": [cut.before, cut.after],
     }
 
 
 @contextlib.contextmanager
-def _open_scene(run: Predictor, path: Path) -> Iterator[Scene]:
+def _open_scene(predictor: Predictor, path: Path) -> Iterator[Scene]:
     if is_tiff(path):
-        with open_tiff(path, run.channels) as scene:
+        with open_tiff(path, predictor.channels) as scene:
             yield scene
     else:
-        yield Picture(read_channelled(run, path))
+        yield Picture(read_input(predictor, path))
 
 
-def _labels_of(
-    run: Predictor, scene: Scene, cut: Tiling, tiles: list[Tile]
+def _predict_scene(
+    predictor: Predictor, scene: Scene, cut: Tiling, tiles: list[Tile]
 ) -> Iterator[dict[str, np.ndarray]]:
-    """The label maps of each tile by name, void where the scene holds nothing."""
-    labelled = label_tiles(run.network, run.variables, cut, scene.size, tiles, scene.read)
+    """Yields the label maps of each tile by name, `IGNORE_INDEX` where the scene has no data."""
+    predicted = predict_tiles(
+        predictor.network, predictor.variables, cut, scene.size, tiles, scene.read
+    )
     try:
-        for tile, labels in zip(tiles, labelled, strict=True):
+        for tile, labels in zip(tiles, predicted, strict=True):
             nothing = scene.no_data(tile.rows, tile.columns)
             if nothing is not None:
                 labels = {name: np.where(nothing, IGNORE_INDEX, x) for name, x in labels.items()}
@@ -155,48 +180,43 @@ def _labels_of(
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        raise UserError(
-            f"{cut} do not fit in the device's memory: give a smaller --tile"
-        ) from error
+        raise UserError(f"{cut} do not fit in the device's memory: give a smaller tile") from error
 
 
-def _check_room(wanted_bytes: int, folder: Path) -> None:
+def _check_room(needed_bytes: int, folder: Path) -> None:
     free = shutil.disk_usage(folder).free
-    if free < wanted_bytes:
+    if free < needed_bytes:
         raise UserError(
-            f"{folder} has {free / 1e6:.0f} MB free, and up to {wanted_bytes / 1e6:.0f} MB are "
-            "wanted, half of them for as long as it takes: free some, or give another --output"
+            f"{folder} has {free / 1e6:.0f} MB free, and up to {needed_bytes / 1e6:.0f} MB are "
+            "needed, half of them until the label maps are written: free some, or give another "
+            "output folder"
         )
 
 
 def _save_overlay(
-    place: Path,
+    map_path: Path,
     image: np.ndarray,
     label: np.ndarray,
     class_names: tuple[str, ...],
-    text: PngInfo | None = None,
+    text: PngInfo,
 ) -> None:
-    """Writes overlay/x.png beside x.png or x.tif."""
     picture = Image.fromarray(overlays.overlay(image, label, class_names))
-    write_whole(_overlay_of(place), lambda part: picture.save(part, "PNG", pnginfo=text))
+    path = overlay_path(map_path)
+    write_whole(path, lambda part: picture.save(part, "PNG", pnginfo=text))
 
 
-def _overlay_of(place: Path) -> Path:
-    return place.parent / "overlay" / f"{place.stem}.png"
-
-
-def read_channelled(run: Predictor, path: Path) -> np.ndarray:
-    """The image in a file as the run wants it: uint8 (h, w, c).
+def read_input(predictor: Predictor, path: Path) -> np.ndarray:
+    """Reads an image and its extra channels, uint8 (h, w, c).
 
     Raises:
-        UserError: it or its further channels cannot be read, or are not as many as in training.
+        UserError: a file cannot be read, or the network was trained on another number of channels.
     """
-    files = find_channel_files(path, run.config.data.extra_channels)
-    further = [(read_channels(file), str(file)) for file in files]
-    image = join_channels(read_image(path), str(path), further)
-    if image.shape[-1] != run.channels:
+    files = find_channel_files(path, predictor.config.data.extra_channels)
+    extra = [(read_channels(file), str(file)) for file in files]
+    image = join_channels(read_image(path), str(path), extra)
+    if image.shape[-1] != predictor.channels:
         raise UserError(
             f"{path} has {image.shape[-1]} channels with {', '.join(map(str, files))}, but the "
-            f"network was trained on {run.channels}"
+            f"network was trained on {predictor.channels}"
         )
     return image

@@ -1,37 +1,32 @@
-"""Other ways to label an image than whole, once and at its own size.
+"""Alternatives to predicting an image whole, once and at its own size.
 
-An image is seen whole by default, which is exact: each pixel is scored from all that the network
-can see of it. Others cut it into windows and blend their logits, for lack of memory or of networks
-that take any size, or look at it in several sizes and mirrored, which often labels better and costs
-as many times more. To compare with their numbers there are
+The default, the whole image, is exact: the score of each pixel depends on everything in the
+network's receptive field. Other projects cut an image into windows and blend the logits, to save
+memory or because their networks need a fixed size, or average over several scales and the mirror
+image, which often improves the labels and costs as many passes. To compare with them there are
 
 windows="average"   rectangles that cover the image; where they overlap, the mean of the transposed
                     convolution's outputs goes into the softmax (*Dive into Deep Learning*, section
                     'Fully Convolutional Networks'; mmsegmentation's mode "slide" is the same)
-windows="gaussian"  windows that count most in their middle (MONAI's `sliding_window_inference`)
-scales, flip        the image in other sizes, and mirrored left to right: the logits of each view
-                    are resized to the image's own size, and their softmax is averaged
+windows="gaussian"  windows with a Gaussian weight (MONAI's `sliding_window_inference`)
+scales, flip        the image at other scales, and mirrored left to right: the logits of each view
+                    are resized to the size of the image, and their softmax is averaged
                     (mmsegmentation's test-time augmentation)
 
-Both go together: each view is then seen in windows. Resizing is linear, with pixel centres at half
-coordinates and without smoothing (PyTorch's `interpolate`, `align_corners=False`); the resized
-image is not rounded to bytes, as it is by OpenCV.
+They can be combined: each view is then cut into windows. Resizing is linear, with pixel centres at
+half coordinates and without antialiasing (PyTorch's `interpolate`, `align_corners=False`). Unlike
+OpenCV's, the resized image is not rounded to bytes.
 
-Where an image is smaller than the window, what lies outside is outside for the network, so that it
-gets the logits that the image has alone; MONAI pads with a constant there, half on each side.
+If an image is smaller than the window, the rest of the window is outside the image for the network,
+so the logits are those of the image alone. MONAI pads with a constant, half of it on each side.
 """
 
 import dataclasses
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
-
-from absl import flags
 
 from fcn_jax.data.canvases import round_up
-from fcn_jax.errors import UserError
-
-if TYPE_CHECKING:  # the flags below are read before JAX is imported
-    from fcn_jax.models.pure_model import Network
+from fcn_jax.errors import ArgumentError
+from fcn_jax.models.pure_model import Network
 
 WINDOWS = ("average", "gaussian")
 MAX_WINDOW_PX = 2048
@@ -40,57 +35,61 @@ MIN_SCALE, MAX_SCALE, MAX_SCALES = 0.1, 4.0, 12
 
 @dataclasses.dataclass(frozen=True)
 class Inference:
-    """How images are labelled; as it stands: whole, once, at their own size.
+    """The views of an image that a prediction averages; by default the whole image, once.
 
-    windows: "", average or gaussian. window_px: their height and width. overlap: share of a window
-    that the next one covers again; 0 gives the fewest windows. scales: of the views' sides, in
-    0.1…4. flip: whether each view is seen mirrored too.
+    Args:
+        windows: None for whole images, "average" or "gaussian".
+        window_px: height and width of a window, each in 1…2048.
+        overlap: share of a window that the next one covers again, in [0, 1); 0 gives the fewest
+            windows.
+        scales: factors of the sides of the image, up to 12 different ones in 0.1…4.
+        flip: average over the image and its mirror image.
 
     Raises:
-        UserError: a value that none of this can be done with.
+        ArgumentError: a value is out of range.
     """
 
-    windows: str = ""
+    windows: str | None = None
     window_px: tuple[int, int] = (320, 480)
     overlap: float = 0.25
     scales: tuple[float, ...] = (1.0,)
     flip: bool = False
 
     def __post_init__(self) -> None:
-        if self.windows not in ("", *WINDOWS):
-            raise UserError(f"windows (={self.windows!r}) must be {' or '.join(WINDOWS)}, or empty")
-        if not all(1 <= side <= MAX_WINDOW_PX for side in self.window_px):
-            raise UserError(
-                f"window_px (={_listed(self.window_px)}) must be a height and a width in "
-                f"1…{MAX_WINDOW_PX}"
+        if self.windows not in (None, *WINDOWS):
+            raise ArgumentError("windows", self.windows, f"must be {' or '.join(WINDOWS)}")
+        if len(self.window_px) != 2 or not all(1 <= n <= MAX_WINDOW_PX for n in self.window_px):
+            raise ArgumentError(
+                "window_px",
+                _joined(self.window_px),
+                f"must be a height and a width in 1…{MAX_WINDOW_PX}",
             )
         if not 0 <= self.overlap < 1:
-            raise UserError(
-                f"overlap (={self.overlap}) must be at least 0 and below 1: it is a share of the "
-                "window"
+            raise ArgumentError(
+                "overlap",
+                self.overlap,
+                "must be at least 0 and below 1: it is a share of the window",
             )
-        if not self.scales or len(self.scales) > MAX_SCALES:
-            raise UserError(
-                f"scales (={_listed(self.scales)}) must be 1 to {MAX_SCALES} numbers: each is a "
-                "pass over the image"
-            )
-        if not all(MIN_SCALE <= scale <= MAX_SCALE for scale in self.scales):
-            raise UserError(
-                f"scales (={_listed(self.scales)}) must each lie in {MIN_SCALE}…{MAX_SCALE}"
-            )
-        if len(set(self.scales)) < len(self.scales):
-            raise UserError(f"scales (={_listed(self.scales)}) names a scale twice")
+        problem = ""
+        if not 1 <= len(self.scales) <= MAX_SCALES:
+            problem = f"must be 1 to {MAX_SCALES} numbers: each is a pass over the image"
+        elif not all(MIN_SCALE <= scale <= MAX_SCALE for scale in self.scales):
+            problem = f"must each be in {MIN_SCALE}…{MAX_SCALE}"
+        elif len(set(self.scales)) < len(self.scales):
+            problem = "names a scale twice"
+        if problem:
+            raise ArgumentError("scales", _joined(self.scales), problem)
 
     @property
     def description(self) -> str:
-        """In words."""
+        """A description for people, such as "whole images, in sizes 0.5, 1, mirrored too"."""
         height, width = self.window_px
-        ways = {
-            "": "whole images",
+        kinds = {
+            None: "whole images",
             "average": f"windows of {height}×{width}, averaged",
             "gaussian": f"windows of {height}×{width}, Gaussian weights",
         }
-        words = [ways[self.windows]]
+        words = [kinds[self.windows]]
         if self.windows:
             words.append(f"overlap {self.overlap:g}")
         if self.scales != (1.0,):
@@ -101,7 +100,7 @@ class Inference:
 
     @property
     def tag(self) -> str:
-        """For names of files: average_320x480_0.25_scales_0.5_1_flip."""
+        """A part of file names, such as "average_320x480_0.25_scales_0.5_1_flip"."""
         parts = []
         if self.windows:
             parts.append(f"{self.windows}_{self.window_px[0]}x{self.window_px[1]}_{self.overlap:g}")
@@ -111,65 +110,30 @@ class Inference:
 
     @property
     def views(self) -> int:
-        """How often the image is seen."""
+        """The number of views of the image."""
         return len(self.scales) * (1 + self.flip)
 
-    def check_fits(self, network: "Network") -> None:
-        """The averaged rectangles are whole multiples of the network's coarsest stride (d2l).
+    def check_fits(self, network: Network) -> None:
+        """Checks that averaged rectangles are multiples of the network's coarsest stride (d2l).
 
         Raises:
-            UserError: they are not.
+            ArgumentError: they are not.
         """
         if self.windows != "average":
             return
         stride = network.model(network.variables).stages[0]
         if any(side % stride for side in self.window_px):
             near = [round_up(side, stride) for side in self.window_px]
-            raise UserError(
-                f"window_px (={_listed(self.window_px)}) must be multiples of the network's "
-                f"coarsest stride, {stride}, to be averaged: {_listed(near)} would do"
+            raise ArgumentError(
+                "window_px",
+                _joined(self.window_px),
+                f"must be multiples of the network's coarsest stride, {stride}, to be averaged; "
+                f"such as {_joined(near)}",
             )
 
 
 WHOLE = Inference()
 
 
-def define_inference_flags() -> None:
-    """The flags of a command that labels images."""
-    flags.disclaim_key_flags()  # they are the command's own, and stand in its --help
-    flags.DEFINE_enum("windows", None, WINDOWS, "label in windows, and blend their logits")
-    flags.DEFINE_string("window_px", "320,480", "height and width of the windows")
-    flags.DEFINE_float("overlap", WHOLE.overlap, "share of a window that the next one covers again")
-    flags.DEFINE_string("scales", "1", "average over the image in these sizes, say 0.5,1,1.5")
-    flags.DEFINE_bool("flip", False, "average over the image and its mirror image")
-
-
-def inference_from_flags() -> Inference:
-    """What `define_inference_flags` was given on the command line.
-
-    Raises:
-        UserError: values that cannot be read, or that `Inference` refuses.
-    """
-    options = flags.FLAGS
-    given = [name for name in ("window_px", "overlap") if options[name].present]
-    if given and not options.windows:
-        raise UserError(f"--{given[0]} is of windows: add --windows=average or --windows=gaussian")
-    try:
-        height, width = map(int, options.window_px.split(","))
-    except ValueError:
-        raise UserError(
-            f"--window_px (={options.window_px}) must be a height and a width: --window_px=320,480"
-        ) from None
-    try:
-        scales = tuple(map(float, options.scales.split(",")))
-    except ValueError:
-        raise UserError(
-            f"--scales (={options.scales}) must be numbers: --scales=0.5,1,1.5"
-        ) from None
-    return Inference(
-        options.windows or "", (height, width), options.overlap, scales, flip=options.flip
-    )
-
-
-def _listed(numbers: Sequence[float]) -> str:
-    return ",".join(str(number) for number in numbers)
+def _joined(numbers: Sequence[float]) -> str:
+    return ",".join(map(str, numbers))

@@ -1,4 +1,4 @@
-"""What an interrupted labelling leaves to go on from: the label maps of the tiles so far."""
+"""Label maps of the tiles that are done, on disk, so that an interrupted command can resume."""
 
 import contextlib
 import fcntl
@@ -16,17 +16,17 @@ from fcn_jax.terminal.progress import say
 
 
 class UnfinishedTiles:
-    """Label maps of tiles, one after another in a file, and beside it how many are done.
+    """The label maps of a target's tiles, one after another in a file, and their number.
 
     TARGET.part         the bytes of each tile's label maps, in the order of their names
-    TARGET.part.json    what they are made with, and how many count: renamed into place after the
-                        bytes are on the disk, so that what an interruption cut is done again
+    TARGET.part.json    the inputs and the number of tiles that are done; replaced after the bytes
+                        are on the disk, so a tile that was interrupted is predicted again
 
     Args:
-        target: the file that is to come of them.
-        made_with: what the bytes depend on; those of anything else are thrown away.
-        tiles: rows and columns of each, in their order.
-        label_maps: names.
+        target: the file that the label maps are for.
+        inputs: JSON values that the label maps depend on. Tiles of other inputs are discarded.
+        tiles: rows and columns of each tile, in order.
+        label_maps: names of the label maps.
 
     Raises:
         UserError: the files cannot be written, or another process is writing them.
@@ -35,13 +35,13 @@ class UnfinishedTiles:
     def __init__(
         self,
         target: Path,
-        made_with: Mapping[str, Any],
+        inputs: Mapping[str, Any],
         tiles: Sequence[tuple[slice, slice]],
         label_maps: Sequence[str],
     ):
         self._path = part_of(target)
-        self._about = target.with_name(f"{target.name}.part.json")
-        self._made_with = json.loads(json.dumps(made_with))
+        self._state_path = target.with_name(f"{target.name}.part.json")
+        self._inputs = json.loads(json.dumps(inputs))
         self._tiles = tiles
         self._label_maps = tuple(label_maps)
         pixels = [_pixels(*tile) for tile in tiles]
@@ -61,7 +61,7 @@ class UnfinishedTiles:
             except BlockingIOError:
                 self._file.close()
                 raise UserError(f"{self._path}: another process is writing it") from None
-            self.count = self._counted()
+            self.count = self._read_count()
             self._file.truncate(self._starts[self.count])
         return self
 
@@ -70,7 +70,7 @@ class UnfinishedTiles:
             self._file.close()
 
     def append(self, labels: Mapping[str, np.ndarray]) -> None:
-        """Adds the label maps of the next tile, uint8, by name."""
+        """Writes the label maps of the next tile, uint8, by name."""
         with self._errors():
             for name in self._label_maps:
                 self._file.write(np.ascontiguousarray(labels[name]).data)
@@ -80,43 +80,43 @@ class UnfinishedTiles:
         self.count += 1
 
     def pieces(self, label_map: str) -> Iterator[tuple[slice, slice, np.ndarray]]:
-        """Rows, columns and label map of each tile that is done."""
-        place = self._label_maps.index(label_map)
+        """Yields the rows, columns and label map of each tile that is done."""
+        index = self._label_maps.index(label_map)
         for (rows, columns), start in zip(self._tiles, self._starts[: self.count], strict=False):
             pixels = _pixels(rows, columns)
-            data = os.pread(self._file.fileno(), pixels, start + place * pixels)
+            data = os.pread(self._file.fileno(), pixels, start + index * pixels)
             label = np.frombuffer(data, np.uint8)
             yield rows, columns, label.reshape(rows.stop - rows.start, columns.stop - columns.start)
 
     def remove(self) -> None:
-        """Once the target is written."""
-        self._about.unlink(missing_ok=True)
+        """Deletes the files; called when the target is written."""
+        self._state_path.unlink(missing_ok=True)
         self._path.unlink(missing_ok=True)
 
-    def _counted(self) -> int:
-        """How many tiles of the same making are there."""
+    def _read_count(self) -> int:
+        """Returns the number of tiles on disk that have the same inputs."""
         try:
-            about = json.loads(self._about.read_text())
-            made_with, count = dict(about["made_with"]), int(about["tiles"])
+            state = json.loads(self._state_path.read_text())
+            inputs, count = dict(state["inputs"]), int(state["tiles"])
         except (OSError, ValueError, KeyError, TypeError):
             return 0
         differences = [
-            f"{name} was {made_with.get(name)} and is {value}"
-            for name, value in self._made_with.items()
-            if made_with.get(name) != value
+            f"{name} was {inputs.get(name)} and is {value}"
+            for name, value in self._inputs.items()
+            if inputs.get(name) != value
         ]
         if differences:
-            say(f"{self._path} is of other making ({'; '.join(differences)}): beginning anew")
+            say(f"{self._path} is discarded ({'; '.join(differences)}): starting again")
             return 0
-        whole = 0 <= count <= len(self._tiles)
-        if not whole or os.fstat(self._file.fileno()).st_size < self._starts[count]:
+        is_possible = 0 <= count <= len(self._tiles)
+        if not is_possible or os.fstat(self._file.fileno()).st_size < self._starts[count]:
             return 0
         return count
 
     def _write_count(self, count: int) -> None:
-        next_about = self._about.with_name(f"{self._about.name}.next")
-        next_about.write_text(json.dumps({"made_with": self._made_with, "tiles": count}))
-        next_about.replace(self._about)
+        replacement = self._state_path.with_name(f"{self._state_path.name}.next")
+        replacement.write_text(json.dumps({"inputs": self._inputs, "tiles": count}))
+        replacement.replace(self._state_path)
 
     @contextlib.contextmanager
     def _errors(self) -> Iterator[None]:
@@ -127,13 +127,13 @@ class UnfinishedTiles:
             if self.count:
                 kept = f"; {self.count} {'tile is' if self.count == 1 else 'tiles are'} kept"
             raise UserError(
-                f"cannot write {self._path} ({error.strerror or error}): mend this and start the "
-                f"same command again{kept}"
+                f"cannot write {self._path} ({error.strerror or error}): correct this and start "
+                f"the same command again{kept}"
             ) from error
 
 
 def part_of(target: Path) -> Path:
-    """Where the tiles of an unfinished target lie."""
+    """Returns the path of an unfinished target's tiles."""
     return target.with_name(f"{target.name}.part")
 
 

@@ -1,8 +1,8 @@
-"""Images read, and label maps written, by window: satellite scenes and slides, as TIFFs.
+"""Images that are read, and label maps that are written, by window: satellite scenes and slides.
 
-A TIFF is read through GDAL (rasterio), which decodes only the blocks that a window touches, and the
-label map is written as a TIFF of the same place on Earth. Every other format is decoded whole, and
-its label map is a palette PNG as ever.
+A TIFF is read through GDAL (rasterio), which decodes only the blocks that a window touches, and its
+label map is a TIFF with the same georeference. Every other format is decoded whole, and its label
+map is a palette PNG.
 """
 
 import contextlib
@@ -19,50 +19,56 @@ from PIL import Image
 from fcn_jax.data.labels import IGNORE_INDEX
 from fcn_jax.data.palettes import voc_palette
 from fcn_jax.errors import UserError
-from fcn_jax.inference import made_with
+from fcn_jax.inference import output_digest
 from fcn_jax.inference.bands import chosen_bands
 from fcn_jax.pictures import overlays
+from fcn_jax.terminal.atomic_files import write_whole
 from fcn_jax.terminal.progress import say
 
 CACHE_MB = 64
-"""For blocks that GDAL keeps decoded; its own default is a share of the machine's memory."""
+"""GDAL's cache of decoded blocks; its own default is a share of the machine's memory."""
 
 MAX_BLOCK_PX = 512
 
 Pieces = Callable[[], Iterator[tuple[slice, slice, np.ndarray]]]
-"""Gives, each time anew, rows, columns and label map, uint8, of every part of an image."""
+"""Returns a new iterator over the parts of a label map: rows, columns and uint8 labels."""
 
 
 class Scene(Protocol):
-    """An image that is read by window. size: height and width. suffix: of its label map's file."""
+    """An image that is read by window.
+
+    Args:
+        size: height and width in pixels.
+    """
 
     size: tuple[int, int]
-    suffix: str
 
     def read(self, rows: slice, columns: slice) -> np.ndarray:
-        """The channels that the network was trained on: uint8 (h, w, c)."""
+        """Returns the channels that the network was trained on: uint8 (h, w, c)."""
         ...
 
     def reduced(self, size: tuple[int, int]) -> np.ndarray:
-        """The whole at a smaller size: uint8 (*size, 3)."""
+        """Returns the whole image at a smaller size: uint8 (*size, 3)."""
         ...
 
     def no_data(self, rows: slice, columns: slice) -> np.ndarray | None:
-        """Where the file says that it holds nothing: bool (h, w); None: nowhere."""
+        """Returns where the file marks missing data, bool (h, w); None if nowhere."""
         ...
 
-    def write(self, place: Path, tile: int, pieces: Pieces, digest: str) -> None:
+    def write(self, path: Path, tile: int, pieces: Pieces, digest: str) -> None:
         """Writes the label map, whole or not at all.
 
-        tile: side of the pieces. digest: of what it is made with (`made_with.py`).
+        Args:
+            path: the file to write.
+            tile: side of the pieces, in pixels.
+            pieces: the label map.
+            digest: stored in the file (`output_digest.py`).
         """
         ...
 
 
 class Picture:
     """An image in memory, uint8 (h, w, c), of any format that Pillow reads."""
-
-    suffix = ".png"
 
     def __init__(self, image: np.ndarray):
         self._image = image
@@ -78,20 +84,18 @@ class Picture:
     def no_data(self, rows: slice, columns: slice) -> None:
         return None
 
-    def write(self, place: Path, tile: int, pieces: Pieces, digest: str) -> None:
+    def write(self, path: Path, tile: int, pieces: Pieces, digest: str) -> None:
         label = np.empty(self.size, np.uint8)
         for rows, columns, part in pieces():
             label[rows, columns] = part
-        overlays.save_label_map(place, label, text=made_with.png_text(digest))
+        overlays.save_label_map(path, label, text=output_digest.png_text(digest))
 
 
 class Tiff:
-    """A TIFF, open. Its bands: grey, palette, RGB, or RGB and the further channels of the network.
+    """An open TIFF with one band (grey or palette), RGB, or RGB and the network's other channels.
 
-    16 bits become the upper 8 and transparency is dropped, as by `images.read_image`.
+    16 bits become the upper 8 and transparency is dropped, as in `images.read_image`.
     """
-
-    suffix = ".tif"
 
     def __init__(self, path: Path, dataset: Any, channels: int):
         self._path = path
@@ -105,8 +109,8 @@ class Tiff:
         decoded_mb = math.prod(self.size) * len(self._bands) / 1e6
         if block_width == self.size[1] and decoded_mb > CACHE_MB:
             say(
-                f"note: {path} is kept in whole rows, of which every tile reads all that it "
-                "touches; gdal_translate -co TILED=YES makes a file that is read faster"
+                f"note: {path} is stored in whole rows, and each tile reads all rows that it "
+                "overlaps; gdal_translate -co TILED=YES makes a file that is read faster"
             )
 
     def read(self, rows: slice, columns: slice) -> np.ndarray:
@@ -117,7 +121,7 @@ class Tiff:
     def reduced(self, size: tuple[int, int]) -> np.ndarray:
         from rasterio.enums import Resampling
 
-        # A palette's indices have no mean.
+        # Indices of a palette cannot be averaged.
         resampling = Resampling.nearest if self._palette is not None else Resampling.average
         with _errors_of(self._path):
             values = self._dataset.read(
@@ -126,22 +130,19 @@ class Tiff:
         return self._pixels(values)[..., :3]
 
     def no_data(self, rows: slice, columns: slice) -> np.ndarray | None:
-        """By the file's value for no data, its mask, or its alpha."""
+        """Returns what the file's nodata value, mask or alpha band mark; None without these."""
         if not self._has_mask:
             return None
         with _errors_of(self._path):
             return self._dataset.dataset_mask(window=_window(rows, columns)) == 0
 
-    def write(self, place: Path, tile: int, pieces: Pieces, digest: str) -> None:
-        """As a tiled, compressed TIFF in VOC's colours, with the scene's georeference.
+    def write(self, path: Path, tile: int, pieces: Pieces, digest: str) -> None:
+        """Writes a tiled, compressed TIFF in VOC's colours, with the scene's georeference.
 
-        What was written is read again before it takes its name: GDAL does not tell of every error
-        of a full disk.
+        The file is read back before it gets its name, because GDAL does not report every error of a
+        full disk.
         """
-        import rasterio
-
-        part = place.with_name(f".{place.name}.partial")
-        # Pieces that are made of whole blocks are written once each.
+        # Pieces that consist of whole blocks are written once.
         block = max(n for n in range(16, MAX_BLOCK_PX + 1, 16) if tile % n == 0)
         profile = {
             "driver": "GTiff",
@@ -156,37 +157,22 @@ class Tiff:
             "compress": "deflate",
             "bigtiff": "if_safer",
         } | self._georeference()
-        try:
-            place.parent.mkdir(parents=True, exist_ok=True)
-            with rasterio.open(part, "w", **profile) as written:
-                written.write_colormap(1, dict(enumerate(map(tuple, voc_palette().tolist()))))
-                place_of_pixels = self._dataset.tags().get("AREA_OR_POINT", "Area")
-                written.update_tags(AREA_OR_POINT=place_of_pixels, **{made_with.TAG: digest})
-                for rows, columns, label in pieces():
-                    written.write(label, 1, window=_window(rows, columns))
-            with rasterio.open(part) as written:
-                for rows, columns, label in pieces():
-                    if not np.array_equal(written.read(1, window=_window(rows, columns)), label):
-                        raise OSError("what was written does not read back")
-            with part.open("rb") as file:
-                os.fsync(file.fileno())
-            part.replace(place)
-        except OSError as error:  # rasterio's own are among them
-            raise UserError(f"cannot write {place} ({_cause(error)}): is the disk full?") from error
-        finally:
-            with contextlib.suppress(OSError):
-                part.unlink(missing_ok=True)
+        tags = {
+            "AREA_OR_POINT": self._dataset.tags().get("AREA_OR_POINT", "Area"),
+            output_digest.TAG: digest,
+        }
+        write_whole(path, lambda part: _write_tiff(part, profile, tags, pieces))
 
     def _georeference(self) -> dict[str, Any]:
         points, system = self._dataset.gcps
         if points:
             return {"gcps": points, "crs": system}
         transform = self._dataset.transform
-        placed = {} if transform.is_identity else {"transform": transform}
-        return placed | {"crs": self._dataset.crs, "rpcs": self._dataset.rpcs}
+        position = {} if transform.is_identity else {"transform": transform}
+        return position | {"crs": self._dataset.crs, "rpcs": self._dataset.rpcs}
 
     def _read_palette(self) -> np.ndarray | None:
-        """The RGB that indices stand for: uint8 (256, 3)."""
+        """Returns the RGB of each index, uint8 (256, 3); None without a palette."""
         from rasterio.enums import ColorInterp
 
         if self._dataset.colorinterp[0] != ColorInterp.palette:
@@ -201,7 +187,7 @@ class Tiff:
         return [[flag.name for flag in enums[band - 1]] for band in self._bands]
 
     def _pixels(self, values: np.ndarray) -> np.ndarray:
-        """GDAL's (c, h, w) to uint8 (h, w, c)."""
+        """Converts GDAL's (c, h, w) to uint8 (h, w, c)."""
         if self._palette is not None:
             return self._palette[values[0]]
         if values.dtype == np.uint16:
@@ -212,21 +198,21 @@ class Tiff:
 
 @contextlib.contextmanager
 def open_tiff(path: Path, channels: int) -> Iterator[Tiff]:
-    """A TIFF for a network of so many channels.
+    """Opens a TIFF for a network with this number of channels.
 
     Raises:
-        UserError: rasterio is not installed; the file is damaged, or its bands are not such as the
-            network wants.
+        UserError: rasterio is not installed, the file is damaged, or its bands do not fit the
+            network.
     """
     try:
         import rasterio
         from rasterio.errors import NotGeoreferencedWarning
     except ImportError:
         raise UserError(
-            f"{path}: to label a TIFF in tiles, rasterio is needed: pip install rasterio"
+            f"{path}: labelling a TIFF in tiles needs rasterio: pip install rasterio"
         ) from None
     with warnings.catch_warnings(), rasterio.Env(GDAL_CACHEMAX=CACHE_MB):
-        # A slide lies nowhere on Earth.
+        # A microscope's slide has no georeference.
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
         with _errors_of(path):
             dataset = rasterio.open(path, driver="GTiff")
@@ -235,20 +221,39 @@ def open_tiff(path: Path, channels: int) -> Iterator[Tiff]:
 
 
 def reduced_size(size: tuple[int, int], longest_px: int) -> tuple[tuple[int, int], int]:
-    """The size of every k-th row and column, none longer than that, and k."""
+    """Returns the size of every k-th row and column, and the smallest k for which both fit."""
     step = max(1, math.ceil(max(size) / longest_px))
     return (-(-size[0] // step), -(-size[1] // step)), step
 
 
 def reduced_label(size: tuple[int, int], pieces: Pieces, longest_px: int) -> np.ndarray:
-    """Every k-th pixel of a label map in pieces: uint8 of the `reduced_size`."""
+    """Returns every k-th pixel of a label map in pieces: uint8 of the `reduced_size`."""
     reduced, step = reduced_size(size, longest_px)
     label = np.empty(reduced, np.uint8)
     for rows, columns, part in pieces():
         top, left = -(-rows.start // step), -(-columns.start // step)
-        taken = part[top * step - rows.start :: step, left * step - columns.start :: step]
-        label[top : top + taken.shape[0], left : left + taken.shape[1]] = taken
+        sampled = part[top * step - rows.start :: step, left * step - columns.start :: step]
+        label[top : top + sampled.shape[0], left : left + sampled.shape[1]] = sampled
     return label
+
+
+def _write_tiff(path: Path, profile: dict[str, Any], tags: dict[str, str], pieces: Pieces) -> None:
+    import rasterio
+
+    try:
+        with rasterio.open(path, "w", **profile) as written:
+            written.write_colormap(1, dict(enumerate(map(tuple, voc_palette().tolist()))))
+            written.update_tags(**tags)
+            for rows, columns, label in pieces():
+                written.write(label, 1, window=_window(rows, columns))
+        with rasterio.open(path) as written:
+            for rows, columns, label in pieces():
+                if not np.array_equal(written.read(1, window=_window(rows, columns)), label):
+                    raise OSError("the file does not contain what was written")
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+    except OSError as error:  # errors of rasterio are OSErrors
+        raise OSError(f"{_cause(error)}: is the disk full?") from error
 
 
 @contextlib.contextmanager
@@ -260,7 +265,7 @@ def _errors_of(path: Path) -> Iterator[None]:
 
 
 def _cause(error: BaseException) -> str:
-    """GDAL's own words, which rasterio chains behind its own."""
+    """Returns GDAL's message, which is the cause of rasterio's."""
     while error.__cause__ is not None:
         error = error.__cause__
     return " ".join(str(getattr(error, "strerror", None) or error).split())

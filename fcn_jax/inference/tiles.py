@@ -1,10 +1,10 @@
 """Large images in tiles, with the label map that the whole image would give.
 
-A pixel's scores depend on the pixels around it as far as the network's receptive field reaches, no
-further. A tile is therefore run with that much of the image around it, its *halo*, cut so that
-every layer's positions fall where they fall in the whole image: begun at a multiple of the largest
-stride. Where the image ends, the tile ends, and the network sees the same border. All tiles lie on
-canvases of one size, so there is one compilation, and memory does not grow with the image.
+The scores of a pixel depend only on the pixels in the network's receptive field. So the network is
+run on a tile and that much of the image around it, the *halo*. What it is run on starts at a
+multiple of the largest stride, so that the positions of every layer are those of the whole image,
+and ends at the image's border, so that the padding is the same. All tiles are placed on canvases of
+one size, so there is one compilation, and memory does not grow with the image.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fcn_jax.data.canvases import round_up
-from fcn_jax.errors import UserError
+from fcn_jax.errors import ArgumentError
 from fcn_jax.models.fcn import suffix
 from fcn_jax.models.feature_map import TilePosition
 from fcn_jax.models.geometry import ReceptiveField
@@ -26,16 +26,21 @@ from fcn_jax.models.pure_model import Network, predict
 
 MIN_TILE_PX = 64
 BLOCK_PX = 16
-"""A TIFF's own blocks have sides of a multiple of this, and a tile is made of whole ones."""
+"""The sides of a TIFF's blocks are multiples of this, and a tile consists of whole blocks."""
 
 
 class Tile(NamedTuple):
-    """rows, columns: what it labels. seen_rows, seen_columns: what it is run on."""
+    """The pixels that one run of the network labels, and the pixels that it is run on.
+
+    Args:
+        rows, columns: the pixels that it labels.
+        input_rows, input_columns: the pixels that the network is run on.
+    """
 
     rows: slice
     columns: slice
-    seen_rows: slice
-    seen_columns: slice
+    input_rows: slice
+    input_columns: slice
 
     @property
     def size(self) -> tuple[int, int]:
@@ -44,10 +49,13 @@ class Tile(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Tiling:
-    """How images are cut; all in pixels.
+    """Sizes, in pixels, that determine how an image is cut into tiles.
 
-    tile: side of what a tile labels, one of the `multiple`. before, after: what is seen
-    beyond it. is_exact: whether that is all that the network would see in the whole image.
+    Args:
+        tile: side of the area that a tile labels, a multiple of `multiple`.
+        before, after: halo above and left of the tile, and below and right of it.
+        alignment: the input of the network starts at multiples of this.
+        is_exact: the halo covers the receptive field.
     """
 
     tile: int
@@ -63,20 +71,20 @@ class Tiling:
 
     @property
     def multiple(self) -> int:
-        """Of which the side of a tile is one, in pixels."""
+        """Tile sides are multiples of this, in pixels."""
         return math.lcm(self.alignment, BLOCK_PX)
 
     def tiles(self, size: Sequence[int]) -> list[Tile]:
-        """Those of an image of (height, width), row by row."""
+        """Returns the tiles of an image of (height, width), row by row."""
         rows, columns = map(self._spans, size)
         return [
-            Tile(row, column, seen_row, seen_column)
-            for row, seen_row in rows
-            for column, seen_column in columns
+            Tile(row, column, input_row, input_column)
+            for row, input_row in rows
+            for column, input_column in columns
         ]
 
     def canvas(self, size: Sequence[int]) -> tuple[int, int]:
-        """Height and width that hold what any tile of such an image sees."""
+        """Returns the height and width of a canvas that holds the input of any tile."""
         before = round_up(self.before, self.alignment)
         largest = round_up(before + self.tile + self.after, self.alignment)
         height, width = (min(largest, round_up(pixels, self.alignment)) for pixels in size)
@@ -92,7 +100,7 @@ class Tiling:
 
 
 def receptive_field(network: Network, variables: Any) -> ReceptiveField:
-    """What the scores of a pixel depend on, over all label maps; nothing is computed."""
+    """Returns the joint receptive field of all label maps' scores, without running the network."""
     image = jax.ShapeDtypeStruct((1, 256, 256, network.preprocessing.channels), jnp.uint8)
     features = jax.eval_shape(
         lambda variables, image: network.model(variables).features(image), variables, image
@@ -101,36 +109,43 @@ def receptive_field(network: Network, variables: Any) -> ReceptiveField:
     return functools.reduce(ReceptiveField.joined, fields)
 
 
-def tiling(field: ReceptiveField, tile_px: int, halo_px: int | None = None) -> Tiling:
-    """The tiling of about the side that is wanted, for a network of this receptive field.
+def tiling(field: ReceptiveField, tile: int, halo: int | None = None) -> Tiling:
+    """Returns the tiling for a network of this receptive field.
 
-    halo_px: what is seen beyond each tile, where that shall be less than exact; None: exact.
+    Args:
+        field: as returned by `receptive_field`.
+        tile: side of a tile in pixels, at least 64; rounded down to a multiple of the network's
+            largest stride and of 16.
+        halo: pixels around each tile, at most what an exact result needs; None for an exact result.
 
     Raises:
-        UserError: too small a tile, or a network that sees the whole image and no `halo_px`.
+        ArgumentError: the tile is too small, or the receptive field is the whole image and there is
+            no `halo`.
     """
-    step = math.lcm(field.alignment, BLOCK_PX)
-    least = max(MIN_TILE_PX, step)
-    if tile_px < least:
-        raise UserError(f"--tile (={tile_px}) must be at least {least}, in pixels")
-    if halo_px is None and not field.is_bounded:
-        raise UserError(
-            "--tile: this network sees the whole image at once (squeeze-and-excitation takes means "
-            "over it), so no tiles give exactly its label map; --halo=256 takes the means over "
-            "each tile and as many pixels around it, which is approximate"
+    multiple = math.lcm(field.alignment, BLOCK_PX)
+    smallest = max(MIN_TILE_PX, multiple)
+    if tile < smallest:
+        raise ArgumentError("tile", tile, f"must be at least {smallest}, in pixels")
+    if halo is None and not field.is_bounded:
+        raise ArgumentError(
+            "halo",
+            halo,
+            "must be given: this network averages over the whole image (squeeze-and-excitation), "
+            "so no tiles give exactly its label map; 256 averages over each tile and as many "
+            "pixels around it, which is approximate",
         )
-    halo = math.inf if halo_px is None else halo_px
+    limit = math.inf if halo is None else halo
     before, after = max(0, -field.first), max(0, field.last)
     return Tiling(
-        tile=tile_px // step * step,
-        before=int(min(halo, before)),
-        after=int(min(halo, after)),
+        tile=tile // multiple * multiple,
+        before=int(min(limit, before)),
+        after=int(min(limit, after)),
         alignment=field.alignment,
-        is_exact=halo >= max(before, after) and field.is_bounded,
+        is_exact=limit >= max(before, after) and field.is_bounded,
     )
 
 
-def label_tiles(
+def predict_tiles(
     network: Network,
     variables: Any,
     cut: Tiling,
@@ -138,24 +153,31 @@ def label_tiles(
     tiles: Iterable[Tile],
     read: Callable[[slice, slice], np.ndarray],
 ) -> Iterator[dict[str, np.ndarray]]:
-    """The label maps of each tile in turn, by name: uint8 of the tile's size.
+    """Predicts the label maps of each tile in turn.
 
     Args:
+        network: the network.
+        variables: its (params, batch_stats).
+        cut: the tiling that `tiles` come from.
         size: height and width of the image.
-        read: gives what lies in these rows and columns, uint8 (h, w, c).
+        tiles: the tiles.
+        read: returns the pixels in these rows and columns, uint8 (h, w, c).
+
+    Yields:
+        Label maps by name, uint8 of the tile's size.
     """
     canvas = cut.canvas(size)
-    whole = jnp.asarray([size], jnp.int32)
+    image_size = jnp.asarray([size], jnp.int32)
     pending: tuple[Tile, dict[str, jax.Array]] | None = None
     for tile in tiles:
-        pixels = read(tile.seen_rows, tile.seen_columns)
+        pixels = read(tile.input_rows, tile.input_columns)
         image = np.zeros((1, *canvas, pixels.shape[-1]), np.uint8)
         height, width = pixels.shape[:2]
         image[0, :height, :width] = pixels
-        start = jnp.asarray([[tile.seen_rows.start, tile.seen_columns.start]], jnp.int32)
+        start = jnp.asarray([[tile.input_rows.start, tile.input_columns.start]], jnp.int32)
         valid = jnp.asarray([[height, width]], jnp.int32)
-        labels = _labels(network, variables, image, valid, TilePosition(start, whole))
-        # The device works on this tile while the host takes the last one away.
+        labels = _labels(network, variables, image, valid, TilePosition(start, image_size))
+        # The device works on this tile while the host processes the previous one.
         if pending is not None:
             yield _cropped(*pending)
         pending = tile, labels
@@ -172,8 +194,8 @@ def _labels(
 
 
 def _cropped(tile: Tile, labels: dict[str, jax.Array]) -> dict[str, np.ndarray]:
-    top = tile.rows.start - tile.seen_rows.start
-    left = tile.columns.start - tile.seen_columns.start
+    top = tile.rows.start - tile.input_rows.start
+    left = tile.columns.start - tile.input_columns.start
     height, width = tile.size
     return {
         name: np.asarray(label)[0, top : top + height, left : left + width]

@@ -1,7 +1,7 @@
-"""Labels images with a network, in the way that an `Inference` says.
+"""Predicts label maps as an `Inference` describes: whole images, windows, scales and mirror images.
 
-Images lie on canvases, with how much of each is image (`valid` of `FCN`): that changes nothing in
-the logits and lets images of similar size share one compilation.
+An image is placed on a canvas, and the network is given its size (`valid` of `FCN`). This does not
+change the logits, and images of similar size share one compilation.
 """
 
 import functools
@@ -22,24 +22,29 @@ from fcn_jax.models.interpolation import resized
 from fcn_jax.models.pure_model import Network, predict
 
 CANVAS_MULTIPLE_PX = 64
-WINDOWS_AT_ONCE = 4
+WINDOW_BATCH_SIZE = 4
 MAX_WINDOWS = 4096
-"""Of one image; more are a mistake, which would go on for hours."""
+"""Number of windows of one image; more would take hours, and are a mistake in the options."""
 
+Variables = tuple[Any, Any]
+"""The (params, batch_stats) of a network."""
 
 _resized = jax.jit(resized, static_argnames="canvas_px")
 
 
 class ViewPredictor:
-    """Labels images with a network in the way of an `Inference`.
+    """Predicts label maps as an `Inference` describes.
 
-    The network is compiled for each size of canvas once, and for windows once in all.
+    The network is compiled once for each size of canvas, or once for all windows.
 
-    canvases: those to put images on, each on the smallest that holds it; where none does, on one
-    whose sides are multiples of 64.
+    Args:
+        network: the network.
+        inference: windows, scales and mirror images to average over.
+        canvases: heights and widths. An image is placed on the smallest canvas that holds it, or on
+            one whose sides are multiples of 64 if there is none.
 
     Raises:
-        UserError: the network and the way do not go together.
+        ArgumentError: the network cannot be used with this `inference`.
     """
 
     def __init__(
@@ -52,10 +57,15 @@ class ViewPredictor:
         self._classes = jax.jit(functools.partial(_classes, network))
         self._logits = jax.jit(functools.partial(_logits, network))
 
-    def labels(self, variables: Any, image: np.ndarray) -> dict[str, np.ndarray]:
-        """The class of each pixel by label map, uint8 (h, w).
+    def predict_maps(self, variables: Variables, image: np.ndarray) -> dict[str, np.ndarray]:
+        """Predicts the class of each pixel.
 
-        variables: (params, batch_stats). image: uint8 (h, w, c) of any size.
+        Args:
+            variables: (params, batch_stats).
+            image: uint8 (h, w, c) of any size.
+
+        Returns:
+            Label maps by name, uint8 (h, w), writable.
         """
         if self.inference == WHOLE:
             canvas, size = self._on_canvas(image)
@@ -66,14 +76,22 @@ class ViewPredictor:
             }
         height, width, _ = image.shape
         return {
-            name: np.asarray(by_name[name])[:height, :width].copy()  # for callers to write into
+            name: np.asarray(by_name[name])[:height, :width].copy()  # arrays of JAX are read-only
             for name in self._label_maps
         }
 
-    def probabilities(self, variables: Any, image: np.ndarray) -> dict[str, np.ndarray]:
-        """The softmax of the logits, averaged over the views, by label map: float32 (h, w, k).
+    def probabilities(self, variables: Variables, image: np.ndarray) -> dict[str, np.ndarray]:
+        """Predicts the probability of each class.
 
-        Of windows the logits are averaged, not their softmax.
+        It is the mean softmax of the views. Within a view, the logits of windows are averaged, not
+        their softmax.
+
+        Args:
+            variables: (params, batch_stats).
+            image: uint8 (h, w, c) of any size.
+
+        Returns:
+            Probabilities by label map, float32 (h, w, k).
         """
         by_name = self._scores(variables, image)
         if self.inference.views == 1:
@@ -81,8 +99,8 @@ class ViewPredictor:
         height, width, _ = image.shape
         return {name: np.asarray(by_name[name])[:height, :width] for name in self._label_maps}
 
-    def _scores(self, variables: Any, image: np.ndarray) -> dict[str, jax.Array]:
-        """On the image's canvas, (H, W, k): logits of a single view, or the mean probabilities."""
+    def _scores(self, variables: Variables, image: np.ndarray) -> dict[str, jax.Array]:
+        """Returns the logits of a single view, or the mean softmax of several: (H, W, k)."""
         canvas, size = self._on_canvas(image)
         sums: dict[str, jax.Array] = {}
         for scale in self.inference.scales:
@@ -92,26 +110,26 @@ class ViewPredictor:
         return {name: total / self.inference.views for name, total in sums.items()}
 
     def _on_canvas(self, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The image at the top left of a canvas, (1, H, W, c), and its size, int32 (1, 2)."""
+        """Returns a canvas (1, H, W, c) with the image at its top left, and its size (1, 2)."""
         height, width, channels = image.shape
-        holding = (
+        large_enough = (
             canvas for canvas in self._canvases if height <= canvas[0] and width <= canvas[1]
         )
         own = round_up(height, CANVAS_MULTIPLE_PX), round_up(width, CANVAS_MULTIPLE_PX)
-        canvas_px = next(holding, own)
+        canvas_px = next(large_enough, own)
         canvas = np.zeros((1, *canvas_px, channels), image.dtype)
         canvas[0, :height, :width] = image
         return canvas, np.asarray([[height, width]], np.int32)
 
     def _logits_at(
-        self, scale: float, variables: Any, canvas: np.ndarray, size: np.ndarray
+        self, scale: float, variables: Variables, canvas: np.ndarray, size: np.ndarray
     ) -> dict[str, Any]:
-        """Of the views of one scale, brought back to the image: (b, H, W, k), b of 1 or 2."""
+        """Returns the logits of one scale's views, resized to the canvas: (1 or 2, H, W, k)."""
         canvas_px = canvas.shape[1:3]
         views: Any = canvas
         view_size = size
         if scale != 1:
-            # Rounded as in mmsegmentation. The largest image of this canvas fits its view's.
+            # Rounded as in mmsegmentation. The view of a canvas-sized image fits on this canvas.
             view_size = np.maximum(np.floor(size * scale + 0.5).astype(np.int32), 1)
             view_canvas_px = tuple(
                 round_up(math.ceil(side * scale), CANVAS_MULTIPLE_PX) for side in canvas_px
@@ -132,63 +150,64 @@ class ViewPredictor:
         return by_name
 
     def _logits_of_windows(
-        self, variables: Any, views: np.ndarray, size: np.ndarray
+        self, variables: Variables, views: np.ndarray, size: np.ndarray
     ) -> dict[str, Any]:
-        """As `_logits`, out of windows: float32 (b, H, W, k), zero outside the image."""
+        """Returns the weighted mean of windows' logits: float32 (b, H, W, k), 0 outside `size`."""
         height, width = size[0]
         window_height, window_width = self.inference.window_px
         rows, columns = min(height, window_height), min(width, window_width)
-        # Of a window that is larger than the image, the middle lies on it, as in MONAI.
-        above, left_of = (window_height - rows) // 2, (window_width - columns) // 2
+        # An image smaller than the window gets the weights of the window's middle, as in MONAI.
+        top_margin, left_margin = (window_height - rows) // 2, (window_width - columns) // 2
+        assert self.inference.windows is not None
         weights = window_weights(self.inference.windows, self.inference.window_px)
-        weights = weights[above : above + rows, left_of : left_of + columns, None]
-        places = [
+        weights = weights[top_margin:, left_margin:][:rows, :columns, None]
+        positions = [
             (view, slice(top, top + rows), slice(left, left + columns))
             for view in range(len(views))
             for top in window_starts(height, window_height, self.inference.overlap)
             for left in window_starts(width, window_width, self.inference.overlap)
         ]
-        if len(places) > MAX_WINDOWS:
+        if len(positions) > MAX_WINDOWS:
             raise UserError(
                 f"window_px (={window_height},{window_width}) and overlap "
                 f"(={self.inference.overlap:g}) cut this image of {height}×{width} into "
-                f"{len(places)} windows: give larger ones, or less overlap"
+                f"{len(positions)} windows: give larger ones, or less overlap"
             )
-        valid = np.tile(np.asarray([[rows, columns]], np.int32), (WINDOWS_AT_ONCE, 1))
+        valid = np.tile(np.asarray([[rows, columns]], np.int32), (WINDOW_BATCH_SIZE, 1))
         weight_sum = np.zeros((*views.shape[:3], 1), np.float32)
         sums: dict[str, np.ndarray] = {}
-        for first in range(0, len(places), WINDOWS_AT_ONCE):
-            batch = places[first : first + WINDOWS_AT_ONCE]
-            # Of as many windows as ever, so that there is one compilation.
+        for first in range(0, len(positions), WINDOW_BATCH_SIZE):
+            batch = positions[first : first + WINDOW_BATCH_SIZE]
+            # The last batch is padded with empty windows, so that there is one compilation.
             windows = np.zeros(
-                (WINDOWS_AT_ONCE, window_height, window_width, views.shape[-1]), np.float32
+                (WINDOW_BATCH_SIZE, window_height, window_width, views.shape[-1]), np.float32
             )
-            for window, place in zip(windows, batch, strict=False):
-                window[:rows, :columns] = views[place]
-                weight_sum[place] += weights
+            for window, position in zip(windows, batch, strict=False):
+                window[:rows, :columns] = views[position]
+                weight_sum[position] += weights
             for name, logits in self._logits(variables, windows, valid).items():
                 if name not in sums:
                     sums[name] = np.zeros((*views.shape[:3], logits.shape[-1]), np.float32)
-                for window_logits, place in zip(np.asarray(logits), batch, strict=False):
-                    sums[name][place] += weights * window_logits[:rows, :columns]
+                for window_logits, position in zip(np.asarray(logits), batch, strict=False):
+                    sums[name][position] += weights * window_logits[:rows, :columns]
         outside = weight_sum == 0
         return {name: total / (weight_sum + outside) for name, total in sums.items()}
 
 
-def _classes(network: Network, variables: Any, image: jax.Array, size: jax.Array):
-    """Of a single image: uint8 (H, W), a quarter of what the host would get as int32."""
+def _classes(network: Network, variables: Variables, image: jax.Array, size: jax.Array):
+    """Returns uint8 (H, W) of a single image, which are a quarter of the bytes of int32."""
     classes = predict(network, variables, image, size)
     return {name: label[0].astype(jnp.uint8) for name, label in classes.items()}
 
 
-def _logits(network: Network, variables: Any, image: jax.Array, size: jax.Array):
+def _logits(network: Network, variables: Variables, image: jax.Array, size: jax.Array):
     values, _ = network(variables, image, valid=size)
     return {name: values[f"logits{suffix(name)}"] for name in network.label_maps}
 
 
 @jax.jit
 def _mirrored(values: jax.Array, size: jax.Array) -> jax.Array:
-    """Left and right exchanged within the image: (1, h, w, c) and int32 (1, 2)."""
+    """Mirrors an image (1, h, w, c) of size int32 (1, 2) left to right within its canvas."""
     column = jnp.arange(values.shape[2])
     width = size[0, 1]
     return values[:, :, jnp.where(column < width, width - 1 - column, column)]

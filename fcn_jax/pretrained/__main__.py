@@ -1,15 +1,16 @@
-"""Converts weights made elsewhere into a file of ours, checked against the network they are for.
+"""Converts weights of another project to a model file of fcn_jax.
 
     python -m fcn_jax.pretrained WEIGHTS --output=FILE.safetensors
 
 Reads PyTorch's .pth (torchvision's classifiers and FCNs, torchfcn, timm), Caffe's .caffemodel (the
-FCN authors' networks, VGG16, CaffeNet), .npz and .safetensors with the source's names; needs
-neither PyTorch nor Caffe, and runs no code that a file may hold. Writes beside FILE a FILE.json:
-source, preprocessing, classes. Training starts from it,
+FCN authors' networks, VGG16, CaffeNet), and .npz and .safetensors with the source's names. Needs
+neither PyTorch nor Caffe, and executes no code in a file. Checks the weights against the network
+that they fit, and writes FILE.safetensors and FILE.json, a description: source, preprocessing,
+classes. Training starts from it,
 
     python -m fcn_jax.train --config=... --config.init=FILE.safetensors
 
-and where it is a whole segmentation network it labels images as it is:
+and a whole segmentation network predicts label maps without training:
 
     python -m fcn_jax.predict --workdir=FILE.safetensors --output=OUT PATH...
 """
@@ -21,14 +22,17 @@ from fcn_jax.terminal import cli
 if __name__ == "__main__":  # --help and mistakes in flags do not wait for what is imported below
     flags.DEFINE_string("output", None, "file to write, .safetensors")
     flags.DEFINE_list(
-        "score_scales", [], "of torchfcn's FCN8sAtOnce, which its file does not tell: 1,0.01,0.0001"
+        "score_scales",
+        [],
+        "factors of the scored features, for torchfcn's FCN8sAtOnce, whose file does not contain "
+        "them: 1,0.01,0.0001",
     )
     cli.begin()
 
 from pathlib import Path
 
 from fcn_jax.errors import UserError
-from fcn_jax.pretrained import read, saved
+from fcn_jax.pretrained import model_file, read
 from fcn_jax.pretrained.convert import convert
 from fcn_jax.terminal.progress import say
 
@@ -47,19 +51,20 @@ def main(arguments: list[str]) -> None:
             f"--score_scales={','.join(options.score_scales)} must be numbers"
         ) from None
     weights = read(arguments[0])
-    about, tensors = convert(weights, scales)
-    saved.save(output, tensors, about)
+    provenance, tensors = convert(weights, scales)
+    model_file.save(output, tensors, provenance)
     count = sum(tensor.size for tensor in tensors.values())
+    backbone = provenance.backbone
     say(
-        f"{output}: {about.source}, {count / 1e6:.2f} M numbers, for "
-        f"config.model.backbone={about.backbone} on {about.preprocessing} pixels"
+        f"{output}: {provenance.source}, {count / 1e6:.2f} M numbers, for "
+        f"config.model.backbone={backbone} with {provenance.preprocessing} preprocessing"
     )
     if weights.caveat and not scales:
         say(f"note: {weights.caveat}")
-    if about.classes:
+    if provenance.label_maps:
         say(f"label images: python -m fcn_jax.predict --workdir={output} --output=OUT PATH...")
     else:
-        say(f"train from it: --config.model.backbone={about.backbone} --config.init={output}")
+        say(f"train from it: --config.model.backbone={backbone} --config.init={output}")
 
 
 if __name__ == "__main__":

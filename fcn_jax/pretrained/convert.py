@@ -1,4 +1,4 @@
-"""Weights of another project as those of a network of ours, all of whose layers they fit."""
+"""Converts weights of another project to those of a network of ours."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -6,66 +6,70 @@ from typing import Any
 
 import numpy as np
 
-from fcn_jax.config import Config, from_dict
-from fcn_jax.errors import UserError
+from fcn_jax.config import Config
+from fcn_jax.errors import ArgumentError, UserError
 from fcn_jax.models.build import abstract_model
 from fcn_jax.models.pure_model import Network
-from fcn_jax.pretrained import saved
-from fcn_jax.pretrained.load import Weights, flat, zeros
+from fcn_jax.pretrained.provenance import Provenance
+from fcn_jax.pretrained.weights import Weights, flat, zeros
 
 
 def convert(
     weights: Weights, score_scales: tuple[float, ...] = ()
-) -> tuple[saved.About, dict[str, np.ndarray]]:
-    """Weights under our names, each with the shape that its network has for it.
+) -> tuple[Provenance, dict[str, np.ndarray]]:
+    """Gives weights our names, and checks them against the network that they fit.
 
     Args:
-        weights: of any source.
-        score_scales: of a network whose file does not tell them: torchfcn's FCN-8s at once.
+        weights: of any source but fcn_jax.
+        score_scales: `config.model.score_scales` of a network whose file does not contain them
+            (torchfcn's FCN-8s at once).
 
     Returns:
-        What is known of them, and float32 arrays by our name: of a whole network all of it, of a
-        classifier the features.
+        The provenance, and float32 arrays by our name: all of a whole network, or the features of a
+        classifier.
 
     Raises:
-        UserError: they do not fit the network that they are named for, or are ours already.
+        UserError: the weights do not fit their network, or are ours already.
     """
-    about = weights.about
     if not weights.origins:
         raise UserError(
-            f"{weights.path} holds weights of fcn_jax already: --config.init takes it as it is, "
-            "and python -m fcn_jax.export makes one folder of a run"
+            f"{weights.path} holds weights of fcn_jax already: --config.init accepts it, and "
+            "python -m fcn_jax.export makes one folder of a run"
         )
-    heads = {name: tensor for name, tensor in weights.tensors.items() if _scores(name)}
-    if heads:
-        num_classes = next(tensor.shape[-1] for tensor in heads.values())
-        about = _with_classes(about, num_classes)
-    else:
-        num_classes = 1
+    provenance = weights.provenance
+    class_counts = [t.shape[-1] for name, t in weights.tensors.items() if _is_score_bias(name)]
+    num_classes = class_counts[0] if class_counts else 1
+    if class_counts:
+        provenance = _with_classes(provenance, num_classes)
     if score_scales:
-        if not heads:
-            raise UserError(f"--score_scales is for whole networks; {weights.path} is a classifier")
-        model = {**about.config["model"], "score_scales": score_scales}
-        about = dataclasses.replace(about, config={**about.config, "model": model})
-    variables = empty_variables(from_dict(about.config), num_classes)
+        if not class_counts:
+            raise ArgumentError(
+                "score_scales",
+                ",".join(map(str, score_scales)),
+                f"is for whole networks, and {weights.path} holds a classifier",
+            )
+        model = dataclasses.replace(provenance.config.model, score_scales=score_scales)
+        provenance = dataclasses.replace(provenance, config=Config(model=model))
+    variables = empty_variables(provenance.config, num_classes)
     tensors = flat(weights.apply(variables, whole=True)[0])
-    taken = {name: np.asarray(tensors[name]) for name in tensors if name in weights.tensors}
-    return about, taken
+    return provenance, {
+        name: np.asarray(tensor) for name, tensor in tensors.items() if name in weights.tensors
+    }
 
 
 def empty_variables(
     config: Config, num_classes: int | Mapping[str, int], channels: int = 3
 ) -> tuple[Any, Any]:
-    """(params, batch_stats) of a network, all zero: nothing is drawn."""
+    """Returns (params, batch_stats) of a network, all zero, without initialising it."""
     return zeros(Network(abstract_model(config.model, num_classes, channels=channels)))
 
 
-def _scores(name: str) -> bool:
+def _is_score_bias(name: str) -> bool:
     return name.startswith("head") and name.endswith("/bias") and "/bn/" not in name
 
 
-def _with_classes(about: saved.About, num_classes: int) -> saved.About:
-    names = about.classes.get("", ())
+def _with_classes(provenance: Provenance, num_classes: int) -> Provenance:
+    names = provenance.label_maps.get("", ())
     if len(names) != num_classes:
         names = tuple(f"class {index}" for index in range(num_classes))
-    return dataclasses.replace(about, classes={"": names})
+    return dataclasses.replace(provenance, label_maps={"": names})

@@ -17,7 +17,7 @@ from fcn_jax.data.masks import read_mask
 from fcn_jax.data.palettes import voc_palette
 from fcn_jax.errors import UserError
 from fcn_jax.inference import scenes
-from fcn_jax.inference.made_with import read_digest
+from fcn_jax.inference.output_digest import read_digest
 from fcn_jax.inference.scenes import Picture, open_tiff, reduced_label, reduced_size
 from tests.full_disk import files_of_at_most
 
@@ -79,7 +79,7 @@ def test_a_window_is_that_of_the_whole_image(
         np.testing.assert_array_equal(scene.read(*WINDOW), read_image(tmp_path / "a.tif")[WINDOW])
 
 
-def test_further_channels_are_further_bands(rasterio: ModuleType, tmp_path: Path) -> None:
+def test_extra_channels_are_extra_bands(rasterio: ModuleType, tmp_path: Path) -> None:
     values = pixels(5, 50, 60)
     path = write_tiff(tmp_path / "a.tif", values, **FOUR_BANDS)
     with open_tiff(path, 5) as scene:
@@ -97,7 +97,7 @@ def test_further_channels_are_further_bands(rasterio: ModuleType, tmp_path: Path
         (pixels(1, 20, 20), {"photometric": "miniswhite"}, "white as 0"),
     ],
 )  # fmt: skip
-def test_bands_that_the_network_does_not_know_are_refused(
+def test_bands_that_do_not_fit_the_network_are_refused(
     rasterio: ModuleType, tmp_path: Path, values: np.ndarray, profile: dict[str, Any], message: str
 ) -> None:
     path = write_tiff(tmp_path / "a.tif", values, **profile)
@@ -109,38 +109,39 @@ def test_bands_that_the_network_does_not_know_are_refused(
     ("values", "profile", "note"),
     [
         (pixels(3, 20, 20), {}, ""),
-        (pixels(1, 20, 20), {}, "band 1 is seen as grey"),
+        (pixels(1, 20, 20), {}, "band 1 is used as grey"),
         (
             pixels(4, 20, 20),
             {"photometric": "rgb", "alpha": "yes"},
-            "band 4 is left out as alpha",
+            "band 4 is alpha and is not used",
         ),
         (
             pixels(3, 700, 300, dtype="uint16") % 2047 + 1,
             {},
-            "of its 16 bits the upper 8 are seen, and the largest value in a sample is 2047 of "
-            "65535: to the network all is darker than 8 of 255; to scale it, gdal_translate "
-            "-co TILED=YES -ot Byte -scale -b 1 -b 2 -b 3 a.tif scaled.tif",
+            "of its 16 bits the upper 8 are used, and the largest value in a sample is 2047 of "
+            "65535: every pixel of the network's input is below 8 of 255; to scale it, "
+            "gdal_translate -co TILED=YES -ot Byte -scale -b 1 -b 2 -b 3 a.tif scaled.tif",
         ),
         (
             pixels(3, 300, 300, dtype="uint16") | 0x8000,
             {},
-            "of its 16 bits the upper 8 are seen, and the largest value in a sample is 65535 of "
+            "of its 16 bits the upper 8 are used, and the largest value in a sample is 65535 of "
             "65535; to scale it, gdal_translate -co TILED=YES -ot Byte -scale -b 1 -b 2 -b 3 a.tif "
             "scaled.tif",
         ),
-        # What stands for no data counts for nothing.
+        # Pixels without data are not counted.
         (
             np.where(pixels(1, 200, 200, dtype="uint16") % 2, np.uint16(65535), np.uint16(1023)),
             {"nodata": 65535},
-            "band 1 is seen as grey; of its 16 bits the upper 8 are seen, and the "
-            "largest value in a sample is 1023 of 65535: to the network all is darker than 4 of "
-            "255; to scale it, gdal_translate -co TILED=YES -ot Byte -scale -b 1 a.tif scaled.tif",
+            "band 1 is used as grey; of its 16 bits the upper 8 are used, and the "
+            "largest value in a sample is 1023 of 65535: every pixel of the network's input is "
+            "below 4 of 255; to scale it, gdal_translate -co TILED=YES -ot Byte -scale -b 1 a.tif "
+            "scaled.tif",
         ),
         (
             np.full((3, 20, 20), 7, np.uint16),
             {"nodata": 7},
-            "of its 16 bits the upper 8 are seen; to scale it, gdal_translate -co TILED=YES "
+            "of its 16 bits the upper 8 are used; to scale it, gdal_translate -co TILED=YES "
             "-ot Byte -scale -b 1 -b 2 -b 3 a.tif scaled.tif",
         ),
     ],
@@ -154,7 +155,7 @@ def test_bands_that_the_network_does_not_know_are_refused(
         "nothing but no data",
     ],
 )
-def test_what_is_seen_of_other_scenes_is_noted_in_one_line(
+def test_how_other_scenes_are_used_is_noted_in_one_line(
     rasterio: ModuleType,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
@@ -167,7 +168,7 @@ def test_what_is_seen_of_other_scenes_is_noted_in_one_line(
         assert capsys.readouterr().out == (f"note: {path}: {note}\n" if note else "")
 
 
-def test_rows_that_every_tile_reads_anew_are_noted(
+def test_files_that_are_stored_in_whole_rows_are_noted(
     rasterio: ModuleType,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -177,7 +178,7 @@ def test_rows_that_every_tile_reads_anew_are_noted(
     for name, profile in {"rows": {}, "tiles": {"tiled": True, "blockxsize": 64}}.items():
         path = write_tiff(tmp_path / f"{name}.tif", pixels(3, 200, 200), **profile)
         with open_tiff(path, 3):
-            noted = "rows.tif is kept in whole rows" in capsys.readouterr().out
+            noted = "rows.tif is stored in whole rows" in capsys.readouterr().out
         assert noted == (name == "rows")
 
 
@@ -199,7 +200,7 @@ def test_a_damaged_file_is_named(rasterio: ModuleType, tmp_path: Path) -> None:
     assert not is_tiff(tmp_path / "b.tif")
 
 
-def test_without_rasterio_the_remedy_is_told(
+def test_without_rasterio_the_error_has_the_remedy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "rasterio", None)
@@ -210,7 +211,7 @@ def test_without_rasterio_the_remedy_is_told(
 # Writing
 
 
-def test_a_label_map_lies_where_the_scene_lies(rasterio: ModuleType, tmp_path: Path) -> None:
+def test_a_label_map_has_its_scenes_georeference(rasterio: ModuleType, tmp_path: Path) -> None:
     label = pixels(70, 90) % 21
     with open_tiff(write_tiff(tmp_path / "a.tif", pixels(3, 70, 90)), 3) as scene:
         scene.write(tmp_path / "out/a.tif", 32, partial(pieces_of, label, 32), DIGEST)

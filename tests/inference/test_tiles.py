@@ -25,7 +25,7 @@ from fcn_jax.errors import UserError
 from fcn_jax.export import export
 from fcn_jax.inference import image_files, tiles
 from fcn_jax.inference.resume import UnfinishedTiles
-from fcn_jax.inference.tiles import Tiling, label_tiles, receptive_field, tiling
+from fcn_jax.inference.tiles import Tiling, predict_tiles, receptive_field, tiling
 from fcn_jax.inference.trained import Predictor, load_run
 from fcn_jax.models.backbones import resnet
 from fcn_jax.models.backbones.alexnet import AlexNet
@@ -39,9 +39,10 @@ from fcn_jax.models.fcn import FCN
 from fcn_jax.models.feature_map import TilePosition
 from fcn_jax.models.geometry import ReceptiveField
 from fcn_jax.models.pure_model import Network
-from fcn_jax.runs import RunSettings
+from fcn_jax.pretrained import Provenance
 from fcn_jax.terminal.signals import StopSignal
-from tests.own_folder import ROOT, command
+from tests.in_process import run_command
+from tests.own_folder import ROOT
 from tests.terminal.test_signals import during_garbage_collection
 
 CLASSES = tuple(f"class {n}" for n in range(5))
@@ -61,12 +62,12 @@ def test_tiles_by_hand() -> None:
     cut = tiling(ReceptiveField(1, -40, 25, alignment=32), 100)
     assert cut == Tiling(tile=96, before=40, after=25, alignment=32, is_exact=True)
     tiles = cut.tiles((200, 97))
-    assert [(t.rows, t.seen_rows) for t in tiles[::2]] == [
+    assert [(t.rows, t.input_rows) for t in tiles[::2]] == [
         (slice(0, 96), slice(0, 121)),
         (slice(96, 192), slice(32, 200)),
         (slice(192, 200), slice(128, 200)),
     ]
-    assert [(t.columns, t.seen_columns) for t in tiles[:2]] == [
+    assert [(t.columns, t.input_columns) for t in tiles[:2]] == [
         (slice(0, 96), slice(0, 97)),
         (slice(96, 97), slice(32, 97)),
     ]
@@ -87,9 +88,13 @@ def test_a_smaller_halo_is_approximate_and_a_larger_one_no_more_than_exact() -> 
 @pytest.mark.parametrize(
     ("field", "tile", "message"),
     [
-        (ReceptiveField(), 63, r"--tile \(=63\) must be at least 64"),
-        (ReceptiveField(alignment=96), 90, r"--tile \(=90\) must be at least 96"),
-        (ReceptiveField().unbounded(), 512, "sees the whole image at once .*--halo=256"),
+        (ReceptiveField(), 63, r"tile \(=63\) must be at least 64"),
+        (ReceptiveField(alignment=96), 90, r"tile \(=90\) must be at least 96"),
+        (
+            ReceptiveField().unbounded(),
+            512,
+            "halo .* averages over the whole image .*; 256 averages over each tile",
+        ),
     ],
 )
 def test_tiles_that_cannot_be_are_refused(field: ReceptiveField, tile: int, message: str) -> None:
@@ -142,7 +147,7 @@ def tiled(network: Network, cut: Tiling, image: np.ndarray) -> dict[str, np.ndar
     label = {name: np.full(size, IGNORE_INDEX, np.uint8) for name in network.label_maps}
     tiles = cut.tiles(size)
     read = lambda rows, columns: image[rows, columns]  # noqa: E731
-    parts = label_tiles(network, network.variables, cut, size, tiles, read)
+    parts = predict_tiles(network, network.variables, cut, size, tiles, read)
     for tile, labels in zip(tiles, parts, strict=True):
         for name, part in labels.items():
             assert part.dtype == np.uint8
@@ -166,8 +171,8 @@ def test_the_label_map_is_that_of_the_whole_image(
     assert cut.is_exact
     # Some tile sees neither the image's beginning nor its end.
     assert any(
-        (tile.seen_rows.start and tile.seen_rows.stop < size[0])
-        or (tile.seen_columns.start and tile.seen_columns.stop < size[1])
+        (tile.input_rows.start and tile.input_rows.stop < size[0])
+        or (tile.input_columns.start and tile.input_columns.stop < size[1])
         for tile in cut.tiles(size)
     )
     image = picture(*size)
@@ -195,17 +200,17 @@ def test_the_logits_are_those_of_the_whole_image(randomised: Any) -> None:
 
     largest, inner = 0.0, 0
     for tile in cut.tiles(size):
-        seen = image[tile.seen_rows, tile.seen_columns]
+        seen = image[tile.input_rows, tile.input_columns]
         canvas = np.full((1, *cut.canvas(size), 3), 255, np.uint8)
         canvas[0, : seen.shape[0], : seen.shape[1]] = seen
-        top, left = tile.seen_rows.start, tile.seen_columns.start
+        top, left = tile.input_rows.start, tile.input_columns.start
         part = TilePosition(jnp.asarray([[top, left]]), jnp.asarray([size]))
         logits = run(jnp.asarray(canvas), jnp.asarray([seen.shape[:2]]), part)
         rows = slice(tile.rows.start - top, tile.rows.stop - top)
         columns = slice(tile.columns.start - left, tile.columns.stop - left)
         difference = logits[rows, columns] - expected[tile.rows, tile.columns]
         largest = max(largest, float(np.abs(difference).max()))
-        inner += top > 0 and tile.seen_rows.stop < size[0]
+        inner += top > 0 and tile.input_rows.stop < size[0]
     assert inner > 1
     assert largest < 1e-5 * np.ptp(expected)
 
@@ -231,7 +236,7 @@ def test_squeeze_and_excitation_is_found_out() -> None:
     model = nnx.eval_shape(fcn(lambda: MobileNetV3Large(rngs=nnx.Rngs(0)), skips=0))
     network = Network(model)
     field = receptive_field(network, network.variables)
-    with pytest.raises(UserError, match="means over it"):
+    with pytest.raises(UserError, match="averages over the whole image"):
         tiling(field, 512)
     assert tiling(field, 512, 100) == Tiling(512, 100, 100, 32, is_exact=False)
 
@@ -256,7 +261,7 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     variables = jax.tree_util.tree_map_with_path(draw, network.variables)
     folder = tmp_path_factory.mktemp("run")
-    export(Predictor(RunSettings(config, 3, label_maps), network, variables, step=7), folder, {})
+    export(Predictor(network, variables, Provenance(config, label_maps, step=7)), folder, {})
     return folder
 
 
@@ -294,7 +299,9 @@ def test_a_signal_amid_garbage_collection_ends_after_the_tile(
 
     monkeypatch.setattr(UnfinishedTiles, "append", interrupted_append)
     with StopSignal("tile") as stop, pytest.raises(SystemExit) as ended:
-        image_files.label_in_tiles(run, tmp_path / "a.png", target, cut, overlay=False, stop=stop)
+        image_files.predict_file_in_tiles(
+            run, tmp_path / "a.png", target, cut, overlay=False, stop=stop
+        )
     assert ended.value.code == 130
     said = capsys.readouterr().out
     assert "stopping after this tile" in said
@@ -307,7 +314,7 @@ INTERRUPTIONS = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGKILL: -9}
 """And the status that the process ends with."""
 
 
-def test_a_scene_interrupted_thrice_is_labelled_as_a_whole(
+def test_a_scene_interrupted_three_times_has_the_whole_images_label_map(
     run_folder: Path, tmp_path: Path
 ) -> None:
     image = write_scene(tmp_path / "scene.tif", picture(700, 600))
@@ -337,7 +344,7 @@ def test_a_scene_interrupted_thrice_is_labelled_as_a_whole(
         assert b"Traceback" not in errors
         assert not (out / "masks").exists()
     assert done < 110
-    result = command("predict", *arguments, tmp_path / "scene.tif")
+    result = run_command("predict", *arguments, tmp_path / "scene.tif")
     assert result.returncode == 0, result.stderr
     resumed = int(result.stderr.split("scene.tif: ")[1].split("/110 tiles")[0])
     assert resumed >= done
@@ -357,10 +364,10 @@ def test_other_images_are_labelled_in_tiles_as_well(run_folder: Path, tmp_path: 
     image = picture(300, 200)
     Image.fromarray(image).save(tmp_path / "a.png")
     cut = tiling(receptive_field(run.network, run.variables), 64)
-    image_files.label_in_tiles(
+    image_files.predict_file_in_tiles(
         run, tmp_path / "a.png", tmp_path / "out/a.png", cut, overlay=False, stop=NEVER
     )
-    for name, label in run.label(image).items():
+    for name, label in run.predict_maps(image).items():
         np.testing.assert_array_equal(read_mask(tmp_path / "out" / name / "a.png"), label)
 
 
@@ -370,20 +377,20 @@ def test_finished_label_maps_are_left_as_they_are(run_folder: Path, tmp_path: Pa
     write_scene(photos / "a.tif", picture(100, 90))
     Image.fromarray(picture(90, 70)).save(photos / "b.png")
     arguments = [f"--workdir={run_folder}", f"--output={out}", "--tile=90"]
-    first = command("predict", *arguments, photos)
+    first = run_command("predict", *arguments, photos)
     assert first.returncode == 0, first.stderr
-    assert "are labelled already" not in first.stdout
-    assert "labelling in tiles of 64 pixels" in first.stdout
+    assert "are up to date" not in first.stdout
+    assert "predicting in tiles of 64 pixels" in first.stdout
     assert "; --tile is rounded down to a multiple of 32\n" in first.stdout
     files = [out / name for name in ("masks/a.tif", "heights/a.tif", "masks/b.png")]
     made = [file.stat().st_mtime_ns for file in files]
     Image.fromarray(picture(30, 20)).save(photos / "c.png")
-    again = command("predict", *arguments, photos)
+    again = run_command("predict", *arguments, photos)
     assert again.returncode == 0, again.stderr
-    assert "2 of 3 are labelled already\n" in again.stdout
+    assert "2 of 3 are up to date\n" in again.stdout
     assert [file.stat().st_mtime_ns for file in files] == made
     run = load_run(run_folder)
-    for name, label in run.label(picture(30, 20)).items():
+    for name, label in run.predict_maps(picture(30, 20)).items():
         np.testing.assert_array_equal(read_mask(out / name / "c.png"), label)
 
 
@@ -399,34 +406,34 @@ def test_label_maps_of_other_making_are_made_anew(
     run = load_run(run_folder)
     cut = Tiling(64, 10, 10, 32, is_exact=False)
 
-    def is_labelled(cut: Tiling = cut, *, overlay: bool = False) -> bool:
-        return image_files.is_labelled(run, image, target, cut, overlay=overlay)
+    def is_up_to_date(cut: Tiling = cut, *, overlay: bool = False) -> bool:
+        return image_files.is_up_to_date(run, image, target, cut, overlay=overlay)
 
-    assert not is_labelled()
-    image_files.label_in_tiles(run, image, target, cut, overlay=False, stop=NEVER)
-    assert is_labelled()
-    assert not is_labelled(overlay=True)
-    assert not is_labelled(Tiling(64, 10, 11, 32, is_exact=False))
-    assert not is_labelled(Tiling(96, 10, 10, 32, is_exact=False))
+    assert not is_up_to_date()
+    image_files.predict_file_in_tiles(run, image, target, cut, overlay=False, stop=NEVER)
+    assert is_up_to_date()
+    assert not is_up_to_date(overlay=True)
+    assert not is_up_to_date(Tiling(64, 10, 11, 32, is_exact=False))
+    assert not is_up_to_date(Tiling(96, 10, 10, 32, is_exact=False))
     about = image.stat()
     os.utime(image, ns=(about.st_atime_ns, about.st_mtime_ns + 1))
-    assert not is_labelled()
+    assert not is_up_to_date()
     os.utime(image, ns=(about.st_atime_ns, about.st_mtime_ns))
-    assert is_labelled()
+    assert is_up_to_date()
     # What stands there was interrupted before it was all written.
     part = tmp_path / "out" / f"{name}.part"
     part.touch()
-    assert not is_labelled()
+    assert not is_up_to_date()
     part.unlink()
     # A label map that was made whole, or by someone else.
     whole = read_mask(tmp_path / "out/heights" / name)
     Image.fromarray(whole).save(tmp_path / "out/heights" / name)
-    assert not is_labelled()
-    image_files.label_in_tiles(run, image, target, cut, overlay=True, stop=NEVER)
-    assert is_labelled()
-    assert is_labelled(overlay=True)
+    assert not is_up_to_date()
+    image_files.predict_file_in_tiles(run, image, target, cut, overlay=True, stop=NEVER)
+    assert is_up_to_date()
+    assert is_up_to_date(overlay=True)
     run.__dict__["digest"] = "of other weights"
-    assert not is_labelled()
+    assert not is_up_to_date()
 
 
 def test_a_scenes_missing_pixels_are_void(run_folder: Path, tmp_path: Path) -> None:
@@ -438,10 +445,10 @@ def test_a_scenes_missing_pixels_are_void(run_folder: Path, tmp_path: Path) -> N
     with rasterio.open(tmp_path / "a.tif", "r+") as file:
         file.nodata = 0
     cut = tiling(receptive_field(run.network, run.variables), 64)
-    image_files.label_in_tiles(
+    image_files.predict_file_in_tiles(
         run, tmp_path / "a.tif", tmp_path / "out/a.tif", cut, overlay=True, stop=NEVER
     )
-    for name, label in run.label(image).items():
+    for name, label in run.predict_maps(image).items():
         label[:70, :20] = IGNORE_INDEX
         np.testing.assert_array_equal(read_mask(tmp_path / "out" / name / "a.tif"), label)
 
@@ -455,8 +462,8 @@ def test_too_full_a_disk_is_told_before_anything_is_done(
     free = type("Usage", (), {"free": 3_900_000})
     monkeypatch.setattr(image_files.shutil, "disk_usage", lambda _: free)
     # Two label maps, twice: of the tiles and of the files that are made of them.
-    with pytest.raises(UserError, match="out has 4 MB free, and up to 4 MB are wanted"):
-        image_files.label_in_tiles(
+    with pytest.raises(UserError, match="out has 4 MB free, and up to 4 MB are needed"):
+        image_files.predict_file_in_tiles(
             run, tmp_path / "a.tif", tmp_path / "out/a.tif", cut, overlay=False, stop=NEVER
         )
 
@@ -472,33 +479,58 @@ def test_too_small_a_memory_is_told_with_the_remedy(
     cut = Tiling(64, 10, 10, 32, is_exact=True)
     run = load_run(run_folder)
     with pytest.raises(UserError, match=r"tiles of 64 pixels .* device's memory: .*smaller"):
-        image_files.label_in_tiles(
+        image_files.predict_file_in_tiles(
             run, tmp_path / "a.png", tmp_path / "out/a.png", cut, overlay=False, stop=NEVER
         )
 
 
-def test_a_scene_is_not_written_over(run_folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("images", "output", "message"),
+    [
+        (["a.tif"], ".", r"is the folder of .*a\.tif, .*: give another --output"),
+        (["b.jpg"], "out/..", r"is the folder of .*b\.jpg"),
+        (["links/c.tif"], "links", r"is the folder of .*links/c\.tif"),
+        (["links/c.tif"], ".", r"is the folder of .*links/c\.tif"),
+        (["out/masks/overlay/d.png"], "out", r"out/masks/overlay is the folder of .*d\.png"),
+        (["out/masks/overlay/d.png"], "out/masks", r"contains the folder of .*d\.png"),
+        (["b.png", "b.jpg"], "out", r"b\.png and .*b\.jpg would both be written"),
+        (["b.png"], "labelled", r"labelled/heights/b\.png exists and was not written by predict"),
+    ],
+)
+@pytest.mark.parametrize("tiled", [False, True])
+def test_files_of_others_are_not_replaced(
+    run_folder: Path, tmp_path: Path, images: list[str], output: str, message: str, tiled: bool
+) -> None:
     write_scene(tmp_path / "a.tif", picture(70, 70))
-    before = (tmp_path / "a.tif").read_bytes()
-    Image.fromarray(picture(20, 20)).save(tmp_path / "b.png")
-    Image.fromarray(picture(20, 20)).save(tmp_path / "b.jpg")
+    for name in ("b.png", "b.jpg", "out/masks/overlay/d.png", "labelled/heights/b.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(picture(20, 20)).save(tmp_path / name)
     (tmp_path / "links").mkdir()
     (tmp_path / "links/c.tif").symlink_to(tmp_path / "a.tif")
-    for image, output in {"a.tif": ".", "b.jpg": "out/..", "links/c.tif": "links"}.items():
-        for tiled in (False, True):
-            with pytest.raises(UserError, match=r"--output=.* is the folder of .*: give another"):
-                predict._targets([tmp_path / image], tmp_path / output, tiled=tiled)
-    with pytest.raises(UserError, match=r"is the folder of .*links/c\.tif"):
-        predict._targets([tmp_path / "links/c.tif"], tmp_path, tiled=True)
-    with pytest.raises(UserError, match=r"b\.png and .*b\.jpg would both be written"):
-        predict._targets([tmp_path / "b.png", tmp_path / "b.jpg"], tmp_path / "out", tiled=True)
-    assert (tmp_path / "a.tif").read_bytes() == before
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(UserError, match=message):
+        predict.predict_files(
+            load_run(run_folder),
+            [tmp_path / image for image in images],
+            tmp_path / output,
+            overlay=True,
+            cut=Tiling(64, 10, 10, 32, is_exact=False) if tiled else None,
+        )
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_a_second_call_replaces_its_own_files(run_folder: Path, tmp_path: Path) -> None:
+    Image.fromarray(picture(20, 20)).save(tmp_path / "b.png")
+    for overlay in (True, False, True):
+        predict.predict_files(
+            load_run(run_folder), [tmp_path / "b.png"], tmp_path / "out", overlay=overlay
+        )
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--halo=10"], "predict: --halo (=10) goes with --tile, such as --tile=1024"),
+        (["--halo=10"], "predict: --halo (=10) needs --tile, such as --tile=1024"),
         (["--tile=20"], "predict: --tile (=20) must be at least 64, in pixels"),
     ],
 )
@@ -506,7 +538,7 @@ def test_mistakes_are_told_in_one_line(
     run_folder: Path, tmp_path: Path, options: list[str], message: str
 ) -> None:
     Image.fromarray(picture(20, 20)).save(tmp_path / "a.png")
-    result = command(
+    result = run_command(
         "predict", f"--workdir={run_folder}", f"--output={tmp_path}/o", *options, tmp_path / "a.png"
     )
     assert result.returncode == 1

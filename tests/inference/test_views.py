@@ -1,4 +1,4 @@
-"""Images in windows, in several sizes and mirrored: against loops by hand, PyTorch and MONAI."""
+"""Windows, scales and mirror images, against loops written by hand, PyTorch and MONAI."""
 
 import functools
 import re
@@ -18,17 +18,17 @@ from fcn_jax.config import Config, ModelConfig
 from fcn_jax.data.masks import read_mask
 from fcn_jax.errors import UserError
 from fcn_jax.export import export
-from fcn_jax.inference import views as labelling
+from fcn_jax.inference import views
 from fcn_jax.inference.options import WHOLE, Inference
 from fcn_jax.inference.trained import Predictor, load_run
-from fcn_jax.inference.views import WINDOWS_AT_ONCE, ViewPredictor
+from fcn_jax.inference.views import WINDOW_BATCH_SIZE, ViewPredictor
 from fcn_jax.models.backbones.preprocess import TORCHVISION
 from fcn_jax.models.backbones.small import SmallNet
 from fcn_jax.models.build import build_model
 from fcn_jax.models.fcn import FCN
 from fcn_jax.models.pure_model import Network
-from fcn_jax.runs import RunSettings
-from tests.own_folder import command
+from fcn_jax.pretrained import Provenance
+from tests.in_process import run_command
 
 MAPS = {"things": 5, "heights": 3}
 CHANNELS = 4
@@ -36,7 +36,7 @@ CHANNELS = 4
 
 @pytest.fixture(scope="module")
 def network(randomised: Callable[[Callable[[], FCN]], FCN]) -> Network:
-    """Of two label maps and four channels, with strides 2 and 4."""
+    """A network with two label maps, four channels, and strides 2 and 4."""
     return Network(
         randomised(
             lambda: FCN(
@@ -60,7 +60,7 @@ def variables(network: Network) -> Any:
 
 @pytest.fixture(scope="module")
 def alone(network: Network, variables: Any) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
-    """The logits (h, w, k) of an image without a canvas, float or not."""
+    """Returns the logits (h, w, k) of an image without a canvas."""
     run = jax.jit(network.__call__)
 
     def logits(image: np.ndarray) -> dict[str, np.ndarray]:
@@ -87,12 +87,12 @@ def assert_close(by_name: dict[str, np.ndarray], expected: dict[str, np.ndarray]
     assert list(by_name) == list(MAPS)
 
 
-def test_as_it_stands_an_image_is_seen_whole_and_alone(network, variables, alone):
+def test_by_default_an_image_is_predicted_whole_and_alone(network, variables, alone):
     image = picture(50, 70)
-    labeller = ViewPredictor(network)
+    predictor = ViewPredictor(network)
     expected = alone(image)
-    assert_close(labeller.probabilities(variables, image), {n: softmax(expected[n]) for n in MAPS})
-    for name, label in labeller.labels(variables, image).items():
+    assert_close(predictor.probabilities(variables, image), {n: softmax(expected[n]) for n in MAPS})
+    for name, label in predictor.predict_maps(variables, image).items():
         assert label.dtype == np.uint8
         assert label.flags.writeable
         np.testing.assert_array_equal(label, expected[name].argmax(-1))
@@ -100,10 +100,10 @@ def test_as_it_stands_an_image_is_seen_whole_and_alone(network, variables, alone
 
 def test_classes_leave_the_device_in_a_byte(network, variables):
     image, size = np.zeros((1, 64, 64, CHANNELS), np.uint8), np.full((1, 2), 64, np.int32)
-    classes = jax.eval_shape(functools.partial(labelling._classes, network), variables, image, size)
+    classes = jax.eval_shape(functools.partial(views._classes, network), variables, image, size)
     for name in MAPS:
         assert (classes[name].shape, classes[name].dtype) == ((64, 64), np.uint8)
-    assert labelling._best(np.zeros((64, 64, 5))).dtype == np.uint8
+    assert views._best(np.zeros((64, 64, 5))).dtype == np.uint8
 
 
 @pytest.mark.parametrize(("windows", "window_px"), [("average", (56, 72)), ("gaussian", (96, 80))])
@@ -111,9 +111,9 @@ def test_a_window_around_the_whole_image_changes_nothing(
     network, variables, alone, windows, window_px
 ):
     image = picture(56, 72)
-    labeller = ViewPredictor(network, Inference(windows, window_px))
+    predictor = ViewPredictor(network, Inference(windows, window_px))
     assert_close(
-        labeller.probabilities(variables, image),
+        predictor.probabilities(variables, image),
         {name: softmax(logits) for name, logits in alone(image).items()},
     )
 
@@ -143,14 +143,14 @@ def test_rectangles_are_averaged_before_the_softmax(
                 sums[name][inside] += logits
     assert times.max() > 1
     expected = {name: softmax(total / times) for name, total in sums.items()}
-    labeller = ViewPredictor(network, Inference("average", window_px, overlap))
-    assert_close(labeller.probabilities(variables, image), expected)
-    for name, label in labeller.labels(variables, image).items():
+    predictor = ViewPredictor(network, Inference("average", window_px, overlap))
+    assert_close(predictor.probabilities(variables, image), expected)
+    for name, label in predictor.predict_maps(variables, image).items():
         np.testing.assert_array_equal(label, expected[name].argmax(-1))
 
 
 class Summing:
-    """Stands in for a network: scores each pixel, and each window as a whole."""
+    """Stands in for a network: scores each pixel, and the sum of each window."""
 
     label_maps = ("",)
     variables = None
@@ -168,7 +168,7 @@ class Summing:
         return {"logits": jnp.concatenate([whole, image], axis=-1) / 50}, None
 
     def logits_in_blocks(self, *arguments: Any, **named: Any):
-        """All rows in one."""
+        """Returns all rows in one block."""
         values, _ = self(*arguments, **named)
         logits = values["logits"]
         return {"": SimpleNamespace(each=lambda classes: classes(logits))}, None
@@ -177,8 +177,8 @@ class Summing:
 def test_gaussian_windows_by_hand():
     # Windows at 0, 3 and 6 of 4 pixels, each scored by its sum.
     image = np.asarray([10, 20, 30, 40, 50, 60, 70, 80, 90, 100], np.uint8)[None, :, None]
-    labeller = ViewPredictor(Summing(), Inference("gaussian", (1, 4), 0.25))
-    scores = labeller.probabilities(None, image)[""][0]
+    predictor = ViewPredictor(Summing(), Inference("gaussian", (1, 4), 0.25))
+    scores = predictor.probabilities(None, image)[""][0]
     sums = np.asarray([100, 220, 340]) / 5000
     # Pixel 3 is the last of one window and the first of the next; so are pixels 6 of the others.
     logits = sums[[0, 0, 0, 0, 1, 1, 1, 2, 2, 2]]
@@ -186,10 +186,10 @@ def test_gaussian_windows_by_hand():
     expected = 1 / (1 + np.exp(image[0, :, 0] / 50 - logits))
     np.testing.assert_allclose(scores[:, 0], expected, atol=1e-6)
     # With half of it covered again, pixel 2 is a third of one and a first of the next.
-    labeller = ViewPredictor(Summing(), Inference("gaussian", (1, 4), 0.5))
+    predictor = ViewPredictor(Summing(), Inference("gaussian", (1, 4), 0.5))
     inner, outer = np.exp(-0.5), np.exp(-4.5)  # at 0.5 and 1.5 with σ = 0.5
     logit = (inner * 100 + outer * 180) / (inner + outer) / 5000
-    assert labeller.probabilities(None, image)[""][0, 2, 0] == pytest.approx(
+    assert predictor.probabilities(None, image)[""][0, 2, 0] == pytest.approx(
         1 / (1 + np.exp(30 / 50 - logit)), abs=1e-6
     )
 
@@ -197,7 +197,7 @@ def test_gaussian_windows_by_hand():
 @pytest.mark.parametrize("size", [(37, 50), (10, 50), (37, 7), (9, 12)])
 @pytest.mark.parametrize("mode", ["gaussian", "constant"])
 def test_windows_are_blended_as_in_monai(torch: ModuleType, monai: ModuleType, size, mode):
-    """Also of an image smaller than the window, which MONAI pads: the sums do not see it."""
+    """Includes images smaller than the window, which MONAI pads: sums do not change by it."""
     image = picture(*size, 2)
     network = Summing()
 
@@ -210,9 +210,9 @@ def test_windows_are_blended_as_in_monai(torch: ModuleType, monai: ModuleType, s
         pixels, (16, 20), 3, predictor, overlap=0.25, mode=mode
     )
     windows = "average" if mode == "constant" else mode
-    labeller = ViewPredictor(network, Inference(windows, (16, 20), 0.25))
+    predictor = ViewPredictor(network, Inference(windows, (16, 20), 0.25))
     np.testing.assert_allclose(
-        labeller.probabilities(None, image)[""],
+        predictor.probabilities(None, image)[""],
         blended.softmax(1)[0].permute(1, 2, 0).numpy(),
         atol=1e-6,
     )
@@ -231,9 +231,9 @@ def test_a_network_sees_the_windows_that_monai_would_give_it(
     blended = monai.sliding_window_inference(
         pixels, (24, 36), 2, predictor, overlap=0.5, mode="gaussian"
     )
-    labeller = ViewPredictor(network, Inference("gaussian", (24, 36), 0.5))
+    predictor = ViewPredictor(network, Inference("gaussian", (24, 36), 0.5))
     np.testing.assert_allclose(
-        labeller.probabilities(variables, image)["things"],
+        predictor.probabilities(variables, image)["things"],
         blended.softmax(1)[0].permute(1, 2, 0).numpy(),
         atol=2e-5,
     )
@@ -242,27 +242,28 @@ def test_a_network_sees_the_windows_that_monai_would_give_it(
 def test_windows_are_compiled_once_and_images_once_a_canvas():
     by_windows, whole = Summing(), Summing()
     for network, inference in [(by_windows, Inference("gaussian", (16, 20))), (whole, WHOLE)]:
-        labeller = ViewPredictor(network, inference)
+        predictor = ViewPredictor(network, inference)
         for size in [(37, 50), (64, 20), (9, 12), (65, 50)]:
-            labeller.labels(None, picture(*size, 2))
-    assert by_windows.traced == [(WINDOWS_AT_ONCE, 16, 20, 2)]
+            predictor.predict_maps(None, picture(*size, 2))
+    assert by_windows.traced == [(WINDOW_BATCH_SIZE, 16, 20, 2)]
     assert whole.traced == [(1, 64, 64, 2), (1, 128, 64, 2)]
 
 
 def test_windows_without_end_are_refused():
-    labeller = ViewPredictor(Summing(), Inference("gaussian", (1, 1), 0))
-    assert labeller.labels(None, picture(64, 64, 2))[""].shape == (64, 64)
+    predictor = ViewPredictor(Summing(), Inference("gaussian", (1, 1), 0))
+    assert predictor.predict_maps(None, picture(64, 64, 2))[""].shape == (64, 64)
     with pytest.raises(UserError, match="cut this image of 64×65 into 4160 windows: give larger"):
-        labeller.labels(None, picture(64, 65, 2))
+        predictor.predict_maps(None, picture(64, 65, 2))
 
 
 def test_images_go_to_the_smallest_of_given_canvases_and_else_to_their_own():
     whole = Summing()
-    labeller = ViewPredictor(whole, canvases=[(96, 96), (40, 64)])
+    predictor = ViewPredictor(whole, canvases=[(96, 96), (40, 64)])
     for size in [(37, 50), (40, 64), (41, 64), (9, 12), (96, 96), (97, 3)]:
         image = picture(*size, 2)
         np.testing.assert_array_equal(
-            labeller.labels(None, image)[""], ViewPredictor(Summing()).labels(None, image)[""]
+            predictor.predict_maps(None, image)[""],
+            ViewPredictor(Summing()).predict_maps(None, image)[""],
         )
     assert whole.traced == [(1, 40, 64, 2), (1, 96, 96, 2), (1, 128, 64, 2)]
 
@@ -270,8 +271,8 @@ def test_images_go_to_the_smallest_of_given_canvases_and_else_to_their_own():
 @pytest.mark.parametrize(
     ("scales", "flip", "windows"),
     [
-        ((0.5,), False, ""),
-        ((0.5, 1.0, 1.75), True, ""),
+        ((0.5,), False, None),
+        ((0.5, 1.0, 1.75), True, None),
         ((0.3, 1.5), True, "average"),
     ],
 )
@@ -286,10 +287,10 @@ def test_views_are_averaged_as_by_pytorch(
         resized = torch.nn.functional.interpolate(tensor, size, mode="bilinear")
         return resized[0].permute(1, 2, 0).numpy()
 
-    def seen(image: np.ndarray) -> dict[str, np.ndarray]:
+    def logits_of(image: np.ndarray) -> dict[str, np.ndarray]:
         if not windows:
             return alone(image)
-        # Side by side, of the fewest: none overlap but at the right border.
+        # Two windows next to each other, which overlap at the right border only.
         rows, columns = min(64, image.shape[0]), min(48, image.shape[1])
         assert image.shape[0] == rows
         last = image.shape[1] - columns
@@ -310,33 +311,33 @@ def test_views_are_averaged_as_by_pytorch(
     for scale in scales:
         size = (int(height * scale + 0.5), int(width * scale + 0.5))
         view = resized(image, size)
-        for name, logits in seen(view).items():
+        for name, logits in logits_of(view).items():
             probabilities[name].append(softmax(resized(logits, (height, width))))
         if flip:
-            for name, logits in seen(view[:, ::-1].copy()).items():
+            for name, logits in logits_of(view[:, ::-1].copy()).items():
                 logits = logits[:, ::-1].copy()
                 probabilities[name].append(softmax(resized(logits, (height, width))))
     expected = {name: np.mean(views, axis=0) for name, views in probabilities.items()}
     inference = Inference(windows, (64, 48), 0.0, scales, flip)
     assert inference.views == len(probabilities["things"])
-    labeller = ViewPredictor(network, inference)
-    assert_close(labeller.probabilities(variables, image), expected)
-    for name, label in labeller.labels(variables, image).items():
+    predictor = ViewPredictor(network, inference)
+    assert_close(predictor.probabilities(variables, image), expected)
+    for name, label in predictor.predict_maps(variables, image).items():
         np.testing.assert_array_equal(label, expected[name].argmax(-1))
 
 
 def test_with_flip_a_mirror_image_gets_the_mirrored_labels(network, variables):
     image = picture(40, 67)
-    labeller = ViewPredictor(network, Inference(flip=True))
-    expected = labeller.probabilities(variables, image)
-    for name, probabilities in labeller.probabilities(variables, image[:, ::-1]).items():
+    predictor = ViewPredictor(network, Inference(flip=True))
+    expected = predictor.probabilities(variables, image)
+    for name, probabilities in predictor.probabilities(variables, image[:, ::-1]).items():
         np.testing.assert_allclose(probabilities[:, ::-1], expected[name], atol=2e-5)
 
 
 def test_an_image_of_one_pixel_has_views_too(network, variables):
     image = picture(1, 1)
-    labeller = ViewPredictor(network, Inference("gaussian", (16, 16), 0.5, (0.1, 2.0), flip=True))
-    for name, probabilities in labeller.probabilities(variables, image).items():
+    predictor = ViewPredictor(network, Inference("gaussian", (16, 16), 0.5, (0.1, 2.0), flip=True))
+    for name, probabilities in predictor.probabilities(variables, image).items():
         assert probabilities.shape == (1, 1, MAPS[name])
         assert probabilities.sum() == pytest.approx(1)
 
@@ -344,28 +345,29 @@ def test_an_image_of_one_pixel_has_views_too(network, variables):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"windows": "hann"}, "windows (='hann') must be average or gaussian"),
+        ({"windows": "hann"}, "windows (=hann) must be average or gaussian"),
         ({"window_px": (0, 480)}, "window_px (=0,480) must be a height and a width in 1…2048"),
         ({"window_px": (320, 4096)}, "window_px (=320,4096) must be a height"),
+        ({"window_px": (320,)}, "window_px (=320) must be a height"),
         ({"overlap": 1.0}, "overlap (=1.0) must be at least 0 and below 1"),
         ({"overlap": -0.1}, "overlap (=-0.1)"),
         ({"overlap": float("nan")}, "overlap (=nan)"),
         ({"scales": ()}, "scales (=) must be 1 to 12 numbers"),
         ({"scales": tuple(range(1, 14))}, "must be 1 to 12 numbers"),
-        ({"scales": (1.0, 0.0)}, "scales (=1.0,0.0) must each lie in 0.1…4.0"),
+        ({"scales": (1.0, 0.0)}, "scales (=1.0,0.0) must each be in 0.1…4.0"),
         ({"scales": (-0.5,)}, "scales (=-0.5)"),
         ({"scales": (5.0,)}, "scales (=5.0)"),
         ({"scales": (float("nan"),)}, "scales (=nan)"),
         ({"scales": (0.5, 1.0, 0.5)}, "scales (=0.5,1.0,0.5) names a scale twice"),
     ],
 )
-def test_what_cannot_be_done_is_refused(settings, message):
-    with pytest.raises(UserError, match=re.escape(message)):
+def test_impossible_options_are_refused(settings, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
         Inference(**settings)
 
 
 def test_averaged_rectangles_are_multiples_of_the_stride(network):
-    with pytest.raises(UserError, match=r"\(=30,48\) .* coarsest stride, 4, .*: 32,48 would do"):
+    with pytest.raises(ValueError, match=r"\(=30,48\) .* coarsest stride, 4, .*such as 32,48"):
         ViewPredictor(network, Inference("average", (30, 48)))
     ViewPredictor(network, Inference("gaussian", (30, 48)))
 
@@ -374,54 +376,64 @@ def test_averaged_rectangles_are_multiples_of_the_stride(network):
 def exported(
     randomised: Callable[[Callable[[], FCN]], FCN], tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
-    """A run's folder of a network that has not been trained."""
+    """An exported network that has not been trained."""
     model = ModelConfig(backbone="small", skips=2)
     network = Network(randomised(lambda: build_model(model, 4, rngs=nnx.Rngs(0))))
-    settings = RunSettings(Config(model=model), 3, {"": ("ground", "disc", "square", "cross")})
+    class_names = ("ground", "disc", "square", "cross")
+    provenance = Provenance(Config(model=model), {"": class_names}, step=1)
     folder = tmp_path_factory.mktemp("exported")
-    export(Predictor(settings, network, network.variables, 0), folder, {})
+    export(Predictor(network, network.variables, provenance), folder, {})
     return folder
 
 
-def test_predict_labels_in_the_way_that_its_flags_name(exported: Path, tmp_path: Path):
+def test_predict_averages_the_views_that_its_flags_name(exported: Path, tmp_path: Path):
     image = picture(60, 91, 3)
     Image.fromarray(image).save(tmp_path / "a.png")
-    way = ["--windows=gaussian", "--window_px=32,64", "--overlap=0.5", "--scales=0.75,1", "--flip"]
-    result = command(
-        "predict", f"--workdir={exported}", f"--output={tmp_path}/out", *way, tmp_path / "a.png"
+    options = [
+        "--windows=gaussian",
+        "--window_px=32,64",
+        "--overlap=0.5",
+        "--scales=0.75,1",
+        "--flip",
+    ]
+    result = run_command(
+        "predict", f"--workdir={exported}", f"--output={tmp_path}/out", *options, tmp_path / "a.png"
     )
     assert result.returncode == 0, result.stderr
-    run = load_run(exported)
+    predictor = load_run(exported)
     inference = Inference("gaussian", (32, 64), 0.5, (0.75, 1.0), flip=True)
-    label = run(image, inference)
-    assert np.any(label != run(image))
+    label = predictor(image, inference)
+    assert np.any(label != predictor(image))
     np.testing.assert_array_equal(read_mask(tmp_path / "out/a.png"), label)
-    np.testing.assert_array_equal(run.probabilities(image, inference).argmax(-1), label)
+    np.testing.assert_array_equal(predictor.probabilities(image, inference).argmax(-1), label)
 
 
 @pytest.mark.parametrize(
-    ("way", "message"),
+    ("options", "message"),
     [
-        (["--overlap=0.5"], "--overlap is of windows: add --windows=average or"),
+        (["--overlap=0.5"], "--overlap needs --windows=average or"),
         (
             ["--windows=gaussian", "--window_px=320"],
             "--window_px (=320) must be a height and",
         ),
-        (["--scales=0.5;1"], "--scales (=0.5;1) must be numbers: --scales=0.5,1,1.5"),
-        (["--windows=average", "--window_px=300,480"], "coarsest stride, 32, to be averaged: 320,"),
+        (["--scales=0.5;1"], "--scales (=0.5;1) must be numbers such as 0.5,1,1.5"),
+        (
+            ["--windows=average", "--window_px=300,480"],
+            "coarsest stride, 32, to be averaged; such as 320,",
+        ),
     ],
 )
-def test_predict_tells_in_one_line_what_cannot_be_done(exported, tmp_path, way, message):
+def test_predict_refuses_impossible_views_in_one_line(exported, tmp_path, options, message):
     Image.fromarray(picture(9, 9, 3)).save(tmp_path / "a.png")
-    result = command(
-        "predict", f"--workdir={exported}", f"--output={tmp_path}/out", *way, tmp_path / "a.png"
+    result = run_command(
+        "predict", f"--workdir={exported}", f"--output={tmp_path}/out", *options, tmp_path / "a.png"
     )
     assert (result.returncode, result.stderr.count("\n")) == (1, 1), result.stderr
     assert message in result.stderr
     assert not (tmp_path / "out").exists()
 
 
-def test_a_way_is_told_in_words_and_in_names_of_files() -> None:
+def test_descriptions_and_tags() -> None:
     assert (WHOLE.description, WHOLE.tag) == ("whole images", "")
     views = Inference(scales=(0.5, 1, 1.25), flip=True)
     assert views.description == "whole images, in sizes 0.5, 1, 1.25, mirrored too"

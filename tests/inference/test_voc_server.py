@@ -1,4 +1,4 @@
-"""What goes to VOC's evaluation server: the layout, the bytes, and what is refused before."""
+"""Submissions to VOC's evaluation server: layout, bytes, and what is refused before."""
 
 import errno
 import gzip
@@ -30,9 +30,10 @@ from fcn_jax.inference.voc_server import submit
 from fcn_jax.models.build import build_model
 from fcn_jax.models.pure_model import Network
 from fcn_jax.pictures import overlays
-from fcn_jax.runs import RunSettings, claim
+from fcn_jax.pretrained import Provenance
+from fcn_jax.runs import claim
 from tests.data.test_voc import write_voc
-from tests.own_folder import command
+from tests.in_process import run_command
 
 SIZES = {"a": (8, 6), "b": (5, 9), "c": (12, 7), "d": (70, 40), "e": (33, 65)}  # width, height
 PLACE = "results/VOC2012/Segmentation/comp6_test_cls"
@@ -75,20 +76,23 @@ def make_run(randomised: Callable[..., Any]) -> Callable[..., Predictor]:
             lambda: build_model(config.model, counts, channels=channels, rngs=nnx.Rngs(0))
         )
         network = Network(model)
-        settings = RunSettings(config, channels, dict.fromkeys(label_maps, class_names))
-        return Predictor(settings, network, network.variables, step)
+        by_map = dict.fromkeys(label_maps, class_names)
+        provenance = Provenance(config, by_map, channels, step=step)
+        return Predictor(network, network.variables, provenance)
 
     return make
 
 
 def known_label(image: np.ndarray) -> np.ndarray:
-    """Every class, told by the green of a pixel."""
+    """Returns a class that depends on the green of each pixel."""
     return image[..., 1] % 21
 
 
-def send(run: Predictor, voc: Path, output: Path, label=known_label, **options: str) -> None:
+def send(
+    predictor: Predictor, voc: Path, output: Path, predict=known_label, **options: str
+) -> None:
     choices = {"split": "test", "competition": "comp6", "method": "known", **options}
-    submit(run, voc, output, label=label, **choices)
+    submit(predictor, voc, output, predict=predict, **choices)
 
 
 def expected_label(voc: Path, name: str) -> np.ndarray:
@@ -135,9 +139,9 @@ def test_the_archive_holds_the_listed_images_in_the_servers_format(make_run, voc
         assert label.shape == SIZES[name][::-1]
         assert palette == voc_palette().tobytes()
         assert palette[:12].hex(" ", 3) == "000000 800000 008000 808000"
-    told = capsys.readouterr().out.splitlines()
-    assert told[-2] == "note: test.txt lists 2 images; the server expects 1456"
-    assert told[-1] == (
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[-2] == "note: test.txt lists 2 images; the server expects 1456"
+    assert printed[-1] == (
         f"upload {tmp_path}/out/results.tgz to http://host.robots.ox.ac.uk:8080, VOC2012, "
         "Segmentation, comp6"
     )
@@ -147,14 +151,14 @@ def test_a_split_with_masks_is_packed_and_not_sent(make_run, voc, tmp_path, caps
     send(make_run(), voc, tmp_path, split="val", competition="comp5")
     place = "results/VOC2012/Segmentation/comp5_val_cls"
     assert list(members(tmp_path / "results.tgz")) == [f"{place}/c.png"]
-    (told,) = capsys.readouterr().out.splitlines()
-    assert told == f"{tmp_path}/results.tgz: 1 label maps, 0.0 MB, of {place}"
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line == f"{tmp_path}/results.tgz: 1 label maps, 0.0 MB, of {place}"
 
 
 def test_the_same_label_maps_give_the_same_archive(make_run, voc, tmp_path):
     send(make_run(), voc, tmp_path / "first")
     first = (tmp_path / "first" / "results.tgz").read_bytes()
-    # On another day, of another list's order and by another owner's rights.
+    # With other times, another order of the list, and other permissions.
     (voc / "ImageSets/Segmentation/test.txt").write_text("d\ne\nd\n")
     shutil.copytree(tmp_path / "first", tmp_path / "second")
     for png in (tmp_path / "second" / PLACE).iterdir():
@@ -176,7 +180,7 @@ def test_the_same_label_maps_give_the_same_archive(make_run, voc, tmp_path):
     }
 
 
-def test_an_interrupted_start_is_gone_on_with(make_run, voc, tmp_path):
+def test_an_interrupted_start_is_resumed(make_run, voc, tmp_path):
     send(make_run(), voc, tmp_path / "whole")
 
     def until_interrupted(image: np.ndarray) -> np.ndarray:
@@ -241,12 +245,34 @@ def test_label_maps_of_another_network_are_not_mixed_in(make_run, voc, tmp_path)
     with pytest.raises(UserError, match="not of this network at step 3"):
         send(other, voc, output)
     assert (output / "results.tgz").read_bytes() == archive
+    submission = (output / "submission.json").read_text()
     (output / "submission.json").write_text("{")
     with pytest.raises(UserError, match="holds label maps of an unknown network"):
         send(make_run(), voc, output)
+    (output / "submission.json").write_text(submission)
     shutil.rmtree(output / "results")
     send(make_run(step=4), voc, output)
     assert (output / "results.tgz").read_bytes() == archive
+
+
+def test_files_that_are_not_of_a_submission_are_not_replaced(make_run, voc, tmp_path):
+    for name, content in {"results.tgz": b"mine", "submission.json": b'{"my": 1}'}.items():
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(UserError, match=f"{name} exists and is not of a submission"):
+            send(make_run(), voc, tmp_path)
+        assert (tmp_path / name).read_bytes() == content
+        (tmp_path / name).unlink()
+
+
+@pytest.mark.parametrize("name", ["{top}/mine/pic", "../../../mine/pic", "..", "a/b"])
+def test_a_listed_name_that_is_a_path_is_refused(make_run, voc, tmp_path, name):
+    (tmp_path / "mine").mkdir()
+    Image.new("RGB", (4, 4)).save(tmp_path / "mine/pic.jpg")
+    (voc / "ImageSets/Segmentation/test.txt").write_text(f"d\n{name.format(top=tmp_path)}\n")
+    with pytest.raises(UserError, match=r"test\.txt: '.*' (is not the name of an|leads out of)"):
+        send(make_run(), voc, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["pic.jpg"]
 
 
 def test_the_network_must_have_vocs_classes(make_run, voc, tmp_path):
@@ -283,12 +309,12 @@ def test_comp5_is_for_vocs_own_data_alone(make_run, voc, tmp_path, monkeypatch):
         ),
         (enlarged, "config.data.name is voc/trainaug"),
     ):
-        with pytest.raises(UserError, match=f"{reason}: give --competition=comp6"):
+        with pytest.raises(UserError, match=f"must be comp6.*{reason}"):
             send(make_run(config=config), voc, tmp_path / "refused", competition="comp5")
         send(make_run(config=config), voc, tmp_path / str(config.init), split="val")
 
 
-def test_what_is_missing_is_told_before_anything_is_written(make_run, voc, tmp_path):
+def test_missing_files_are_named_before_anything_is_written(make_run, voc, tmp_path):
     run, output = make_run(), tmp_path / "out"
     for name in ("JPEGImages/d.jpg", "JPEGImages/e.jpg"):
         (voc / name).rename(tmp_path / Path(name).name)
@@ -311,13 +337,13 @@ def test_what_is_missing_is_told_before_anything_is_written(make_run, voc, tmp_p
         with pytest.raises(UserError, match=rf"test\.txt: '{name}' leads out of the folder"):
             send(run, voc, output)
     test.unlink()
-    with pytest.raises(UserError, match=r"missing \(lists there: train, val\).*--split=val"):
+    with pytest.raises(UserError, match=r"missing \(lists there: train, val\).*the split val"):
         send(run, voc, output)
-    with pytest.raises(UserError, match=r"--voc_submission=.*gone: holds no VOCdevkit/VOC2012"):
+    with pytest.raises(UserError, match=r"gone holds no VOCdevkit/VOC2012"):
         send(run, tmp_path / "gone", output)
     (tmp_path / "packed").mkdir()
     (tmp_path / "packed" / "VOCtrainval_11-May-2012.tar").touch()
-    with pytest.raises(UserError, match=r"packed: holds no VOCdevkit.*unpack"):
+    with pytest.raises(UserError, match=r"packed holds no VOCdevkit.*unpack"):
         send(run, tmp_path / "packed", output)
     assert not output.exists()
 
@@ -342,7 +368,7 @@ def test_label_maps_that_the_server_would_refuse_are_not_packed(make_run, voc, t
         return label
 
     for label, flaw in (
-        (with_void, r"e\.png: class 255, but VOC's go to 20"),
+        (with_void, r"e\.png: class 255, but VOC's last is 20"),
         (lambda image: known_label(image)[:, 1:].copy(), r"e\.png: 32 × 65 pixels, .* has 33 × 65"),
     ):
         with pytest.raises(UserError, match=rf"2 of 2 label maps are not .*{flaw}"):
@@ -353,11 +379,11 @@ def test_label_maps_that_the_server_would_refuse_are_not_packed(make_run, voc, t
 def test_other_files_among_the_label_maps_are_named(make_run, voc, tmp_path):
     send(make_run(), voc, tmp_path)
     (tmp_path / PLACE / "f.png").touch()
-    with pytest.raises(UserError, match=r"holds 1 files of which test.txt says nothing \(f\.png\)"):
+    with pytest.raises(UserError, match=r"holds 1 files that test.txt does not list \(f\.png\)"):
         send(make_run(), voc, tmp_path)
 
 
-def test_a_disk_without_room_is_told_of(make_run, voc, tmp_path, monkeypatch):
+def test_a_full_disk_is_reported(make_run, voc, tmp_path, monkeypatch):
     nearly_full = shutil.disk_usage(tmp_path)._replace(free=600)
     # (70 · 40 + 33 · 65) pixels / 8 = 618 bytes.
     with monkeypatch.context() as patched:
@@ -371,16 +397,16 @@ def test_a_disk_without_room_is_told_of(make_run, voc, tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(Image.Image, "save", no_room)
-    message = r"^cannot write .*/e\.png \(No space left on device\); what was labelled stays"
+    message = r"^cannot write .*/e\.png \(No space left on device\); the other label maps are kept"
     with pytest.raises(UserError, match=message):
         send(make_run(), voc, tmp_path / "full")
 
 
-def test_the_command_packs_what_the_network_says(make_run, voc, tmp_path):
+def test_the_command_packs_the_networks_label_maps(make_run, voc, tmp_path):
     run = make_run()
     export(run, tmp_path / "network", {})
     arguments = [f"--workdir={tmp_path}/network", f"--output={tmp_path}/out"]
-    done = command("predict", *arguments, f"--voc-submission={voc}", "--split", "test")
+    done = run_command("predict", *arguments, f"--voc-submission={voc}", "--split", "test")
     assert done.returncode == 0, done.stderr
     held = members(tmp_path / "out" / "results.tgz")
     for name in "de":
@@ -391,7 +417,7 @@ def test_the_command_packs_what_the_network_says(make_run, voc, tmp_path):
         np.testing.assert_array_equal(label, expected)
 
 
-def test_the_images_are_the_lists_own(monkeypatch):
+def test_a_submission_takes_no_other_images(monkeypatch):
     given = SimpleNamespace(workdir="run", output="out", voc_submission="VOC", overlay=False)
     monkeypatch.setattr(flags, "FLAGS", given)
     with pytest.raises(UserError, match="give no PATH and no --overlay"):
@@ -402,11 +428,11 @@ def test_the_images_are_the_lists_own(monkeypatch):
 
 
 @pytest.mark.parametrize("option", ["--split=val", "--competition=comp5"])
-def test_what_is_of_a_submission_alone_is_not_ignored(monkeypatch, option):
+def test_flags_of_submissions_need_a_submission(monkeypatch, option):
     own = flags.FlagValues()
     for name in ("workdir", "output", "voc_submission", "split", "competition"):
         flags.DEFINE_string(name, None, "", flag_values=own)
     own(["predict", "--workdir=run", "--output=out", option])
     monkeypatch.setattr(flags, "FLAGS", own)
-    with pytest.raises(UserError, match=rf"^{option.partition('=')[0]} is of VOC's submission"):
+    with pytest.raises(UserError, match=rf"^{option.partition('=')[0]} needs --voc_submission"):
         predict.main(["photo.jpg"])

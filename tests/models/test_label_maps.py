@@ -319,9 +319,7 @@ def test_the_map_that_only_depth_shows_is_learned_from_depth(run_folder: Path, d
         assert (run_folder / "evaluation" / name).stat().st_size > 0
     # The same pictures with each other's depth: the masks stay, the geometry goes with the depth.
     run = load_run(run_folder)
-    one, other = (
-        image_files.read_channelled(run, drawn / f"images/{stem}.png") for stem in ("a", "b")
-    )
+    one, other = (image_files.read_input(run, drawn / f"images/{stem}.png") for stem in ("a", "b"))
     swapped = run(np.concatenate([one[..., :3], other[..., 3:]], axis=-1))
     assert isinstance(swapped, dict)
     for name, stem in (("masks", "a"), ("geometry", "b")):
@@ -357,15 +355,15 @@ def test_predict_finds_the_channels_and_writes_each_map(
     assert result.returncode == 1
     assert "1 of 2 images failed" in result.stderr
     assert f"its depth is wanted as one file {own}/depth/b.png" in result.stderr
-    expected = load_run(run_folder).label(
-        image_files.read_channelled(load_run(run_folder), own / "images/a.png")
+    expected = load_run(run_folder).predict_maps(
+        image_files.read_input(load_run(run_folder), own / "images/a.png")
     )
     for name in ("masks", "geometry"):
         np.testing.assert_array_equal(read_mask(tmp_path / f"out/{name}/a.png"), expected[name])
         assert (tmp_path / f"out/{name}/overlay/a.png").exists()
     before = (own / "masks/a.png").read_bytes()
     result = command("predict", *options, f"--output={own}", own / "images/a.png")
-    assert "is where the images' own folders lie" in result.stderr
+    assert "and perhaps folders of masks" in result.stderr
     assert (own / "masks/a.png").read_bytes() == before
 
 
@@ -396,7 +394,7 @@ def test_late_fusion_takes_the_same_data(drawn: Path, tmp_path: Path) -> None:
     config.train.steps = 1
     train(config, tmp_path / "run")
     run = load_run(tmp_path / "run")
-    labels = run(image_files.read_channelled(run, drawn / "images/a.png"))
+    labels = run(image_files.read_input(run, drawn / "images/a.png"))
     assert isinstance(labels, dict)
     assert {name: label.shape for name, label in labels.items()} == {
         "masks": (48, 56),

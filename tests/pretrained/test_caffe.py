@@ -227,7 +227,7 @@ def test_the_authors_networks(opencv: ModuleType, tmp_path: Path, name: str) -> 
     theirs, ours, source = NETWORKS[name]
     theirs().save(tmp_path)
     weights = pretrained.read(str(tmp_path / "net.caffemodel"))
-    assert weights.about.source == source
+    assert weights.provenance.source == source
     peer = opencv.dnn.readNetFromCaffe(
         str(tmp_path / "net.prototxt"), str(tmp_path / "net.caffemodel")
     )

@@ -1,4 +1,4 @@
-"""Weights made elsewhere reach their place, and whatever does not fit is named."""
+"""Weights of other projects get our names and layout, and every mismatch is reported."""
 
 import dataclasses
 import json
@@ -19,9 +19,8 @@ from fcn_jax.errors import UserError
 from fcn_jax.inference.trained import load_weights
 from fcn_jax.models.build import build_model
 from fcn_jax.models.pure_model import Network
-from fcn_jax.pretrained import saved
+from fcn_jax.pretrained import Provenance, flat, model_file
 from fcn_jax.pretrained.convert import convert, empty_variables
-from fcn_jax.pretrained.load import flat
 from fcn_jax.pretrained.source import from_fully_connected, from_iohw, from_oihw
 from fcn_jax.pretrained.tables import caffe, sources
 from fcn_jax.pretrained.tables import torchfcn as torchfcn_tables
@@ -181,13 +180,13 @@ def fcn_file(torch, path: Path) -> dict[str, Any]:
     return tensors
 
 
-def test_a_head_of_other_classes_is_left_out_and_that_is_said(torch, tmp_path):
+def test_a_head_of_other_classes_is_not_used_and_reported(torch, tmp_path):
     fcn_file(torch, tmp_path / "fcn.pth")
     ours = shapes_of("vgg16", skips=0)  # of 3 classes
     (params, _), report = initialize(ours, tmp_path / "fcn.pth")
     assert np.any(params["backbone"]["fc7"]["kernel"])
     assert not np.any(params["head"]["score32"]["kernel"])
-    assert "of another shape there, so left as they were: head/score32, head/upsample32" in report
+    assert "of another shape in the file, so unchanged: head/score32, head/upsample32" in report
 
 
 @pytest.mark.parametrize(
@@ -202,25 +201,25 @@ def test_a_head_of_other_classes_is_left_out_and_that_is_said(torch, tmp_path):
         ),
     ],
 )
-def test_a_classifiers_own_last_layers_are_left_out_and_that_is_said(tmp_path, names, shown):
+def test_a_classifiers_last_layers_are_not_used_and_reported(tmp_path, names, shown):
     squeezenet_file(tmp_path / "w.npz")
-    left_out = dict.fromkeys(names, np.zeros(1))
-    weights = dataclasses.replace(pretrained.read(tmp_path / "w.npz"), left_out=left_out)
+    extra_tensors = dict.fromkeys(names, np.zeros(1))
+    weights = dataclasses.replace(pretrained.read(tmp_path / "w.npz"), extra_tensors=extra_tensors)
     _, report = weights.apply(shapes_of("squeezenet"))
-    assert report.endswith(f"; its own last layers left out: {shown}")
+    assert report.endswith(f"; the source's last layers are not used: {shown}")
 
 
-def test_what_a_network_has_no_place_for_is_said(torch, tmp_path):
+def test_layers_that_the_network_lacks_are_reported(torch, tmp_path):
     fcn_file(torch, tmp_path / "fcn.pth")
     _, report = initialize(shapes_of("vgg16", skips=0, upsampling="fixed"), tmp_path / "fcn.pth")
-    assert "in it, but without a place here: head/upsample32" in report
+    assert "in the file, but not in this network: head/upsample32" in report
 
 
 @pytest.mark.parametrize("channels", [1, 2, 4, 6])
 def test_other_channels_take_the_colours_filters(tmp_path, channels):
     theirs = squeezenet_file(tmp_path / "w.npz")["conv1/w"].transpose(2, 3, 1, 0)
     (params, _), report = initialize(shapes_of("squeezenet", channels=channels), tmp_path / "w.npz")
-    assert f"made to see {channels} channels" in report
+    assert f"colour filters adapted to {channels} channels" in report
     kernel = np.asarray(params["backbone"]["conv1"]["kernel"])
     assert kernel.shape == (3, 3, channels, 64)
     if channels < 3:
@@ -240,15 +239,15 @@ def test_late_fusion_starts_as_the_mean_of_its_two_networks(tmp_path, randomised
         config = ModelConfig(backbone="squeezenet", skips=1, dropout=0.0)
         network = Network(randomised(lambda c=config: build_model(c, 3, rngs=nnx.Rngs(0))))
         variables = jax.tree.map(lambda leaf, s=seed: leaf * (1 + 0.1 * s), network.variables)
-        about = saved.About(name, {"model": {"backbone": "squeezenet", "preprocessing": "caffe"}})
+        provenance = Provenance(Config(model=config), {"": ("a", "b", "c")}, source=name, step=1)
         tensors = {key: np.asarray(value) for key, value in flat(variables).items()}
-        saved.save(tmp_path / f"{name}.safetensors", tensors, about)
+        model_file.save(tmp_path / f"{name}.safetensors", tensors, provenance)
         networks[name] = (network, variables)
     config = ModelConfig(backbone="squeezenet", skips=1, dropout=0.0, fusion="late")
     late = Network(randomised(lambda: build_model(config, 3, channels=6, rngs=nnx.Rngs(0))))
     both = f"{tmp_path}/rgb.safetensors,{tmp_path}/hha.safetensors"
     variables, report = load_weights(both).apply(late.variables)
-    assert "left as they were" not in report
+    assert "unchanged" not in report
 
     image = np.random.default_rng(0).integers(0, 256, (1, 40, 50, 6), np.uint8)
     # The second trunk's channels are not colours: they keep their order and have one mean.
@@ -277,10 +276,10 @@ def test_late_fusion_starts_as_the_mean_of_its_two_networks(tmp_path, randomised
 
 def test_converted_weights_come_back_with_what_is_known_of_them(tmp_path):
     theirs = squeezenet_file(tmp_path / "w.npz")
-    about, tensors = convert(pretrained.read(tmp_path / "w.npz"))
-    saved.save(tmp_path / "w.safetensors", tensors, about)
+    provenance, tensors = convert(pretrained.read(tmp_path / "w.npz"))
+    model_file.save(tmp_path / "w.safetensors", tensors, provenance)
     again = pretrained.read(tmp_path / "w.safetensors")
-    assert again.about == about
+    assert again.provenance == provenance
     assert json.loads((tmp_path / "w.json").read_text())["source"] == "SqueezeNet 1.1, Caffe names"
     direct, _ = initialize(shapes_of("squeezenet"), tmp_path / "w.npz")
     through, _ = again.apply(shapes_of("squeezenet"))
@@ -290,7 +289,7 @@ def test_converted_weights_come_back_with_what_is_known_of_them(tmp_path):
 
 def test_two_sources_are_for_late_fusion_alone(tmp_path):
     squeezenet_file(tmp_path / "a.npz")
-    with pytest.raises(UserError, match=r"names two sources.*fusion=late alone"):
+    with pytest.raises(UserError, match=r"names two sources.*needs config.model.fusion=late"):
         initialize(shapes_of("squeezenet"), f"{tmp_path}/a.npz,{tmp_path}/a.npz")
 
 
@@ -304,36 +303,30 @@ def test_a_whole_network_must_fit_to_be_converted(torch, tmp_path):
 
 def test_our_own_weights_are_not_converted_again(tmp_path):
     squeezenet_file(tmp_path / "w.npz")
-    about, tensors = convert(pretrained.read(tmp_path / "w.npz"))
-    saved.save(tmp_path / "w.safetensors", tensors, about)
+    provenance, tensors = convert(pretrained.read(tmp_path / "w.npz"))
+    model_file.save(tmp_path / "w.safetensors", tensors, provenance)
     with pytest.raises(UserError, match="holds weights of fcn_jax already"):
         convert(pretrained.read(tmp_path / "w.safetensors"))
 
 
-def test_what_weights_were_made_for_is_told_where_it_differs():
+def test_differences_from_the_run_of_the_weights_are_noted():
     voc = {"": tuple(f"class {index}" for index in range(21))}
-    model = {
-        "backbone": "vgg16",
-        "preprocessing": "caffe",
-        "padding": "paper",
-        "score_scales": [1.0, 0.01, 0.0001],
-    }
-    about = saved.About("FCN-8s at once", {"model": model}, voc)
-    weights = pretrained.Weights(Path("fcn.caffemodel"), about, {})
     fitting = ModelConfig("vgg16", padding="paper", score_scales=(1.0, 0.01, 0.0001))
+    provenance = Provenance(Config(model=fitting), voc, source="FCN-8s at once")
+    weights = pretrained.Weights(Path("fcn.caffemodel"), provenance, {})
     assert weights.notes(fitting, voc) == []
     (note,) = weights.notes(ModelConfig("vgg16"), voc)
-    assert "padding paper there and same here" in note
-    assert "score_scales (1.0, 0.01, 0.0001) there and None here" in note
-    # Its head is not taken for another number of classes.
+    assert "padding is paper there and same here" in note
+    assert "score_scales is (1.0, 0.01, 0.0001) there and None here" in note
+    # Its head is not used if the number of classes is another one.
     assert weights.notes(ModelConfig("vgg16"), {"": ("a", "b")}) == []
     (note,) = weights.notes(fitting, {"": tuple(map(str, range(21)))})
-    assert "other classes (class 0, class 1, class 2, class 3, …), as many as here" in note
+    assert "same number of classes, but other ones (class 0, class 1, class 2, class 3, …)" in note
     (note,) = weights.notes(dataclasses.replace(fitting, preprocessing="torchvision"), voc)
-    assert "trained on caffe pixels, and config.model.preprocessing is torchvision" in note
+    assert "trained with caffe preprocessing, and config.model.preprocessing is torchvision" in note
 
 
-def test_what_a_file_does_not_tell_is_told(torch, tmp_path):
+def test_the_caveat_of_a_source_is_noted(torch, tmp_path):
     tensors = {}
     for key, _ in torchfcn_tables.torchfcn("FCN-8s").table.values():
         tensors[key] = torch.zeros(1)

@@ -45,7 +45,7 @@ def test_torchvisions_fcn_resnet(
     peer = randomised_peer(torch, make(weights=None, weights_backbone=None, aux_loss=True))
     torch.save(peer.state_dict(), tmp_path / "fcn.pth")
     weights = pretrained.read(str(tmp_path / "fcn.pth"))
-    config = ModelConfig(**weights.about.config["model"])
+    config = weights.provenance.config.model
 
     def logits(image: np.ndarray) -> np.ndarray:
         with torch.no_grad():
@@ -70,7 +70,7 @@ def test_torchvisions_auxiliary_head(
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
     torch.save(peer.state_dict(), tmp_path / "fcn.pth")
-    config = ModelConfig(**pretrained.read(str(tmp_path / "fcn.pth")).about.config["model"])
+    config = pretrained.read(str(tmp_path / "fcn.pth")).provenance.config.model
     assert config.auxiliary_weight == 0.5
     network, variables = initialized(
         lambda: build_model(config, 21, rngs=nnx.Rngs(0)), tmp_path / "fcn.pth"
@@ -196,9 +196,9 @@ def test_classifiers(
     peer = randomised_peer(torch, peer)
     torch.save(peer.state_dict(), tmp_path / "weights.pth")
     weights = pretrained.read(str(tmp_path / "weights.pth"))
-    assert weights.about.backbone == backbone
+    assert weights.provenance.backbone == backbone
     parts: Any = nnx.split(
-        nnx.eval_shape(lambda: trunk_as_trained(backbone, weights.about.preprocessing)),
+        nnx.eval_shape(lambda: trunk_as_trained(backbone, weights.provenance.preprocessing)),
         nnx.Param,
         nnx.BatchStat,
     )

@@ -10,11 +10,11 @@ from fcn_jax.data.voc import VOC_CLASSES
 from fcn_jax.pretrained.source import (
     Table,
     WeightSource,
-    as_it_is,
     from_fully_connected,
     from_iohw,
     from_oihw,
     kernels_and_biases,
+    unchanged,
 )
 from fcn_jax.pretrained.tables.torchfcn import PAPER_MODEL, SKIP_LAYERS, VGG16_LAYERS
 
@@ -35,7 +35,7 @@ def squeezenet() -> WeightSource:
         "caffe",
         has=("fire2/squeeze1x1/w",),
         table=kernels_and_biases(layers, "/w", "/b"),
-        left_out=("conv10/",),
+        ignored=("conv10/",),
     )
 
 
@@ -48,7 +48,7 @@ def vgg16_trunk() -> WeightSource:
         "caffe",
         has=("conv5_3/kernel",),
         lacks=("backbone/conv5_3/kernel",),
-        table=kernels_and_biases(layers, "/kernel", "/bias", as_it_is),
+        table=kernels_and_biases(layers, "/kernel", "/bias", unchanged),
         absent=("fc6", "fc7"),
     )
 
@@ -61,7 +61,7 @@ def vgg16() -> WeightSource:
         "caffe",
         has=("conv5_3/0", "fc8/0"),
         table=_vgg16_table(),
-        left_out=("fc8/",),
+        ignored=("fc8/",),
     )
 
 
@@ -77,7 +77,7 @@ def vgg16_fcn(net: str) -> WeightSource:
         lacks=("scale_pool4/0",),
         table=_vgg16_table() | _head_table(scores, upsamplings),
         model=PAPER_MODEL | {"skips": len(scores) - 1},
-        classes={"": VOC_CLASSES},
+        label_maps={"": VOC_CLASSES},
     )
 
 
@@ -89,7 +89,7 @@ def vgg16_fcn_at_once() -> WeightSource:
         title="FCN-8s at once on VGG16, Caffe",
         has=(*trained_in_stages.has, "scale_pool4/0"),
         lacks=(),
-        left_out=("scale_pool",),
+        ignored=("scale_pool",),
         model={**trained_in_stages.model, "score_scales": (1.0, 0.01, 0.0001)},
     )
 
@@ -102,7 +102,7 @@ def alexnet() -> WeightSource:
         "caffe",
         has=("conv5/0", "fc8/0"),
         table=_alexnet_table(),
-        left_out=("fc8/",),
+        ignored=("fc8/",),
     )
 
 
@@ -116,7 +116,7 @@ def alexnet_fcn() -> WeightSource:
         has=("conv5/0", "score_fr/0", "upscore/0"),
         table=_alexnet_table() | _head_table(scores, upsamplings),
         model=PAPER_MODEL | {"skips": 0},
-        classes={"": VOC_CLASSES},
+        label_maps={"": VOC_CLASSES},
     )
 
 

@@ -26,7 +26,7 @@ def efficientnet_lite0() -> WeightSource:
         # Of EfficientNet-B0, and of Lite1 and larger.
         lacks=("blocks.1.0.se.conv_reduce.weight", "blocks.1.2.conv_pwl.weight"),
         table=kernels(convolutions) | batch_norms(norms),
-        left_out=("classifier.", COUNTERS),
+        ignored=("classifier.", COUNTERS),
         caveat="if this is tf_efficientnet_lite0, whose names are the same, its scores differ: it "
         "wants TensorFlow's padding and other pixels",
     )

@@ -53,6 +53,6 @@ def torchfcn(net: str) -> WeightSource:
         has=("conv1_1.weight", "score_fr.weight", f"{last}.weight"),
         table=table,
         model=PAPER_MODEL | {"skips": len(scores) - 1},
-        classes={"": VOC_CLASSES},
+        label_maps={"": VOC_CLASSES},
         caveat=AT_ONCE if net == "FCN-8s" else "",
     )

@@ -14,13 +14,13 @@ from fcn_jax.pretrained.source import (
     KernelLayout,
     Table,
     WeightSource,
-    as_it_is,
     batch_norms,
     from_fully_connected,
     from_oihw,
     kernels,
     kernels_and_biases,
     to_oihw,
+    unchanged,
 )
 from fcn_jax.pretrained.tables.caffe import SQUEEZENET_FIRES
 
@@ -41,7 +41,7 @@ def alexnet() -> WeightSource:
         has=("features.10.weight", "classifier.1.weight"),
         lacks=("features.12.weight", "features.12.squeeze.weight"),
         table=table,
-        left_out=("classifier.6.",),
+        ignored=("classifier.6.",),
     )
 
 
@@ -57,7 +57,7 @@ def vgg16() -> WeightSource:
         has=("features.28.weight", "classifier.0.weight"),
         lacks=("features.30.weight", "features.1.running_mean"),
         table=table,
-        left_out=("classifier.6.",),
+        ignored=("classifier.6.",),
     )
 
 
@@ -74,7 +74,7 @@ def vgg16_bn() -> WeightSource:
         has=("features.41.running_mean", "classifier.0.weight"),
         lacks=("features.43.weight", "features.44.weight"),
         table=table,
-        left_out=("classifier.6.", COUNTERS),
+        ignored=("classifier.6.", COUNTERS),
     )
 
 
@@ -91,7 +91,7 @@ def squeezenet() -> WeightSource:
         "torchvision",
         has=("features.3.squeeze.weight", "features.6.squeeze.weight"),
         table=kernels_and_biases(layers),
-        left_out=("classifier.",),
+        ignored=("classifier.",),
     )
 
 
@@ -115,7 +115,7 @@ def googlenet() -> WeightSource:
         "inception",
         has=("conv1.conv.weight", "inception5b.branch4.1.conv.weight"),
         table=_normalised(layers, "conv", "bn"),
-        left_out=("aux1.", "aux2.", "fc.", COUNTERS),
+        ignored=("aux1.", "aux2.", "fc.", COUNTERS),
     )
 
 
@@ -142,7 +142,7 @@ def mobilenet_v3_large() -> WeightSource:
         "torchvision",
         has=("features.15.block.2.fc1.weight", f"features.{last}.0.weight"),
         table=_normalised(layers, "0", "1") | kernels_and_biases(excitations),
-        left_out=("classifier.", COUNTERS),
+        ignored=("classifier.", COUNTERS),
     )
 
 
@@ -153,7 +153,7 @@ def resnet(depth: int) -> WeightSource:
         f"resnet{depth}",
         "torchvision",
         table=_resnet_table(depth, prefix=""),
-        left_out=("fc.", COUNTERS),
+        ignored=("fc.", COUNTERS),
         **_resnet_marks(depth, prefix=""),
     )
 
@@ -173,7 +173,7 @@ def fcn_resnet(depth: int) -> WeightSource:
         f"resnet{depth}",
         "torchvision",
         table=table,
-        left_out=(COUNTERS,),
+        ignored=(COUNTERS,),
         model={
             "output_stride": 8,
             "skips": 0,
@@ -181,7 +181,7 @@ def fcn_resnet(depth: int) -> WeightSource:
             "upsampling": "interpolate",
             "dropout": 0.1,
         },
-        classes={"": VOC_CLASSES},
+        label_maps={"": VOC_CLASSES},
         # DeepLabV3 ends in classifier.4 as well, but has no convolution at 0.
         **_resnet_marks(
             depth, prefix="backbone.", also=("classifier.0.weight", "classifier.4.weight")
@@ -195,7 +195,7 @@ def to_state_dict(source: WeightSource, ours: Mapping[str, np.ndarray]) -> dict[
     Raises KeyError where one of the backbone or the head is missing. The counters of batches, which
     PyTorch does not use where it has a momentum, are zero.
     """
-    inverse: dict[KernelLayout, KernelLayout] = {as_it_is: as_it_is, from_oihw: to_oihw}
+    inverse: dict[KernelLayout, KernelLayout] = {unchanged: unchanged, from_oihw: to_oihw}
     state = {
         theirs: np.ascontiguousarray(inverse[layout](ours[name]))
         for name, (theirs, layout) in source.table.items()

@@ -1,6 +1,7 @@
-"""What a finished label map was made with, kept in its own file, so that none is made twice.
+"""A digest in each label-map file that shows whether the file is up to date.
 
-A digest alone: the file may be passed on, and where the image lay is nobody's business.
+The digest covers everything that the label map depends on. Only the digest is stored, because the
+file may be passed on, and the location of the image should stay private.
 """
 
 import hashlib
@@ -15,22 +16,23 @@ from PIL.PngImagePlugin import PngInfo
 from fcn_jax.data.images import is_tiff, read_header
 
 TAG = "FCN_JAX_MADE_WITH"
-"""Of a TIFF's metadata, and of a PNG's text."""
+"""Name of the entry in a TIFF's metadata and in a PNG's text."""
 
 
-def digest_of(made_with: Mapping[str, Any]) -> str:
-    """Tells a making from any other: 64 letters."""
-    return hashlib.sha256(json.dumps(made_with, sort_keys=True).encode()).hexdigest()
+def digest_of(inputs: Mapping[str, Any]) -> str:
+    """Returns the SHA-256 of JSON values, 64 letters."""
+    return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
 
 
 def png_text(digest: str) -> PngInfo:
+    """Returns a PNG's text entry that holds the digest."""
     text = PngInfo()
     text.add_text(TAG, digest)
     return text
 
 
 def read_digest(path: Path) -> str | None:
-    """That of a file, without reading its pixels; None: it has none, or cannot be read."""
+    """Reads the digest in a PNG or TIFF without decoding its pixels; None if there is none."""
     if is_tiff(path):
         return _read_tag(path)
     return read_header(path, lambda image: image.info.get(TAG))
@@ -40,7 +42,7 @@ def _read_tag(path: Path) -> str | None:
     try:
         import rasterio
 
-        # A slide lies nowhere on Earth.
+        # rasterio warns of every TIFF without a georeference.
         with warnings.catch_warnings(action="ignore"), rasterio.open(path) as dataset:
             return dataset.tags().get(TAG)
     except (ImportError, OSError):

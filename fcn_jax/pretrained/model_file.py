@@ -1,0 +1,103 @@
+"""The model file of fcn_jax: a .safetensors with its provenance, and a .json that shows it.
+
+It holds an exported run or the converted weights of another project.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from fcn_jax.errors import UserError
+from fcn_jax.pretrained.provenance import Provenance
+from fcn_jax.terminal.atomic_files import write_whole
+
+FORMAT = "fcn_jax"
+"""Name of the metadata entry that holds the provenance."""
+
+SUFFIX = ".safetensors"
+
+FILE = f"model{SUFFIX}"
+"""Name of the model file in the folder of an exported run."""
+
+
+def save(path: Path, tensors: Mapping[str, np.ndarray], provenance: Provenance) -> None:
+    """Writes a model file and the .json of the same name, each whole or not at all.
+
+    Args:
+        path: a name that ends in .safetensors.
+        tensors: parameters and batch statistics by path, such as "backbone/conv1/kernel".
+        provenance: what the network was trained with.
+
+    Raises:
+        UserError: a file cannot be written, or would replace one that is not a model file.
+    """
+    check_replaceable(path)
+    values = provenance.to_json()
+    if provenance.step is None:  # another project's weights: the settings of its run are unknown
+        values["config"] = {"model": values["config"]["model"]}
+    text = json.dumps(values, indent=2, ensure_ascii=False) + "\n"
+    contiguous = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
+    # The provenance is inside the file too, so that the file alone is enough.
+    metadata = {"format": FORMAT, FORMAT: text}
+    write_whole(path, lambda part: save_file(contiguous, part, metadata=metadata))
+    write_whole(path.with_suffix(".json"), lambda part: part.write_text(text, encoding="utf-8"))
+
+
+def check_replaceable(path: Path) -> None:
+    """Raises UserError if `save` would replace a file that it has not written."""
+    description = path.with_suffix(".json")
+    if path.exists() and not _is_model_file(path):
+        raise UserError(f"{path} exists and is not a model file of fcn_jax: give another --output")
+    if description.exists() and not _describes_model(description):
+        raise UserError(
+            f"{description} exists and does not describe a model of fcn_jax, and would be "
+            "replaced: give another --output"
+        )
+
+
+def read_provenance(path: Path) -> Provenance | None:
+    """Reads the provenance in a model file, without the paths of the machine that wrote it.
+
+    Returns:
+        The provenance, or None if the file is not a model file of fcn_jax.
+
+    Raises:
+        UserError: the file's metadata cannot be used.
+    """
+    text = _metadata(path).get(FORMAT)
+    if text is None:
+        return None
+    try:
+        return Provenance.from_json(json.loads(text)).without_paths()
+    except (ValueError, UserError, RecursionError) as error:
+        raise UserError(
+            f"{path} holds metadata that this version of fcn_jax cannot use ({error}): export the "
+            "run again, or convert the weights again"
+        ) from error
+
+
+def _metadata(path: Path) -> dict[str, str]:
+    if path.suffix != SUFFIX:
+        return {}
+    with safe_open(path, framework="numpy") as file:
+        return file.metadata() or {}
+
+
+def _is_model_file(path: Path) -> bool:
+    try:
+        return FORMAT in _metadata(path)
+    except (OSError, SafetensorError):
+        return False
+
+
+def _describes_model(path: Path) -> bool:
+    try:
+        values: Any = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(values, dict) and {"config", "channels"} <= values.keys()

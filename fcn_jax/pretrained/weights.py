@@ -1,0 +1,253 @@
+"""Weights under our names, and their use as the initial values of a network."""
+
+import dataclasses
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import traverse_util
+
+from fcn_jax.config import ModelConfig
+from fcn_jax.errors import UserError
+from fcn_jax.models.backbones.preprocess import COLOURS
+from fcn_jax.models.build import preprocessing_name
+from fcn_jax.models.pure_model import Network
+from fcn_jax.pretrained import trunks
+from fcn_jax.pretrained.provenance import Provenance
+
+HEADS = ("head", "auxiliary")
+"""Prefixes of our names of score layers, which often have other classes than the source."""
+
+HEAD_SETTINGS = ("padding", "output_stride", "alignment", "score_scales", "context_features")
+"""Settings of `config.model` that change what trained score layers mean."""
+
+MAX_LISTED = 40
+"""Number of mismatches that an error names."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Weights:
+    """Tensors under our names, and what is known about them.
+
+    Args:
+        path: the file or folder that they were read from.
+        provenance: the network that they fit.
+        tensors: float32 arrays in our layout, by path such as "backbone/conv1/kernel".
+        origins: our name -> (the source's name, its shape).
+        extra_tensors: tensors of the file that have no name of ours, such as a classifier's last
+            layers, under the source's names.
+        problems: tensors that are missing, unexpected or not finite, in words.
+        absent: our layers that the source never has.
+        caveat: a fact that the file cannot show and users should know.
+        other: weights of the second trunk, when late fusion starts from two files.
+    """
+
+    path: Path
+    provenance: Provenance
+    tensors: Mapping[str, np.ndarray]
+    origins: Mapping[str, tuple[str, tuple[int, ...]]] = dataclasses.field(default_factory=dict)
+    extra_tensors: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    problems: tuple[str, ...] = ()
+    absent: tuple[str, ...] = ()
+    caveat: str = ""
+    other: "Weights | None" = None
+
+    def apply(
+        self, variables: tuple[Any, Any], *, whole: bool = False
+    ) -> tuple[tuple[Any, Any], str]:
+        """Replaces the variables for which there are weights.
+
+        These keep their values: score layers of another shape, head layers that the source lacks,
+        and backbone layers that the source never has. If the images do not have three channels, the
+        first layer gets the colour filters: their mean for each channel beyond the third (Long et
+        al. 2015, NYUDv2), their sum for a grey image, half of their sum for each of two channels.
+
+        Args:
+            variables: (params, batch_stats), nested dicts of float32 arrays.
+            whole: score layers must fit as well.
+
+        Returns:
+            The new variables, and a line that reports which layers were replaced.
+
+        Raises:
+            UserError: tensors are missing, unexpected, not finite or have another shape. The
+                message lists all of them.
+        """
+        ours = {name: np.asarray(value) for name, value in flat(variables).items()}
+        # The weights are of one trunk, and the network has two.
+        for_both_trunks = trunks.is_late(ours) and not trunks.is_late(self.tensors)
+        if self.other is not None and not for_both_trunks:
+            raise UserError(
+                f"config.init names two sources, {self.path} and {self.other.path}: that needs "
+                "config.model.fusion=late"
+            )
+        if for_both_trunks:
+            first, second = trunks.split(ours)
+            other = self.other or self
+            matched = trunks.join([self._match(first, whole), other._match(second, whole)])
+        else:
+            matched = self._match(ours, whole)
+        return replaced(variables, matched), self._report(ours, matched, for_both_trunks)
+
+    def notes(self, model: ModelConfig, label_maps: Mapping[str, tuple[str, ...]]) -> list[str]:
+        """Lists the differences between a run and the run that the weights come from.
+
+        Args:
+            model: settings of the new run.
+            label_maps: class names of the new run by label map.
+        """
+        notes = [f"{self.path}: {self.caveat}"] if self.caveat else []
+        preprocessing = preprocessing_name(model)
+        for weights in (self, self.other):
+            if weights is not None and weights.provenance.preprocessing != preprocessing:
+                notes.append(
+                    f"{weights.path} was trained with {weights.provenance.preprocessing} "
+                    f"preprocessing, and config.model.preprocessing is {preprocessing}"
+                )
+        for name, theirs in self.provenance.label_maps.items():
+            ours = label_maps.get(name, ())
+            if len(ours) != len(theirs):
+                continue  # the score layers do not fit and are not used
+            if ours != theirs:
+                notes.append(
+                    f"{self.path} has the same number of classes, but other ones "
+                    f"({', '.join(theirs[:4])}, …): its score layers are used nevertheless"
+                )
+            differing = [
+                f"{setting} is {getattr(self.provenance.config.model, setting)} there and "
+                f"{getattr(model, setting)} here"
+                for setting in HEAD_SETTINGS
+                if getattr(self.provenance.config.model, setting) != getattr(model, setting)
+            ]
+            if differing:
+                notes.append(
+                    f"the score layers of {self.path} were trained with other settings of "
+                    f"config.model: {', '.join(differing)}"
+                )
+        return notes
+
+    def _match(self, ours: Mapping[str, np.ndarray], whole: bool) -> dict[str, np.ndarray]:
+        """Returns the tensors that fit, by our name."""
+        backbone = {name for name in self.tensors if name.startswith("backbone/")}
+        if not backbone <= ours.keys():
+            fusion = ", fusion=late" if trunks.is_late(self.tensors) else ""
+            raise UserError(
+                f"{self.path} holds {self.provenance.source}, which fits "
+                f"config.model.backbone={self.provenance.backbone}{fusion}, not the backbone of "
+                "this run: set that, or give other weights"
+            )
+        matched, problems = {}, list(self.problems)
+        for name, tensor in self.tensors.items():
+            if name not in ours:
+                continue
+            shape = ours[name].shape
+            fitted = _for_channels(tensor, shape) if name in backbone else tensor
+            if fitted.shape == shape:
+                matched[name] = fitted
+            elif whole or not name.startswith(HEADS):
+                key, given = self.origins.get(name, (name, tensor.shape))
+                problems.append(f"{key} has shape {given}, which does not fit {name} {shape}")
+        problems += [
+            f"nothing for {name}"
+            for name in ours
+            if name.startswith("backbone/")
+            and name not in self.tensors
+            and name.split("/")[1] not in self.absent
+        ]
+        if problems:
+            listed = "; ".join(problems[:MAX_LISTED])
+            if len(problems) > MAX_LISTED:
+                listed += f"; and {len(problems) - MAX_LISTED} more"
+            raise UserError(f"{self.path} does not fit {self.provenance.source}: {listed}")
+        return matched
+
+    def _report(
+        self,
+        ours: Mapping[str, np.ndarray],
+        matched: Mapping[str, np.ndarray],
+        for_both_trunks: bool,
+    ) -> str:
+        report = f"initialized from {self.path}: {self.provenance.source}"
+        if self.other is not None:
+            report += f", and {self.other.path}: {self.other.provenance.source}"
+        other_shape = _layers(
+            name
+            for name, tensor in self.tensors.items()
+            if name in ours and name not in matched and tensor.shape != ours[name].shape
+        )
+        not_in_file = set(_layers(name for name in ours if name not in matched)) - set(other_shape)
+        # Both trunks of late fusion contain layers that the file names once.
+        unused = _layers(name for name in self.tensors if name not in ours)
+        for layers, remark in [
+            (other_shape, "of another shape in the file, so unchanged"),
+            (sorted(not_in_file), "not in the file, so unchanged"),
+            ([] if trunks.is_late(ours) else unused, "in the file, but not in this network"),
+        ]:
+            if layers:
+                report += f"; {remark}: {', '.join(layers)}"
+        adapted = {
+            matched[name].shape[2]
+            for name, tensor in self.tensors.items()
+            if name in matched and matched[name].shape != tensor.shape
+        }
+        for channels in adapted:
+            report += f"; the first layer's colour filters adapted to {channels} channels"
+        if for_both_trunks and self.other is None:
+            report += "; in both trunks"
+        last = self._last_layers()
+        return (
+            f"{report}; the source's last layers are not used: {', '.join(last)}"
+            if last
+            else report
+        )
+
+    def _last_layers(self) -> list[str]:
+        """Returns the source's names of the extra layers, such as a classifier's last one."""
+        names = [name for name in self.extra_tensors if not name.endswith("num_batches_tracked")]
+        layers = sorted({re.split(r"[./](?=[^./]*$)", name)[0] for name in names})
+        return layers if len(layers) <= 3 else sorted({re.split("[./]", n)[0] for n in names})
+
+
+def _for_channels(kernel: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Adapts a first layer's kernel (h, w, 3, out) to the number of channels in `shape`."""
+    if kernel.ndim != 4 or kernel.shape[2] != COLOURS or len(shape) != 4:
+        return kernel
+    channels = shape[2]
+    mean = kernel.mean(axis=2, keepdims=True)
+    if channels < COLOURS:
+        return np.repeat(mean * COLOURS / channels, channels, axis=2)
+    return np.concatenate([kernel, *[mean] * (channels - COLOURS)], axis=2)
+
+
+def _layers(names: Iterable[str]) -> list[str]:
+    return sorted({name.rpartition("/")[0] for name in names})
+
+
+def zeros(network: Network) -> tuple[Any, Any]:
+    """Returns (params, batch_stats) of a network, all zero."""
+    return jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), network.variables)
+
+
+def flat(variables: tuple[Any, Any]) -> dict[str, Any]:
+    """Returns (params, batch_stats) as one dictionary, by path joined with "/"."""
+    params, batch_stats = variables
+    return {
+        **traverse_util.flatten_dict(params, sep="/"),
+        **traverse_util.flatten_dict(batch_stats, sep="/"),
+    }
+
+
+def replaced(variables: tuple[Any, Any], tensors: Mapping[str, np.ndarray]) -> tuple[Any, Any]:
+    """Returns (params, batch_stats) with the tensors whose paths are in `tensors` replaced."""
+
+    def in_tree(tree: Any) -> Any:
+        named = traverse_util.flatten_dict(tree, sep="/")
+        new = {name: jnp.asarray(tensors.get(name, value)) for name, value in named.items()}
+        return traverse_util.unflatten_dict(new, sep="/")
+
+    params, batch_stats = variables
+    return in_tree(params), in_tree(batch_stats)
