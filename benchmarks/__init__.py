@@ -1,1 +1,15 @@
-"""How fast the parts that take the time are: `python -m benchmarks`."""
+"""How fast the parts that take the time are: `python -m benchmarks`.
+
+measuring.py       cases, contenders and rows; how they are measured
+workloads.py       the networks and their training
+settings.py        what the command line asks for
+suite_*.py         a suite each
+largest_batch.py   a program of the suite `memory`
+torch_*.py         PyTorch doing the same: networks, training step, evaluation, contenders
+cost.py            operations of a program, peaks of devices
+hardware.py        the machine and the versions
+report.py          the tables
+"""
+
+SUITES = ("startup", "memory", "upsample", "train_step", "input", "evaluate")
+"""Those that start processes, which need the device's memory, come first."""

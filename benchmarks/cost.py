@@ -1,20 +1,18 @@
-"""What a program computes, and how much of what the device could.
+"""Operations of a program, and the share of the device's peak that they amount to.
 
-Operations are those of XLA's own analysis of the compiled program, of one device: a multiplication
-and an addition count as two, products with the zeros of padding and dilation not at all. That
-analysis counts the body of a loop once, however often it runs, and calls of libraries (cuDNN's and
-cuBLAS's on a GPU, where XLA makes such) not at all. So the convolutions and matrix products of the
-program as traced are counted here as well, and the larger number holds: the bodies of `lax.scan` as
-often as they run, those of other loops, whose trips nothing tells, once; of branches the one with
-the most.
+A multiplication and an addition count as two operations; products with the zeros of padding and
+dilation do not count. XLA's own analysis of the compiled program counts the body of a loop once,
+however often it runs, and calls of libraries (cuDNN, cuBLAS) not at all. The convolutions and
+matrix products of the traced program are therefore counted here as well, and the larger of the two
+numbers is reported. The body of `lax.scan` counts as often as it runs, that of other loops, whose
+number of iterations is unknown, once; of several branches the most expensive one counts.
 
-Peaks are those of dense products that the makers publish: NVIDIA's data sheets of the H100, H200,
-A100, L4 and V100 (where those quote sparse products, half of it), Google Cloud's pages on each TPU.
-float32 is what XLA makes of it by default: TF32 on GPUs that have it, bfloat16 on TPUs. CPUs have
-no published peak.
+The peaks are those of dense products that the makers publish: NVIDIA's data sheets of the H100,
+H200, A100, L4 and V100 (half the number where they quote sparse products), Google Cloud's pages on
+each TPU. float32 means what XLA uses for it by default: TF32 on GPUs that have it, bfloat16 on
+TPUs. CPUs have no published peak.
 """
 
-import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
@@ -37,105 +35,75 @@ PEAKS = {
     "TPU v5": {"bfloat16": 459e12, "float32": 459e12},
     "TPU v6": {"bfloat16": 918e12, "float32": 918e12},
 }
-"""Operations per second, by what a device's kind contains: the first that it does."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Cost:
-    """flops: of one device. dtype: that its products are of: float32 or bfloat16."""
-
-    flops: float
-    dtype: str
+"""Operations per second by device; the first name that begins a device's kind applies."""
 
 
 def peak(device_kind: str, dtype: str) -> float | None:
-    """Operations per second that a device is made for; None where it is not known."""
-    if "MIG" in device_kind:  # a part of one
+    """Returns the peak operations per second of a device; None if unknown."""
+    if "MIG" in device_kind:  # a slice of a GPU
         return None
-    words = device_kind.replace("Tesla ", "").replace("NVIDIA ", "")
-    for part, peaks in PEAKS.items():
-        if words == part or words.startswith((f"{part} ", f"{part}-", f"{part}p", f"{part}e")):
+    kind = device_kind.replace("Tesla ", "").replace("NVIDIA ", "")
+    for name, peaks in PEAKS.items():
+        if kind == name or kind.startswith((f"{name} ", f"{name}-", f"{name}p", f"{name}e")):
             return peaks.get(dtype)
     return None
 
 
 def share_of_peak(flops_per_second: float, dtype: str) -> float | None:
-    """Of the first device's peak."""
-    most = peak(jax.devices()[0].device_kind, dtype)
-    return flops_per_second / most if most else None
+    """Returns the share of the first device's peak; None if that is unknown."""
+    maximum = peak(jax.devices()[0].device_kind, dtype)
+    return flops_per_second / maximum if maximum else None
 
 
 def flops(lowered: jax.stages.Lowered, traced: core.ClosedJaxpr) -> float:
-    """Of one run of a program on one device. One that has run is not compiled again."""
+    """Returns the operations of one run on one device; a program that has run is not recompiled."""
     analysis: Any = lowered.compile().cost_analysis() or {}
-    return max(analysis.get("flops", 0.0), products(traced.jaxpr))
+    return max(analysis.get("flops", 0.0), product_flops(traced.jaxpr))
 
 
-def products(jaxpr: Any) -> float:
-    """Operations of the convolutions and matrix products of a traced program."""
+def product_flops(jaxpr: Any) -> float:
+    """Returns the operations of the convolutions and matrix products of a traced program."""
     total = 0.0
     for equation in jaxpr.eqns:
         if equation.primitive.name == "conv_general_dilated":
-            total += float(convolution(equation))
+            total += _convolution_flops(equation)
         elif equation.primitive.name == "dot_general":
-            total += float(matrix_product(equation))
+            left = equation.invars[0].aval
+            (contracted, _), _ = equation.params["dimension_numbers"]
+            length = np.prod([left.shape[axis] for axis in contracted])
+            total += 2.0 * equation.outvars[0].aval.size * length
         elif equation.primitive.name == "cond":
-            total += max(map(products, _inner(equation.params["branches"])))
+            total += max(map(product_flops, _inner_jaxprs(equation.params["branches"])))
         else:
             runs = equation.params["length"] if equation.primitive.name == "scan" else 1
-            total += runs * sum(map(products, _inner(equation.params.values())))
+            total += runs * sum(map(product_flops, _inner_jaxprs(equation.params.values())))
     return total
 
 
-def _inner(values: Any) -> Iterator[Any]:
-    """The programs among an equation's parameters."""
+def _inner_jaxprs(values: Any) -> Iterator[Any]:
+    """Yields the programs among an equation's parameters."""
     for value in values:
         if isinstance(value, core.ClosedJaxpr):
             yield value.jaxpr
         elif isinstance(value, core.Jaxpr):
             yield value
         elif isinstance(value, tuple | list):
-            yield from _inner(value)
+            yield from _inner_jaxprs(value)
 
 
-def matrix_product(equation: Any) -> float:
-    left = equation.invars[0].aval
-    (contracted, _), _ = equation.params["dimension_numbers"]
-    return 2 * equation.outvars[0].aval.size * np.prod([left.shape[axis] for axis in contracted])
-
-
-def convolution(equation: Any) -> float:
-    """Two for each pair of an output and an input that a filter's tap brings together."""
+def _convolution_flops(equation: Any) -> float:
+    """Two for each pair of an output and an input pixel that a tap of the kernel joins."""
     image, kernel = (variable.aval.shape for variable in equation.invars)
     output = equation.outvars[0].aval.shape
     parameters = equation.params
     axes = parameters["dimension_numbers"]
-    # A kernel holds the inputs of one group alone.
+    # The kernel's input channels are those of a single group.
     pairs = output[axes.out_spec[0]] * kernel[axes.rhs_spec[0]] * kernel[axes.rhs_spec[1]]
     for axis in range(len(image) - 2):
-        pairs *= taps_inside(
-            image[axes.lhs_spec[2 + axis]],
-            kernel[axes.rhs_spec[2 + axis]],
-            output[axes.out_spec[2 + axis]],
-            stride=parameters["window_strides"][axis],
-            before=parameters["padding"][axis][0],
-            image_dilation=parameters["lhs_dilation"][axis],
-            kernel_dilation=parameters["rhs_dilation"][axis],
-        )
+        outputs = np.arange(output[axes.out_spec[2 + axis]]) * parameters["window_strides"][axis]
+        taps = np.arange(kernel[axes.rhs_spec[2 + axis]]) * parameters["rhs_dilation"][axis]
+        position = outputs[:, None] + taps - parameters["padding"][axis][0]
+        dilation = parameters["lhs_dilation"][axis]
+        last = (image[axes.lhs_spec[2 + axis]] - 1) * dilation
+        pairs *= int(np.sum((position >= 0) & (position <= last) & (position % dilation == 0)))
     return 2.0 * pairs
-
-
-def taps_inside(
-    image: int,
-    kernel: int,
-    output: int,
-    *,
-    stride: int,
-    before: int,
-    image_dilation: int,
-    kernel_dilation: int,
-) -> int:
-    """Pairs of output and tap on one axis that meet a pixel, not the padding or a hole."""
-    position = np.arange(output)[:, None] * stride + np.arange(kernel) * kernel_dilation - before
-    inside = (position >= 0) & (position < (image - 1) * image_dilation + 1)
-    return int(np.sum(inside & (position % image_dilation == 0)))

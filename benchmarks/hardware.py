@@ -1,4 +1,4 @@
-"""On what, and with what, something was measured."""
+"""The machine and the versions of the software that a benchmark ran with."""
 
 import importlib.metadata
 import os
@@ -10,16 +10,22 @@ import jax
 
 from fcn_jax.parallel.memory import device_bytes, machine_bytes
 
+PACKAGES = ("fcn_jax", "jax", "jaxlib", "flax", "grain", "pillow")
+DEVICE_LIBRARIES = (
+    *("jax-cuda12-plugin", "jax-cuda13-plugin", "nvidia-cudnn-cu12", "nvidia-cudnn-cu13"),
+    "libtpu",
+)
+
 
 def usable_cores() -> int:
-    """Cores that this process may run on, which is how many XLA uses."""
+    """Returns how many cores this process may run on; XLA uses all of them."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def hardware() -> dict[str, Any]:
-    """cpu, its cores, those used of them, bytes of memory; devices and the bytes of each."""
+    """Describes the machine: CPU, cores, memory, and JAX's devices with their memory."""
     return {
         "cpu": _cpu(),
         "cores": os.cpu_count(),
@@ -38,21 +44,10 @@ def _cpu() -> str:
     return platform.processor() or platform.machine()
 
 
-PACKAGES = ("fcn_jax", "jax", "jaxlib", "flax", "grain", "pillow")
-
-LIBRARIES = (
-    "jax-cuda12-plugin",
-    "jax-cuda13-plugin",
-    "nvidia-cudnn-cu12",
-    "nvidia-cudnn-cu13",
-    "libtpu",
-)
-"""Of devices: named where they are installed."""
-
-
 def versions() -> dict[str, str]:
+    """Returns the versions of Python, of the packages, and of the device libraries installed."""
     found = {"python": platform.python_version()}
-    for package in (*PACKAGES, *LIBRARIES):
+    for package in (*PACKAGES, *DEVICE_LIBRARIES):
         try:
             found[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:

@@ -1,12 +1,11 @@
 """Finds the largest batch of FCN-ResNet-50 at 512×512 whose training step runs on one device.
 
-    python -m benchmarks.largest_batch fcn_jax|fcn_jax_remat|torch SMALL
+    python -m benchmarks.largest_batch "fcn_jax|fcn_jax with remat|PyTorch" SMALL
 
-A program of the suite `memory`; it prints the batch size. SMALL is 1 for tiny sizes, of which it
-tries two batches at most.
+The suite `memory` starts this program, which prints the batch size. SMALL is 1 for tiny sizes and
+batches of at most two images.
 """
 
-import json
 import os
 import sys
 from collections.abc import Callable
@@ -14,54 +13,49 @@ from collections.abc import Callable
 import jax
 
 from benchmarks.measuring import NotMeasuredError, is_out_of_memory
-from benchmarks.workloads import Workload, random_canvases, random_variables, workloads
+from benchmarks.workloads import Workload, workloads
 
 SIDE_PX = 512
-MAX = 1024
+MAX_BATCH_SIZE = 1024
 
 
 def main(contender: str, small: bool) -> None:
-    workload = next(w for w in workloads(small) if w.config.model.backbone == "resnet50")
+    _, workload, _ = workloads(small)
     if not small:
         workload = workload.changed(augment__crop_px=(SIDE_PX, SIDE_PX))
-    if contender == "fcn_jax_remat":
+    if contender == "fcn_jax with remat":
         workload = workload.changed(model__remat=True)
-    runs = runs_in_torch if contender == "torch" else runs_here
+    run = torch_steps if contender == "PyTorch" else two_steps
     try:
-        print(json.dumps(largest(lambda size: runs(workload, size), 2 if small else MAX)))
+        print(largest(lambda size: fits(run, workload, size), 2 if small else MAX_BATCH_SIZE))
     except NotMeasuredError as error:
         sys.exit(str(error))
 
 
-def largest(fits: Callable[[int], bool], most: int) -> int:
-    """The largest batch that fits, 0 where not even one image does: doubled, then bisected.
+def largest(fits: Callable[[int], bool], maximum: int) -> int:
+    """Returns the largest batch that fits, by doubling and then by bisection.
 
-    fits: holds up to some size, and from there on no more.
+    Args:
+        fits: returns whether a batch of this size fits; then all smaller ones fit too.
+        maximum: the largest batch that is tried.
+
+    Returns:
+        The batch size, 0 if not even a single image fits.
     """
     low, high = 0, 1
-    while high <= most and fits(high):
+    while high <= maximum and fits(high):
         low, high = high, 2 * high
-    high = min(high, most + 1)
+    high = min(high, maximum + 1)
     while high - low > 1:
         middle = (low + high) // 2
-        if fits(middle):
-            low = middle
-        else:
-            high = middle
+        low, high = (middle, high) if fits(middle) else (low, middle)
     return low
 
 
-def runs_here(workload: Workload, batch_size: int) -> bool:
-    """Whether two steps of ours have memory enough."""
-    workload = workload.changed(train__batch_size=batch_size * jax.device_count())
-    network = workload.network()
-    step = workload.step(network)
-    batch = random_canvases(workload.config.train.batch_size, workload.canvas_px)
+def fits(run: Callable[[Workload], None], workload: Workload, batch_size: int) -> bool:
+    """Returns whether the memory suffices to run a workload with a batch size on each device."""
     try:
-        state = workload.state(network, random_variables(network))
-        for _ in range(2):
-            state, _ = step(state, batch)
-        jax.block_until_ready(state)
+        run(workload.changed(train__batch_size=batch_size * jax.device_count()))
     except Exception as error:
         if is_out_of_memory(error):
             return False
@@ -69,21 +63,22 @@ def runs_here(workload: Workload, batch_size: int) -> bool:
     return True
 
 
-def runs_in_torch(workload: Workload, batch_size: int) -> bool:
-    """Whether two of PyTorch's have."""
+def two_steps(workload: Workload) -> None:
+    step = workload.step()
+    state = workload.state()
+    for _ in range(2):
+        state, _ = step(state, workload.batch())
+    jax.block_until_ready(state)
+
+
+def torch_steps(workload: Workload) -> None:
     from benchmarks.torch_peer import Peer
 
     peer = Peer()
-    batch = random_canvases(batch_size, workload.canvas_px)
     try:
-        peer.two_steps(workload, random_variables(workload.network()), batch)
-    except Exception as error:
-        if is_out_of_memory(error):
-            return False
-        raise
+        peer.two_steps(workload)
     finally:
         peer.release()
-    return True
 
 
 if __name__ == "__main__":

@@ -1,51 +1,57 @@
-"""What a suite is made of, and how it is measured.
+"""Cases, contenders and rows: what the suites describe, and how it is measured.
 
 A suite yields cases, a case has contenders that do the same thing in different ways, and each
-contender becomes a row of the report. All contenders of a case run in turn, in one process, so that
-whatever else the machine does hits them alike.
+contender becomes a row of the report. The contenders of a case run in turn in one process, so that
+other load on the machine slows all of them alike.
 """
 
-import contextlib
 import dataclasses
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, TypedDict
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 
-from benchmarks.cost import Cost, share_of_peak
+from benchmarks.cost import share_of_peak
 from fcn_jax.errors import UserError
 
 WARM_UP_CALLS = 2
 
 
 class NotMeasuredError(Exception):
-    """Why something cannot be measured here, in a few words: 'no GPU'."""
+    """The reason, in a few words, why something cannot be measured here: "no GPU"."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Contender:
     """One way of doing what a case is about.
 
-    call: does it and waits for it. In a case that is not `timed` it returns the number.
-    prepare: called before each call, untimed.
-    iterations: how often a call does it; what is reported is of one.
-    images: of one iteration, where images per second mean something.
-    cost: what the devices compute in one iteration; asked for after the calls, when the program is
-        compiled already.
-    note: makes a remark of what the last call returned.
-    peer: whether it is others' work, whose every error is told in its row.
-    close: called when all is measured.
+    Attributes:
+        call: does it and waits for the result. In a case that is not `timed` it returns the number.
+        prepare: called before each call that is measured; its own time does not count.
+        iterations: how often one call does it; the row reports a single iteration.
+        images: images in an iteration, for the images per second; 0 if there are none.
+        flops: computes the operations of an iteration on one device. It is called after the calls
+            that are measured, when the program is compiled.
+        dtype: the type of those operations, float32 or bfloat16.
+        note: makes the row's note from the last result of `call`.
+        peer: whether this is another project's code, whose every error becomes a note in its row.
+        close: called when all contenders of the case are measured.
     """
 
     call: Callable[[], Any]
     prepare: Callable[[], object] = lambda: None
     iterations: int = 1
     images: int = 0
-    cost: Callable[[], Cost] | None = None
+    flops: Callable[[], float] | None = None
+    dtype: str = "float32"
     note: Callable[[Any], str] = lambda _: ""
     peer: bool = False
     close: Callable[[], object] = lambda: None
+
+
+Contenders = Mapping[str, Contender | NotMeasuredError]
+"""By name, ours first; an error gives the reason why a contender is not measured."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,205 +59,149 @@ class Case:
     """One thing to do.
 
     Attributes:
-        name: of the case, with its sizes.
-        build: makes its contenders by name, ours first; one of them may instead be the error that
-            says why it is not measured. It raises NotMeasuredError where all of it cannot be.
-        unit: of the numbers: s, bytes, programs, or images, of which more is better.
-        timed: whether the number is how long a call takes, not what it returns.
-        overhead: whether the ratio is to be shown as what is added to the first contender.
-        warm_up_calls: of each contender, before any is measured.
-        most_repeats: where one call takes a minute, or gives the same number every time.
+        name: what it is, with its sizes.
+        build: makes the contenders. Raises NotMeasuredError if none of them can be measured.
+        unit: unit of the numbers: s, bytes, programs or images; more images are better.
+        timed: whether the number is the duration of a call, not its result.
+        warm_up_calls: calls of each contender before the first that is measured.
+        max_repeats: limits the repeats if a call takes a minute or always gives the same number.
     """
 
     name: str
-    build: Callable[[], Mapping[str, Contender | NotMeasuredError]]
+    build: Callable[[], Contenders]
     unit: str = "s"
     timed: bool = True
-    overhead: bool = False
     warm_up_calls: int = WARM_UP_CALLS
-    most_repeats: int | None = None
+    max_repeats: int | None = None
 
 
-class Row(TypedDict):
-    """A row of the report. What does not apply is None; `note` says why where `median` is.
+@dataclasses.dataclass
+class Row:
+    """A row of the report; None where a number does not apply or could not be measured.
 
-    median, lower_quartile, upper_quartile: in `unit`, of one iteration. ratio: how many times what
-    the case's first contender takes this one takes; of images, the other way round. flops and the
-    two after it are of one device.
+    Attributes:
+        median, lower_quartile, upper_quartile: in `unit`, of one iteration.
+        ratio: this median divided by that of the case's first contender; of images its inverse.
+        flops, flops_per_second, share_of_peak: of one device.
+        note: a remark, or the reason why there is no median.
     """
 
     suite: str
     case: str
     contender: str
     unit: str
-    median: float | None
-    lower_quartile: float | None
-    upper_quartile: float | None
-    repeats: int
-    ratio: float | None
-    overhead: bool
-    images_per_second: float | None
-    flops: float | None
-    flops_per_second: float | None
-    share_of_peak: float | None
-    note: str
+    median: float | None = None
+    lower_quartile: float | None = None
+    upper_quartile: float | None = None
+    repeats: int = 0
+    ratio: float | None = None
+    images_per_second: float | None = None
+    flops: float | None = None
+    flops_per_second: float | None = None
+    share_of_peak: float | None = None
+    note: str = ""
 
 
 def run_case(suite: str, case: Case, repeats: int) -> list[Row]:
-    """The rows of a case: of contenders whose names differ in brackets only, the faster."""
-    try:
-        built = case.build()
-    except NotMeasuredError as error:
-        return [_not_measured(suite, case, "", error)]
-    contenders = {name: made for name, made in built.items() if isinstance(made, Contender)}
-    failures = {name: made for name, made in built.items() if isinstance(made, NotMeasuredError)}
-    repeats = min(repeats, case.most_repeats or repeats)
-    try:
-        numbers, results, broken = measure(
-            contenders, repeats, timed=case.timed, warm_up_calls=case.warm_up_calls
-        )
-        failures |= broken
-        rows: dict[str, Row] = {}
-        for name in built:
-            if name in failures:
-                rows[name] = _not_measured(suite, case, name, failures[name])
-                continue
-            row = rows[name] = summarize(suite, case, name, numbers[name])
-            row["note"] = contenders[name].note(results[name])
-            add_pace(row, contenders[name])
-    finally:
-        for contender in contenders.values():
-            contender.close()
-    return with_ratios(_best(rows))
+    """Measures the contenders of a case in turn.
 
+    Of contenders whose names differ only in what is in brackets, the fastest is reported.
 
-def measure(
-    contenders: Mapping[str, Contender],
-    repeats: int,
-    *,
-    timed: bool = True,
-    warm_up_calls: int = WARM_UP_CALLS,
-) -> tuple[dict[str, list[float]], dict[str, Any], dict[str, NotMeasuredError]]:
-    """The numbers of each contender, all of them in turn; the last results; and those that failed.
+    Args:
+        suite: name of the suite, for the rows.
+        case: what to measure.
+        repeats: calls of each contender that are measured, at most `case.max_repeats`.
 
-    A contender fails where memory is short, and where a peer fails in any way.
+    Raises:
+        UserError: images that cannot be read.
+        Exception: an error in our own code, other than one for lack of memory.
     """
-    failures: dict[str, NotMeasuredError] = {}
-    for name, contender in contenders.items():
-        with _failing_into(failures, name, contender):
-            for _ in range(warm_up_calls):
-                contender.call()
+    try:
+        contenders = case.build()
+    except NotMeasuredError as error:
+        return [Row(suite, case.name, "", case.unit, note=f"not measured: {error}")]
+    rows = {name: Row(suite, case.name, name, case.unit) for name in contenders}
     numbers: dict[str, list[float]] = {name: [] for name in contenders}
     results: dict[str, Any] = {}
-    for _ in range(repeats):
-        for name, contender in contenders.items():
-            if name in failures:
-                continue
-            with _failing_into(failures, name, contender):
-                contender.prepare()
-                start = time.perf_counter()
-                results[name] = contender.call()
-                seconds = time.perf_counter() - start
-                number = seconds if timed else results[name]
-                numbers[name].append(number / contender.iterations)
-    return numbers, results, failures
-
-
-@contextlib.contextmanager
-def _failing_into(
-    failures: dict[str, NotMeasuredError], name: str, contender: Contender
-) -> Iterator[None]:
+    failed: set[str] = set()
+    repeats = min(repeats, case.max_repeats or repeats)
     try:
-        yield
-    except NotMeasuredError as error:
-        failures[name] = error
-    except UserError:
-        raise
-    except Exception as error:
-        if is_out_of_memory(error):
-            failures[name] = NotMeasuredError("out of memory")
-        elif contender.peer:
-            said = next(iter(str(error).strip().splitlines()), "")
-            failures[name] = NotMeasuredError(f"{type(error).__name__}: {said}".removesuffix(": "))
-        else:
-            raise
+        for turn in range(-case.warm_up_calls, repeats):
+            for name, contender in contenders.items():
+                if name in failed:
+                    continue
+                try:
+                    if isinstance(contender, NotMeasuredError):
+                        raise contender
+                    if turn >= 0:
+                        contender.prepare()
+                    start = time.perf_counter()
+                    results[name] = contender.call()
+                    seconds = time.perf_counter() - start
+                    if turn >= 0:
+                        number = seconds if case.timed else results[name]
+                        numbers[name].append(number / contender.iterations)
+                except Exception as error:
+                    rows[name].note = f"not measured: {_reason(error, contender)}"
+                    failed.add(name)
+        for name, contender in contenders.items():
+            if isinstance(contender, Contender) and name not in failed:
+                summarize(rows[name], numbers[name], contender)
+                rows[name].note = contender.note(results[name])
+    finally:
+        for contender in contenders.values():
+            if isinstance(contender, Contender):
+                contender.close()
+    return with_ratios(_fastest(rows.values()))
+
+
+def _reason(error: Exception, contender: Contender | NotMeasuredError) -> str:
+    """Returns why a contender is not measured; raises errors that are to end the benchmark."""
+    if isinstance(error, NotMeasuredError):
+        return str(error)
+    if is_out_of_memory(error):
+        return "out of memory"
+    if isinstance(error, UserError) or not (isinstance(contender, Contender) and contender.peer):
+        raise error
+    first_line = next(iter(str(error).strip().splitlines()), "")
+    return f"{type(error).__name__}: {first_line}".removesuffix(": ")
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """XLA's RESOURCE_EXHAUSTED, PyTorch's OutOfMemoryError."""
+    """Returns whether this is XLA's RESOURCE_EXHAUSTED or PyTorch's OutOfMemoryError."""
     return "RESOURCE_EXHAUSTED" in str(error) or type(error).__name__ == "OutOfMemoryError"
 
 
-def summarize(suite: str, case: Case, contender: str, numbers: Sequence[float]) -> Row:
-    """Median and quartiles of the numbers of one contender."""
-    lower, median, upper = (float(q) for q in np.percentile(numbers, [25, 50, 75]))
-    return {
-        **_empty(suite, case, contender),
-        "median": median,
-        "lower_quartile": lower,
-        "upper_quartile": upper,
-        "repeats": len(numbers),
-    }
-
-
-def _not_measured(suite: str, case: Case, contender: str, why: NotMeasuredError) -> Row:
-    return {**_empty(suite, case, contender), "note": f"not measured: {why}"}
-
-
-def _empty(suite: str, case: Case, contender: str) -> Row:
-    return {
-        "suite": suite,
-        "case": case.name,
-        "contender": contender,
-        "unit": case.unit,
-        "median": None,
-        "lower_quartile": None,
-        "upper_quartile": None,
-        "repeats": 0,
-        "ratio": None,
-        "overhead": case.overhead,
-        "images_per_second": None,
-        "flops": None,
-        "flops_per_second": None,
-        "share_of_peak": None,
-        "note": "",
-    }
-
-
-def add_pace(row: Row, contender: Contender) -> None:
-    """What is done in a second, of the median."""
-    median = row["median"]
-    if row["unit"] != "s" or not median:
+def summarize(row: Row, numbers: list[float], contender: Contender) -> None:
+    """Fills a row with the median and quartiles of the numbers, and with the speed they mean."""
+    row.lower_quartile, row.median, row.upper_quartile = np.percentile(
+        numbers, [25, 50, 75]
+    ).tolist()
+    row.repeats = len(numbers)
+    if row.unit != "s":
         return
     if contender.images:
-        row["images_per_second"] = contender.images / median
-    if contender.cost is not None:
-        cost = contender.cost()
-        row["flops"] = cost.flops
-        row["flops_per_second"] = cost.flops / median
-        row["share_of_peak"] = share_of_peak(cost.flops / median, cost.dtype)
+        row.images_per_second = contender.images / row.median
+    if contender.flops is not None:
+        row.flops = contender.flops()
+        row.flops_per_second = row.flops / row.median
+        row.share_of_peak = share_of_peak(row.flops_per_second, contender.dtype)
 
 
-def _best(rows: Mapping[str, Row]) -> list[Row]:
-    """Of rows whose names differ in brackets only, the one with the lowest median."""
-    kept: dict[str, Row] = {}
-    for name, row in rows.items():
-        stem = name.partition(" (")[0]
-        if stem not in kept or _order(row) < _order(kept[stem]):
-            kept[stem] = row
-    return list(kept.values())
-
-
-def _order(row: Row) -> float:
-    return float("inf") if row["median"] is None else row["median"]
-
-
-def with_ratios(rows: Iterable[Row]) -> list[Row]:
-    """The rows of a case, each with its ratio to the first, where there are several numbers."""
-    rows = list(rows)
-    first = rows[0]["median"] if len(rows) > 1 else None
+def _fastest(rows: Any) -> list[Row]:
+    best: dict[str, Row] = {}
     for row in rows:
-        if first and row["median"]:
-            more_is_better = row["unit"] == "images"
-            row["ratio"] = first / row["median"] if more_is_better else row["median"] / first
+        name = row.contender.partition(" (")[0]
+        rival = best.setdefault(name, row)
+        if row.median is not None and (rival.median is None or row.median < rival.median):
+            best[name] = row
+    return list(best.values())
+
+
+def with_ratios(rows: list[Row]) -> list[Row]:
+    """Adds to each row its ratio to the first, if there are several."""
+    first = rows[0].median if len(rows) > 1 else None
+    for row in rows:
+        if first and row.median:
+            row.ratio = first / row.median if row.unit == "images" else row.median / first
     return rows

@@ -1,6 +1,7 @@
-"""What the command line asks of the suites."""
+"""What the command line asks the suites for."""
 
 import dataclasses
+import functools
 import re
 from typing import TYPE_CHECKING
 
@@ -21,37 +22,39 @@ class Settings:
     """What to measure, and on which images.
 
     Attributes:
-        small: tiny sizes, that show whether all of it runs.
-        gpu_cases: whether what is meant for a GPU is run: on one, or because all is asked for.
-        voc_root: where the real images are; '': drawn shapes stand in.
-        peer: PyTorch, where it is to be compared with.
+        workloads: the networks; suites that measure a single one take the first.
+        small: whether to use tiny sizes, which only show that everything runs.
+        gpu_cases: whether to run what is meant for a GPU: there is one, or --all asks for it.
+        data: the images of the suites that read some.
+        peer: PyTorch, if it is to be compared with.
     """
 
-    small: bool
-    gpu_cases: bool
-    voc_root: str
-    peer: "Peer | None"
+    workloads: tuple[Workload, ...]
+    small: bool = False
+    gpu_cases: bool = False
+    data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    peer: "Peer | None" = None
 
     def check_runs(self, workload: Workload) -> None:
-        """Raises NotMeasuredError for what is for GPUs, where there is none."""
+        """Raises NotMeasuredError for a workload that needs a GPU if there is none."""
         if workload.for_gpu and not self.gpu_cases:
             raise NotMeasuredError("no GPU (--all runs it nevertheless)")
 
     @property
     def images(self) -> str:
-        """What the images that are read are called in the table."""
-        return "VOC" if self.voc_root else "drawn shapes"
+        """The name of the images in the tables."""
+        return "drawn shapes" if self.data.name == "shapes" else self.data.name.upper()
 
+    @functools.cached_property
     def dataset(self) -> Dataset:
-        """Those images. Raises UserError where they cannot be prepared."""
-        if not self.voc_root:
-            return open_dataset(DataConfig(name="shapes"))
+        """The images, prepared. Raises UserError if they cannot be."""
         try:
-            return open_dataset(DataConfig(name="voc", root=self.voc_root))
+            return open_dataset(self.data)
         except UserError as error:
-            here = re.sub(r"(--)?config\.data\.root", "--voc_root", str(error))
-            raise UserError(here) from error
+            message = re.sub(r"(--)?(config\.)?data\.root", "--voc_root", str(error))
+            raise UserError(message) from error
 
 
 def on_gpu() -> bool:
+    """Returns whether JAX runs on a GPU."""
     return jax.default_backend() in ("gpu", "cuda", "rocm")

@@ -1,10 +1,9 @@
-"""The workloads' networks in PyTorch, as one would write them there, and the same weights in them.
+"""The workloads' networks in PyTorch, as one would write them there, with the same weights.
 
-Each takes normalised images (b, 3, h, w) of any size and gives, as torchvision's do, `out`, logits
-(b, k, h, w), and in training `aux` where there is an auxiliary head.
+Each takes normalised images (b, 3, h, w) of any size and returns, as torchvision's networks do, a
+dictionary: `out`, logits (b, k, h, w), and in training `aux` if there is an auxiliary head.
 """
 
-import dataclasses
 import itertools
 from collections.abc import Mapping
 from typing import Any
@@ -15,76 +14,70 @@ from torch import nn
 
 from benchmarks.measuring import NotMeasuredError
 from benchmarks.workloads import Workload
+from fcn_jax.models.backbones.preprocess import PREPROCESSING
 from fcn_jax.models.backbones.vgg import BLOCKS
+from fcn_jax.models.build import preprocessing_name
 from fcn_jax.pretrained import flat
-from fcn_jax.pretrained.source import (
-    KernelLayout,
-    Table,
-    from_iohw,
-    from_oihw,
-    kernels_and_biases,
-    to_oihw,
-    unchanged,
-)
 from fcn_jax.pretrained.tables.torchvision import fcn_resnet
 
 
-def to_iohw(kernel: np.ndarray) -> np.ndarray:
-    """A transposed convolution's (h, w, in, out) to PyTorch's (in, out, h, w)."""
-    return kernel.transpose(2, 3, 0, 1)
+class SkipFcn(nn.Module):
+    """FCN with skips: the scores of features at several strides, added from coarse to fine.
 
-
-INVERSE: dict[KernelLayout, KernelLayout] = {
-    unchanged: unchanged,
-    from_oihw: to_oihw,
-    from_iohw: to_iohw,
-}
-
-
-def upsampling(channels: int, factor: int, *, on_pixels: bool) -> Any:
-    """Coarse positions lie on pixels, or in the middle of factor² of them."""
-    return nn.ConvTranspose2d(
-        channels,
-        channels,
-        2 * factor - on_pixels,
-        stride=factor,
-        padding=factor - 1 if on_pixels else factor // 2,
-        output_padding=factor - 1 if on_pixels else 0,
-        bias=False,
-    )
-
-
-def cropped(x: Any, like: Any) -> Any:
-    """To the height and width of another."""
-    return x[:, :, : like.shape[2], : like.shape[3]]
-
-
-def skip_head(features: Mapping[int, int], num_classes: int, *, on_pixels: bool) -> Any:
-    """Scores of features by stride, coarse to fine, and what brings each to the next's size.
-
-    The finest goes to the image's, at stride 1.
+    Args:
+        layers: the backbone's layers by name, in order.
+        scored: stride and number of features of each layer that is scored, by its name, from fine
+            to coarse.
+        num_classes: k.
+        on_pixels: whether coarse positions are centred on pixels, or between pixels.
     """
-    strides = [*features, 1]
-    head = nn.ModuleDict()
-    for stride, count in features.items():
-        head[f"score{stride}"] = nn.Conv2d(count, num_classes, 1)
-    for stride, finer in itertools.pairwise(strides):
-        head[f"upsample{stride}"] = upsampling(num_classes, stride // finer, on_pixels=on_pixels)
-    return head
 
+    def __init__(
+        self,
+        layers: Mapping[str, nn.Module],
+        scored: Mapping[str, tuple[int, int]],
+        num_classes: int,
+        *,
+        on_pixels: bool,
+    ):
+        super().__init__()
+        self.backbone = nn.ModuleDict(layers)
+        self.strides = {name: stride for name, (stride, _) in scored.items()}
+        self.head = nn.ModuleDict()
+        for stride, features in scored.values():
+            self.head[f"score{stride}"] = nn.Conv2d(features, num_classes, 1)
+        for finer, stride in itertools.pairwise((1, *self.strides.values())):
+            factor = stride // finer
+            self.head[f"upsample{stride}"] = nn.ConvTranspose2d(
+                num_classes,
+                num_classes,
+                2 * factor - on_pixels,
+                stride=factor,
+                padding=factor - 1 if on_pixels else factor // 2,
+                output_padding=factor - 1 if on_pixels else 0,
+                bias=False,
+            )
 
-def fused_scores(head: Any, by_stride: Mapping[int, Any], image: Any) -> dict[str, Any]:
-    """What a network gives of the features that `skip_head` was made for, coarse to fine."""
-    coarsest, *finer = by_stride
-    fused, coarse = head[f"score{coarsest}"](by_stride[coarsest]), coarsest
-    for fine in finer:
-        score = head[f"score{fine}"](by_stride[fine])
-        fused = cropped(head[f"upsample{coarse}"](fused), score) + score
-        coarse = fine
-    return {"out": cropped(head[f"upsample{coarse}"](fused), image)}
+    def forward(self, image: Any) -> dict[str, Any]:
+        features = {}
+        x = image
+        for name, layer in self.backbone.items():
+            x = layer(x)
+            if name in self.strides:
+                features[self.strides[name]] = x
+        fused = None
+        for stride in reversed(features):
+            score = self.head[f"score{stride}"](features[stride])
+            if fused is not None:
+                score = score + fused[:, :, : score.shape[2], : score.shape[3]]
+            fused = self.head[f"upsample{stride}"](score)
+        assert fused is not None
+        return {"out": fused[:, :, : image.shape[2], : image.shape[3]]}
 
 
 class Fire(nn.Module):
+    """SqueezeNet's block."""
+
     def __init__(self, in_features: int, squeezed: int, expanded: int):
         super().__init__()
         self.squeeze1x1 = nn.Conv2d(in_features, squeezed, 1)
@@ -96,71 +89,45 @@ class Fire(nn.Module):
         return torch.cat([torch.relu(self.expand1x1(x)), torch.relu(self.expand3x3(x))], 1)
 
 
-class SqueezeNetFcn8s(nn.Module):
-    """Scores at strides 16, 8 and 4."""
-
-    def __init__(self, workload: Workload):
-        super().__init__()
-        self.backbone = nn.ModuleDict({"conv1": nn.Conv2d(3, 64, 3, stride=2, padding=1)})
-        features = 64
-        squeezes = (16, 16, 32, 32, 48, 48, 64, 64)
-        for number, squeezed in enumerate(squeezes, start=2):
-            self.backbone[f"fire{number}"] = Fire(features, squeezed, 4 * squeezed)
-            features = 8 * squeezed
-        self.pool = nn.MaxPool2d(3, 2, 1)
-        self.dropout = nn.Dropout(workload.config.model.dropout)
-        self.head = skip_head({16: 512, 8: 256, 4: 128}, workload.num_classes, on_pixels=True)
-
-    def forward(self, image: Any) -> dict[str, Any]:
-        x = torch.relu(self.backbone["conv1"](image))
-        by_stage = {}
-        for stage, numbers in {4: (2, 3), 8: (4, 5), 16: (6, 7, 8, 9)}.items():
-            x = self.pool(x)
-            for number in numbers:
-                x = self.backbone[f"fire{number}"](x)
-            by_stage[stage] = x
-        to_score = {16: self.dropout(x), 8: by_stage[8], 4: by_stage[4]}
-        return fused_scores(self.head, to_score, image)
+def squeezenet_fcn8s(workload: Workload) -> nn.Module:
+    """Builds SqueezeNet 1.1, scored at strides 16, 8 and 4."""
+    layers = {"conv1": nn.Conv2d(3, 64, 3, stride=2, padding=1), "relu1": nn.ReLU()}
+    features = 64
+    for number, squeezed in enumerate((16, 16, 32, 32, 48, 48, 64, 64), start=2):
+        if number in (2, 4, 6):
+            layers[f"pool{number}"] = nn.MaxPool2d(3, 2, 1)
+        layers[f"fire{number}"] = Fire(features, squeezed, 4 * squeezed)
+        features = 8 * squeezed
+    layers["dropout"] = nn.Dropout(workload.config.model.dropout)
+    scored = {"fire3": (4, 128), "fire5": (8, 256), "dropout": (16, 512)}
+    return SkipFcn(layers, scored, workload.num_classes, on_pixels=True)
 
 
-class Vgg16Fcn8s(nn.Module):
-    """Every layer pads to the same size; poolings in ceil mode; fc6 and fc7 as convolutions."""
-
-    def __init__(self, workload: Workload):
-        super().__init__()
-        features = 16 if workload.small else 4096
-        self.backbone = nn.ModuleDict()
-        in_features = 3
-        for block, (out_features, depth) in enumerate(BLOCKS, start=1):
-            for layer in range(1, depth + 1):
-                conv = nn.Conv2d(in_features, out_features, 3, padding=1)
-                self.backbone[f"conv{block}_{layer}"] = conv
-                in_features = out_features
-        self.backbone["fc6"] = nn.Conv2d(512, features, 7, padding=3)
-        self.backbone["fc7"] = nn.Conv2d(features, features, 1)
-        self.pool = nn.MaxPool2d(2, 2, ceil_mode=True)
-        self.dropout = nn.Dropout(workload.config.model.dropout)
-        self.head = skip_head(
-            {32: features, 16: 512, 8: 256}, workload.num_classes, on_pixels=False
-        )
-
-    def forward(self, image: Any) -> dict[str, Any]:
-        x = image
-        by_stage = {}
-        for block, (_, depth) in enumerate(BLOCKS, start=1):
-            for layer in range(1, depth + 1):
-                x = torch.relu(self.backbone[f"conv{block}_{layer}"](x))
-            x = by_stage[2**block] = self.pool(x)
-        for name in ("fc6", "fc7"):
-            x = self.dropout(torch.relu(self.backbone[name](x)))
-        return fused_scores(self.head, {32: x, 16: by_stage[16], 8: by_stage[8]}, image)
+def vgg16_fcn8s(workload: Workload) -> nn.Module:
+    """Builds VGG16 with same-size padding, pooling in ceil mode, fc6 and fc7 as convolutions."""
+    layers: dict[str, nn.Module] = {}
+    in_features = 3
+    for block, (features, depth) in enumerate(BLOCKS, start=1):
+        for layer in range(1, depth + 1):
+            layers[f"conv{block}_{layer}"] = nn.Conv2d(in_features, features, 3, padding=1)
+            layers[f"relu{block}_{layer}"] = nn.ReLU()
+            in_features = features
+        layers[f"pool{block}"] = nn.MaxPool2d(2, 2, ceil_mode=True)
+    fc_features = 16 if workload.small else 4096
+    for name, size in (("fc6", 7), ("fc7", 1)):
+        layers[name] = nn.Conv2d(in_features, fc_features, size, padding=size // 2)
+        layers[f"relu_{name}"] = nn.ReLU()
+        layers[f"dropout_{name}"] = nn.Dropout(workload.config.model.dropout)
+        in_features = fc_features
+    scored = {"pool3": (8, 256), "pool4": (16, 512), "dropout_fc7": (32, fc_features)}
+    return SkipFcn(layers, scored, workload.num_classes, on_pixels=False)
 
 
-def torchvisions_fcn_resnet50(workload: Workload) -> Any:
-    """torchvision's own network; of a small workload the first block of each layer.
+def torchvision_fcn_resnet50(workload: Workload) -> nn.Module:
+    """Builds torchvision's own network; of a small workload the first block of each layer.
 
     Raises:
-        NotMeasuredError: torchvision is missing, or does not go with this PyTorch.
+        NotMeasuredError: torchvision is missing, or does not match this PyTorch.
     """
     try:
         from torchvision.models.segmentation import fcn_resnet50
@@ -181,46 +148,82 @@ def torchvisions_fcn_resnet50(workload: Workload) -> Any:
 
 
 NETWORKS = {
-    "squeezenet": SqueezeNetFcn8s,
-    "vgg16": Vgg16Fcn8s,
-    "resnet50": torchvisions_fcn_resnet50,
+    "squeezenet": squeezenet_fcn8s,
+    "vgg16": vgg16_fcn8s,
+    "resnet50": torchvision_fcn_resnet50,
 }
-"""By `config.model.backbone`."""
+"""By `model.backbone`."""
 
 
-@dataclasses.dataclass(frozen=True)
-class PeerNetwork:
-    """module: holds the weights. ours: PyTorch's names of its parameters → ours, joined by '/'."""
+def torch_network(workload: Workload, variables: Any) -> tuple[Any, dict[str, str]]:
+    """Builds a workload's network in PyTorch with our weights.
 
-    module: Any
-    ours: Mapping[str, str]
+    Args:
+        workload: names the network.
+        variables: our (params, batch_stats).
 
+    Returns:
+        The module, and our name of each of its parameters, joined by '/', by PyTorch's name.
 
-def peer_network(workload: Workload, variables: tuple[Any, Any]) -> PeerNetwork:
-    """The workload's network in PyTorch with our (params, batch_stats). Raises NotMeasuredError."""
+    Raises:
+        NotMeasuredError: the network cannot be made here.
+    """
     module = NETWORKS[workload.config.model.backbone](workload)
-    values = {name: np.asarray(value) for name, value in flat(variables).items()}
-    if workload.config.model.backbone == "resnet50":
-        table = fcn_resnet(50).table
-    else:
-        table = table_of_modules(values)
-    state = {}
-    ours = {}
-    for name, value in values.items():
-        theirs, layout = table[name]
-        state[theirs] = torch.tensor(np.ascontiguousarray(INVERSE[layout](value)))
-        ours[theirs] = name
-    counters = {name: value for name, value in module.state_dict().items() if name not in ours}
-    assert all(name.endswith("num_batches_tracked") for name in counters), counters.keys()
-    module.load_state_dict(counters | state)
-    return PeerNetwork(module, ours)
+    table = fcn_resnet(50).table if workload.config.model.backbone == "resnet50" else {}
+    state, names = {}, {}
+    for name, value in flat(variables).items():
+        value = np.asarray(value)
+        if value.ndim == 4:  # to (in, out, h, w) of transposed convolutions, else (out, in, h, w)
+            value = value.transpose((2, 3, 0, 1) if "upsample" in name else (3, 2, 0, 1))
+        # The other networks' modules have our names.
+        theirs = table[name][0] if table else name.replace("/", ".").replace("kernel", "weight")
+        state[theirs] = torch.tensor(np.ascontiguousarray(value))
+        names[theirs] = name
+    missing, unexpected = module.load_state_dict(state, strict=False)
+    assert not unexpected, unexpected
+    assert all(name.endswith("num_batches_tracked") for name in missing), missing
+    return module, names
 
 
-def table_of_modules(values: Mapping[str, np.ndarray]) -> Table:
-    """Of networks whose modules are called as ours."""
-    layers = {name.rpartition("/")[0] for name in values}
-    table: Table = {}
-    for layer in layers:
-        layout = from_iohw if "upsample" in layer else from_oihw
-        table |= kernels_and_biases({layer: layer.replace("/", ".")}, layout=layout)
-    return table
+class Normaliser:
+    """Turns images of bytes into what a workload's network takes."""
+
+    def __init__(self, workload: Workload, device: torch.device):
+        preprocessing = PREPROCESSING[preprocessing_name(workload.config.model)]
+        self._bgr = preprocessing.bgr
+        self._mean, self._std = (
+            torch.tensor(values, device=device)[:, None, None]
+            for values in (preprocessing.mean, preprocessing.std)
+        )
+
+    def __call__(self, pixels: Any) -> Any:
+        """Normalises RGB images of any type, (…, 3, h, w), to float32."""
+        pixels = pixels.flip(-3) if self._bgr else pixels
+        return (pixels.float() - self._mean) / self._std
+
+
+def saved_bytes_per_image(workload: Workload) -> int:
+    """Returns the bytes of the activations that PyTorch saves of an image for the backward pass.
+
+    They are those of tensors without contents, all in the workload's dtype.
+    """
+    dtype = getattr(torch, workload.dtype)
+
+    def saved_bytes(batch_size: int) -> int:
+        with torch.device("meta"):
+            network = NETWORKS[workload.config.model.backbone](workload).to(dtype).train()
+            image = torch.empty(batch_size, 3, *workload.crop_px, dtype=dtype)
+            label = torch.empty(batch_size, *workload.crop_px, dtype=torch.long)
+        saved: dict[int, tuple[Any, int]] = {}
+
+        def save(tensor: Any) -> Any:
+            storage = tensor.untyped_storage()
+            saved[storage._cdata] = tensor, storage.nbytes()  # a freed one's number is reused
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor):
+            for logits in network(image).values():
+                nn.functional.cross_entropy(logits.float(), label)
+        return sum(size for _, size in saved.values())
+
+    return saved_bytes(2) - saved_bytes(1)

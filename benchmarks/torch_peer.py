@@ -1,13 +1,10 @@
-"""PyTorch, to compare with, on the same shapes.
+"""PyTorch's contenders, on the same shapes as ours.
 
-On a GPU with channels-last, torch.compile and automatic mixed precision where ours computes in
-bfloat16; eager on the CPU, contiguous or channels-last, whichever is faster. Imported only where it
-is asked for.
-
-Networks are made by a contender's first call, so that one that cannot be made is told in its row.
+On a GPU it trains with channels-last, torch.compile, and automatic mixed precision if ours computes
+in bfloat16; on a CPU eagerly, contiguous or channels-last, whichever is faster. Networks are made
+by a contender's first call, so that one that cannot be made is reported in its row.
 """
 
-import dataclasses
 import functools
 import gc
 from collections.abc import Callable, Mapping
@@ -17,53 +14,44 @@ import jax
 import numpy as np
 import torch
 
-from benchmarks.evaluation_rate import accuracy_note
 from benchmarks.hardware import usable_cores
 from benchmarks.measuring import Contender, NotMeasuredError
-from benchmarks.settings import on_gpu
+from benchmarks.suite_evaluate import accuracy_note
 from benchmarks.torch_evaluation import TorchEvaluation
 from benchmarks.torch_step import TorchStep
 from benchmarks.workloads import Workload
 from fcn_jax.data.splits import Split
+from fcn_jax.errors import UserError
 
-
-def check_one_device() -> None:
-    """Raises NotMeasuredError where ours has several."""
-    if jax.device_count() > 1:
-        raise NotMeasuredError("it runs on one device, ours on all: show it a single one")
-
-
-@dataclasses.dataclass(frozen=True)
-class Treatment:
-    """How a network is run. compiled: by torch.compile."""
-
-    channels_last: bool
-    compiled: bool = False
-
-    @property
-    def layout(self) -> Any:
-        return torch.channels_last if self.channels_last else torch.contiguous_format
-
-    @property
-    def name(self) -> str:
-        """In brackets, of which the faster counts."""
-        how = "channels_last" if self.channels_last else "contiguous"
-        return f"({how}{', compiled' if self.compiled else ''})"
-
-
-LAYOUTS = (Treatment(channels_last=False), Treatment(channels_last=True))
+EAGER = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+COMPILED = {"channels_last, compiled": torch.channels_last}
+"""Memory formats by the part of a contender's name in brackets, of which the fastest counts."""
 
 
 class Peer:
-    """PyTorch, on the GPU where JAX is on one, else on as many cores."""
+    """PyTorch, on the GPU if JAX uses one, else on all cores.
+
+    Raises:
+        UserError: JAX uses an accelerator, and PyTorch does not see it.
+    """
 
     def __init__(self) -> None:
+        backend = jax.default_backend()
+        if backend != "cpu" and not torch.cuda.is_available():
+            raise UserError(
+                f"--against=torch: JAX is on a {backend.upper()}, and PyTorch {torch.__version__} "
+                "sees no GPU: install a CUDA build"
+            )
         torch.set_num_threads(usable_cores())
-        self.device = torch.device("cuda" if on_gpu() and torch.cuda.is_available() else "cpu")
-        # What JAX does with float32 on GPUs by default, and the fastest algorithm for each shape.
+        self.device = torch.device("cpu" if backend == "cpu" else "cuda")
+        # As JAX treats float32 on GPUs by default, and the fastest algorithm for each shape.
         torch.set_float32_matmul_precision("high")
         torch.backends.cudnn.allow_tf32 = True
         torch.backends.cudnn.benchmark = True
+
+    @property
+    def on_gpu(self) -> bool:
+        return self.device.type == "cuda"
 
     @property
     def versions(self) -> dict[str, str]:
@@ -73,21 +61,22 @@ class Peer:
             found |= {"torch cudnn": str(torch.backends.cudnn.version())}
         return found
 
-    @property
-    def treatments(self) -> tuple[Treatment, ...]:
-        if self.device.type == "cuda":
-            return (Treatment(channels_last=True, compiled=True),)
-        return LAYOUTS
-
     def wait(self) -> None:
-        if self.device.type == "cuda":
+        """Waits for what was dispatched to the GPU."""
+        if self.on_gpu:
             torch.cuda.synchronize()
 
-    def images(self, values: np.ndarray, channels_last: bool, dtype: str = "float32") -> Any:
-        """(b, h, w, c) to (b, c, h, w), in one of the two layouts in memory."""
-        tensor = torch.tensor(values, dtype=getattr(torch, dtype)).permute(0, 3, 1, 2)
-        tensor = tensor.to(self.device)
-        return tensor if channels_last else tensor.contiguous()
+    def release(self) -> None:
+        """Forgets compiled programs, and returns unused memory to the GPU.
+
+        torch.compile keeps programs by function, whatever the network, and after some of them gives
+        up and runs eagerly.
+        """
+        if self.on_gpu:
+            torch.compiler.reset()
+        gc.collect()
+        if self.on_gpu:
+            torch.cuda.empty_cache()
 
     def upsampling(
         self,
@@ -99,15 +88,17 @@ class Peer:
         dtype: str,
         calls: int,
     ) -> dict[str, Contender]:
-        """Of the suite `upsample`, in both layouts. calls: back to back, the last waited for."""
+        """Makes the contenders of the suite `upsample`; see `suite_upsample.contenders`."""
 
-        def upsampling(treatment: Treatment) -> Callable[[], Any]:
-            x = self.images(values, treatment.channels_last, dtype)
-            weight = torch.tensor(kernel.transpose(2, 3, 0, 1).copy(), dtype=x.dtype)
-            weight = weight.to(self.device, memory_format=treatment.layout)
-            x.requires_grad_(backward)
-            weight.requires_grad_(backward)
-            gradient = self.images(cotangent, treatment.channels_last, dtype)
+        def make(layout: Any) -> Callable[[], Any]:
+            def tensor(array: np.ndarray) -> Any:
+                copy = torch.tensor(array.copy(), dtype=getattr(torch, dtype))
+                return copy.to(self.device, memory_format=layout)
+
+            x, gradient = (tensor(np.moveaxis(array, -1, 1)) for array in (values, cotangent))
+            weight = tensor(kernel.transpose(2, 3, 0, 1))  # to (in, out, h, w)
+            for inputs in (x, weight):
+                inputs.requires_grad_(backward)
 
             def run() -> Any:
                 for _ in range(calls):
@@ -116,98 +107,88 @@ class Peer:
                     )
                     if backward:
                         torch.autograd.grad(result, (x, weight), gradient)
-                self.wait()
                 return result
 
             return run
 
-        def contender(treatment: Treatment) -> Contender:
-            run = functools.cache(lambda: upsampling(treatment))
-            return Contender(lambda: run()(), iterations=calls, peer=True)
+        return self._contenders("PyTorch", EAGER, make, iterations=calls)
 
-        return {f"PyTorch {treatment.name}": contender(treatment) for treatment in LAYOUTS}
+    def training_steps(self, workload: Workload) -> dict[str, Contender]:
+        """Makes the contenders of the suite `train_step`.
 
-    def training_steps(
-        self, workload: Workload, variables: tuple[Any, Any], batch: Mapping[str, np.ndarray]
-    ) -> dict[str, Contender]:
-        """Of the suite `train_step`: for each treatment whole steps, and steps on crops that lie on
-        the device, because PyTorch's are made image by image.
+        PyTorch cuts its crops image by image; further contenders run on crops that were cut before.
+        """
+        batch = workload.batch()
+        step = functools.cache(functools.partial(self._step, workload))
+
+        def on_crops(layout: Any) -> Callable[[], Any]:
+            return functools.partial(step(layout).update, *step(layout).augment(batch))
+
+        def whole(layout: Any) -> Callable[[], Any]:
+            return functools.partial(step(layout), batch)
+
+        layouts = COMPILED if self.on_gpu else EAGER
+        images = workload.config.train.batch_size
+        return self._contenders("PyTorch", layouts, whole, images=images) | self._contenders(
+            "PyTorch, crops made before", layouts, on_crops, images=images
+        )
+
+    def evaluations(self, workload: Workload, split: Split) -> dict[str, Contender]:
+        """Makes the contenders of the suite `evaluate`.
+
+        They are never compiled: torch.compile would compile again for every size of image.
         """
 
-        def contenders(treatment: Treatment) -> dict[str, Contender]:
-            @functools.cache
-            def step() -> TorchStep:
-                check_one_device()
-                return TorchStep(workload, variables, self.device, treatment)
-
-            @functools.cache
-            def crops() -> tuple[Any, Any]:
-                return step().augment(batch)
-
-            def whole() -> None:
-                step()(batch)
-                self.wait()
-
-            def on_crops() -> None:
-                step().update(*crops())
-                self.wait()
-
-            calls = {"PyTorch": whole, "PyTorch, crops made before": on_crops}
-            return {
-                f"{name} {treatment.name}": Contender(call, images=len(batch["image"]), peer=True)
-                for name, call in calls.items()
-            }
-
-        made: dict[str, Contender] = {}
-        for treatment in self.treatments:
-            made |= contenders(treatment)
-        return made
-
-    def peak_bytes(
-        self, workload: Workload, variables: tuple[Any, Any], batch: Mapping[str, np.ndarray]
-    ) -> int:
-        """The most that was allocated on the GPU in two steps."""
-        check_one_device()
-        self.release()
-        torch.cuda.reset_peak_memory_stats()
-        self.two_steps(workload, variables, batch)
-        return torch.cuda.max_memory_allocated()
-
-    def two_steps(
-        self, workload: Workload, variables: tuple[Any, Any], batch: Mapping[str, np.ndarray]
-    ) -> None:
-        """For what they take of memory."""
-        step = TorchStep(workload, variables, self.device, self.treatments[0])
-        for _ in range(2):
-            step(batch)
-            self.wait()
-
-    def release(self) -> None:
-        """Forgets what was compiled, and gives memory that nothing uses back to the GPU.
-
-        torch.compile keeps it by function, whatever the network, and after some times gives up and
-        runs eagerly.
-        """
-        if self.device.type == "cuda":
-            torch.compiler.reset()
-        gc.collect()
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
-
-    def evaluations(
-        self, workload: Workload, variables: tuple[Any, Any], split: Split
-    ) -> dict[str, Contender]:
-        """Of the suite `evaluate`, in both layouts; never compiled: every size would be anew."""
+        def make(layout: Any) -> Callable[[], Any]:
+            check_one_device()
+            return functools.partial(TorchEvaluation(workload, self.device, layout), split)
 
         def note(confusion: np.ndarray) -> str:
             return accuracy_note(np.trace(confusion) / confusion.sum())
 
-        def contender(treatment: Treatment) -> Contender:
-            @functools.cache
-            def evaluation() -> TorchEvaluation:
-                check_one_device()
-                return TorchEvaluation(workload, variables, self.device, treatment.layout)
+        return self._contenders("PyTorch", EAGER, make, images=len(split), note=note)
 
-            return Contender(lambda: evaluation()(split), images=len(split), note=note, peer=True)
+    def peak_bytes(self, workload: Workload) -> int:
+        """Returns the most that two training steps allocate on the GPU."""
+        self.release()
+        torch.cuda.reset_peak_memory_stats()
+        self.two_steps(workload)
+        return torch.cuda.max_memory_allocated()
 
-        return {f"PyTorch {treatment.name}": contender(treatment) for treatment in LAYOUTS}
+    def two_steps(self, workload: Workload) -> None:
+        """Runs two training steps, for the memory that they take."""
+        layout = torch.channels_last if self.on_gpu else torch.contiguous_format
+        step = self._step(workload, layout)
+        for _ in range(2):
+            step(workload.batch())
+            self.wait()
+
+    def _step(self, workload: Workload, layout: Any) -> TorchStep:
+        check_one_device()
+        return TorchStep(workload, self.device, layout, compiled=self.on_gpu)
+
+    def _contenders(
+        self,
+        name: str,
+        layouts: Mapping[str, Any],
+        make: Callable[[Any], Callable[[], Any]],
+        **options: Any,
+    ) -> dict[str, Contender]:
+        """A contender for each layout; what it calls is made by its first call."""
+        make = functools.cache(make)
+
+        def call(layout: Any) -> Any:
+            result = make(layout)()
+            self.wait()
+            return result
+
+        return {
+            f"{name} ({how})": Contender(functools.partial(call, layout), peer=True, **options)
+            for how, layout in layouts.items()
+        }
+
+
+def check_one_device() -> None:
+    """Raises NotMeasuredError if JAX uses several devices, of which PyTorch would use one."""
+    if jax.device_count() > 1:
+        raise NotMeasuredError("it runs on one device, ours on all: show it a single one")

@@ -1,4 +1,4 @@
-"""The step of `fcn_jax/step.py` in PyTorch."""
+"""The step of `fcn_jax/training/train_step.py` in PyTorch."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,42 +7,44 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from benchmarks.torch_networks import PeerNetwork, peer_network
-from benchmarks.workloads import Workload
+from benchmarks.torch_networks import Normaliser, torch_network
+from benchmarks.workloads import Workload, random_variables
 from fcn_jax.config import OptimConfig
 from fcn_jax.data.labels import IGNORE_INDEX
-from fcn_jax.models.backbones.preprocess import PREPROCESSING
-from fcn_jax.models.build import preprocessing_name
 
 
 class TorchStep:
     """Scale, crop and flip, forward, loss over valid pixels, gradients, update.
 
-    Where the workload computes in bfloat16 the network and the loss run under autocast.
+    If the workload computes in bfloat16, the network and the loss run under autocast.
+
+    Args:
+        workload: the network, with `random_variables`, and its training.
+        device: where it runs.
+        layout: memory format of the weights and images.
+        compiled: whether torch.compile compiles the network and the loss.
     """
 
     def __init__(
-        self, workload: Workload, variables: tuple[Any, Any], device: torch.device, treatment: Any
+        self, workload: Workload, device: torch.device, layout: Any, *, compiled: bool = False
     ):
         self.config, self.crop_px = workload.config, workload.crop_px
         self.device = device
-        self.layout = treatment.layout
-        self.preprocessing = PREPROCESSING[preprocessing_name(self.config.model)]
-        network = peer_network(workload, variables)
-        self.module = network.module.to(device, memory_format=self.layout).train()
-        self.optimizer = optimizer(self.config.optim, network, fused=device.type == "cuda")
+        self.layout = layout
+        self.normalise = Normaliser(workload, device)
+        module, names = torch_network(workload, random_variables(workload.network))
+        self.module = module.to(device, memory_format=layout).train()
+        self.optimizer = optimizer(self.config.optim, self.module, names)
         self.mixed = workload.dtype == "bfloat16"
-        # Static, as XLA's programs are: else the second network is compiled for any size.
-        self.loss_of = (
-            torch.compile(self._loss, dynamic=False) if treatment.compiled else self._loss
-        )
+        # Static as XLA's programs are: else the second batch size is compiled for any size.
+        self.loss_of = torch.compile(self._loss, dynamic=False) if compiled else self._loss
 
     def __call__(self, batch: Mapping[str, np.ndarray]) -> Any:
-        """The loss before the update, unwaited for."""
+        """Runs a step and returns the loss before its update, without waiting for it."""
         return self.update(*self.augment(batch))
 
     def update(self, image: Any, label: Any) -> Any:
-        """The step on what `augment` returns: all of it but scale, crop and flip."""
+        """Runs the step without scaling, cropping and flipping, on what `augment` returns."""
         self.optimizer.zero_grad(set_to_none=True)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.mixed):
             loss = self.loss_of(image, label)
@@ -59,19 +61,19 @@ class TorchStep:
         return loss
 
     def augment(self, batch: Mapping[str, np.ndarray]) -> tuple[Any, Any]:
-        """Scale, crop, flip; scales only what the crop shows. Of images that fill their canvas.
+        """Scales, crops and flips images that fill their canvas; scales only what the crop shows.
 
-        Returns normalised images, float32 (b, 3, h, w), zero outside, and labels int64 (b, h, w).
+        Args:
+            batch: image uint8 (b, H, W, 3) and label uint8 (b, H, W), on the host.
+
+        Returns:
+            Normalised images, float32 (b, 3, h, w), zero outside, and labels, int64 (b, h, w).
         """
         random = np.random.default_rng()
         side = self.crop_px[0]
         pixels = torch.as_tensor(batch["image"]).to(self.device, non_blocking=True)
         classes = torch.as_tensor(batch["label"]).to(self.device, non_blocking=True)
         count, length = classes.shape[:2]
-        mean, std = (
-            torch.tensor(values, device=self.device)[:, None, None]
-            for values in (self.preprocessing.mean, self.preprocessing.std)
-        )
         images = torch.zeros((count, 3, side, side), device=self.device)
         labels = torch.full((count, side, side), IGNORE_INDEX, dtype=torch.long, device=self.device)
         for index in range(count):
@@ -80,27 +82,30 @@ class TorchStep:
             top, left = random.integers(0, length - shown + 1, 2)
             window = (index, slice(top, top + shown), slice(left, left + shown))
             size = min(round(shown * scale), side)
-            cut = pixels[window].permute(2, 0, 1)[None].float()
-            cut = functional.interpolate(cut, (size, size), mode="bilinear")[0]
-            cut_label = classes[window][None, None].float()
-            cut_label = functional.interpolate(cut_label, (size, size), mode="nearest")[0, 0]
-            if self.preprocessing.bgr:
-                cut = cut.flip(0)
+            crop = pixels[window].permute(2, 0, 1)[None].float()
+            crop = functional.interpolate(crop, (size, size), mode="bilinear")[0]
+            crop_label = classes[window][None, None].float()
+            crop_label = functional.interpolate(crop_label, (size, size), mode="nearest")[0, 0]
             if self.config.augment.flip and random.random() < 0.5:
-                cut, cut_label = cut.flip(2), cut_label.flip(1)
-            images[index, :, :size, :size] = (cut - mean) / std
-            labels[index, :size, :size] = cut_label.long()
+                crop, crop_label = crop.flip(2), crop_label.flip(1)
+            images[index, :, :size, :size] = self.normalise(crop)
+            labels[index, :size, :size] = crop_label.long()
         return images.contiguous(memory_format=self.layout), labels
 
 
-def optimizer(config: OptimConfig, network: PeerNetwork, *, fused: bool) -> Any:
-    """With the rates and decays that `fcn_jax/optim.py` gives each part."""
+def optimizer(config: OptimConfig, module: Any, names: Mapping[str, str]) -> Any:
+    """Builds the optimizer of `fcn_jax/training/optim.py`, with its rates and decays by part.
+
+    Args:
+        config: its settings.
+        module: the network.
+        names: our names of the module's parameters.
+    """
     groups: dict[tuple[float, float], list[Any]] = {}
-    for theirs, parameter in network.module.named_parameters():
-        name = network.ours[theirs]
-        part = name.partition("/")[0]
+    for theirs, parameter in module.named_parameters():
+        name = names[theirs]
         shares = {"backbone": config.backbone_rate, "auxiliary": config.auxiliary_rate}
-        rate = config.learning_rate * shares.get(part, 1.0)
+        rate = config.learning_rate * shares.get(name.partition("/")[0], 1.0)
         decays = name.endswith("kernel") and "upsample" not in name
         key = (rate, config.weight_decay if decays else 0.0)
         groups.setdefault(key, []).append(parameter)
@@ -108,6 +113,7 @@ def optimizer(config: OptimConfig, network: PeerNetwork, *, fused: bool) -> Any:
         {"params": members, "lr": rate, "weight_decay": decay}
         for (rate, decay), members in groups.items()
     ]
+    fused = next(module.parameters()).device.type == "cuda"
     if config.name == "sgd":
         return torch.optim.SGD(parameters, momentum=config.momentum, fused=fused)
     return torch.optim.AdamW(parameters, fused=fused)

@@ -1,7 +1,7 @@
 """The networks that are measured, and how they are trained: fixed, so that numbers compare."""
 
 import dataclasses
-from collections.abc import Iterator
+import functools
 from typing import Any
 
 import jax
@@ -9,13 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from benchmarks import cost
 from fcn_jax.config import Config
 from fcn_jax.models.backbones.resnet import ResNet
 from fcn_jax.models.backbones.vgg import VGG16
 from fcn_jax.models.build import abstract_model
 from fcn_jax.models.heads import score_layer
 from fcn_jax.models.pure_model import Network
-from fcn_jax.models.upsampling import bilinear_kernel
 from fcn_jax.parallel import data_parallel
 from fcn_jax.parallel.data_parallel import DATA_AXIS
 from fcn_jax.training import optim
@@ -28,15 +28,20 @@ NUM_CLASSES = 21
 class Workload:
     """A network and its training.
 
-    name: of the network. canvas_px: height and width of the canvases that crops are cut from.
-    for_gpu: whether a CPU would take minutes a step. small: see `shrink`.
+    Attributes:
+        name: name of the network.
+        config: its model, crops, optimizer and batch size.
+        canvas_px: height and width of the canvases that the crops are cut from.
+        for_gpu: whether a step takes minutes on a CPU.
+        small: whether layers are left out, see `shrink`.
+        num_classes: k.
     """
 
     name: str
     config: Config
     canvas_px: int
-    for_gpu: bool
-    small: bool
+    for_gpu: bool = False
+    small: bool = False
     num_classes: int = NUM_CLASSES
 
     @property
@@ -47,6 +52,7 @@ class Workload:
 
     @property
     def title(self) -> str:
+        """The name with crop, batch size and dtype."""
         crop = "×".join(map(str, self.crop_px))
         return f"{self.name} {crop} batch {self.config.train.batch_size} {self.dtype}"
 
@@ -55,7 +61,7 @@ class Workload:
         return self.config.model.compute_dtype
 
     def changed(self, **settings: Any) -> "Workload":
-        """The same with other settings, `model__compute_dtype` for config.model.compute_dtype."""
+        """Returns the workload with other settings: `model__remat=True` sets model.remat."""
         config = self.config
         for name, value in settings.items():
             section, _, setting = name.partition("__")
@@ -64,106 +70,111 @@ class Workload:
         config.check()
         return dataclasses.replace(self, config=config)
 
+    @functools.cached_property
     def network(self) -> Network:
-        """Its variables are shapes and types alone."""
-
+        """The network with shapes in place of weights."""
         model = abstract_model(self.config.model, self.num_classes, axis_name=DATA_AXIS)
         if self.small:
             shrink(model)
         return Network(model)
 
-    def optimizer(self, network: Network) -> Any:
+    @functools.cached_property
+    def optimizer(self) -> Any:
         total_steps = self.config.train.total_steps(num_images=0)
-        return optim.build_optimizer(self.config.optim, network.decay_mask, total_steps)
+        return optim.build_optimizer(self.config.optim, self.network.decay_mask, total_steps)
 
-    def step(self, network: Network) -> data_parallel.ParallelStep:
-        """The training step on all devices."""
-        return data_parallel.parallelize(self.one_devices_step(network), donate_state=True)
+    def device_step(self) -> Any:
+        """Builds the training step of a single device."""
+        return make_train_step(self.network, self.optimizer, self.config)
 
-    def one_devices_step(self, network: Network) -> Any:
-        return make_train_step(network, self.optimizer(network), self.config)
+    def step(self) -> data_parallel.ParallelStep:
+        """Builds the training step on all devices."""
+        return data_parallel.parallelize(self.device_step(), donate_state=True)
 
-    def traced(self, network: Network) -> Any:
-        """One device's step as a traced program (jaxpr), on its share of the batch."""
-        devices = jax.device_count()
-        share = {
-            name: jax.ShapeDtypeStruct((leaf.shape[0] // devices, *leaf.shape[1:]), leaf.dtype)
-            for name, leaf in self.abstract_batch().items()
-        }
-        trace = jax.make_jaxpr(self.one_devices_step(network), axis_env=[(DATA_AXIS, devices)])
-        return trace(self.abstract_state(network), share)
+    def state(self) -> TrainState:
+        """Returns the state before the first step, with `random_variables`, on the device."""
+        variables = jax.tree.map(jnp.asarray, random_variables(self.network))
+        return create_train_state(variables, self.optimizer)
 
-    def state(self, network: Network, variables: tuple[Any, Any]) -> TrainState:
-        """On the device, from (params, batch_stats)."""
-        on_device = jax.tree.map(jnp.asarray, variables)
-        return create_train_state(on_device, self.optimizer(network))
-
-    def abstract_state(self, network: Network) -> TrainState:
-        """Its shapes and types."""
-        optimizer = self.optimizer(network)
-        return jax.eval_shape(lambda v: create_train_state(v, optimizer), network.variables)
-
-    def abstract_batch(self) -> dict[str, jax.ShapeDtypeStruct]:
-        """Shapes and types of `random_canvases`."""
-        batch, side = self.config.train.batch_size, self.canvas_px
+    def batch(self) -> dict[str, np.ndarray]:
+        """Returns noise that fills its canvases, with labels in blocks of 16 pixels."""
+        random = np.random.default_rng(0)
+        batch_size, side = self.config.train.batch_size, self.canvas_px
+        blocks = random.integers(0, self.num_classes, (batch_size, side // 16, side // 16))
         return {
-            "image": jax.ShapeDtypeStruct((batch, side, side, 3), np.uint8),
-            "label": jax.ShapeDtypeStruct((batch, side, side), np.uint8),
-            "size": jax.ShapeDtypeStruct((batch, 2), np.int32),
+            "image": random.integers(0, 256, (batch_size, side, side, 3), np.uint8),
+            "label": blocks.repeat(16, axis=1).repeat(16, axis=2).astype(np.uint8),
+            "size": np.full((batch_size, 2), side, np.int32),
         }
 
+    def lowered(self, step: data_parallel.ParallelStep) -> jax.stages.Lowered:
+        """Returns the step's program, traced with the shapes of the state and the batch."""
+        return step.lower(self._abstract_state(), self.batch())
 
-def workloads(small: bool) -> Iterator[Workload]:
-    """Those that the suites run, each of a batch for every device."""
-    yield Workload("FCN-8s SqueezeNet", _squeezenet(small), 64 if small else 512, False, small)
-    yield Workload("FCN-ResNet-50", _resnet50(small), 64 if small else 512, True, small)
-    yield Workload("FCN-8s VGG16", _vgg16(small), 64 if small else 512, True, small)
+    def flops(self, step: data_parallel.ParallelStep) -> float:
+        """Returns the operations of a step on one device."""
+        batch = self.batch()
+        traced = jax.make_jaxpr(lambda state: step(state, batch))(self._abstract_state())
+        return cost.flops(self.lowered(step), traced)
 
-
-def _squeezenet(small: bool) -> Config:
-    config = Config()
-    config.model.backbone = "squeezenet"
-    return _trained(config, small, crop_px=320, batch_size=8)
-
-
-def _resnet50(small: bool) -> Config:
-    """torchvision's `fcn_resnet50`, trained as by configs/voc_fcn_resnet50.py."""
-    config = Config()
-    config.model.backbone = "resnet50"
-    config.model.output_stride = 8
-    config.model.skips = 0
-    config.model.head = "hidden"
-    config.model.auxiliary_weight = 0.5
-    config.model.upsampling = "interpolate"
-    config.model.dropout = 0.1
-    config.model.compute_dtype = "bfloat16"
-    config.optim.name = "sgd"
-    config.optim.learning_rate = 0.01
-    config.optim.auxiliary_rate = 10.0
-    return _trained(config, small, crop_px=480, batch_size=16)
+    def _abstract_state(self) -> TrainState:
+        create = functools.partial(create_train_state, optimizer=self.optimizer)
+        return jax.eval_shape(create, self.network.variables)
 
 
-def _vgg16(small: bool) -> Config:
-    """The paper's network without its padding by 100, with upsampling that learns."""
-    config = Config()
-    config.model.backbone = "vgg16"
-    config.model.compute_dtype = "bfloat16"
-    config.optim.name = "sgd"
-    config.optim.learning_rate = 1e-3
-    return _trained(config, small, crop_px=500, batch_size=8)
+def workloads(small: bool) -> tuple[Workload, ...]:
+    """Returns the networks of the suites: batches for all devices, tiny sizes if `small`."""
 
+    def workload(name: str, crop_px: int, batch_size: int, **settings: Any) -> Workload:
+        config = Config()
+        config.augment.crop_px = (32, 32) if small else (crop_px, crop_px)
+        config.train.batch_size = jax.device_count() * (2 if small else batch_size)
+        config.train.steps = 1000
+        config.optim.schedule = "constant"
+        for_gpu = settings["model__compute_dtype"] == "bfloat16"
+        canvas_px = 64 if small else 512
+        return Workload(name, config, canvas_px, for_gpu, small).changed(**settings)
 
-def _trained(config: Config, small: bool, *, crop_px: int, batch_size: int) -> Config:
-    config.augment.crop_px = (32, 32) if small else (crop_px, crop_px)
-    config.train.batch_size = jax.device_count() * (2 if small else batch_size)
-    config.train.steps = 1000
-    config.optim.schedule = "constant"
-    config.check()
-    return config
+    return (
+        workload(
+            "FCN-8s SqueezeNet",
+            crop_px=320,
+            batch_size=8,
+            model__backbone="squeezenet",
+            model__compute_dtype="float32",
+        ),
+        # torchvision's `fcn_resnet50`, trained as in configs/voc_fcn_resnet50.py.
+        workload(
+            "FCN-ResNet-50",
+            crop_px=480,
+            batch_size=16,
+            model__backbone="resnet50",
+            model__output_stride=8,
+            model__skips=0,
+            model__head="hidden",
+            model__auxiliary_weight=0.5,
+            model__upsampling="interpolate",
+            model__dropout=0.1,
+            model__compute_dtype="bfloat16",
+            optim__name="sgd",
+            optim__learning_rate=0.01,
+            optim__auxiliary_rate=10.0,
+        ),
+        # The paper's network without its padding by 100, and with learned upsampling.
+        workload(
+            "FCN-8s VGG16",
+            crop_px=500,
+            batch_size=8,
+            model__backbone="vgg16",
+            model__compute_dtype="bfloat16",
+            optim__name="sgd",
+            optim__learning_rate=1e-3,
+        ),
+    )
 
 
 def shrink(model: Any) -> None:
-    """Takes away what would take minutes to compile, and shows nothing new at tiny sizes."""
+    """Removes layers that would take minutes to compile and show nothing new at tiny sizes."""
     backbone = model.backbone
     if isinstance(backbone, ResNet):
         for layer, count in enumerate(backbone.depths, start=1):
@@ -178,36 +189,17 @@ def shrink(model: Any) -> None:
 
 
 def random_variables(network: Network) -> tuple[Any, Any]:
-    """(params, batch_stats) as numpy arrays, none of them zero: scores differ between pixels.
+    """Returns (params, batch_stats) as NumPy arrays without zeros: logits differ between pixels.
 
-    Drawn here, because each initializer of the network's own would be compiled.
+    NumPy draws them, because each of the network's own initializers would be compiled.
     """
     random = np.random.default_rng(0)
 
     def draw(path: Any, leaf: jax.ShapeDtypeStruct) -> np.ndarray:
-        names = [str(entry.key) for entry in path]
-        if names[-1] == "kernel" and any(name.startswith("upsample") for name in names):
-            return bilinear_kernel(leaf.shape[0], leaf.shape[-1])
-        if names[-1] == "kernel":
-            spread = np.sqrt(2 / np.prod(leaf.shape[:-1]))
-            return spread * random.standard_normal(leaf.shape, np.float32)
-        if names[-1] in ("scale", "var"):
+        name = path[-1].key
+        if name in ("scale", "var"):
             return np.ones(leaf.shape, np.float32)
-        return 0.1 * random.standard_normal(leaf.shape, np.float32)
+        deviation = np.sqrt(2 / np.prod(leaf.shape[:-1])) if name == "kernel" else 0.1
+        return (deviation * random.standard_normal(leaf.shape)).astype(np.float32)
 
-    params, batch_stats = network.variables
-    return (
-        jax.tree_util.tree_map_with_path(draw, params),
-        jax.tree_util.tree_map_with_path(draw, batch_stats),
-    )
-
-
-def random_canvases(batch_size: int, canvas_px: int) -> dict[str, np.ndarray]:
-    """A batch of noise, its labels in blocks of 16 pixels, that fills its canvases."""
-    random = np.random.default_rng(0)
-    blocks = random.integers(0, NUM_CLASSES, (batch_size, canvas_px // 16, canvas_px // 16))
-    return {
-        "image": random.integers(0, 256, (batch_size, canvas_px, canvas_px, 3), np.uint8),
-        "label": blocks.repeat(16, axis=1).repeat(16, axis=2).astype(np.uint8),
-        "size": np.full((batch_size, 2), canvas_px, np.int32),
-    }
+    return jax.tree_util.tree_map_with_path(draw, network.variables)

@@ -38,7 +38,7 @@ def test_the_second_start_compiles_nothing_and_so_does_going_on(tmp_path: Path):
             f"--workdir={tmp_path / workdir}",
         ]
         ended = subprocess.run(
-            [sys.executable, "-m", "benchmarks.watched_train", str(events), *arguments],
+            [sys.executable, "-m", "tests.watched_train", str(events), *arguments],
             cwd=ROOT,
             env=home,
             capture_output=True,

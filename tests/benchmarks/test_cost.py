@@ -1,4 +1,4 @@
-"""Operations of programs, beside numbers worked out by hand and XLA's own, and devices' peaks."""
+"""Operations of programs against numbers worked out by hand and XLA's own, and peaks."""
 
 from typing import Any
 
@@ -11,9 +11,9 @@ from benchmarks import cost
 
 
 def flops_of(function: Any, *arguments: Any) -> tuple[float, float]:
-    """As traced, and as XLA's own analysis of the compiled program has it."""
+    """Returns them as traced, and by XLA's analysis of the compiled program."""
     compiled: Any = jax.jit(function).lower(*arguments).compile().cost_analysis()
-    return cost.products(jax.make_jaxpr(function)(*arguments).jaxpr), compiled["flops"]
+    return cost.product_flops(jax.make_jaxpr(function)(*arguments).jaxpr), compiled["flops"]
 
 
 def test_operations_of_a_matrix_product() -> None:
@@ -60,9 +60,9 @@ def test_operations_of_convolutions_and_their_gradients_are_xlas(
         return result, pull_back(g)
 
     g = jax.eval_shape(forward, x, k)
-    traced = cost.products(jax.make_jaxpr(forward_and_backward)(x, k, g).jaxpr)
-    # Each pair of the forward pass is met once for either gradient.
-    assert traced == 3 * cost.products(jax.make_jaxpr(forward)(x, k).jaxpr)
+    traced = cost.product_flops(jax.make_jaxpr(forward_and_backward)(x, k, g).jaxpr)
+    # Each pair of the forward pass counts once more for either gradient.
+    assert traced == 3 * cost.product_flops(jax.make_jaxpr(forward)(x, k).jaxpr)
 
 
 def test_a_loops_body_counts_as_often_as_it_runs() -> None:
@@ -107,7 +107,7 @@ def test_of_branches_the_one_with_the_most_operations_counts() -> None:
         return lax.switch(index, [lambda x: x, lambda x: x @ x @ x, lambda x: x @ x], x)
 
     traced = jax.make_jaxpr(branches)(0, x)
-    assert cost.products(traced.jaxpr) == 2 * 2 * 6**3
+    assert cost.product_flops(traced.jaxpr) == 2 * 2 * 6**3
 
 
 def test_a_program_for_each_platform_counts_once() -> None:
@@ -116,4 +116,4 @@ def test_a_program_for_each_platform_counts_once() -> None:
     def product(x: jax.Array) -> jax.Array:
         return lax.platform_dependent(x, cpu=lambda x: x @ x, default=lambda x: x @ x)
 
-    assert cost.products(jax.make_jaxpr(product)(x).jaxpr) == 2 * 6**3
+    assert cost.product_flops(jax.make_jaxpr(product)(x).jaxpr) == 2 * 6**3

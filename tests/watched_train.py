@@ -1,9 +1,9 @@
-"""`python -m fcn_jax.train`, its compilations noted.
+"""Runs `python -m fcn_jax.train` and notes its compilations.
 
-    python -m benchmarks.watched_train FILE [flags of fcn_jax.train]
+    python -m tests.watched_train FILE [flags of fcn_jax.train]
 
-A program of the suite `startup`. It writes a word to FILE for each program that JAX looks for in
-its cache, `requests`, and for each that it finds there, `hits`.
+It writes a word to FILE for each program that JAX looks for in its cache, `requests`, and for each
+that it finds there, `hits`.
 """
 
 import runpy
@@ -22,7 +22,7 @@ def main(path: str) -> None:
     run = cli.run
 
     def watched(*arguments: Any, **options: Any) -> None:
-        # Not before: the command says where programs are kept, and JAX looks when it is imported.
+        # The command sets where programs are cached, which JAX reads when it is imported.
         from jax import monitoring
 
         monitoring.register_event_listener(note)

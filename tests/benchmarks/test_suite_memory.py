@@ -1,0 +1,164 @@
+"""Peak memory, and the activations saved for the backward pass: by hand and of whole networks."""
+
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax import lax
+
+from benchmarks import suite_memory
+from benchmarks.measuring import Contender, run_case
+from benchmarks.settings import Settings
+from benchmarks.suite_memory import saved_bytes_per_image
+from benchmarks.workloads import Workload, workloads
+from fcn_jax.models.feature_map import FeatureMap
+from fcn_jax.models.layers import relu
+
+BY_BACKBONE = {w.config.model.backbone: w for w in workloads(small=True)}
+SIDE, FEATURES = 8, 4
+
+
+def test_peak_memory_of_a_compiled_step(settings: Settings) -> None:
+    workload = settings.workloads[0]
+    peak = suite_memory.compiled_peak(workload)
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(workload.network.variables[0]))
+    state = 4 * 3 * parameters
+    batch = 2 * 64 * 64 * 4
+    crops = 4 * 2 * 32 * 32 * 3
+    logits = 4 * 2 * 32 * 32 * 21
+    assert state + batch + crops < peak < state + batch + crops + 8 * logits
+
+
+def test_every_variant_that_changes_something_is_measured(settings_with_torch: Settings) -> None:
+    cases = {case.name: case for case in suite_memory.cases(settings_with_torch)}
+    assert list(cases) == [
+        "FCN-ResNet-50 512×512 bfloat16: largest batch",
+        "tiny 32×32 batch 2 float32: activations saved per image",
+        "tiny 32×32 batch 2 float32: a training step",
+        "large 32×32 batch 2 float32: activations saved per image",
+        "large 32×32 batch 2 float32: a training step",
+    ]
+    largest, _, ours, _, large = cases.values()
+    (row,) = run_case("memory", largest, 1)
+    assert row.note == "not measured: no GPU"
+    made = ours.build()
+    assert list(made) == [
+        "fcn_jax",
+        "fcn_jax in bfloat16",
+        "fcn_jax in 2 parts",
+        "fcn_jax with remat",
+        "PyTorch",
+    ]
+    assert str(made["PyTorch"]) == "PyTorch does not report it on a CPU"
+    (row,) = run_case("memory", large, 1)
+    assert row.note == "not measured: no GPU (--all runs it nevertheless)"
+
+
+def test_the_largest_batch_is_found_by_processes(
+    settings_with_torch: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[tuple[Any, ...]] = []
+
+    def run(command: list[str], *, env: dict[str, str], **_: Any) -> Any:
+        calls.append((*command[1:], env["XLA_PYTHON_CLIENT_PREALLOCATE"]))
+        ended = {"returncode": 0, "stdout": "noise\n24\n", "stderr": ""}
+        if command[3] == "PyTorch":
+            ended = {"returncode": 1, "stdout": "", "stderr": "a\ntorchvision is not installed\n"}
+        return SimpleNamespace(**ended)
+
+    monkeypatch.setattr(suite_memory, "device_bytes", lambda: 2**30)
+    monkeypatch.setattr(suite_memory.subprocess, "run", run)
+    case, *_ = suite_memory.cases(settings_with_torch)
+    rows = run_case("memory", case, 1)
+    assert [(row.contender, row.median, row.note) for row in rows] == [
+        ("fcn_jax", 24, ""),
+        ("fcn_jax with remat", 24, ""),
+        ("PyTorch", None, "not measured: torchvision is not installed"),
+    ]
+    assert calls == [
+        ("-m", "benchmarks.largest_batch", "fcn_jax", "1", "true"),
+        ("-m", "benchmarks.largest_batch", "fcn_jax with remat", "1", "true"),
+        ("-m", "benchmarks.largest_batch", "PyTorch", "1", "false"),
+    ]
+
+
+class OneLayer:
+    """A 3×3 convolution to four features and a rectifier; its loss is the sum of their squares."""
+
+    variables = ({"kernel": jax.ShapeDtypeStruct((3, 3, 3, FEATURES), jnp.float32)}, {})
+
+    def logits_in_blocks(self, variables: Any, image: jax.Array, *, train: bool) -> Any:
+        assert train
+        kernel = variables[0]["kernel"]
+        convolved = lax.conv_general_dilated(
+            image, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+        features = relu(FeatureMap(convolved)).values
+        return {
+            "": SimpleNamespace(
+                total=lambda loss, label: (jnp.sum(features * features), label.size),
+                layout=SimpleNamespace(dealt=lambda label, fill: label),
+            )
+        }, None
+
+
+def test_ours_saves_the_input_and_the_result_of_one_layer() -> None:
+    workload: Any = SimpleNamespace(
+        network=OneLayer(),
+        crop_px=(SIDE, SIDE),
+    )
+    # The result is saved once, for the rectifier and for the square.
+    assert saved_bytes_per_image(workload) == 4 * SIDE**2 * 3 + 4 * SIDE**2 * FEATURES
+
+
+@pytest.mark.parametrize(("dtype", "size"), [("float32", 4), ("bfloat16", 2)])
+def test_pytorch_saves_the_input_the_result_and_the_loss_s_arrays_of_one_layer(
+    torch: Any, monkeypatch: pytest.MonkeyPatch, dtype: str, size: int
+) -> None:
+    from benchmarks import torch_networks
+
+    class Layer(torch.nn.Module):
+        def __init__(self, workload: Workload):
+            super().__init__()
+            self.conv = torch.nn.Conv2d(3, FEATURES, 3, padding=1)
+
+        def forward(self, image: Any) -> dict[str, Any]:
+            return {"out": torch.relu(self.conv(image))}
+
+    monkeypatch.setitem(torch_networks.NETWORKS, "squeezenet", Layer)
+    workload = BY_BACKBONE["squeezenet"].changed(
+        augment__crop_px=(SIDE, SIDE), model__compute_dtype=dtype
+    )
+    image, features = size * SIDE**2 * 3, size * SIDE**2 * FEATURES
+    log_probabilities, labels = 4 * SIDE**2 * FEATURES, 8 * SIDE**2
+    expected = image + features + log_probabilities + labels
+    assert torch_networks.saved_bytes_per_image(workload) == expected
+
+
+@pytest.mark.parametrize("backbone", ["resnet50", "vgg16"])
+def test_half_the_precision_saves_half_and_remat_less(backbone: str) -> None:
+    single = BY_BACKBONE[backbone].changed(model__compute_dtype="float32")
+    saved = saved_bytes_per_image(single)
+    # Masks, and the arrays of the logits, are the same in both.
+    half = saved_bytes_per_image(single.changed(model__compute_dtype="bfloat16"))
+    assert 2 * half == pytest.approx(saved, rel=0.05)
+    assert saved_bytes_per_image(single.changed(model__remat=True)) < 0.5 * saved
+
+
+def test_saved_activations_of_all_contenders(torch: ModuleType) -> None:
+    from benchmarks.torch_peer import Peer
+
+    settings = Settings((BY_BACKBONE["squeezenet"],), small=True, peer=Peer())
+    _, case, _ = suite_memory.cases(settings)
+    contenders = case.build()
+    assert all(isinstance(contender, Contender) for contender in contenders.values())
+    ours, half, remat, theirs = run_case("memory", case, 1)
+    assert [row.contender for row in (ours, half, remat, theirs)] == [
+        "fcn_jax",
+        "fcn_jax in bfloat16",
+        "fcn_jax with remat",
+        "PyTorch",
+    ]
+    assert half.median < remat.median < ours.median < theirs.median  # type: ignore[operator]
