@@ -1,4 +1,4 @@
-"""A small run of a person's own folder, which several tests make, and the commands on it."""
+"""Small folder data sets for tests, a config to train on them, and running commands."""
 
 import subprocess
 import sys
@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def write_folder(root: Path, names: list[str]) -> None:
-    """A person's own folder, of drawn images."""
+    """Writes a folder data set of drawn images."""
     (root / "images").mkdir(parents=True)
     (root / "masks").mkdir()
     (root / "classes.txt").write_text("\n".join(shapes.CLASSES) + "\n")
@@ -24,7 +24,7 @@ def write_folder(root: Path, names: list[str]) -> None:
 
 
 def write_split_folder(root: Path) -> None:
-    """Seven images, five to train on and two to score."""
+    """Writes a folder data set of seven images: five in train, two in val."""
     write_folder(root, [f"train_{n:03}" for n in range(7)])
     (root / "train.txt").write_text("".join(f"train_{n:03}\n" for n in range(5)))
     (root / "val.txt").write_text("train_005\ntrain_006\n")

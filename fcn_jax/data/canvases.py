@@ -137,7 +137,7 @@ def one_canvas(sizes: np.ndarray, multiple: int = 32) -> Size:
 
 
 def empty_share(sizes: np.ndarray, buckets: Sequence[Bucket]) -> float:
-    """The share of the canvases' pixels that lie outside their image."""
+    """Returns the share of the canvases' pixels that are padding."""
     total = sum(bucket.area_px * len(bucket.images) for bucket in buckets)
     return 1 - float(np.prod(np.asarray(sizes, np.int64), axis=1).sum()) / total
 

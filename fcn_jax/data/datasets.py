@@ -188,7 +188,12 @@ def _tfds_builder(data: DataConfig) -> Any:
     except tfds.core.registered.DatasetNotFoundError:
         known = [*registry.datasets.names, *tfds.list_builders(with_community_datasets=False)]
         near = difflib.get_close_matches(data.name, known)
-        hint = f"did you mean {' or '.join(near)}?" if near else "see --help for the names"
+        hint = (
+            f"did you mean {' or '.join(near)}?"
+            if near
+            else "a data set of your own is registered by a config file that imports its module, "
+            "or by an installed package's entry point in fcn_jax.datasets"
+        )
         raise UserError(f"no data set is called {data.name!r}; {hint}") from None
     except Exception as error:  # each of TFDS's builders fails in its own way
         raise UserError(

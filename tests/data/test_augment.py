@@ -1,3 +1,5 @@
+"""Augmentation: every crop is a scaled, mirrored window of the canvas."""
+
 from functools import partial
 
 import jax
@@ -16,7 +18,7 @@ jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})  
 
 
 def canvas() -> tuple[np.ndarray, np.ndarray]:
-    """An image whose red is the row, green the column and blue the label; junk around it."""
+    """Returns an image whose red is the row, green the column and blue the label, and its label."""
     rows, columns = np.mgrid[: CANVAS[0], : CANVAS[1]]
     label = (3 * rows + 5 * columns) % 7
     image = np.stack([rows, columns, label], axis=-1).astype(np.uint8)
@@ -26,7 +28,7 @@ def canvas() -> tuple[np.ndarray, np.ndarray]:
 
 
 def crops(config: AugmentConfig, draws: int = DRAWS, seed: int = 0) -> Crop:
-    """Many crops of the same canvas, (draws, …), as numpy arrays."""
+    """Draws crops of one canvas, (draws, …), as NumPy arrays."""
     image, label = canvas()
     cut = jit(jax.vmap(partial(augment, config=config, fill=FILL), (0, None, None, None)))
     keys = jax.random.split(jax.random.key(seed), draws)
@@ -72,7 +74,7 @@ def test_labels_stay_whole_and_move_with_the_pixels(scale: tuple[float, float]) 
     compared = inside & ~halfway
     assert compared.mean() > 0.3
     assert np.array_equal(made.label[compared], expected[compared])
-    # Nothing of what lies around the image on its canvas is ever seen.
+    # Canvas pixels outside the image never appear in a crop.
     assert rows[inside].max() <= SIZE[0] - 1
     assert columns[inside].max() <= SIZE[1] - 1
 
@@ -89,7 +91,7 @@ def test_a_scaled_image_is_interpolated_between_pixel_centres() -> None:
 def test_outside_a_small_image_is_fill_and_void() -> None:
     made = crops(AugmentConfig(crop_px=(28, 32), scale=(1.0, 1.0), flip=False))
     outside = made.label == 255
-    assert (outside.sum(axis=(1, 2)) == 28 * 32 - 20 * 25).all()  # all of the image is kept
+    assert (outside.sum(axis=(1, 2)) == 28 * 32 - 20 * 25).all()  # the whole image is inside
     assert (made.image[outside] == FILL).all()
     rows = np.argmax(~outside.all(axis=2), axis=1)
     columns = np.argmax(~outside.all(axis=1), axis=1)

@@ -1,4 +1,4 @@
-"""Canvases for images of many sizes: each image on one that holds it, and few pixels wasted."""
+"""Canvas sizes for images of many sizes: each image fits on its canvas, with little padding."""
 
 from itertools import combinations
 
@@ -21,7 +21,7 @@ def test_two_orientations_get_a_canvas_each_and_the_odd_one_its_own():
     assert empty_share(VOC_LIKE, buckets) == pytest.approx(1 - 3374500 / 3604480)
 
 
-def test_a_canvas_that_spares_little_is_not_worth_a_compilation():
+def test_a_canvas_that_saves_little_is_not_added():
     sizes = np.array([[320, 320]] * 99 + [[320, 288]])
     assert choose_canvases(sizes, max_canvases=4) == [(320, 320)]
 
@@ -57,7 +57,7 @@ def test_every_image_is_on_one_canvas_that_holds_it():
 
 
 def test_more_canvases_waste_less_and_nearly_the_least():
-    """Against the best of all choices, tried one by one."""
+    """The result is compared with the best of all choices, found by trying each."""
     sizes = np.random.default_rng(1).integers(1, 9, (40, 2)) * 32
     sides = [sorted(set(sizes[:, axis])) for axis in (0, 1)]
     area = {}
@@ -75,11 +75,11 @@ def test_more_canvases_waste_less_and_nearly_the_least():
     assert area[3] < area[2] < area[1]
 
 
-def test_what_fills_no_batch_goes_where_a_larger_canvas_has_room():
+def test_incomplete_batches_move_to_a_larger_canvas_with_room():
     sizes = np.array([[64, 64]] * 5 + [[96, 96]] * 3)
     alone = fill_buckets(sizes, max_canvases=2)
     assert [bucket.images for bucket in alone] == [(0, 1, 2, 3, 4), (5, 6, 7)]
-    # The fifth small image would take a batch of four; beside the three large ones it takes none.
+    # The fifth small image would need a batch of four; the batch of the large ones has room for it.
     together = fill_buckets(sizes, max_canvases=2, batch_size=4)
     assert [bucket.images for bucket in together] == [(0, 1, 2, 3), (4, 5, 6, 7)]
     # Beside four large ones there is no room: one more would be a whole batch of large canvases.

@@ -57,7 +57,7 @@ def test_records_are_what_was_drawn(tmp_path):
 
 
 def test_drawn_images_have_no_root(tmp_path):
-    """Whoever gives one wants another data set looked at than the default."""
+    """A person who gives a root wants another data set than the default."""
     data = DataConfig(name="shapes", root="../mine", prepared_dir=str(tmp_path))
     with pytest.raises(UserError, match=r"data\.root \(=\.\./mine\) is of no use to shapes, which"):
         open_dataset(data)
@@ -128,7 +128,7 @@ def test_damaged_statistics_are_counted_again(tmp_path, content):
 
 
 def write_foreign(data_dir: Path, **label_options) -> None:
-    """A data set called `foreign`, as another TFDS builder would have prepared it."""
+    """Prepares a data set called `foreign` with a TFDS builder of its own."""
     import tensorflow_datasets as tfds
 
     class Foreign(tfds.core.ShardBasedBuilder, skip_registration=True):

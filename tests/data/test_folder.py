@@ -1,4 +1,4 @@
-"""One's own images and masks: what is read, and every mistake that is refused by name."""
+"""Folder data sets: what is read, and every mistake that is refused by name."""
 
 import os
 from pathlib import Path
@@ -15,7 +15,7 @@ from fcn_jax.errors import UserError
 
 
 def write_set(root: Path, stems: str = "a b c d e", classes: str = "ground\nroad\ncar\n") -> Path:
-    """Image i of the set is grey with value i; its mask holds 0, 1 and 255."""
+    """Writes a data set whose image i is grey with value i; the masks hold 0, 1 and 255."""
     (root / "images").mkdir(parents=True)
     (root / "masks").mkdir()
     (root / "classes.txt").write_text(classes)
@@ -119,7 +119,7 @@ def test_no_root(tmp_path):
 
 @pytest.mark.parametrize("name", ["images", "masks"])
 def test_a_named_pipe_is_refused(tmp_path, name):
-    """Reading one would wait for ever."""
+    """Reading a named pipe would wait for ever."""
     root = write_set(tmp_path / "set")
     (root / name / "a.png").unlink()
     os.mkfifo(root / name / "a.png")
@@ -194,7 +194,7 @@ def test_truncated_image(tmp_path):
         ("ground\nroad\nroad\n", r"classes\.txt: class names must differ, but road"),
     ],
 )
-def test_classes_that_do_not_serve(tmp_path, classes, message):
+def test_unusable_class_lists(tmp_path, classes, message):
     refuses(write_set(tmp_path / "set", classes=classes), message)
 
 
@@ -204,7 +204,7 @@ def test_missing_classes(tmp_path):
     refuses(root, r"classes\.txt: missing; write one class name per line")
 
 
-def test_list_entries_that_do_not_serve(tmp_path):
+def test_unusable_list_entries(tmp_path):
     root = write_set(tmp_path / "set")
     (root / "val.txt").write_text("a\nzebra\n")
     refuses(root, r"no such images: val\.txt \(zebra\)")
@@ -215,7 +215,7 @@ def test_list_entries_that_do_not_serve(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["classes.txt", "val.txt"])
-def test_lists_that_are_no_utf_8(tmp_path, name):
+def test_lists_in_another_encoding(tmp_path, name):
     root = write_set(tmp_path / "set")
     (root / name).write_text("a\nb\n", encoding="utf-16")
     refuses(root, rf"{name}: not text in UTF-8")

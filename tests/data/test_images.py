@@ -19,7 +19,7 @@ def save(path: Path, array: np.ndarray, mode: str | None = None, **options) -> P
 
 
 @pytest.mark.parametrize("values", [np.zeros((3, 9, 9), np.uint16), np.zeros((5, 9, 9), np.uint8)])
-def test_tiffs_that_pillow_does_not_know_are_told_from_what_is_no_image(tmp_path, values):
+def test_tiffs_that_pillow_cannot_read_have_a_message_of_their_own(tmp_path, values):
     rasterio = pytest.importorskip("rasterio", reason="rasterio is not installed")
     count, height, width = values.shape
     path, placed = tmp_path / "a.tif", rasterio.Affine(2, 0, 500, 0, -2, 900)
@@ -91,7 +91,7 @@ def test_postscript_is_never_run_whatever_its_name(tmp_path, read, monkeypatch):
 
 
 def test_a_named_pipe_is_refused_at_once(tmp_path):
-    """Opening one for reading waits until somebody writes."""
+    """Opening a named pipe for reading waits until another process writes to it."""
     os.mkfifo(tmp_path / "a.png")
     with pytest.raises(UserError, match=r"a\.png: not a regular file"):
         images.read_image(tmp_path / "a.png")

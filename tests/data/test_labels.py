@@ -1,4 +1,4 @@
-"""Labels that are no classes are refused."""
+"""Label maps: labels that are no classes are refused."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""The order of images in training: each once an epoch, host and device alike."""
+"""The order of training images: each once an epoch, equal on host and device."""
 
 from collections import Counter
 
@@ -41,7 +41,7 @@ def test_every_order_is_as_likely_as_any_other():
     assert surplus < 23 + 4 * 46**0.5
 
 
-def test_neither_place_nor_epoch_nor_seed_tells_of_the_image():
+def test_the_image_is_independent_of_position_epoch_and_seed():
     count, epochs = 101, 500
     orders = by_device(np.arange(count * epochs), count).reshape(epochs, count).astype(int)
     other = by_device(np.arange(count * epochs), count, seed=1).reshape(epochs, count).astype(int)

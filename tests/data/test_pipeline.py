@@ -1,4 +1,4 @@
-"""Batches of canvases: every image once an epoch, and from any step on."""
+"""Batches of canvases: every image once an epoch, starting at any step."""
 
 import dataclasses
 
@@ -12,7 +12,7 @@ from fcn_jax.data.pipeline import evaluation_batches, training_batches
 
 @dataclasses.dataclass
 class Numbered:
-    """Images of one colour, their number, and of different sizes. Can be pickled."""
+    """Images of different sizes, filled with their index. Can be pickled."""
 
     count: int
     side: int = 0
@@ -63,7 +63,7 @@ def test_an_image_lies_at_the_top_left_with_void_around_it():
         assert (outside == 255).all()
 
 
-def test_of_a_larger_image_a_window_fills_the_canvas():
+def test_a_window_of_a_larger_image_fills_the_canvas():
     batch = next(batches(Numbered(6, side=40)))
     assert batch["label"].shape == (2, 12, 8)
     assert (batch["label"] < 6).all()
@@ -72,7 +72,7 @@ def test_of_a_larger_image_a_window_fills_the_canvas():
 
 @dataclasses.dataclass
 class WithDepthAndParts(Numbered):
-    """The same with a fourth channel of 100 and a second label map of 200."""
+    """`Numbered` with a fourth channel of 100 and a second label map of 200."""
 
     def __getitem__(self, index):
         record = super().__getitem__(index)
@@ -82,7 +82,7 @@ class WithDepthAndParts(Numbered):
 
 
 @pytest.mark.parametrize("side", [0, 40])
-def test_channels_and_label_maps_lie_on_the_canvas_like_the_rest(side):
+def test_extra_channels_and_label_maps_are_on_the_canvas(side):
     plain = next(batches(Numbered(6, side)))
     batch = next(batches(WithDepthAndParts(6, side)))
     np.testing.assert_array_equal(batch["image"][..., :3], plain["image"])
@@ -124,7 +124,7 @@ def test_hosts_share_every_batch_and_agree_on_its_images(monkeypatch):
 
 @pytest.mark.parametrize(("workers", "side"), [(0, 40), (1, 40)])
 def test_an_iterator_begins_at_any_step(workers, side):
-    """With the windows that it would have taken there, by threads or by a process."""
+    """Threads and processes give the batches, windows included, of an iterator from step 0."""
     expected = list(batches(Numbered(6, side), steps=range(7)))
     assert len(expected) == 7
     reader = batches(Numbered(6, side), workers=workers, steps=range(4, 7))

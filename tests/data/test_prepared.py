@@ -266,9 +266,11 @@ def test_a_flipped_byte_in_a_record_is_one_line(tmp_path):
     content[150_000] ^= 255
     path.write_bytes(content)
     split = dataset.split("train")
-    with pytest.raises(UserError, match=r"the prepared records of train .* are damaged \(") as told:
+    with pytest.raises(
+        UserError, match=r"the prepared records of train .* are damaged \("
+    ) as raised:
         [split[index] for index in range(6)]
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(raised.value)
 
 
 def test_an_interrupted_preparation_is_redone(tmp_path, monkeypatch):

@@ -156,7 +156,7 @@ def test_images_and_masks_may_be_arrays(tmp_path, register):
         (changed(samples=[Sample("train", Path("gone.png"), mask())]), r"gone\.png: No such file"),
     ],
 )
-def test_what_a_data_set_cannot_be(tmp_path, register, raw, message):
+def test_unusable_data_sets(tmp_path, register, raw, message):
     register(lambda data: raw)
     with pytest.raises(UserError, match=message) as caught:
         open_dataset(settings(tmp_path / "", "mine"))

@@ -1,4 +1,4 @@
-"""A set on the devices: each image once an epoch, the same on one device and four, and no host."""
+"""A data set in device memory: each image once an epoch, equal batches on one and four devices."""
 
 import base64
 import json
@@ -28,7 +28,7 @@ SEED = 3
 
 
 class Noise:
-    """Images of noise, of different sizes, with a fourth channel and a second label map or not."""
+    """Images of noise of different sizes, with any number of channels and label maps."""
 
     def __init__(self, channels: int = 3, label_maps: int = 1):
         self.channels, self.label_maps = channels, label_maps
@@ -47,23 +47,27 @@ class Noise:
         }
 
 
-def found(use_mesh: bool, records: Noise, at_once: int = 1) -> list[dict[str, np.ndarray]]:
-    """The whole batches of some steps, as all devices together find them."""
+def batches_on_devices(
+    use_mesh: bool, records: Noise, steps_a_call: int = 1
+) -> list[dict[str, np.ndarray]]:
+    """Returns the global batches of some steps that all devices select together."""
 
     def look(state: TrainState, batch: Any) -> tuple[TrainState, Any]:
         whole = jax.tree.map(lambda x: jax.lax.all_gather(x, DATA_AXIS, tiled=True), batch)
         return TrainState(state.step + 1, {}, {}, {}), whole
 
-    step = resident.resident_step(look, count=COUNT, batch_size=BATCH, seed=SEED, steps=at_once)
+    step = resident.resident_step(
+        look, count=COUNT, batch_size=BATCH, seed=SEED, steps=steps_a_call
+    )
     run = data_parallel.parallelize(step, donate_state=True, use_mesh=use_mesh)
-    held = resident.load(records, CANVAS_PX, use_mesh)
+    resident_set = resident.load(records, CANVAS_PX, use_mesh)
     state = TrainState(jnp.int32(0), {}, {}, {})
     batches = []
-    for _ in range(0, STEPS, at_once):
-        state, whole = run(state, held)
+    for _ in range(0, STEPS, steps_a_call):
+        state, whole = run(state, resident_set)
         whole = jax.tree.map(np.asarray, whole)
-        together = whole if at_once > 1 else {name: x[None] for name, x in whole.items()}
-        batches += [{name: x[i] for name, x in together.items()} for i in range(at_once)]
+        together = whole if steps_a_call > 1 else {name: x[None] for name, x in whole.items()}
+        batches += [{name: x[i] for name, x in together.items()} for i in range(steps_a_call)]
     return batches
 
 
@@ -89,21 +93,21 @@ def assert_same_batches(batches: list[Any], expected: list[Any]) -> None:
 
 
 @cache
-def found_singly() -> list[dict[str, np.ndarray]]:
-    return found(False, Noise())
+def batches_on_one_device() -> list[dict[str, np.ndarray]]:
+    return batches_on_devices(False, Noise())
 
 
 def test_the_device_finds_the_batches_that_are_streamed() -> None:
-    assert_same_batches(found_singly(), streamed(Noise()))
+    assert_same_batches(batches_on_one_device(), streamed(Noise()))
 
 
 def test_several_steps_in_one_call_find_theirs_of_all_channels_and_label_maps() -> None:
     records = Noise(channels=4, label_maps=2)
-    assert_same_batches(found(False, records, at_once=3), streamed(records))
+    assert_same_batches(batches_on_devices(False, records, steps_a_call=3), streamed(records))
 
 
 def test_an_epoch_holds_each_image_once() -> None:
-    sizes = np.concatenate([batch["size"] for batch in found_singly()])
+    sizes = np.concatenate([batch["size"] for batch in batches_on_one_device()])
     images = (48 - sizes[:, 0]) // 3
     assert STEPS * BATCH == 4 * COUNT + 4
     epochs = images[: 4 * COUNT].reshape(4, COUNT)
@@ -112,18 +116,18 @@ def test_an_epoch_holds_each_image_once() -> None:
 
 @cache
 def train(*, from_stream: bool = False) -> dict[str, list[float]]:
-    """Trains for two steps; each metric by step, and the state it ended with."""
+    """Trains for two steps; returns each metric by step and the final parameters."""
     net = network(normalised=False)
     config = settings()
     optimizer = optim.build_optimizer(config.optim, net.decay_mask, 2)
     bare = make_train_step(net, optimizer, config)
     step = resident.resident_step(bare, count=COUNT, batch_size=BATCH, seed=SEED)
     run = data_parallel.parallelize(bare if from_stream else step, donate_state=True)
-    held = resident.load(Noise(), CANVAS_PX)
+    resident_set = resident.load(Noise(), CANVAS_PX)
     state = create_train_state(net.variables, optimizer)
     results: dict[str, list[float]] = {}
     for batch in streamed(Noise())[:2]:
-        state, metrics = run(state, batch if from_stream else held)
+        state, metrics = run(state, batch if from_stream else resident_set)
         for name, value in metrics.items():
             results.setdefault(name, []).append(float(value))
     leaves, _ = jax.tree_util.tree_flatten_with_path((state.params, state.batch_stats))
@@ -134,7 +138,7 @@ def train(*, from_stream: bool = False) -> dict[str, list[float]]:
 
 @cache
 def on_four_devices() -> dict[str, Any]:
-    """The batches by 'pmap' and 'mesh', as (dtype, shape, bytes), and what was 'trained'."""
+    """Runs `main` on four devices: batches by 'pmap' and 'mesh', and what was 'trained'."""
     return output_on_four_devices(__file__)
 
 
@@ -162,17 +166,17 @@ CANVAS_BYTES = 48 * 40 * (3 + 1) + 8
 
 
 @pytest.mark.parametrize(
-    ("canvases_a_piece", "held"),
+    ("canvases_a_piece", "shard"),
     [(100, COUNT), (5, 12), (3, 12), (1 / 0.9, COUNT), (0.4, COUNT)],
 )
 def test_pieces_make_up_the_set(
-    canvases_a_piece: float, held: int, monkeypatch: pytest.MonkeyPatch
+    canvases_a_piece: float, shard: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = resident.load(Noise(), CANVAS_PX)
     assert whole["image"].shape == (1, COUNT, *CANVAS_PX, 3)
     monkeypatch.setattr(resident, "PIECE_BYTES", int(canvases_a_piece * CANVAS_BYTES))
     pieces = resident.load(Noise(), CANVAS_PX)
-    assert pieces["image"].shape == (1, held, *CANVAS_PX, 3)
+    assert pieces["image"].shape == (1, shard, *CANVAS_PX, 3)
     for name, values in whole.items():
         np.testing.assert_array_equal(pieces[name][:, :COUNT], values)
 
@@ -187,7 +191,7 @@ def test_pieces_make_up_the_set(
         (1, 1, 8, 1, 1),
     ],
 )
-def test_little_more_is_held_than_there_are(
+def test_shards_hold_few_void_canvases(
     count: int,
     canvas_bytes: int,
     devices: int,
@@ -199,17 +203,17 @@ def test_little_more_is_held_than_there_are(
     assert resident.shard_lengths(count, canvas_bytes) == (share, length)
 
 
-@pytest.mark.parametrize("at_once", [1, 3])
+@pytest.mark.parametrize("steps_a_call", [1, 3])
 def test_a_step_takes_nothing_from_the_host_and_is_compiled_once(
-    at_once: int, caplog: pytest.LogCaptureFixture
+    steps_a_call: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     def add(state: TrainState, batch: Any) -> tuple[TrainState, Any]:
         total = jax.lax.psum(batch["image"].sum(dtype=jnp.int32), DATA_AXIS)
         return TrainState(state.step + 1, {}, {}, {}), total
 
-    step = resident.resident_step(add, count=COUNT, batch_size=BATCH, seed=SEED, steps=at_once)
+    step = resident.resident_step(add, count=COUNT, batch_size=BATCH, seed=SEED, steps=steps_a_call)
     run = data_parallel.parallelize(step, donate_state=True)
-    held = resident.load(Noise(), CANVAS_PX)
+    resident_set = resident.load(Noise(), CANVAS_PX)
     sums, compilations = [], []
     state = TrainState(jnp.int32(0), {}, {}, {})
     with jax.log_compiles():
@@ -217,14 +221,14 @@ def test_a_step_takes_nothing_from_the_host_and_is_compiled_once(
             caplog.clear()
             # The first call's state comes from the host.
             with jax.transfer_guard("allow" if call == 0 else "disallow_explicit"):
-                given, (state, total) = state, run(state, held)
+                given, (state, total) = state, run(state, resident_set)
             sums.append(total)
             compilations.append(caplog.text.count("Finished XLA compilation"))
             assert call == 0 or given.step.is_deleted()  # donated
     assert compilations[0] > 0
     assert compilations[1:] == [0, 0]
     expected = [batch["image"].sum(dtype=np.int32) for batch in streamed(Noise())]
-    if at_once == 1:
+    if steps_a_call == 1:
         np.testing.assert_array_equal(np.hstack(sums), expected[:3])
     else:
         np.testing.assert_array_equal(np.hstack(sums)[:STEPS], expected)
@@ -232,7 +236,7 @@ def test_a_step_takes_nothing_from_the_host_and_is_compiled_once(
         pytest.raises(jax.errors.JaxRuntimeError, match="Disallowed host-to-device"),
         jax.transfer_guard("disallow_explicit"),
     ):
-        run(state, jax.tree.map(np.asarray, held))  # so it would have been noticed
+        run(state, jax.tree.map(np.asarray, resident_set))  # so it would have been noticed
 
 
 def test_a_damaged_record_ends_the_loading() -> None:
@@ -255,7 +259,7 @@ def main() -> None:
                 name: (x.dtype.name, x.shape, base64.b64encode(x.tobytes()).decode())
                 for name, x in batch.items()
             }
-            for batch in found(use_mesh, Noise(channels=4, label_maps=2))
+            for batch in batches_on_devices(use_mesh, Noise(channels=4, label_maps=2))
         ]
     print(json.dumps(results))
 

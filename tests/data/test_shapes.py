@@ -1,4 +1,4 @@
-"""The set that draws itself."""
+"""The data set of drawn shapes."""
 
 import numpy as np
 

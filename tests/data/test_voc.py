@@ -26,7 +26,7 @@ LABELS = {"a": 1, "b": 2, "c": 3, "d": 4}
 
 
 def write_voc(top: Path, train: str = "a b", val: str = "c", images: str = "abcd") -> Path:
-    """A VOCdevkit whose image x is filled with its label of LABELS and a void corner."""
+    """Writes a VOCdevkit whose masks hold the label of their name in LABELS and a void corner."""
     folder = top / "VOCdevkit" / "VOC2012"
     for name in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
         (folder / name).mkdir(parents=True)
@@ -50,7 +50,7 @@ def write_mask(path: Path, value: int) -> None:
 
 
 def write_sbd(folder: Path, names: str = "a c d") -> None:
-    """SBD's masks are 10 more than VOC's here, to tell them apart."""
+    """Writes SBD's masks; their labels are 10 more than VOC's, to distinguish them."""
     (folder / "cls").mkdir(parents=True)
     for name in names.split():
         matrix = {"GTcls": {"Segmentation": np.full((6, 8), LABELS[name] + 10, np.uint8)}}
@@ -96,7 +96,7 @@ def write_archive(top: Path) -> Path:
     return top / "raw"
 
 
-def test_the_archive_is_read_where_it_lies(tmp_path):
+def test_the_archive_is_read_in_place(tmp_path):
     root = write_archive(tmp_path)
     assert label_by_name(open_voc(root, tmp_path / "prepared"), "train") == {"a": 1, "b": 2}
     assert [path.name for path in root.iterdir()] == [voc.ARCHIVE]
@@ -215,7 +215,7 @@ def test_trainaug_without_sbd_says_what_is_missing(tmp_path):
 
 @pytest.fixture
 def few_real_images(tmp_path) -> Path:
-    """A root with the real files and every eighth name of each list."""
+    """Makes a root with the real files and every eighth name of each list."""
     if not (REAL / "VOCdevkit").is_dir():
         pytest.skip(f"no VOC at {REAL}")
     real = REAL / "VOCdevkit" / "VOC2012"
