@@ -184,7 +184,8 @@ def _next_number(base: Path) -> int:
 
 def _read_marker(folder: Path) -> dict[str, Any]:
     try:
-        return json.loads((folder / MARKER).read_bytes())
+        marker = json.loads((folder / MARKER).read_bytes())
+        return marker if isinstance(marker, dict) else {}
     except (OSError, ValueError):
         return {}
 
@@ -227,9 +228,10 @@ def _state(raw: RawDataset, data: DataConfig) -> dict[str, Any]:
             states[name] = [name.removeprefix(root), *_size_and_time(name)]
         return states[name]
 
+    modules = [Path(__file__).with_name(name).read_bytes() for name in MODULES_OF_WRITING]
+    code = b"".join([_source_code(registry.datasets[data.name]), *modules])
     return {
-        "code": [_source_code(registry.datasets[data.name])]
-        + [Path(__file__).with_name(name).read_text() for name in MODULES_OF_WRITING],
+        "code": hashlib.sha256(code).hexdigest(),
         "class_names": list(raw.label_maps.items()),
         "palette": None if raw.palette is None else raw.palette.tolist(),
         "files": [state_of(path) for path in raw.files]
@@ -254,17 +256,16 @@ def _size_and_time(path: str) -> list[Any]:
         return []
 
 
-def _source_code(reader: Any) -> str:
-    """The file in which a data set's function is written; a notebook's cell has none."""
+def _source_code(reader: Any) -> bytes:
+    """The file in which a data set's function is written."""
     while isinstance(reader, functools.partial):
         reader = reader.func
     try:
-        file = inspect.getsourcefile(reader)
-        return (
-            Path(file).read_text() if file and Path(file).is_file() else inspect.getsource(reader)
-        )
+        file = Path(inspect.getsourcefile(reader) or "")
+        # A notebook's cell has no file.
+        return file.read_bytes() if file.is_file() else inspect.getsource(reader).encode()
     except OSError:  # typed into an interpreter
-        return reader.__code__.co_code.hex()
+        return reader.__code__.co_code
 
 
 def _digest(value: Any) -> str:

@@ -19,7 +19,6 @@ A mask that is no image file is a `SourceFile` with its own reader, which return
 
 import contextlib
 import dataclasses
-import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePath
@@ -31,7 +30,7 @@ from fcn_jax import registry
 from fcn_jax.config import DataConfig
 from fcn_jax.data.images import encode_png, read_bytes
 from fcn_jax.data.labels import IGNORE_INDEX
-from fcn_jax.errors import UserError, format_value, listed
+from fcn_jax.errors import UserError, listed
 
 T = TypeVar("T")
 
@@ -238,49 +237,6 @@ def check_image_names(names: Iterable[str], where: str) -> None:
             f"{where}: {listed([repr(name) for name in outside], NAMES_SHOWN)} leads out of the "
             "folder of images; a list has names of images, without / in front and without .."
         )
-
-
-def list_samples(raw: RawDataset, data: DataConfig) -> list[Sample]:
-    """Lists and checks the samples for preparation.
-
-    Raises:
-      UserError: no samples, a name twice in a split, samples without all masks and channels, or
-        channels and label maps that the settings do not name.
-    """
-    place = data.root or data.name
-    with named_errors(place):
-        samples = list(raw.samples)
-    if not samples:
-        raise UserError(f"{place}: the data set has no images")
-    check_image_names((sample.name for sample in samples), place)
-    if twice := repeated((sample.split, sample.name) for sample in samples):
-        names = listed([f"{name} in {split}" for split, name in twice], NAMES_SHOWN)
-        raise UserError(f"{place}: images of one split must have different names: {names}")
-    for split in {sample.split for sample in samples}:
-        if not re.fullmatch(r"\w+", split) or split == "all":
-            raise UserError(f"{place}: {split!r} cannot be the name of a split")
-    maps, folders = list(raw.label_maps), list(data.extra_channels)
-    if data.label_maps != ("masks",) and list(data.label_map_names()) != maps:
-        raise UserError(
-            f"config.data.label_maps (={format_value(data.label_maps)}) must name the label maps "
-            f"of {data.name}, {', '.join(maps) or 'which has a single one'}"
-        )
-    for label_map in maps:
-        lacking = [sample.name for sample in samples if label_map not in sample.masks]
-        if lacking:
-            raise UserError(
-                f"{place}: {len(lacking)} images without a mask"
-                f"{f' of {label_map}' if label_map else ''}: {listed(lacking, NAMES_SHOWN)}"
-                + SEE_DOCTOR
-            )
-    for sample in samples:
-        if list(sample.channels) != folders:
-            channels = ", ".join(sample.channels) or "none"
-            raise UserError(
-                f"config.data.extra_channels (={format_value(data.extra_channels)}) must name the "
-                f"channels beside RGB of {data.name}, which has {channels}"
-            )
-    return samples
 
 
 def refuse_noted(notes: Sequence[Note], data: DataConfig) -> None:

@@ -6,6 +6,7 @@ TensorFlow beyond that; `ShardBasedBuilder` writes shard after shard, in the ord
 
 import contextlib
 import functools
+import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TextIO
 
@@ -17,8 +18,17 @@ from fcn_jax.data.channels import channel_feature, decode_channels, join_channel
 from fcn_jax.data.images import decode_image, encode_png
 from fcn_jax.data.labels import IGNORE_INDEX, check_labels, label_feature
 from fcn_jax.data.masks import as_labels, decode_mask
-from fcn_jax.data.raw import SEE_DOCTOR, RawDataset, Sample, SourceFile, list_samples
-from fcn_jax.errors import UserError, width_by_height
+from fcn_jax.data.raw import (
+    NAMES_SHOWN,
+    SEE_DOCTOR,
+    RawDataset,
+    Sample,
+    SourceFile,
+    check_image_names,
+    named_errors,
+    repeated,
+)
+from fcn_jax.errors import UserError, format_value, listed, width_by_height
 from fcn_jax.terminal.progress import progress_bar
 
 RECORDS_PER_SHARD = 256  # TFDS holds one shard in memory while it writes
@@ -39,7 +49,7 @@ class SegmentationBuilder(tfds.core.ShardBasedBuilder, skip_registration=True): 
         self._label_maps = {name: list(names) for name, names in raw.label_maps.items()}
         self._palette = raw.palette
         self._splits: dict[str, list[Sample]] = {}
-        for sample in list_samples(raw, data):
+        for sample in _list_samples(raw, data):
             self._splits.setdefault(sample.split, []).append(sample)
         first = next(iter(self._splits.values()))[0]
         self._num_channels = {
@@ -149,3 +159,46 @@ class SegmentationBuilder(tfds.core.ShardBasedBuilder, skip_registration=True): 
 def _stored(encoded: bytes, pixels: np.ndarray) -> bytes:
     """The bytes of an image file in a record."""
     return encoded if encoded.startswith(JPEG_OR_PNG) else encode_png(pixels)
+
+
+def _list_samples(raw: RawDataset, data: DataConfig) -> list[Sample]:
+    """Lists and checks the samples for preparation.
+
+    Raises:
+      UserError: no samples, a name twice in a split, samples without all masks and channels, or
+        channels and label maps that the settings do not name.
+    """
+    place = data.root or data.name
+    with named_errors(place):
+        samples = list(raw.samples)
+    if not samples:
+        raise UserError(f"{place}: the data set has no images")
+    check_image_names((sample.name for sample in samples), place)
+    if twice := repeated((sample.split, sample.name) for sample in samples):
+        names = listed([f"{name} in {split}" for split, name in twice], NAMES_SHOWN)
+        raise UserError(f"{place}: images of one split must have different names: {names}")
+    for split in {sample.split for sample in samples}:
+        if not re.fullmatch(r"\w+", split) or split == "all":
+            raise UserError(f"{place}: {split!r} cannot be the name of a split")
+    maps, folders = list(raw.label_maps), list(data.extra_channels)
+    if data.label_maps != ("masks",) and list(data.label_map_names()) != maps:
+        raise UserError(
+            f"config.data.label_maps (={format_value(data.label_maps)}) must name the label maps "
+            f"of {data.name}, {', '.join(maps) or 'which has a single one'}"
+        )
+    for label_map in maps:
+        lacking = [sample.name for sample in samples if label_map not in sample.masks]
+        if lacking:
+            raise UserError(
+                f"{place}: {len(lacking)} images without a mask"
+                f"{f' of {label_map}' if label_map else ''}: {listed(lacking, NAMES_SHOWN)}"
+                + SEE_DOCTOR
+            )
+    for sample in samples:
+        if list(sample.channels) != folders:
+            channels = ", ".join(sample.channels) or "none"
+            raise UserError(
+                f"config.data.extra_channels (={format_value(data.extra_channels)}) must name the "
+                f"channels beside RGB of {data.name}, which has {channels}"
+            )
+    return samples

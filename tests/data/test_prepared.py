@@ -4,7 +4,6 @@ import errno
 import importlib.util
 import json
 import os
-import resource
 import shutil
 import subprocess
 import sys
@@ -19,6 +18,7 @@ from fcn_jax.data import prepared, shapes
 from fcn_jax.data.datasets import Dataset, open_dataset
 from fcn_jax.data.records import SegmentationBuilder
 from fcn_jax.errors import UserError
+from tests.full_disk import files_of_at_most
 
 
 @pytest.fixture(autouse=True)
@@ -303,13 +303,11 @@ def test_leftovers_of_a_killed_preparation_are_removed(tmp_path, capsys):
 
 def test_a_full_disk_leaves_nothing_behind(tmp_path):
     """Writing beyond a limit fails as on a full disk, in ArrayRecord's own code."""
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (70_000, limits[1]))
-    try:
-        with pytest.raises(UserError, match=r"^cannot write the prepared .* \(File too large\); "):
-            open_shapes(tmp_path)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    with (
+        files_of_at_most(70_000),
+        pytest.raises(UserError, match=r"^cannot write the prepared .* \(File too large\); "),
+    ):
+        open_shapes(tmp_path)
     assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["lock"]
     assert len(open_shapes(tmp_path).split("train")) == 6
 
