@@ -9,7 +9,6 @@ DIR/evaluation          SPLIT.json, SPLIT_images.npz, SPLIT_confusion.png, SPLIT
 """
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 
 from fcn_jax.config import Config, settings
@@ -54,7 +53,9 @@ def read_settings(workdir: Path) -> Provenance:
             "training was given)"
         ) from None
     except (ValueError, OSError, RecursionError, UserError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from error
+        raise UserError(
+            f"{path} is not the settings of a run that this version can read: {error}"
+        ) from error
 
 
 def evaluation_folder(workdir: Path) -> Path:
@@ -74,13 +75,7 @@ def _saved_steps(workdir: Path) -> list[int]:
     return [int(name) for name in names if name.isascii() and name.isdigit()]
 
 
-def claim(
-    workdir: Path,
-    config: Config,
-    channels: int,
-    label_maps: Mapping[str, tuple[str, ...]],
-    num_images: int,
-) -> None:
+def claim(workdir: Path, run: Provenance, num_images: int) -> None:
     """Creates the folder of a run, or checks that it holds this run, to be resumed.
 
     A resumed run may have other settings of `FREE_TO_CHANGE` and another number of steps, which
@@ -89,39 +84,41 @@ def claim(
 
     Args:
         workdir: the folder.
-        config: settings of the run.
-        channels: number of channels of its images.
-        label_maps: class names by label map.
+        run: settings, channels and classes.
         num_images: number of images that an epoch has.
 
     Raises:
-        UserError: the folder cannot be written, or holds a run of other settings.
-        ArgumentError: the run has more steps behind it than it shall have.
+        UserError: the folder cannot be written, or holds a run of other settings, or a run.json
+            that is no run's.
+        ArgumentError: the run has done more steps than it is given.
     """
     path = workdir / "run.json"
-    if is_begun(workdir):
-        held = read_settings(workdir)
+    try:
+        held = read_settings(workdir) if path.exists() else None
+    except UserError as error:
+        raise UserError(f"{error}; give another workdir") from error
+    if held is not None and is_begun(workdir):
         differences = [
             f"{old.name} is {format_value(old.value)} there and {format_value(new.value)} now"
-            for old, new in zip(settings(held.config), settings(config), strict=True)
+            for old, new in zip(settings(held.config), settings(run.config), strict=True)
             if old.value != new.value and old.name not in (*FREE_TO_CHANGE, *SCHEDULE)
         ]
-        if held.channels != channels:
-            differences.append(f"its images have {held.channels} channels, not {channels}")
+        if held.channels != run.channels:
+            differences.append(f"its images have {held.channels} channels, not {run.channels}")
         differences += [
             f"its classes{f' of {name}' if name else ''} are {', '.join(names)}"
             for name, names in held.label_maps.items()
-            if label_maps.get(name) != names
+            if run.label_maps.get(name) != names
         ]
         if differences:
             raise UserError(
                 f"{workdir} holds a run of other settings ({'; '.join(differences)}): "
                 "give another workdir, or the same settings to resume it"
             )
-        _check_schedule(workdir, held.config, config, num_images)
-        if held.config == config:
-            return
-    text = json.dumps(Provenance(config, label_maps, channels).to_json(), indent=2) + "\n"
+        _check_schedule(workdir, held.config, run.config, num_images)
+    if held == run:
+        return
+    text = json.dumps(run.to_json(), indent=2) + "\n"
     try:
         write_whole(path, lambda part: part.write_text(text))
     except UserError as error:

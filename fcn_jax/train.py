@@ -88,7 +88,8 @@ def _train(config: Config, workdir: Path) -> Evaluation:
     if not len(records):
         raise UserError(f"split {config.data.train_split} of {dataset.name} has no images")
     total_steps = config.train.total_steps(len(records))
-    runs.claim(workdir, config, dataset.channels, dataset.label_maps, len(records))
+    run = pretrained.Provenance(config, dataset.label_maps, dataset.channels)
+    runs.claim(workdir, run, len(records))
 
     # --- model, optimizer, steps
     network = Network(

@@ -15,7 +15,7 @@ MAPS = {"": ("background", "disc")}
 
 
 def claim(workdir: Path, config: Config, channels: int = 3, label_maps=MAPS) -> None:
-    runs.claim(workdir, config, channels, label_maps, num_images=80)
+    runs.claim(workdir, Provenance(config, label_maps, channels), num_images=80)
 
 
 @pytest.fixture
@@ -119,9 +119,16 @@ def test_a_run_of_an_earlier_version_is_resumed(name, tmp_path, capsys):
 )
 def test_a_damaged_run_json_is_one_line(tmp_path, text):
     (tmp_path / "run.json").write_text(text)
-    with pytest.raises(UserError, match=r"run\.json cannot be read: .") as refused:
+    with pytest.raises(UserError, match=r"run\.json is not the settings of a run .*: .") as refused:
         runs.read_settings(tmp_path)
     assert "\n" not in str(refused.value)
+
+
+def test_a_run_json_of_another_program_is_not_replaced(tmp_path, config):
+    (tmp_path / "run.json").write_text('{"distance_km": 10}')
+    with pytest.raises(UserError, match=r"run\.json is not the settings .*another workdir$"):
+        claim(tmp_path, config)
+    assert (tmp_path / "run.json").read_text() == '{"distance_km": 10}'
 
 
 def test_a_folder_of_no_run_is_named(tmp_path):

@@ -12,6 +12,7 @@ from typing import Any, Self
 import numpy as np
 
 from fcn_jax.errors import UserError
+from fcn_jax.terminal.atomic_files import replacement
 from fcn_jax.terminal.progress import say
 
 
@@ -114,9 +115,8 @@ class UnfinishedTiles:
         return count
 
     def _write_count(self, count: int) -> None:
-        replacement = self._state_path.with_name(f"{self._state_path.name}.next")
-        replacement.write_text(json.dumps({"inputs": self._inputs, "tiles": count}))
-        replacement.replace(self._state_path)
+        with replacement(self._state_path) as part:
+            part.write_text(json.dumps({"inputs": self._inputs, "tiles": count}))
 
     @contextlib.contextmanager
     def _errors(self) -> Iterator[None]:

@@ -293,7 +293,7 @@ def test_the_network_must_have_vocs_classes(make_run, voc, tmp_path):
 
 def test_comp5_is_for_vocs_own_data_alone(make_run, voc, tmp_path, monkeypatch):
     def stage(folder: str, init: str | None) -> None:
-        claim(Path(folder), voc_config(init), 3, {"": VOC_CLASSES}, num_images=1)
+        claim(Path(folder), Provenance(voc_config(init), {"": VOC_CLASSES}), num_images=1)
 
     monkeypatch.chdir(tmp_path)
     stage("scratch", None)
