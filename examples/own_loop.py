@@ -20,13 +20,13 @@ SIDE_PX, BATCH_SIZE = 96, 8
 
 config = fcn_jax.Config()  # drawn shapes, FCN-8s on a small backbone
 dataset = fcn_jax.open_dataset(config.data)
-model = fcn_jax.init_model(config.model, dataset.num_classes, seed=0)
+model: Any = fcn_jax.init_model(config.model, dataset.num_classes, seed=0)
 optimizer = nnx.Optimizer(model, optax.adamw(3e-3), wrt=nnx.Param)
 loss = fcn_jax.losses.CrossEntropy()
 
 
 @nnx.jit
-def train_step(model: Any, optimizer: Any, image: jax.Array, mask: jax.Array) -> jax.Array:
+def train_step(model: Any, optimizer: Any, image: Any, mask: Any) -> jax.Array:
     """Updates the model on one batch: image uint8 (b, h, w, 3), mask uint8 (b, h, w)."""
     value, gradients = nnx.value_and_grad(lambda m: loss(m(image, train=True), mask))(model)
     optimizer.update(model, gradients)

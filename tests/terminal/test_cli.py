@@ -185,7 +185,7 @@ def test_an_interruption_amid_the_imports_is_no_traceback(tmp_path: Path):
 
 @pytest.mark.parametrize("home", ["none", "read-only"])
 def test_a_home_that_cannot_be_written_names_the_other_way(tmp_path: Path, home: str):
-    """As under `docker run -u`, where the user has no name and no home."""
+    """`docker run -u` starts a program as a user without a name and a home."""
     (tmp_path / "sitecustomize.py").write_text(
         "import pwd\ndef getpwuid(uid): raise KeyError(uid)\npwd.getpwuid = getpwuid\n"
     )
