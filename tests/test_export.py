@@ -27,6 +27,7 @@ from fcn_jax.models.pure_model import Network
 from fcn_jax.predict import load_run
 from fcn_jax.pretrained import Provenance, model_file
 from fcn_jax.train import train
+from tests.in_process import run_command
 from tests.own_folder import command, small_config, write_folder
 
 
@@ -184,6 +185,33 @@ def test_what_would_mix_up_runs_and_exports_is_refused(run_folder: Path, tmp_pat
     (tmp_path / "fcn.pth").write_bytes(b"")
     with pytest.raises(UserError, match=r"convert it first, python -m fcn_jax\.pretrained"):
         load_run(tmp_path / "fcn.pth")
+
+
+@pytest.mark.parametrize("name", ["README.md", "model.json", "model.safetensors"])
+def test_files_of_others_are_not_replaced(run_folder: Path, tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("{}")
+    with pytest.raises(UserError, match=f"{name} exists and .* give another --output"):
+        export(load_run(run_folder), tmp_path, {})
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    assert (tmp_path / name).read_text() == "{}"
+
+
+def test_an_export_replaces_an_export(run_folder: Path, tmp_path: Path) -> None:
+    for _ in range(2):
+        export(load_run(run_folder), tmp_path, {})
+
+
+def test_a_run_is_not_exported_onto_itself(run_folder: Path, tmp_path: Path) -> None:
+    export(load_run(run_folder), tmp_path / "out", {})
+    model = tmp_path / "out/model.safetensors"
+    before = model.read_bytes()
+    for workdir in (tmp_path / "out", model):
+        result = run_command(
+            "export", f"--workdir={workdir}", f"--output={model}", "--format=torchvision"
+        )
+        assert result.returncode == 1
+        assert "is the run itself, or inside it" in result.stderr
+    assert model.read_bytes() == before
 
 
 def test_scores_of_another_step_are_left_out(run_folder: Path, tmp_path: Path) -> None:

@@ -92,6 +92,17 @@ def test_mistakes_are_told_in_one_line(tmp_path, photo):
     assert len(result.stderr.splitlines()) == 1
 
 
+@pytest.mark.parametrize("output", ["photo.png", "w.npz", "link.png"])
+def test_its_inputs_are_not_replaced(tmp_path, photo, output):
+    weights = squeezenet_file(tmp_path / "w.npz")
+    (tmp_path / "link.png").symlink_to(photo)
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    result = run_command("heatmap", f"--weights={weights}", f"--output={tmp_path}/{output}", photo)
+    assert (result.returncode, result.stderr.count("\n")) == (1, 1), result.stderr
+    assert "itself: give another" in result.stderr
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
 def test_weights_that_cannot_be_shown_are_refused(tmp_path):
     np.savez(tmp_path / "other.npz", some=np.zeros(2))
     squeezenet_file(tmp_path / "headless.npz", without="conv10")

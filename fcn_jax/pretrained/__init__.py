@@ -6,6 +6,7 @@ source          the type of a table of names
 tables/         one explicit table of names per source
 trunks          weights of one trunk for late fusion's two
 weight_files    reads tensors from .npz, .safetensors, .pth and .caffemodel
+archives        limits on the sizes in zip archives
 torch_file      .pth without PyTorch: the zip and the older container
 torch_pickle    .pth without PyTorch: the pickle, of which nothing is executed
 caffe_file      .caffemodel without Caffe

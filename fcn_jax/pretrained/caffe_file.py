@@ -1,7 +1,7 @@
-"""Reads a .caffemodel, the protocol buffer in which Caffe keeps a network, without Caffe.
+"""Reads a .caffemodel, the protocol buffer in which Caffe stores a network, without Caffe.
 
-Only the messages that lead to the weights are described here, with the field numbers of Caffe's
-caffe.proto; the reader of protocol buffers passes over all others.
+Only the messages on the way to the weights are described here, with the field numbers of Caffe's
+caffe.proto; the protocol-buffer reader skips all others.
 """
 
 import functools
@@ -20,9 +20,9 @@ MAX_BYTES = 2**31 - 1  # of one protocol buffer
 CONVOLUTIONS = ("Convolution", "Deconvolution", 4, 39)
 FULLY_CONNECTED = ("InnerProduct", 14)
 
-# The numbers of a blob are bytes here, which have the same form in the file as Caffe's packed
-# floats: they reach numpy as one piece, not as a hundred million Python floats. They are repeated
-# since a packed field may come in several pieces.
+# The numbers of a blob are declared as bytes, which have the encoding of Caffe's packed floats: so
+# they reach NumPy as one piece, not as a hundred million Python floats. They are repeated because a
+# packed field may come in several pieces.
 MESSAGES = {
     "BlobShape": [("repeated", "int64", "dim", 1)],
     "BlobProto": [
@@ -63,11 +63,11 @@ SCALARS = {
 
 
 def read_caffe(path: Path) -> dict[str, np.ndarray]:
-    """Reads the blobs of every layer that has some.
+    """Reads the blobs of every layer.
 
     Returns:
-        'layer/number' → float32 (float64 if the file has that) array, read-only. Number 0 are the
-        weights and 1 is the bias of a convolution (o i h w) or a fully connected layer (o i).
+        'layer/number' -> array of float32, or float64 if the file has that; read-only. Number 0 is
+        the weights and 1 the bias of a convolution (o i h w) or a fully connected layer (o i).
 
     Raises:
         UserError: the file is larger than a protocol buffer may be, or in the format of 2013.
@@ -89,11 +89,11 @@ def read_caffe(path: Path) -> dict[str, np.ndarray]:
             for number, blob in enumerate(layer.blobs)
         }
     except message.DecodeError:
-        raise ValueError("it is no protocol buffer of Caffe, or not a whole one") from None
+        raise ValueError("it is not a whole protocol buffer of Caffe") from None
 
 
 def _array(name: str, layer_type: str | int, number: int, blob: Any) -> np.ndarray:
-    # b"".join of a single piece is that piece: no copy.
+    # b"".join of a single piece returns it without a copy.
     if blob.double_data:
         values = np.frombuffer(b"".join(blob.double_data), "<f8")
     else:
@@ -105,9 +105,9 @@ def _array(name: str, layer_type: str | int, number: int, blob: Any) -> np.ndarr
 
 
 def _shape(layer_type: str | int, number: int, blob: Any) -> tuple[int, ...]:
-    """The dimensions of a blob; the four that every blob had before 2015 without empty ones.
+    """Returns the dimensions of a blob, without the unused ones of files before 2015.
 
-    As Caffe does, the old fields are taken if any of them is there.
+    Like Caffe, uses the four fields of that time if any of them is present.
     """
     if not any(blob.HasField(field) for field in ("num", "channels", "height", "width")):
         return tuple(blob.shape.dim)
@@ -121,7 +121,7 @@ def _shape(layer_type: str | int, number: int, blob: Any) -> tuple[int, ...]:
 
 @functools.cache
 def _net_parameter() -> Any:
-    """The class of Caffe's NetParameter."""
+    """Returns the class of Caffe's message NetParameter."""
     file = descriptor_pb2.FileDescriptorProto(name="caffe.proto", package="caffe", syntax="proto2")
     for message_name, fields in MESSAGES.items():
         declared = file.message_type.add(name=message_name)

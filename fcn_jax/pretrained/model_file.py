@@ -4,6 +4,7 @@ It holds an exported run or the converted weights of another project.
 """
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -61,7 +62,10 @@ def check_replaceable(path: Path) -> None:
 
 
 def read_provenance(path: Path) -> Provenance | None:
-    """Reads the provenance in a model file, without the paths of the machine that wrote it.
+    """Reads the provenance in a model file, which may come from a stranger.
+
+    Paths in it are removed. A data set of a namespace ("kubric:name") is refused, because TFDS
+    would download and execute its code.
 
     Returns:
         The provenance, or None if the file is not a model file of fcn_jax.
@@ -73,7 +77,11 @@ def read_provenance(path: Path) -> Provenance | None:
     if text is None:
         return None
     try:
-        return Provenance.from_json(json.loads(text)).without_paths()
+        provenance = Provenance.from_json(json.loads(text)).without_paths()
+        name = provenance.config.data.name
+        if ":" in re.sub(r":[\d.]+$", "", name):  # a version may follow a colon
+            raise ValueError(f"the data set {name} has a namespace")
+        return provenance
     except (ValueError, UserError, RecursionError) as error:
         raise UserError(
             f"{path} holds metadata that this version of fcn_jax cannot use ({error}): export the "

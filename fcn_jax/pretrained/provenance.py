@@ -19,7 +19,7 @@ T = TypeVar("T")
 MAX_CLASSES = 255
 """Label maps are uint8, and 255 is the ignore index."""
 
-MAX_LABEL_MAPS = 64
+MAX_LABEL_MAPS = 16
 MAX_CHANNELS = 256
 MAX_TEXT_LENGTH = 1000
 MAX_NUMBER = 2**31

@@ -1,9 +1,10 @@
-"""Reads any file of weights into arrays by name, without PyTorch and without Caffe.
+"""Reads the tensors in any weight file, without PyTorch and without Caffe.
 
-What is read: numpy's .npz, .safetensors, the checkpoints of PyTorch in both of their formats
-(`torch_file`) and the .caffemodel of Caffe (`caffe_file`). Nothing in a file is ever executed.
+Formats: NumPy's .npz, .safetensors, both formats of PyTorch's checkpoints (`torch_file`) and
+Caffe's .caffemodel (`caffe_file`). Nothing in a file is ever executed.
 """
 
+import io
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -15,15 +16,15 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from fcn_jax.errors import UserError
+from fcn_jax.pretrained.archives import check_archive, read_entry
 from fcn_jax.pretrained.caffe_file import read_caffe
 from fcn_jax.pretrained.torch_file import read_torch
 
 WEB_PAGE_STARTS = (b"<!doctype", b"<html", b"<head", b"<?xml")
 GIT_LFS_START = b"version https://git-lfs"
 
-# What reading a damaged file raises. UserError is none of these and passes.
 DAMAGE = (
-    ValueError,  # also what torch_file and caffe_file raise
+    ValueError,  # also raised by torch_file and caffe_file
     KeyError,
     EOFError,
     MemoryError,  # a damaged length
@@ -33,26 +34,28 @@ DAMAGE = (
     zipfile.BadZipFile,
     zlib.error,
 )
+"""Errors of reading a damaged file. UserError is none of them."""
 
 
 def read_weights(path: Path) -> dict[str, np.ndarray]:
-    """Reads a file of weights, of the kind that the ending of its name tells.
+    """Reads a weight file; the suffix of its name determines the format.
 
     Args:
         path: a file that ends in .npz, .safetensors, .caffemodel, or .pth, .pt, .bin or .tar (all
-            four of PyTorch). A checkpoint of PyTorch may hold the weights among other things, such
-            as the state of an optimizer; these are left out, and so are the prefixes that
-            DataParallel and torch.compile put before every name.
+            four of PyTorch). A checkpoint of PyTorch may hold more than weights, such as the state
+            of an optimizer, which is ignored. The prefixes that DataParallel and torch.compile add
+            to names are removed.
 
     Returns:
-        Name → array, in the order of the file. Tensors of floating point of any width are float32,
-        others (`num_batches_tracked`) keep their dtype; the layout is the file's own. A blob of
-        Caffe has the name of its layer and its number: 'conv1/0' are weights, 'conv1/1' a bias.
-        An array may be read-only.
+        Name -> array, in the order of the file. Floating-point tensors of any width are float32;
+        integers and booleans (`num_batches_tracked`) keep their dtype. The layout is the file's
+        own. A blob of Caffe is named by its layer and its number: 'conv1/0' are weights, 'conv1/1'
+        a bias. An array may be read-only.
 
     Raises:
-        UserError: there is no such file, its ending is unknown, it is damaged, holds no tensors, or
-            names something that only running foreign code could make.
+        UserError: there is no such file, its suffix is unknown, it is damaged, holds no tensors or
+            tensors of other dtypes, asks for far more memory than its size, or names something that
+            only code in the file could create.
     """
     if path.is_dir():
         raise UserError(f"{path} is a folder, not a file of weights")
@@ -62,8 +65,8 @@ def read_weights(path: Path) -> dict[str, np.ndarray]:
     if read is None:
         raise UserError(f"{path} must be a file of weights that ends in {', '.join(READERS)}")
     try:
-        _refuse_what_a_failed_download_leaves(path)
-        tensors = {name: _as_float32(tensor) for name, tensor in read(path).items()}
+        _refuse_failed_downloads(path)
+        tensors = {name: _real_numbers(path, name, tensor) for name, tensor in read(path).items()}
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
     except DAMAGE as error:
@@ -77,17 +80,18 @@ def read_weights(path: Path) -> dict[str, np.ndarray]:
 
 
 def _read_npz(path: Path) -> dict[str, np.ndarray]:
-    with path.open("rb") as stream:
-        if stream.read(2) != b"PK":
-            raise ValueError("it does not begin as a .npz file does")
-        stream.seek(0)
-        with np.load(stream, allow_pickle=False) as archive:
-            tensors = {name: archive[name] for name in archive.files}
-    for name, tensor in tensors.items():
-        if not isinstance(tensor, np.ndarray):
-            raise ValueError(f"{name!r} in it is not an array")
-        if tensor.dtype == np.dtype("V2"):  # numpy forgets the name of bfloat16 when it saves it
-            tensors[name] = tensor.view(jnp.bfloat16)
+    tensors = {}
+    with zipfile.ZipFile(path) as archive:
+        check_archive(path, archive)
+        for name in archive.namelist():
+            npy = io.BytesIO(read_entry(archive, name))
+            try:
+                tensor = np.lib.format.read_array(npy, allow_pickle=False)
+            except Exception as error:  # a damaged header raises any of several types
+                raise ValueError(f"{name!r} in it is not an array: {error}") from error
+            if tensor.dtype == np.dtype("V2"):  # the format has no name for bfloat16
+                tensor = tensor.view(jnp.bfloat16)
+            tensors[name.removesuffix(".npy")] = tensor
     return tensors
 
 
@@ -99,7 +103,7 @@ def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
                 tensors[name] = file.get_tensor(name)
             except (AttributeError, TypeError):
                 raise UserError(
-                    f"{path} holds {name!r} in a number format that numpy lacks "
+                    f"{path} holds {name!r} in a number format that NumPy lacks "
                     f"({file.get_slice(name).get_dtype()}): save it as float32"
                 ) from None
     return tensors
@@ -116,7 +120,7 @@ READERS: dict[str, Callable[[Path], dict[str, np.ndarray]]] = {
 }
 
 
-def _refuse_what_a_failed_download_leaves(path: Path) -> None:
+def _refuse_failed_downloads(path: Path) -> None:
     with path.open("rb") as stream:
         start = stream.read(256)
     if not start:
@@ -133,8 +137,11 @@ def _refuse_what_a_failed_download_leaves(path: Path) -> None:
         )
 
 
-def _as_float32(tensor: np.ndarray) -> np.ndarray:
-    if not jax.dtypes.issubdtype(tensor.dtype, np.floating):
+def _real_numbers(path: Path, name: str, tensor: np.ndarray) -> np.ndarray:
+    """Returns a float tensor as float32, and integers and booleans unchanged."""
+    if tensor.dtype.kind in "iub":
         return tensor
-    with np.errstate(over="ignore", invalid="ignore"):  # whether all is finite is asked later
+    if not jax.dtypes.issubdtype(tensor.dtype, np.floating):
+        raise UserError(f"{path} holds {name!r} as {tensor.dtype}: weights must be real numbers")
+    with np.errstate(over="ignore", invalid="ignore"):  # finiteness is checked later
         return tensor.astype(np.float32, copy=False)

@@ -519,6 +519,14 @@ def test_files_of_others_are_not_replaced(
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
+@pytest.mark.parametrize("name", ["fifo.png", "/dev/null"])
+def test_devices_and_pipes_are_not_images(tmp_path: Path, name: str) -> None:
+    if name == "fifo.png":
+        os.mkfifo(tmp_path / name)
+    with pytest.raises(UserError, match=f"{name} is not a regular file"):
+        predict.find_images([str(tmp_path / name)])
+
+
 def test_a_second_call_replaces_its_own_files(run_folder: Path, tmp_path: Path) -> None:
     Image.fromarray(picture(20, 20)).save(tmp_path / "b.png")
     for overlay in (True, False, True):

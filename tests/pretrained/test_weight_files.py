@@ -19,7 +19,7 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from safetensors.numpy import save_file
 
 from fcn_jax.errors import UserError
-from fcn_jax.pretrained.torch_file import ALLOWED
+from fcn_jax.pretrained.torch_pickle import ALLOWED
 from fcn_jax.pretrained.weight_files import read_weights
 
 FORMATS = pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
@@ -419,7 +419,7 @@ class TestHandMadeCheckpoints:
         ("elements", "compression", "message"),
         [
             (1, zipfile.ZIP_DEFLATED, "has 33554432 bytes, not as many as it says"),
-            (2**23, zipfile.ZIP_BZIP2, "compressed in a way"),
+            (2**23, zipfile.ZIP_BZIP2, "compressed in an unusual way"),
             (2**25, zipfile.ZIP_DEFLATED, "bytes of memory"),
         ],
     )
@@ -490,6 +490,49 @@ class TestNumpyAndSafetensors:
     def test_pickled_objects_in_an_npz_are_refused(self, tmp_path):
         np.savez(tmp_path / "w.npz", a=np.array([{}], object))
         assert "cannot be read" in refusal(tmp_path / "w.npz")
+
+    def test_an_npz_bomb_is_refused_before_it_is_unpacked(self, tmp_path):
+        zeros = io.BytesIO()
+        np.save(zeros, np.zeros(2**25, np.float32))
+        with zipfile.ZipFile(tmp_path / "w.npz", "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr("a.npy", zeros.getvalue())
+        del zeros
+        assert (tmp_path / "w.npz").stat().st_size < 2**18
+        with peak_below(2**20):
+            assert "bytes of memory" in refusal(tmp_path / "w.npz")
+
+    @pytest.mark.parametrize(
+        "header",
+        [
+            b"{'descr': '<f4', 'fortran_order': False, 'shape': (1099511627776,), }",
+            b"{'descr': '<f4', 'fortran_order': False, 'shape': (-1,), }",
+            b"{'descr': '<f4', 'fortran_order': False, 'shape': " + b"(" * 900,
+            b"{'descr': '|O', 'fortran_order': False, 'shape': (1,), }",
+            b"' ' '",
+        ],
+        ids=["huge", "negative", "nested", "object", "unfinished"],
+    )
+    def test_the_header_of_an_array_is_checked(self, tmp_path, header):
+        npy = b"\x93NUMPY\x01\0" + struct.pack("<H", len(header)) + header + bytes(8)
+        with zipfile.ZipFile(tmp_path / "w.npz", "w") as archive:
+            archive.writestr("a.npy", npy)
+        assert "'a.npy' in it is not an array" in refusal(tmp_path / "w.npz")
+
+    @pytest.mark.parametrize(
+        "values",
+        [
+            np.array(["a", "b"]),
+            np.array([b"a"]),
+            np.array([1 + 2j]),
+            np.array(["2026-01-01"], "datetime64[D]"),
+            np.zeros(2, [("x", "f4")]),
+            np.zeros(2, "V3"),
+        ],
+        ids=lambda values: values.dtype.name,
+    )
+    def test_tensors_are_real_numbers(self, tmp_path, values):
+        np.savez(tmp_path / "w.npz", a=values)
+        assert "weights must be real numbers" in refusal(tmp_path / "w.npz")
 
     def test_a_safetensors_file_of_numpy_comes_back(self, tmp_path):
         tensors = {

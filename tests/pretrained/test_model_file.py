@@ -1,0 +1,141 @@
+"""Model files of strangers ask for nothing, and files of others are not replaced."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from fcn_jax.config import Config, ModelConfig
+from fcn_jax.errors import UserError
+from fcn_jax.inference.trained import load_run
+from fcn_jax.models.build import abstract_model
+from fcn_jax.models.pure_model import Network
+from fcn_jax.pretrained import Provenance, flat, model_file, zeros
+from tests.in_process import run_command
+from tests.pretrained.test_weight_files import peak_below
+
+CLASSES = ("ground", "disc", "square")
+
+
+@pytest.fixture(scope="module")
+def model_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model file of a small network."""
+    path = tmp_path_factory.mktemp("model") / "model.safetensors"
+    config = Config(model=ModelConfig("small"))
+    tensors = flat(zeros(Network(abstract_model(config.model, len(CLASSES)))))
+    model_file.save(path, tensors, Provenance(config, {"": CLASSES}, step=3))
+    return path
+
+
+def with_metadata(model_path: Path, folder: Path, change: Any) -> Path:
+    """Writes the model file again with changed provenance; `change` is a function or the text."""
+    path = folder / "m.safetensors"
+    if callable(change):
+        values = json.loads(model_path.with_suffix(".json").read_text())
+        change(values)
+        change = json.dumps(values)
+    save_file(load_file(model_path), path, {"format": "fcn_jax", "fcn_jax": change})
+    return path
+
+
+def test_a_model_file_gives_back_what_was_saved(model_path: Path) -> None:
+    predictor = load_run(model_path)
+    assert predictor.provenance == Provenance(
+        Config(model=ModelConfig("small")), {"": CLASSES}, step=3
+    )
+    assert predictor(np.zeros((5, 7, 3), np.uint8)).shape == (5, 7)
+    jax.tree.map(np.testing.assert_array_equal, predictor.variables, zeros(predictor.network))
+
+
+def test_paths_in_a_model_file_are_ignored(model_path: Path, tmp_path: Path) -> None:
+    def change(values: dict[str, Any]) -> None:
+        values["config"]["data"] |= {"prepared_dir": "/victim", "root": "/victim"}
+        values["config"]["data"]["mask_palette"] = "/victim/secret.txt"
+        values["config"]["init"] = "/victim/weights.npz"
+
+    config = load_run(with_metadata(model_path, tmp_path, change)).config
+    assert "victim" not in str(config)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda values: values.update(class_names={"..": CLASSES}),
+        lambda values: values.update(class_names=[f"class {n}" for n in range(300)]),
+        lambda values: values.update(channels=2**30),
+        lambda values: values["config"]["model"].update(backbone="os.system"),
+        lambda values: values["config"]["model"].update(context_features=10**12),
+        lambda values: values["config"]["data"].update(name="kubric:kubric_frame"),
+        "[" * 100_000,
+        '{"config": ' + '{"a":' * 100_000,
+        "9" * 10_000,
+        "",
+    ],
+)
+def test_metadata_that_cannot_be_used_is_one_line(
+    model_path: Path, tmp_path: Path, change: Any
+) -> None:
+    path = with_metadata(model_path, tmp_path, change)
+    with pytest.raises(UserError, match=r"holds metadata that this version .* cannot use") as error:
+        load_run(path)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda values: values["config"]["model"].update(context_features=60_000),
+        lambda values: values.update(class_names=[f"class {n}" for n in range(100)]),
+        lambda values: values.update(channels=200),
+        lambda values: values["config"]["model"].update(backbone="vgg16"),
+    ],
+)
+def test_a_network_that_the_file_does_not_hold_is_not_allocated(
+    model_path: Path, tmp_path: Path, change: Any
+) -> None:
+    path = with_metadata(model_path, tmp_path, change)
+    with peak_below(2**26), pytest.raises(UserError, match=r"does not hold its network \(.+\)"):
+        load_run(path)
+
+
+def test_a_file_of_another_kind_is_not_replaced(model_path: Path, tmp_path: Path) -> None:
+    provenance, tensors = Provenance(Config(), {"": CLASSES}), {"a": np.zeros(2, np.float32)}
+    save_file(tensors, tmp_path / "theirs.safetensors")
+    (tmp_path / "config.json").write_text('{"model_type": "theirs"}')
+    (tmp_path / "text.safetensors").write_text("text")
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    for name, message in {
+        "theirs": r"theirs\.safetensors exists and is not a model file",
+        "text": r"text\.safetensors exists and is not a model file",
+        "config": r"config\.json exists and does not describe a model",
+    }.items():
+        with pytest.raises(UserError, match=message):
+            model_file.save(tmp_path / f"{name}.safetensors", tensors, provenance)
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+    for _ in range(2):  # its own files are replaced
+        model_file.save(tmp_path / "ours.safetensors", tensors, provenance)
+
+
+def test_converting_replaces_neither_its_input_nor_files_of_others(tmp_path: Path) -> None:
+    from tests.pretrained.test_load import squeezenet_file
+
+    squeezenet_file(tmp_path / "w.npz")
+    with np.load(tmp_path / "w.npz") as tensors:
+        save_file(dict(tensors), tmp_path / "w.safetensors")
+    (tmp_path / "config.json").write_text("{}")
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    for output in ("w", "config"):
+        result = run_command(
+            "pretrained", tmp_path / "w.safetensors", f"--output={tmp_path}/{output}.safetensors"
+        )
+        assert (result.returncode, result.stderr.count("\n")) == (1, 1), result.stderr
+        assert "give another --output" in result.stderr
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+    result = run_command(
+        "pretrained", tmp_path / "w.safetensors", f"--output={tmp_path}/ours.safetensors"
+    )
+    assert result.returncode == 0, result.stderr
