@@ -191,8 +191,7 @@ def _tfds_builder(data: DataConfig) -> Any:
         hint = (
             f"did you mean {' or '.join(near)}?"
             if near
-            else "a data set of your own is registered by a config file that imports its module, "
-            "or by an installed package's entry point in fcn_jax.datasets"
+            else "a data set of your own is known once its module is imported (--import=FILE)"
         )
         raise UserError(f"no data set is called {data.name!r}; {hint}") from None
     except Exception as error:  # each of TFDS's builders fails in its own way
