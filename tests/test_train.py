@@ -25,6 +25,7 @@ from fcn_jax.export import read_metrics
 from fcn_jax.inference.options import Inference
 from fcn_jax.predict import load_run
 from fcn_jax.train import train
+from fcn_jax.training.checkpoint import CheckpointReader
 from tests.own_folder import ROOT, command, small_config, write_folder
 
 
@@ -153,8 +154,13 @@ def test_an_interrupted_run_ends_in_the_same_bits(trained_run, trained_folder, t
 
     resumed = command("train", *arguments)
     assert resumed.returncode == 0, resumed.stderr
-    once, again = load_run(trained_run), load_run(workdir)
-    assert again.step == once.step == 6
+    check_same_run(workdir, trained_run)
+
+
+def check_same_run(one: Path, other: Path) -> None:
+    """Checks that two finished runs have the same weights and logs, bit for bit."""
+    once, again = load_run(one), load_run(other)
+    assert once.step == again.step == 6
     jax.tree.map(np.testing.assert_array_equal, once.variables, again.variables)
 
     def numbers(path):
@@ -164,7 +170,20 @@ def test_an_interrupted_run_ends_in_the_same_bits(trained_run, trained_folder, t
             for line in lines
         ]
 
-    assert numbers(workdir) == numbers(trained_run)
+    assert numbers(one) == numbers(other)
+    steps = [CheckpointReader(run / "checkpoints").steps for run in (one, other)]
+    assert steps[0] == steps[1]
+
+
+def test_a_run_whose_newest_checkpoint_is_damaged_ends_in_the_same_bits(
+    trained_run, trained_folder, tmp_path, capsys
+):
+    shutil.copytree(trained_run, tmp_path / "run")
+    part = next((tmp_path / "run/checkpoints/6/model/ocdbt.process_0/d").iterdir())
+    part.write_bytes(part.read_bytes()[:-1])
+    train(small_config(trained_folder), tmp_path / "run")
+    assert "training continues from step 3: steps 4 to 6 are lost" in capsys.readouterr().out
+    check_same_run(tmp_path / "run", trained_run)
 
 
 @pytest.mark.slow

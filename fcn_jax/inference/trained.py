@@ -17,7 +17,7 @@ import numpy as np
 from fcn_jax import pretrained
 from fcn_jax.config import Config
 from fcn_jax.data.canvases import Size, choose_canvases
-from fcn_jax.errors import UserError, listed
+from fcn_jax.errors import ArgumentError, UserError, listed
 from fcn_jax.inference.options import WHOLE, Inference
 from fcn_jax.inference.views import ViewPredictor
 from fcn_jax.models.build import abstract_model
@@ -25,7 +25,7 @@ from fcn_jax.models.pure_model import Network
 from fcn_jax.pretrained import Provenance, Weights, model_file
 from fcn_jax.pretrained.weights import MAX_LISTED, replaced
 from fcn_jax.runs import read_settings
-from fcn_jax.training.checkpoint import CheckpointReader
+from fcn_jax.training.checkpoint import CheckpointReader, DamagedError
 
 
 class Predictor:
@@ -181,12 +181,15 @@ def load_run(workdir: str | Path, checkpoint: str | int = "latest") -> Predictor
     provenance = read_settings(workdir)
     network = _network(provenance)
     checkpoints = CheckpointReader(workdir / "checkpoints")
-    steps = {"latest": checkpoints.latest, "best": checkpoints.best}
-    step = int(checkpoint) if checkpoint.isdecimal() else steps.get(checkpoint)
-    if step is None or step not in checkpoints.steps:
-        held = ", ".join(map(str, checkpoints.steps)) or "none"
-        raise UserError(f"{workdir} has no checkpoint {checkpoint} (it holds: {held})")
-    variables = checkpoints.restore_model(network.variables, step)
+    held = ", ".join(map(str, checkpoints.steps)) or "none"
+    try:
+        step = checkpoints.find(checkpoint)
+        if step is None:
+            raise UserError(f"{workdir} has no checkpoint {checkpoint} (it holds: {held})")
+        variables = checkpoints.restore_model(network.variables, step)
+    except DamagedError as error:
+        problem = f"cannot be loaded: {error}; choose another of the run's checkpoints {held}"
+        raise ArgumentError("checkpoint", checkpoint, problem) from error
     source = f"fcn_jax on {provenance.config.data.name}, step {step}"
     return Predictor(network, variables, dataclasses.replace(provenance, source=source, step=step))
 

@@ -3,12 +3,16 @@
 A checkpoint holds the model (parameters and batch statistics) and the state of the optimizer. The
 batches follow from the step's number (`data/order.py`), so a resumed run continues bit for bit.
 Orbax writes each checkpoint to a temporary folder and renames it when it is complete: an
-interrupted save leaves the earlier ones as they were.
+interrupted save leaves the earlier ones as they were. Then the checksums of its files are added
+(`checksums.py`), which are compared before the checkpoint is loaded.
 """
 
 import json
 import math
+import shutil
+import time
 from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Self
 
@@ -17,7 +21,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import SingleDeviceSharding
 
-from fcn_jax.errors import UserError
+from fcn_jax.errors import UserError, format_value
+from fcn_jax.terminal.progress import say
+from fcn_jax.training.checksums import find_damage, has_checksums, write_checksums
 from fcn_jax.training.train_step import TrainState
 
 try:
@@ -30,6 +36,14 @@ SAVE_ERRORS = (OSError, ValueError, RuntimeError)
 for a full disk."""
 
 
+DELETION_SECONDS = 0.2
+"""Time that the training process may take to delete a checkpoint that a reader opens."""
+
+
+class DamagedError(UserError):
+    """A checkpoint of which a file is missing, or not as it was saved."""
+
+
 class CheckpointReader:
     """The complete checkpoints in a folder, read-only.
 
@@ -38,6 +52,7 @@ class CheckpointReader:
 
     def __init__(self, directory: Path):
         self._directory = directory.absolute()
+        self._verified: int | None = None  # the step whose files have been compared already
 
     @property
     def steps(self) -> list[int]:
@@ -52,13 +67,25 @@ class CheckpointReader:
 
     @property
     def best(self) -> int | None:
-        """The step with the highest mIoU, the latest of equal ones; None if none was scored."""
+        """The step with the highest mIoU, the latest of equal ones; None if none was scored.
+
+        Raises:
+            DamagedError: the score of a checkpoint cannot be read.
+        """
         scored = [
             (mean_iou, step)
             for step in self.steps
             if (mean_iou := self._mean_iou(step)) is not None
         ]
         return max(scored)[1] if scored else None
+
+    def find(self, name: str) -> int | None:
+        """The step that "latest", "best" or a number stands for; None if there is none."""
+        if name == "latest":
+            return self.latest
+        if name == "best":
+            return self.best
+        return {str(step): step for step in self.steps}.get(name)
 
     def restore(self, target: TrainState) -> TrainState:
         """Loads the newest checkpoint.
@@ -68,6 +95,7 @@ class CheckpointReader:
 
         Raises:
             UserError: there is none, or it holds another network.
+            DamagedError: a file of it is damaged.
         """
         step = self.latest
         if step is None:
@@ -87,10 +115,25 @@ class CheckpointReader:
         return model["params"], model["batch_stats"]
 
     def _mean_iou(self, step: int) -> float | None:
+        self._verify(step, {"metrics"})
+        path = self._directory / f"{step}/metrics/metrics"
         try:
-            return _score(json.loads((self._directory / f"{step}/metrics/metrics").read_text()))
+            score = _score(json.loads(path.read_text()))
+            return None if score is None else float(score)
         except FileNotFoundError:  # not scored, or deleted by the training process just now
             return None
+        except (ValueError, AttributeError, TypeError) as error:
+            raise DamagedError(f"{path} is damaged (it holds no score)") from error
+
+    def _verify(self, step: int, items: set[str]) -> None:
+        """Raises DamagedError if a file of these items has changed; passes without checksums."""
+        path = self._directory / str(step)
+        if step == self._verified or not has_checksums(path):
+            return
+        if damage := find_damage(path, items):
+            time.sleep(DELETION_SECONDS)
+            if path.exists():
+                raise DamagedError(damage)
 
     def _load(self, step: int, target: dict[str, Any]) -> dict[str, Any]:
         path = self._directory / str(step)
@@ -98,22 +141,31 @@ class CheckpointReader:
         shapes = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), target
         )
+        is_verified = has_checksums(path)
         try:
+            self._verify(step, set(target))
             _check_same_network(path, target["model"])
+            if not is_verified:
+                say(f"note: {path} has no checksums, so it is not verified")
             return ocp.load_checkpointables(path, shapes)
-        except (*SAVE_ERRORS, LookupError) as error:
-            if path.exists():
+        except Exception as error:  # Orbax has no common error for damaged files
+            if not path.exists():
+                raise UserError(
+                    f"{path} was deleted while it was read, by the training of its run: start the "
+                    "same command again"
+                ) from error
+            if is_verified or isinstance(error, UserError):
                 raise
-            raise UserError(
-                f"{path} was deleted while it was read, by the training of its run: start the "
-                "same command again"
+            raise DamagedError(
+                f"{path} cannot be read ({_first_line(error)}): if it is damaged, move it away"
             ) from error
 
 
 class CheckpointWriter(CheckpointReader):
     """The checkpoints of the run that this process trains: keeps the newest ones and the best.
 
-    Deletes what an interrupted save left behind.
+    Deletes what an interrupted save left behind. Renames a damaged newest checkpoint, so that
+    `latest` and `restore` mean the newest good one.
 
     Args:
         directory: created if it does not exist.
@@ -121,10 +173,14 @@ class CheckpointWriter(CheckpointReader):
 
     Raises:
         UserError: the folder cannot be written to.
+        DamagedError: every checkpoint is damaged.
     """
 
     def __init__(self, directory: Path, keep: int = 1):
         super().__init__(directory)
+        self._set_damaged_aside()
+        self._thread = ThreadPoolExecutor(1, "checksums")
+        self._saving: Future[None] | None = None
         policies = ocp.training.preservation_policies
         best = policies.BestN(get_metric_fn=_score, n=1, keep_checkpoints_without_metrics=False)
         try:
@@ -141,10 +197,13 @@ class CheckpointWriter(CheckpointReader):
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         try:
+            self.wait()
             self._checkpointer.close()
-        except SAVE_ERRORS as error:
+        except (UserError, *SAVE_ERRORS) as error:
             if kind is None:  # otherwise the exception under way matters more
-                raise self._failed(error) from error
+                raise (error if isinstance(error, UserError) else self._failed(error)) from error
+        finally:
+            self._thread.shutdown()
 
     def save(self, state: TrainState, mean_iou: float | None) -> None:
         """Starts saving a state, which the caller may donate at once.
@@ -158,12 +217,13 @@ class CheckpointWriter(CheckpointReader):
         Raises:
             UserError: this save or the one before it failed, for example on a full disk.
         """
+        self.wait()
         step = int(state.step)
         # A copy: on a CPU the saving thread would read the very memory that the next step reuses.
         state = _copy(state)
         scored = mean_iou is not None and math.isfinite(mean_iou)
         try:
-            self._checkpointer.save_checkpointables_async(
+            response = self._checkpointer.save_checkpointables_async(
                 step,
                 {"model": _model(state), "optimizer": state.opt_state},
                 force=True,
@@ -171,17 +231,62 @@ class CheckpointWriter(CheckpointReader):
             )
         except SAVE_ERRORS as error:
             raise self._failed(error) from error
+        self._saving = self._thread.submit(self._add_checksums, step, response)
 
     def wait(self) -> None:
-        """Waits until every checkpoint is on disk.
+        """Waits until every checkpoint is on disk, with its checksums.
 
         Raises:
             UserError: the last save failed.
         """
+        saving, self._saving = self._saving, None
         try:
+            if saving is not None:
+                saving.result()
             self._checkpointer.wait()
         except SAVE_ERRORS as error:
             raise self._failed(error) from error
+
+    def _add_checksums(self, step: int, response: Any) -> None:
+        response.result()
+        if jax.process_index() == 0:
+            write_checksums(self._directory / str(step))
+
+    def _set_damaged_aside(self) -> None:
+        """Renames the damaged checkpoints that are newer than the first good one.
+
+        Of older ones only the score is read here, as Orbax does.
+        """
+        damaged: dict[int, DamagedError] = {}
+        good: int | None = None
+        for step in reversed(self.steps):
+            try:
+                self._mean_iou(step)
+                if good is None:
+                    self._verify(step, {"model", "optimizer"})
+                    _read_structure(self._directory / str(step))
+                    good = step
+            except DamagedError as error:
+                damaged[step] = error
+        if damaged and good is None:
+            raise DamagedError(
+                f"{damaged[max(damaged)]}, and no other checkpoint can be loaded: give another "
+                "workdir, or delete the checkpoints to train from the start"
+            )
+        self._verified = good
+        if jax.process_index():
+            return
+        for step, damage in damaged.items():
+            aside = self._directory / f"{step}.damaged"
+            shutil.rmtree(aside, ignore_errors=True)  # of the same step, renamed earlier
+            try:
+                (self._directory / str(step)).rename(aside)
+            except OSError as error:
+                raise UserError(f"{damage}; cannot rename it ({error.strerror})") from error
+            say(f"{damage}: checkpoint {step} is now {aside}")
+        if good is not None and max(damaged, default=0) > good:
+            lost = f"steps {good + 1} to {max(damaged)} are lost"
+            say(f"training continues from step {good}: {lost}")
 
     def _failed(self, error: Exception) -> UserError:
         reason = str(error).splitlines()[0]
@@ -199,7 +304,7 @@ def _score(metrics: Mapping[str, float]) -> float | None:
 
 
 def _check_same_network(path: Path, target: Any) -> None:
-    saved = _shapes(ocp.checkpointables_metadata(path).metadata["model"])
+    saved = _shapes(_read_structure(path)["model"])
     expected = _shapes(target)
     differences = [
         f"{name} is {saved.get(name, 'missing')} there and {expected.get(name, 'missing')} here"
@@ -208,6 +313,22 @@ def _check_same_network(path: Path, target: Any) -> None:
     ]
     if differences:
         raise UserError(f"{path} does not hold this network: {'; '.join(differences)}")
+
+
+def _read_structure(path: Path) -> dict[str, Any]:
+    """Reads shapes and dtypes of a checkpoint's items; raises DamagedError if there are none."""
+    try:
+        structure = ocp.checkpointables_metadata(path).metadata
+        if not jax.tree.leaves(structure["model"]):
+            raise ValueError("no tensors")
+        return structure
+    except Exception as error:  # as above
+        raise DamagedError(f"{path} cannot be read ({_first_line(error)})") from error
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).splitlines() or [""]
+    return f"{type(error).__name__}: {format_value(lines[0])}"
 
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:

@@ -1,4 +1,4 @@
-"""Checkpoints: readers change nothing on disk, and "best" is the highest mIoU."""
+"""Checkpoints: readers change nothing on disk, damage is noticed, "best" is the highest mIoU."""
 
 import json
 import shutil
@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fcn_jax.errors import UserError
+from fcn_jax.errors import ArgumentError, UserError
 from fcn_jax.inference.trained import load_run, load_weights
 from fcn_jax.training import checkpoint
-from fcn_jax.training.checkpoint import CheckpointReader, CheckpointWriter
+from fcn_jax.training.checkpoint import CheckpointReader, CheckpointWriter, DamagedError
 from fcn_jax.training.train_step import TrainState
 
 
@@ -94,6 +94,7 @@ def test_scores_under_the_metrics_former_name_count(tmp_path: Path) -> None:
     for step in (1, 2, 3):
         path = tmp_path / f"{step}/metrics/metrics"
         path.write_text(json.dumps({"mean_iu": json.loads(path.read_text())["mean_iou"]}))
+        (tmp_path / f"{step}/checksums.json").unlink()
     assert CheckpointReader(tmp_path).best == 2
     reader = save(tmp_path, {4: 0.8, 5: None}, keep=1)
     assert (reader.steps, reader.best) == ([2, 5], 2)
@@ -124,3 +125,161 @@ def test_a_checkpoint_that_is_deleted_while_it_is_read(
     monkeypatch.setattr(checkpoint.ocp, "load_checkpointables", deleted)
     with pytest.raises(UserError, match=r"/2 was deleted while it was read, .* same command again"):
         reader.restore(state_at(0))
+
+
+def truncate(step: Path) -> None:
+    path = largest_file(step / "optimizer")
+    path.write_bytes(path.read_bytes()[:-10])
+
+
+def flip_a_bit(step: Path) -> None:
+    path = largest_file(step / "model")
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def largest_file(folder: Path) -> Path:
+    return max(
+        (path for path in folder.rglob("*") if path.is_file()), key=lambda p: p.stat().st_size
+    )
+
+
+def empty(step: Path) -> None:
+    shutil.rmtree(step)
+    step.mkdir()
+
+
+DAMAGE = {
+    "truncated": truncate,
+    "bit": flip_a_bit,
+    "part": lambda step: shutil.rmtree(step / "model/ocdbt.process_0"),
+    "model": lambda step: shutil.rmtree(step / "model"),
+    "empty": empty,
+    "manifest": lambda step: (step / "model/manifest.ocdbt").write_bytes(b"abc"),
+    "metadata": lambda step: (step / "_CHECKPOINT_METADATA").write_bytes(b""),
+    "metrics": lambda step: (step / "metrics/metrics").write_bytes(b""),
+    "no metrics": lambda step: (step / "metrics/metrics").unlink(),
+    "checksums": lambda step: (step / "checksums.json").write_bytes(b"{}"),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_training_continues_from_the_newest_good_checkpoint(
+    kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save(tmp_path, {1: 0.1, 2: None, 3: 0.4})
+    DAMAGE[kind](tmp_path / "3")
+    damaged = {path.relative_to(tmp_path / "3") for path in (tmp_path / "3").rglob("*")}
+    with CheckpointWriter(tmp_path, keep=2) as writer:
+        assert (writer.steps, writer.best) == ([1, 2], 1)
+        restored = writer.restore(state_at(0))
+        jax.tree.map(np.testing.assert_array_equal, restored, state_at(2))
+        said = capsys.readouterr().out
+        assert f"{tmp_path}/3" in said
+        assert f"checkpoint 3 is now {tmp_path}/3.damaged\n" in said
+        assert "training continues from step 2: steps 3 to 3 are lost\n" in said
+        writer.save(state_at(3), 0.4)
+    assert CheckpointReader(tmp_path).steps == [2, 3]
+    # What is left of the damaged one stays, for whoever can still use it.
+    aside = tmp_path / "3.damaged"
+    assert {path.relative_to(aside) for path in aside.rglob("*")} == damaged
+    with CheckpointWriter(tmp_path) as writer:
+        assert writer.latest == 3
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("kind", ["truncated", "bit", "part", "model", "empty", "manifest"])
+def test_a_reader_refuses_a_damaged_checkpoint_and_loads_the_others(
+    kind: str, tmp_path: Path
+) -> None:
+    reader = save(tmp_path, {1: 0.1, 2: 0.3})
+    DAMAGE[kind](tmp_path / "2")
+    before = listing(tmp_path)
+    with pytest.raises(DamagedError, match=rf"{tmp_path}/2.* (is damaged|is missing|be read) ?"):
+        reader.restore(state_at(0))
+    params, _ = reader.restore_model((state_at(0).params, {}), 1)
+    jax.tree.map(np.testing.assert_array_equal, params, state_at(1).params)
+    assert listing(tmp_path) == before
+
+
+def test_one_flipped_bit_in_any_file_is_noticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A damaged optimizer does not keep the model from being used."""
+    monkeypatch.setattr(checkpoint, "DELETION_SECONDS", 0.0)
+    reader = save(tmp_path, {1: 0.5})
+    for path in sorted(path for path in (tmp_path / "1").rglob("*") if path.is_file()):
+        content = path.read_bytes()
+        for place in (0, len(content) // 2, len(content) - 1):
+            flipped = bytearray(content)
+            flipped[place] ^= 1 << (place % 8)
+            path.write_bytes(flipped)
+            with pytest.raises(DamagedError):
+                reader.best if "metrics" in path.parts else reader.restore(state_at(0))
+            if "optimizer" in path.parts:
+                reader.restore_model((state_at(0).params, {}), 1)
+        path.write_bytes(content)
+    assert reader.best == 1
+    reader.restore(state_at(0))
+
+
+def test_a_checkpoint_without_checksums_is_loaded_with_a_note(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As earlier versions saved it."""
+    reader = save(tmp_path, {1: 0.5})
+    (tmp_path / "1/checksums.json").unlink()
+    reader.restore(state_at(0))
+    note = f"note: {tmp_path}/1 has no checksums, so it is not verified\n"
+    assert capsys.readouterr().out == note
+    with CheckpointWriter(tmp_path) as writer:
+        writer.restore(state_at(0))
+    assert capsys.readouterr().out == note
+
+
+def test_without_a_good_checkpoint_nothing_is_trained_or_renamed(tmp_path: Path) -> None:
+    save(tmp_path, {1: 0.5, 2: 0.6})
+    for step in (1, 2):
+        flip_a_bit(tmp_path / str(step))
+    before = listing(tmp_path)
+    with pytest.raises(UserError, match=r"/2/model/.* is damaged .* no other checkpoint can"):
+        CheckpointWriter(tmp_path)
+    assert listing(tmp_path) == before
+
+
+def test_a_run_is_loaded_from_another_checkpoint_than_the_damaged_one(
+    trained_run: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(trained_run, run)
+    flip_a_bit(run / "checkpoints/6")
+    with pytest.raises(
+        ArgumentError,
+        match=r"checkpoint \(=latest\) cannot be loaded: .*/6/model/.* is damaged .*; choose "
+        r"another of the run's checkpoints 3, 6",
+    ):
+        load_run(run)
+    empty(run / "checkpoints/6")
+    (run / "checkpoints/6/metrics").mkdir()
+    (run / "checkpoints/6/metrics/metrics").write_text("")
+    assert load_run(run, "3").step == 3
+    with pytest.raises(ArgumentError, match=r"\(=best\) .*/6/metrics/metrics is damaged"):
+        load_run(run, "best")
+
+
+def test_a_save_that_was_killed_before_its_checksums_is_whole(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(checkpoint, "write_checksums", lambda folder: None)
+    reader = save(tmp_path, {1: 0.5})
+    jax.tree.map(np.testing.assert_array_equal, reader.restore(state_at(0)), state_at(1))
+
+
+def test_checksums_that_cannot_be_written_end_the_training_in_one_line(
+    tmp_path: Path, monkeypatch
+) -> None:
+    def full(folder: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "write_checksums", full)
+    with pytest.raises(UserError, match=r"could not save a checkpoint .*No space left on device"):
+        save(tmp_path, {1: 0.5})

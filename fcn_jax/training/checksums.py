@@ -1,0 +1,66 @@
+"""Checksums of the files of a checkpoint, in the file `checksums.json` of its folder.
+
+CRC-32 detects accidental damage, such as a truncated file or a flipped bit. It is no protection
+against an attacker. It is calculated at about 2 GB/s on one CPU core.
+"""
+
+import json
+import zlib
+from collections.abc import Collection
+from pathlib import Path
+
+from fcn_jax.terminal.atomic_files import write_whole
+
+FILE = "checksums.json"
+CHUNK_BYTES = 4 << 20
+
+
+def write_checksums(folder: Path) -> None:
+    """Writes the checksums of all files in a checkpoint's folder.
+
+    Raises:
+        UserError: the file cannot be written.
+        OSError: a file cannot be read.
+    """
+    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != FILE)
+    checksums = {str(path.relative_to(folder)): _crc32(path) for path in paths}
+    text = json.dumps({"crc32": checksums}, indent=1) + "\n"
+    write_whole(folder / FILE, lambda part: part.write_text(text))
+
+
+def has_checksums(folder: Path) -> bool:
+    """Returns whether a checkpoint's folder has checksums; those of earlier versions have none."""
+    return (folder / FILE).exists()
+
+
+def find_damage(folder: Path, items: Collection[str]) -> str | None:
+    """Compares files of a checkpoint with their checksums.
+
+    Args:
+        folder: the checkpoint's folder, which must have checksums.
+        items: the parts that are read, such as "model". Files outside any part are always read.
+
+    Returns:
+        The first file that differs, and how, in words; None if there is none.
+    """
+    path = folder / FILE
+    try:
+        for name, checksum in json.loads(path.read_text())["crc32"].items():
+            path = folder / name
+            if ("/" not in name or name.partition("/")[0] in items) and _crc32(path) != checksum:
+                return f"{path} is damaged (it has changed since it was saved)"
+    except FileNotFoundError:
+        return f"{path} is missing"
+    except OSError as error:
+        return f"{path} cannot be read ({error.strerror})"
+    except (ValueError, LookupError, TypeError, AttributeError):
+        return f"{path} is damaged (it holds no checksums)"
+    return None
+
+
+def _crc32(path: Path) -> str:
+    checksum = 0
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK_BYTES):
+            checksum = zlib.crc32(chunk, checksum)
+    return f"{checksum:08x}"
