@@ -171,14 +171,14 @@ def check_ranges(section: Any, prefix: str = "") -> None:
         ArgumentError: the first value of another type, outside its range, or not among its choices.
     """
     for item in settings(section, prefix):
-        choices = item.rules.get("choices")
-        if isinstance(choices, Registry) and isinstance(item.value, str):
-            choices.check(item.value)
-        elif choices and not any(item.value == c and type(item.value) is type(c) for c in choices):
-            _refuse(item, item.value)
-        elif item.value is None and item.is_optional:
+        if item.value is None and item.is_optional:
             continue
-        elif not any(_fits(item, kind) for kind in _members(item.kind)):
+        choices = item.rules.get("choices", (item.value,))
+        if not any(_fits(item, kind) for kind in _members(item.kind)):
+            _refuse(item, item.value)
+        if isinstance(choices, Registry):
+            choices.check(item.value)
+        elif item.value not in choices:
             _refuse(item, item.value)
 
 
@@ -214,57 +214,44 @@ def _members(kind: Any) -> tuple[Any, ...]:
     return typing.get_args(kind) if is_union else (kind,)
 
 
-def _elements(kind: Any) -> tuple[type, int | None]:
-    """Returns the type of a tuple's elements, and their number; None for any number."""
-    element, *rest = typing.get_args(kind)
-    return element, None if rest == [...] else 1 + len(rest)
-
-
 def _fits(item: Setting, kind: Any) -> bool:
-    value = item.value
-    if typing.get_origin(kind) is Literal:
-        return isinstance(value, str) and value in typing.get_args(kind)
-    if typing.get_origin(kind) is not tuple:
-        return _is_element(kind, value, item.rules)
-    element, length = _elements(kind)
-    if not isinstance(value, tuple) or len(value) > MAX_TUPLE_LENGTH:
-        return False
-    return (
-        (len(value) == length if length else value != () or item.default == ())
-        and all(_is_element(element, part, item.rules) for part in value)
-        and (element is not str or len(set(value)) == len(value))
-    )
+    """Returns whether a value has a type and is in its range.
 
-
-def _is_element(kind: type, value: Any, rules: Mapping[str, Any]) -> bool:
-    """Returns whether a value that is no tuple has a type and is in its range."""
-    if kind is float and type(value) is int:
-        kind = int
-        rules = {"at_most": MAX_FLOAT} | dict(rules)
-    if not isinstance(value, kind) or isinstance(value, bool) != (kind is bool):
+    It has the type if its text, as given on the command line, is read as the same value.
+    """
+    value, rules = item.value, item.rules
+    try:
+        text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+        parsed = _parsed(kind, text)
+    except ValueError:
         return False
-    if isinstance(value, str):
-        expression = rules["pattern"].expression if "pattern" in rules else ".+"
-        is_short = len(value) <= MAX_TEXT_LENGTH and "\0" not in value
-        return is_short and re.fullmatch(expression, value, re.DOTALL) is not None
-    if not isinstance(value, int | float):
+    if not isinstance(value, type(parsed) | int) or parsed != value:
         return False
-    limit = MAX_INT if kind is int else MAX_FLOAT
-    return (
-        rules.get("at_least", -limit) <= value <= rules.get("at_most", limit)
-        and value > rules.get("above", -math.inf)
-        and value < rules.get("below", math.inf)
+    elements = parsed if isinstance(parsed, tuple) else (parsed,)
+    if not elements or len(elements) > MAX_TUPLE_LENGTH:
+        return value == item.default
+    if isinstance(elements[0], str):
+        expression = rules["pattern"].expression if "pattern" in rules else r"[^\0]+"
+        return len(set(elements)) == len(elements) and all(
+            len(element) <= MAX_TEXT_LENGTH and re.fullmatch(expression, element)
+            for element in elements
+        )
+    limit = MAX_INT if isinstance(elements[0], int) else MAX_FLOAT
+    return all(
+        rules.get("at_least", -limit) <= element <= rules.get("at_most", limit)
+        and rules.get("above", -math.inf) < element < rules.get("below", math.inf)
+        for element in elements
     )
 
 
 def _parsed(kind: Any, text: str) -> Any:
     """Returns the value of a type that a text stands for; raises ValueError if there is none."""
     if typing.get_origin(kind) is tuple:
-        element, length = _elements(kind)
+        element, *others = typing.get_args(kind)
         parts = [part.strip() for part in text.strip().strip("()[]").split(",")]
         if parts[-1] == "":  # Python's own notation of a tuple may end with a comma
             parts.pop()
-        if length and len(parts) != length:
+        if others != [...] and len(parts) != 1 + len(others):
             raise ValueError
         return tuple(_parsed(element, part) for part in parts)
     if typing.get_origin(kind) is Literal and text in typing.get_args(kind):
@@ -282,7 +269,7 @@ def _described(kind: Any, rules: Mapping[str, Any]) -> str:
     if "pattern" in rules and kind in (str, tuple[str, ...]):
         description = rules["pattern"].description
         return description if kind is str else f"different {description}, separated by commas"
-    element = _elements(kind)[0] if typing.get_origin(kind) is tuple else kind
+    element = typing.get_args(kind)[0] if typing.get_origin(kind) is tuple else kind
     if element not in (int, float):
         return NOUNS[kind]
     limits = ({"at_most": MAX_INT} if element is int else {}) | dict(rules)
