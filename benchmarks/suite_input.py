@@ -47,9 +47,9 @@ class Loop:
     def run(self, feed: Feed, count: int) -> None:
         """Runs `count` steps and waits until the last is done and all metrics are fetched."""
         pending: dict[str, jax.Array] = {}
-        for _ in range(count // feed.at_once):
+        for _ in range(count // feed.steps_per_call):
             previous = pending
-            self.state, pending = feed(self.state, feed.at_once)
+            self.state, pending = feed(self.state, feed.steps_per_call)
             jax.tree.map(np.asarray, previous)
         jax.tree.map(np.asarray, pending)
         jax.block_until_ready(self.state)

@@ -1,9 +1,9 @@
-"""Trains a fully convolutional network, scores it, and keeps it.
+"""Trains a network, evaluates it and saves it in the folder of the run.
 
     python -m fcn_jax.train [--config=FILE] [--workdir=DIR] [--config.section.key=value ...]
 
 Without a config, a small FCN-8s learns drawn shapes in about two minutes on two CPU cores. The
-same command started again goes on where it was interrupted. Afterwards:
+same command, started again, resumes an interrupted run. Afterwards:
 
     python -m fcn_jax.evaluate --workdir=DIR
     python -m fcn_jax.predict  --workdir=DIR --output=OUT PATH...
@@ -14,14 +14,18 @@ from absl import flags
 
 from fcn_jax.terminal import cli
 
-if __name__ == "__main__":  # --help and mistakes in flags do not wait for what is imported below
+if (
+    __name__ == "__main__"
+):  # before the slow imports, so that --help and mistakes in flags are quick
     flags.DEFINE_string("workdir", None, "folder of the run (default: runs/NAME OF THE CONFIG)")
     cli.begin(with_config=True)
 
 import contextlib
 import dataclasses
 import math
+import sys
 import time
+import types
 from functools import partial
 from pathlib import Path
 
@@ -57,18 +61,32 @@ def main(arguments: list[str]) -> None:
     if arguments:
         raise UserError(f"unexpected argument {arguments[0]!r} (see --help)")
     options = flags.FLAGS
-    train(options.config, Path(options.workdir or Path("runs") / cli.config_name()))
+    train(options.config, options.workdir or Path("runs") / cli.config_name())
 
 
-def train(config: Config, workdir: Path) -> Evaluation:
-    """Runs, or goes on with, the run of a config; returns the score of its last step.
+def train(config: Config, workdir: str | Path) -> Evaluation:
+    """Trains the network of a config, or resumes its training, and evaluates it.
+
+        config = fcn_jax.Config()
+        config.train.steps = 300
+        print(fcn_jax.train(config, "runs/mine").scores.mean_iou)
+
+    Args:
+        config: the settings.
+        workdir: the folder of the run; created if it does not exist. A folder that holds a run of
+            the same settings is resumed from its newest checkpoint.
+
+    Returns:
+        The evaluation of the last step on `data.eval_split`.
 
     Raises:
-        UserError: a setting, a file or the loss stopped it; what was saved stays. Or another
-            process trains in the folder.
+        ArgumentError: a setting cannot be used.
+        UserError: a file is missing or damaged, the disk is full, a metric is not finite, or
+            another process trains in the folder. Saved checkpoints stay.
         SystemExit: Ctrl-C or SIGTERM, after a checkpoint. On several hosts, which save together,
-            the signal must reach all of them within one step.
+            the signal must reach all hosts within one step.
     """
+    workdir = Path(workdir)
     config.check()
     with run_lock(workdir):
         return _train(config, workdir)
@@ -78,9 +96,9 @@ def _train(config: Config, workdir: Path) -> Evaluation:
     # --- settings and data
     begun = runs.is_begun(workdir)
     weights = load_weights(config.init) if config.init and not begun else None
-    config = with_preprocessing(config, workdir if begun else None, weights)
+    config = _with_preprocessing(config, workdir if begun else None, weights)
     data_parallel.check_batch_divides(
-        config.train.batch_size, "config.train.batch_size", config.train.accumulation_steps
+        config.train.batch_size, "train.batch_size", config.train.accumulation_steps
     )
     dataset = open_dataset(config.data)
     records = dataset.split(config.data.train_split)
@@ -109,39 +127,33 @@ def _train(config: Config, workdir: Path) -> Evaluation:
     # --- start or resume
     with CheckpointWriter(workdir / "checkpoints", config.train.keep_checkpoints) as checkpoints:
         if checkpoints.latest is not None:
-            shapes = jax.eval_shape(first_state, network.variables)
-            state = checkpoints.restore(shapes)
+            state = checkpoints.restore(jax.eval_shape(first_state, network.variables))
         else:
-            first = init_model(
+            first_model = init_model(
                 config.model, dataset.num_classes, channels=dataset.channels, seed=config.seed
             )
-            variables = Network(first).variables
-            del first
+            variables = Network(first_model).variables
+            del first_model
             if weights is not None:
-                variables, taken = weights.apply(variables)
-                say(taken)
-                for note in weights.notes(config.model, dataset.label_maps):
-                    say(f"note: {note}")
+                variables, loaded = weights.apply(variables)
+                notes = weights.notes(config.model, dataset.label_maps)
+                say("\n".join([loaded, *(f"note: {note}" for note in notes)]))
                 weights = None  # half a gigabyte for VGG16
             state = first_state(variables)
-            del variables  # donated; of a file, they would stay on the host
+            del variables  # donated; those of a file would stay on the host
         start_step = int(state.step)
         if start_step >= total_steps:
             say(f"{workdir} is trained: all {total_steps} steps are done")
         else:
-            say(_headline(config, dataset, network, total_steps, start_step, workdir))
+            resumed = f", resumed from step {start_step}" if start_step else ""
+            headline = _headline(config, dataset, network)
+            say(f"{headline} · {total_steps} steps{resumed} · {workdir}")
 
         # --- the loop
         eval_every = config.train.eval_every_steps or max(1, math.ceil(total_steps / 10))
         save_every = config.train.checkpoint_every_steps or eval_every
         steps_left = range(start_step, total_steps)
         feed = open_feed(train_step, records, statistics.sizes, config, steps_left)
-        if feed.at_once > min(eval_every, save_every):
-            say(
-                f"note: config.train.steps_per_dispatch (={feed.at_once}) is more than the "
-                f"{min(eval_every, save_every)} steps between evaluations or checkpoints: "
-                "each step is a call of its own"
-            )
         evaluation = None
         started = time.monotonic()
         with (
@@ -151,9 +163,8 @@ def _train(config: Config, workdir: Path) -> Evaluation:
             progress_bar("training", total_steps, "steps", initial=start_step) as bar,
         ):
             logger = MetricLogger(config, total_steps, log, bar, checkpoints, learning_rate)
-            for steps in step_chunks(
-                start_step, total_steps, feed.at_once, (eval_every, save_every)
-            ):
+            every = eval_every, save_every
+            for steps in step_chunks(start_step, total_steps, feed.steps_per_call, every):
                 state, step_metrics = feed(state, len(steps))
                 logger.dispatched(steps, step_metrics)
                 step = steps[-1]
@@ -170,7 +181,7 @@ def _train(config: Config, workdir: Path) -> Evaluation:
                         checkpoints.save(state, mean_iou)
                 if stopping:
                     checkpoints.wait()
-                    say(f"stopped at step {step} of {total_steps}, saved; the same command goes on")
+                    say(f"stopped and saved at step {step} of {total_steps}: start again to resume")
                     stop.end_if_requested()
         checkpoints.wait()
 
@@ -178,37 +189,38 @@ def _train(config: Config, workdir: Path) -> Evaluation:
     if evaluation is None:
         evaluation = evaluate((state.params, state.batch_stats))
     elif start_step < total_steps:
-        say(f"trained {total_steps - start_step} steps in {_since(started)}")
+        elapsed = format_duration(time.monotonic() - started)
+        say(f"trained {total_steps - start_step} steps in {elapsed}")
     report(evaluation, workdir, config.data.eval_split, dataset, step=total_steps)
     say(f"label your images: python -m fcn_jax.predict --workdir={workdir} --output=OUT PATH...")
     return evaluation
 
 
-def with_preprocessing(
+def _with_preprocessing(
     config: Config, begun: Path | None, weights: pretrained.Weights | None
 ) -> Config:
-    """The config with `preprocessing=auto` settled: as a run was begun, or as its weights want."""
+    """Resolves `model.preprocessing=auto`: as the run was begun, or as its weights need it."""
     if config.model.preprocessing != "auto":
         return config
     if begun is not None:
-        settled = runs.read_settings(begun).config.model.preprocessing
+        resolved = runs.read_settings(begun).config.model.preprocessing
     elif weights is not None:
-        settled = weights.provenance.preprocessing
+        resolved = weights.provenance.preprocessing
     else:
-        settled = preprocessing_name(config.model)
-    model = dataclasses.replace(config.model, preprocessing=settled)
-    return dataclasses.replace(config, model=model)
+        resolved = preprocessing_name(config.model)
+    return dataclasses.replace(
+        config, model=dataclasses.replace(config.model, preprocessing=resolved)
+    )
 
 
-def _headline(config, dataset, network, total_steps, start_step, workdir) -> str:
+def _headline(config: Config, dataset: Dataset, network: Network) -> str:
     parameters = sum(leaf.size for leaf in jax.tree.leaves(network.variables[0]))
     kind = f"{jax.device_count()} × {jax.devices()[0].device_kind}"
     classes = " and ".join(map(str, dataset.num_classes.values()))
-    going_on = f", going on from step {start_step}" if start_step else ""
     return (
         f"{dataset.name}: {len(dataset.split(config.data.train_split))} images, "
         f"{classes} classes · {config.model.backbone}, {config.model.skips} skips, "
-        f"{parameters / 1e6:.2f} M parameters · {kind} · {total_steps} steps{going_on} · {workdir}"
+        f"{parameters / 1e6:.2f} M parameters · {kind}"
     )
 
 
@@ -228,9 +240,14 @@ def _log_evaluation(log: RunLog, step: int, evaluation: Evaluation, dataset: Dat
     log.write("eval", step, numbers)
 
 
-def _since(started: float) -> str:
-    return format_duration(time.monotonic() - started)
+class _CallableModule(types.ModuleType):
+    """This module, as `fcn_jax.train(config, workdir)`: the name of the function is its own."""
 
+    def __call__(self, config: Config, workdir: str | Path) -> Evaluation:
+        return train(config, workdir)
+
+
+sys.modules[__name__].__class__ = _CallableModule
 
 if __name__ == "__main__":
     cli.run(main)

@@ -58,7 +58,7 @@ def test_the_second_start_compiles_nothing_and_so_does_going_on(tmp_path: Path):
     # Interrupted after its first checkpoint, as far as the folder tells.
     shutil.rmtree(tmp_path / "second/checkpoints/8")
     resumed, said = start("second")
-    assert "going on from step 4" in said
+    assert "resumed from step 4" in said
     assert resumed["compiled"] == 0
     assert resumed["asked"] < second["asked"]
 

@@ -104,7 +104,7 @@ def batch_size_of(settings: EvalConfig, images: int) -> int:
     usual = devices * (1 if jax.default_backend() == "cpu" else 8)
     # At most one image a device more than there are.
     batch_size = min(settings.batch_size or usual, round_up(images, devices))
-    data_parallel.check_batch_divides(batch_size, "config.eval.batch_size")
+    data_parallel.check_batch_divides(batch_size, "eval.batch_size")
     return batch_size
 
 

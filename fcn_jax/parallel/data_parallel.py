@@ -14,22 +14,26 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from fcn_jax.errors import UserError
+from fcn_jax.errors import ArgumentError
 
 DATA_AXIS = "data"
 """Name of the mapped axis over which the batch is sharded: the devices."""
 
 
-def check_batch_divides(batch_size: int, setting: str, parts: int = 1) -> None:
-    """Raises UserError unless the batch falls into equal shares of equal parts."""
+def check_batch_divides(batch_size: int, argument: str, parts: int = 1) -> None:
+    """Checks that every device gets the same number of images in every accumulation part.
+
+    Raises:
+        ArgumentError: it does not; names the `argument` and the next smaller size that would do.
+    """
     devices = jax.device_count()
     if batch_size % (devices * parts):
-        lower = batch_size // (devices * parts) * devices * parts
-        suggestion = lower or devices * parts
-        held = f" × {parts} accumulation steps" if parts > 1 else ""
-        raise UserError(
-            f"{setting} (={batch_size}) does not divide over {devices} devices{held}; "
-            f"{suggestion} would"
+        suggestion = batch_size // (devices * parts) * devices * parts or devices * parts
+        steps = f" × {parts} accumulation steps" if parts > 1 else ""
+        raise ArgumentError(
+            argument,
+            batch_size,
+            f"does not divide over {devices} devices{steps}; {suggestion} would",
         )
 
 

@@ -1,6 +1,6 @@
-"""How training gets its images: out of the devices' memory where the set fits there, or streamed.
+"""Training input: resident in device memory if the data set fits, streamed from the host otherwise.
 
-Both ways give the same batches (`data/order.py`), so a run may change between them.
+Both give the same batches (`data/order.py`), so a resumed run may change from one to the other.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,25 +16,29 @@ from fcn_jax.data import resident
 from fcn_jax.data.canvases import Size, one_canvas, round_up
 from fcn_jax.data.pipeline import training_batches
 from fcn_jax.data.resident import DeviceStep
-from fcn_jax.errors import UserError
+from fcn_jax.errors import ArgumentError
 from fcn_jax.parallel import data_parallel
 from fcn_jax.parallel.memory import free_bytes
 from fcn_jax.terminal.progress import say
 
-SHARE_OF_MEMORY = 0.25
-"""Of what is free when training begins: how much of it `auto` gives to the images."""
+RESIDENT_SHARE = 0.25
+"""Share of the free device memory that `data.cache=auto` gives to the images."""
 
 
 class Feed(Protocol):
-    """Runs training steps on the batches that are theirs.
+    """Runs training steps, each on the batch of its number.
 
-    at_once: how many steps one call can make, beside a single one.
+    steps_per_call: how many steps one call can run, apart from a single one.
     """
 
-    at_once: int
+    steps_per_call: int
 
     def __call__(self, state: Any, steps: int) -> tuple[Any, dict[str, jax.Array]]:
-        """The next state, and the metrics of each step, (steps,), or of a single one scalars."""
+        """Runs 1 or `steps_per_call` steps.
+
+        Returns:
+            The next state, and the metrics of each step: (steps,), or scalars of a single step.
+        """
         ...
 
     def close(self) -> None: ...
@@ -43,38 +47,40 @@ class Feed(Protocol):
 def open_feed(
     train_step: DeviceStep, records: Any, sizes: np.ndarray, config: Config, steps: range
 ) -> Feed:
-    """The feed that `config.data.cache` asks for, or that suits the sizes; says which.
+    """Opens the feed that `data.cache` asks for, or that suits the size of the set; prints which.
 
     Args:
-        train_step: one device's, see `make_train_step`.
+        train_step: the step of one device, see `make_train_step`.
         records: a random-access source of records (`splits.Split`).
-        sizes: of the images, int (n, 2).
-        steps: that are to be made, numbered from 0; for none it reads nothing.
+        sizes: height and width of each image, int (n, 2).
+        config: the settings.
+        steps: numbers of the steps to run, from 0; an empty range reads nothing.
 
     Raises:
-        UserError: a record that is damaged, or a set that cannot be kept on the device.
+        UserError: a record is damaged.
+        ArgumentError: `data.cache=device`, and the set cannot be resident.
     """
     canvas_px = config.data.canvas_px or one_canvas(sizes)
     if steps:
         canvas_bytes = resident.canvas_bytes(records[0], canvas_px)
         needed = resident.shard_lengths(len(sizes), canvas_bytes)[0] * canvas_bytes
-        seen = len(steps) * config.train.batch_size
-        reason = reason_to_stream(config.data.cache, sizes, canvas_px, needed, seen)
+        drawn = len(steps) * config.train.batch_size
+        reason = reason_to_stream(config.data.cache, sizes, canvas_px, needed, drawn)
         images = f"{len(sizes):,} images"
         if not reason:
-            several = "s" if jax.device_count() > 1 else ""
-            say(f"{images} lie on the device{several}, {_on_each(needed)}")
+            say(f"{images} are kept in device memory, {_per_device(needed)}")
             return Resident(train_step, records, canvas_px, config)
         if config.data.cache == "device":
-            raise UserError(
-                f"config.data.cache=device cannot keep {images} on the device: {reason}; "
-                "with config.data.cache=auto they are streamed"
+            raise ArgumentError(
+                "data.cache",
+                "device",
+                f"cannot keep {images} in device memory: {reason}; data.cache=auto streams them",
             )
         say(f"{images} are streamed: {reason}")
         if config.train.steps_per_dispatch > 1:
             say(
-                f"note: config.train.steps_per_dispatch (={config.train.steps_per_dispatch}) is "
-                "for images on the device: of streamed ones each step is a call of its own"
+                f"note: train.steps_per_dispatch (={config.train.steps_per_dispatch}) applies to "
+                "images in device memory; each step on streamed images is a call of its own"
             )
     batches = training_batches(
         records,
@@ -88,14 +94,14 @@ def open_feed(
 
 
 class Resident:
-    """From a set that lies on the devices: nothing is taken from the host."""
+    """A `Feed` from a data set in device memory: a step takes nothing from the host."""
 
     def __init__(self, train_step: DeviceStep, records: Any, canvas_px: Size, config: Config):
-        self.at_once = config.train.steps_per_dispatch
-        if self.at_once > 1 and jax.default_backend() == "cpu":
+        self.steps_per_call = config.train.steps_per_dispatch
+        if self.steps_per_call > 1 and jax.default_backend() == "cpu":
             say(
-                "note: XLA's CPU convolves many times slower in a loop of steps: leave "
-                "config.train.steps_per_dispatch at 1"
+                "note: XLA's CPU backend runs convolutions many times slower in a loop of steps: "
+                "leave train.steps_per_dispatch at 1"
             )
         on_resident = partial(
             resident.resident_step,
@@ -107,21 +113,21 @@ class Resident:
         # Each is compiled when it is first called.
         self._steps = {
             count: data_parallel.parallelize(on_resident(steps=count), donate_state=True)
-            for count in {1, self.at_once}
+            for count in {1, self.steps_per_call}
         }
-        self._held = resident.load(records, canvas_px)
+        self._images = resident.load(records, canvas_px)
 
     def __call__(self, state: Any, steps: int) -> tuple[Any, dict[str, jax.Array]]:
-        return self._steps[steps](state, self._held)
+        return self._steps[steps](state, self._images)
 
     def close(self) -> None:
-        self._held = {}
+        self._images = {}
 
 
 class Streamed:
-    """From batches of the host: while a step runs, the next one's are read and copied."""
+    """A `Feed` from the host: the next batch is read and copied while a step runs."""
 
-    at_once = 1
+    steps_per_call = 1
 
     def __init__(self, train_step: DeviceStep, batches: grain.DatasetIterator):
         self._step = data_parallel.parallelize(train_step, donate_state=True)
@@ -143,49 +149,61 @@ class Streamed:
         self._batches.close()
 
 
-def step_chunks(done: int, total: int, at_once: int, every: Sequence[int]) -> Iterator[range]:
-    """The steps after `done`, numbered from 1, `at_once` together or singly.
+def step_chunks(
+    done: int, total: int, steps_per_call: int, every: Sequence[int]
+) -> Iterator[range]:
+    """Yields the steps after `done`, numbered from 1, in chunks of one call each.
 
-    None that is a multiple of one of `every`, where something is due, lies inside of a stretch: it
-    ends with it.
+    A chunk has `steps_per_call` steps or one. Multiples of a number in `every`, after which
+    something is due, are last in their chunk.
     """
+    if steps_per_call > min(every):
+        say(
+            f"note: train.steps_per_dispatch (={steps_per_call}) is more than the {min(every)} "
+            "steps between evaluations or checkpoints: each step is a call of its own"
+        )
     while done < total:
         due = min(total, *(round_up(done + 1, multiple) for multiple in every))
-        count = at_once if done + at_once <= due else 1
+        count = steps_per_call if done + steps_per_call <= due else 1
         yield range(done + 1, done + count + 1)
         done += count
 
 
-def reason_to_stream(cache: str, sizes: np.ndarray, canvas_px: Size, needed: int, seen: int) -> str:
-    """Why the set is not to lie on the devices; empty where it is.
+def reason_to_stream(
+    cache: str, sizes: np.ndarray, canvas_px: Size, needed: int, drawn: int
+) -> str:
+    """Returns why a data set is streamed; empty if it is to be resident in device memory.
 
-    cache: `config.data.cache`. needed: bytes on each device. seen: images that training takes, in
-    all.
+    Args:
+        cache: the setting `data.cache`.
+        sizes: height and width of each image, int (n, 2).
+        canvas_px: height and width of the canvas.
+        needed: bytes of the canvases on each device.
+        drawn: images that training draws, repeated ones included.
     """
     if cache == "none":
-        return "config.data.cache=none asks for it"
+        return "data.cache=none asks for it"
     if jax.process_count() > 1:
         return "several hosts train together"
     if (np.asarray(sizes) > canvas_px).any():
-        return "of those larger than config.data.canvas_px another part is seen each time"
+        return "some are larger than data.canvas_px, of which another part is drawn each time"
     free = free_bytes()
     if cache == "device":
         if free is None or needed <= free:
             return ""
-        return f"they take {_on_each(needed)}, where {_in_bytes(free)} are free"
-    if seen < len(sizes):
-        return f"training sees no more than {seen:,} of them"
+        return f"they take {_per_device(needed)}, and {_in_bytes(free)} are free"
+    if drawn < len(sizes):
+        return f"training draws no more than {drawn:,} of them"
     if free is None:
-        return "the device does not tell how much memory it has"
-    if needed <= free * SHARE_OF_MEMORY:
+        return "the device does not report its memory"
+    if needed <= free * RESIDENT_SHARE:
         return ""
     return (
-        f"they would take {_on_each(needed)}, and may take a quarter of {_in_bytes(free)} "
-        "that are free"
+        f"they would take {_per_device(needed)}, more than a quarter of the {_in_bytes(free)} free"
     )
 
 
-def _on_each(count: int) -> str:
+def _per_device(count: int) -> str:
     devices = jax.device_count()
     return _in_bytes(count) + (f" on each of {devices} devices" if devices > 1 else "")
 

@@ -1,4 +1,4 @@
-"""The numbers of a run as it goes: JSON lines and TensorBoard curves."""
+"""The log of a run: JSON lines and TensorBoard curves."""
 
 import json
 from collections.abc import Mapping
@@ -13,9 +13,14 @@ from fcn_jax.terminal.atomic_files import write_whole
 
 
 class RunLog:
-    """Writes `log.jsonl` and `tensorboard/` of a run's folder, on the first host alone.
+    """Writes `log.jsonl` and `tensorboard/` in the folder of a run, on the first host only.
 
-    What an interrupted run wrote after `start_step`, where it now goes on, is taken back.
+    Args:
+        workdir: the folder of the run.
+        start_step: the step from which the run is resumed, or 0; later entries are removed.
+
+    Raises:
+        UserError: `log.jsonl` cannot be written.
     """
 
     def __init__(self, workdir: Path, start_step: int):
@@ -26,12 +31,12 @@ class RunLog:
 
         path = workdir / "log.jsonl"
         try:
-            kept = _lines_up_to(path, start_step)
-            write_whole(path, lambda part: part.write_text("".join(kept)))
+            lines = _lines_up_to(path, start_step)
+            write_whole(path, lambda part: part.write_text("".join(lines)))
             self._lines = path.open("a")
         except OSError as error:
             raise UserError(f"cannot write {path}: {error.strerror}") from error
-        # Nothing is purged where nothing was written: TensorBoard would hide step 0.
+        # Without a purge_step in a new run: TensorBoard would hide step 0.
         purge_step = start_step + 1 if start_step else None
         self._curves = SummaryWriter(str(workdir / "tensorboard"), purge_step=purge_step)
 
@@ -44,7 +49,7 @@ class RunLog:
             self._curves.close()
 
     def write(self, kind: str, step: int, numbers: Mapping[str, float]) -> None:
-        """One line `{"kind": …, "step": …, …numbers}`, and a curve kind/name for each number."""
+        """Writes a line {"kind": …, "step": …, **numbers}, and a point of each curve kind/name."""
         if not self._enabled:
             return
         finite = {name: _number(value) for name, value in numbers.items()}
@@ -55,7 +60,7 @@ class RunLog:
                 self._curves.add_scalar(f"{kind}/{name}", value, step)
 
     def picture(self, name: str, step: int, image: np.ndarray) -> None:
-        """Shows uint8 (h, w, 3) in TensorBoard."""
+        """Writes an RGB image, uint8 (h, w, 3), to TensorBoard."""
         if self._enabled:
             self._curves.add_image(name, image, step, dataformats="HWC")
             self._curves.flush()
@@ -63,17 +68,17 @@ class RunLog:
 
 def _number(value: Any) -> float | None:
     value = float(value)
-    return value if np.isfinite(value) else None
+    return value if np.isfinite(value) else None  # JSON has no NaN
 
 
 def _lines_up_to(path: Path, step: int) -> list[str]:
     if not path.exists():
         return []
-    kept = []
+    lines = []
     for line in path.read_text().splitlines(keepends=True):
         try:
             if json.loads(line)["step"] <= step:
-                kept.append(line)
-        except ValueError:  # The line that an interruption cut.
+                lines.append(line)
+        except ValueError:  # a line that an interruption cut off
             continue
-    return kept
+    return lines

@@ -34,7 +34,7 @@ def test_iterations_are_compared_with_the_bare_step(settings: Settings) -> None:
 def test_the_loop_runs_every_step_and_waits_for_the_last(at_once: int) -> None:
     class Counting:
         def __init__(self) -> None:
-            self.at_once = at_once
+            self.steps_per_call = at_once
 
         def __call__(self, state: int, steps: int) -> tuple[int, dict[str, Any]]:
             return state + steps, {"loss": np.float32(state)}

@@ -12,7 +12,7 @@ import pytest
 from flax import nnx
 
 from fcn_jax.config import Config
-from fcn_jax.errors import UserError
+from fcn_jax.errors import ArgumentError
 from fcn_jax.evaluation.eval_step import make_eval_step, no_confusion
 from fcn_jax.models.backbones.preprocess import TORCHVISION
 from fcn_jax.models.fcn import FCN, suffix
@@ -259,13 +259,13 @@ def test_the_confusion_matrix_counts_every_valid_pixel_once() -> None:
 
 def test_a_batch_that_does_not_divide_is_refused_with_one_that_does() -> None:
     assert on_four_devices()["refusal"] == (
-        "config.train.batch_size (=6) does not divide over 4 devices; 4 would"
+        "train.batch_size (=6) does not divide over 4 devices; 4 would"
     )
     with pytest.raises(
-        UserError, match=r"config.eval.batch_size \(=3\).*× 4 accumulation steps; 4 would"
+        ArgumentError, match=r"eval.batch_size \(=3\).*× 4 accumulation steps; 4 would"
     ):
-        data_parallel.check_batch_divides(3, "config.eval.batch_size", parts=4)
-    data_parallel.check_batch_divides(8, "config.train.batch_size", parts=4)
+        data_parallel.check_batch_divides(3, "eval.batch_size", parts=4)
+    data_parallel.check_batch_divides(8, "train.batch_size", parts=4)
 
 
 def main() -> None:
@@ -273,8 +273,8 @@ def main() -> None:
     results: dict[str, Any] = {"pmap": train(use_mesh=False), "mesh": train(use_mesh=True)}
     results["two maps"] = train(use_mesh=False, normalised=False, label_maps=TWO_MAPS)
     try:
-        data_parallel.check_batch_divides(6, "config.train.batch_size")
-    except UserError as error:
+        data_parallel.check_batch_divides(6, "train.batch_size")
+    except ArgumentError as error:
         results["refusal"] = str(error)
     print(json.dumps(results))
 

@@ -14,7 +14,6 @@ from fcn_jax.config import default_config
 from fcn_jax.errors import UserError
 from fcn_jax.models.build import init_model
 from fcn_jax.models.pure_model import Network
-from fcn_jax.parallel.memory import available_bytes
 from fcn_jax.train import train
 from fcn_jax.training import feed
 from fcn_jax.training.feed import Resident, Streamed, open_feed, step_chunks
@@ -42,10 +41,10 @@ class Blank:
 
 
 def opened(
-    records: Blank, cache: str = "auto", steps: int = 50, at_once: int = 1, **data: Any
+    records: Blank, cache: str = "auto", steps: int = 50, steps_per_call: int = 1, **data: Any
 ) -> feed.Feed:
     config = default_config()
-    config.train.steps_per_dispatch = at_once
+    config.train.steps_per_dispatch = steps_per_call
     config.data.cache = cache
     for name, value in data.items():
         setattr(config.data, name, value)
@@ -60,11 +59,11 @@ def test_auto_keeps_what_takes_a_quarter_of_the_free_memory(monkeypatch, capsys)
     monkeypatch.setattr(feed, "free_bytes", lambda: 4 * 10 * CANVAS_BYTES)
     kept = opened(Blank(10))
     assert isinstance(kept, Resident)
-    assert "10 images lie on the device, 1 MB" in capsys.readouterr().out
+    assert "10 images are kept in device memory, 1 MB" in capsys.readouterr().out
     streamed = opened(Blank(11))
     assert isinstance(streamed, Streamed)
     assert (
-        "11 images are streamed: they would take 1 MB, and may take a quarter of 3 MB that are free"
+        "11 images are streamed: they would take 1 MB, more than a quarter of the 3 MB free"
     ) in capsys.readouterr().out
     streamed.close()
 
@@ -74,51 +73,51 @@ def test_device_and_none_are_obeyed(monkeypatch, capsys):
     assert isinstance(opened(Blank(11), "device"), Resident)
     streamed = opened(Blank(1), "none")
     assert isinstance(streamed, Streamed)
-    assert "1 images are streamed: config.data.cache=none asks for it" in capsys.readouterr().out
+    assert "1 images are streamed: data.cache=none asks for it" in capsys.readouterr().out
     streamed.close()
-    with pytest.raises(UserError, match=r"config.data.cache=device cannot .* 1 MB, where 1 MB are"):
+    with pytest.raises(UserError, match=r"data.cache \(=device\) cannot .* 1 MB, and 1 MB are"):
         opened(Blank(12), "device")
 
 
 def test_parts_of_larger_images_are_streamed(capsys):
     streamed = opened(Blank(2), canvas_px=(128, 64))
     assert isinstance(streamed, Streamed)
-    assert "of those larger than config.data.canvas_px another part" in capsys.readouterr().out
+    assert "some are larger than data.canvas_px, of which another part" in capsys.readouterr().out
     streamed.close()
-    with pytest.raises(UserError, match="cannot keep 2 images on the device: of those larger"):
+    with pytest.raises(UserError, match="cannot keep 2 images in device memory: some are larger"):
         opened(Blank(2), "device", canvas_px=(128, 64))
 
 
 def test_a_few_steps_do_not_wait_for_the_whole_set(capsys):
     opened(Blank(17), steps=2).close()
-    assert "17 images are streamed: training sees no more than 16" in capsys.readouterr().out
+    assert "17 images are streamed: training draws no more than 16" in capsys.readouterr().out
     assert isinstance(opened(Blank(16), steps=2), Resident)
 
 
-def why(cache: str, needed: int = 100, seen: int = 8, side: int = SIDE) -> str:
-    return feed.reason_to_stream(cache, np.full((8, 2), side), (128, 128), needed, seen)
+def why(cache: str, needed: int = 100, drawn: int = 8, side: int = SIDE) -> str:
+    return feed.reason_to_stream(cache, np.full((8, 2), side), (128, 128), needed, drawn)
 
 
 def test_the_reason_to_stream(monkeypatch):
     monkeypatch.setattr(feed, "free_bytes", lambda: 400)
     assert [why(cache, 100) for cache in ("auto", "device")] == ["", ""]
-    quarter = "they would take 0 MB, and may take a quarter of 0 MB that are free"
+    quarter = "they would take 0 MB, more than a quarter of the 0 MB free"
     assert [why(cache, 101) for cache in ("auto", "device")] == [quarter, ""]
     assert [why(cache, 400) for cache in ("auto", "device")] == [quarter, ""]
-    assert why("device", 401) == "they take 0 MB, where 0 MB are free"
-    seen = "training sees no more than 7 of them"
-    assert [why(cache, seen=7) for cache in ("auto", "device")] == [seen, ""]
+    assert why("device", 401) == "they take 0 MB, and 0 MB are free"
+    few = "training draws no more than 7 of them"
+    assert [why(cache, drawn=7) for cache in ("auto", "device")] == [few, ""]
     assert why("auto", side=128) == ""
     for cache in ("auto", "device"):
-        assert "another part is seen" in why(cache, side=129)
-    assert why("none") == "config.data.cache=none asks for it"
+        assert "another part is drawn" in why(cache, side=129)
+    assert why("none") == "data.cache=none asks for it"
     monkeypatch.setattr(feed, "free_bytes", lambda: None)
-    untold = "the device does not tell how much memory it has"
-    assert [why(cache) for cache in ("auto", "device")] == [untold, ""]
+    unknown = "the device does not report its memory"
+    assert [why(cache) for cache in ("auto", "device")] == [unknown, ""]
     monkeypatch.setattr(jax, "device_count", lambda: 4)
     monkeypatch.setattr(feed, "free_bytes", lambda: 2 * 10**9)
     assert why("device", 3 * 10**9) == (
-        "they take 3.0 GB on each of 4 devices, where 2.0 GB are free"
+        "they take 3.0 GB on each of 4 devices, and 2.0 GB are free"
     )
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     for cache in ("auto", "device"):
@@ -126,28 +125,12 @@ def test_the_reason_to_stream(monkeypatch):
 
 
 def test_steps_in_one_call_are_not_left_out_silently(capsys):
-    streamed = opened(Blank(2), "none", at_once=5)
+    streamed = opened(Blank(2), "none", steps_per_call=5)
     streamed.close()
-    assert streamed.at_once == 1
-    assert "config.train.steps_per_dispatch (=5) is for images on the device" in (
+    assert streamed.steps_per_call == 1
+    assert "train.steps_per_dispatch (=5) applies to images in device memory" in (
         capsys.readouterr().out
     )
-
-
-def test_the_memory_is_what_the_machine_and_the_containers_limit_leave(tmp_path):
-    (tmp_path / "proc").mkdir()
-    (tmp_path / "proc/meminfo").write_text("MemTotal: 4000 kB\nMemAvailable:   3000 kB\n")
-    assert available_bytes(tmp_path) == 3000 * 1024
-    limits = tmp_path / "sys/fs/cgroup"
-    limits.mkdir(parents=True)
-    (limits / "memory.current").write_text("700\n")
-    (limits / "memory.stat").write_text("anon 400\ninactive_file 200\nactive_file 100\n")
-    (limits / "memory.max").write_text("max\n")
-    assert available_bytes(tmp_path) == 3000 * 1024
-    (limits / "memory.max").write_text("2500\n")
-    assert available_bytes(tmp_path) == 2000
-    # Where nothing is told: this machine's, by its size.
-    assert 1e8 < available_bytes(tmp_path / "nowhere") < 1e14
 
 
 @pytest.mark.parametrize(("cache", "workers"), [("device", 0), ("none", 0), ("none", 1)])
@@ -231,7 +214,7 @@ def test_a_run_logs_each_step_however_it_is_fed(folder, monkeypatch, capsys):
         "thrice": logged(folder, "thrice", train__steps_per_dispatch=3),
     }
     told = capsys.readouterr().out
-    assert "leave config.train.steps_per_dispatch at 1" in told
+    assert "leave train.steps_per_dispatch at 1" in told
     assert "is more than" not in told
     assert len(traced) == 3  # once to stream, in the loop, and for the single step
     pixels = []
@@ -250,7 +233,7 @@ def test_a_call_of_more_steps_than_lie_between_evaluations_is_told_of(folder, mo
     monkeypatch.setattr("fcn_jax.train.make_train_step", counting_step)
     logged(folder, "four", train__steps_per_dispatch=4)
     assert (
-        "config.train.steps_per_dispatch (=4) is more than the 3 steps between evaluations or "
+        "train.steps_per_dispatch (=4) is more than the 3 steps between evaluations or "
         "checkpoints: each step is a call of its own"
     ) in capsys.readouterr().out
 

@@ -1,0 +1,21 @@
+"""How much memory the machine has, from files that stand for those of Linux."""
+
+from pathlib import Path
+
+from fcn_jax.parallel.memory import available_bytes
+
+
+def test_the_memory_is_what_the_machine_and_the_containers_limit_leave(tmp_path: Path) -> None:
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc/meminfo").write_text("MemTotal: 4000 kB\nMemAvailable:   3000 kB\n")
+    assert available_bytes(tmp_path) == 3000 * 1024
+    limits = tmp_path / "sys/fs/cgroup"
+    limits.mkdir(parents=True)
+    (limits / "memory.current").write_text("700\n")
+    (limits / "memory.stat").write_text("anon 400\ninactive_file 200\nactive_file 100\n")
+    (limits / "memory.max").write_text("max\n")
+    assert available_bytes(tmp_path) == 3000 * 1024
+    (limits / "memory.max").write_text("2500\n")
+    assert available_bytes(tmp_path) == 2000
+    # Where neither file exists: this machine's memory.
+    assert 1e8 < available_bytes(tmp_path / "nowhere") < 1e14
