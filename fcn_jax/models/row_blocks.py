@@ -140,7 +140,7 @@ class RowBlocks:
         return _total(of_block, self.shared, self.blocks, (self.fixed, others))
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _total(of_block, shared, blocks, fixed):
     def add(sums, block):
         return _added(sums, of_block(shared, *block)), None
@@ -148,7 +148,9 @@ def _total(of_block, shared, blocks, fixed):
     return lax.scan(add, _zeros_of(of_block, shared, blocks, fixed), (blocks, fixed))[0]
 
 
-def _total_forward(of_block, shared, blocks, fixed):
+@_total.defjvp
+def _total_jvp(of_block, primals, tangents):
+    shared, blocks, fixed = primals
     differentiated = jax.value_and_grad(of_block, argnums=(0, 1), has_aux=True)
 
     def add(carry, block):
@@ -157,16 +159,14 @@ def _total_forward(of_block, shared, blocks, fixed):
 
     start = _zeros_of(of_block, shared, blocks, fixed), jax.tree.map(jnp.zeros_like, shared)
     (sums, of_shared), of_blocks = lax.scan(add, start, (blocks, fixed))
-    return sums, (of_shared, of_blocks)
-
-
-def _total_backward(of_block, gradients, cotangents):
-    scale, _ = cotangents
-    of_shared, of_blocks = jax.tree.map(lambda x: (x * scale).astype(x.dtype), gradients)
-    return of_shared, of_blocks, None
-
-
-_total.defvjp(_total_forward, _total_backward)
+    products = jax.tree.map(
+        lambda gradient, tangent: jnp.sum(gradient * tangent.astype(jnp.float32)),
+        (of_shared, of_blocks),
+        tuple(tangents[:2]),
+    )
+    value, others = sums
+    tangent = sum(jax.tree.leaves(products), jnp.zeros((), value.dtype))
+    return sums, (tangent, jax.tree.map(jnp.zeros_like, others))
 
 
 def _zeros_of(of_block, shared, blocks, fixed):

@@ -111,31 +111,10 @@ def conv_transpose_blocks(
     layout = dataclasses.replace(layout, stride=stride)
 
     def phases(kernel: jax.Array, values: jax.Array, _: None) -> jax.Array:
-        result = _product(values.reshape(-1, values.shape[-1]), kernel)
+        result = jnp.dot(values.reshape(-1, values.shape[-1]), kernel, precision=EXACT)
         return result.reshape(*values.shape[:-1], *[stride] * ndim, out_features)
 
     return RowBlocks(phases, kernel, in_blocks(values, layout.rows // stride), None, layout)
-
-
-@jax.custom_vjp
-def _product(values: jax.Array, kernel: jax.Array) -> jax.Array:
-    """(n, i) by (i, o)."""
-    return jnp.dot(values, kernel, precision=EXACT)
-
-
-def _product_forward(values, kernel):
-    return _product(values, kernel), (values, kernel)
-
-
-def _product_backward(saved, cotangent):
-    # As products of the results' own shapes: with JAX's transposed ones, conv_transpose and its
-    # gradients took a quarter longer on a CPU.
-    values, kernel = saved
-    of_values = jnp.dot(cotangent, kernel.T, precision=EXACT)
-    return of_values, jnp.dot(values.T, cotangent, precision=EXACT)
-
-
-_product.defvjp(_product_forward, _product_backward)
 
 
 def bilinear_upsample(
