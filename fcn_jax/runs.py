@@ -1,6 +1,6 @@
 """A run's folder: where its files are, and whether a command may resume it.
 
-DIR/run.json            settings, channels of the images, class names
+DIR/run.json            settings, channels of the images, class names, digest of the training images
 DIR/checkpoints/STEP    see `training/checkpoint.py`
 DIR/log.jsonl           metrics every few steps
 DIR/tensorboard         the same as curves, with pictures of predictions
@@ -78,9 +78,10 @@ def _saved_steps(workdir: Path) -> list[int]:
 def claim(workdir: Path, run: Provenance, num_images: int) -> None:
     """Creates the folder of a run, or checks that it holds this run, to be resumed.
 
-    A resumed run may have other settings of `FREE_TO_CHANGE` and another number of steps, which
-    changes the learning rate from here on and is said. A run that stopped before its first
-    checkpoint, because of a wrong path for example, does not bind its folder.
+    A resumed run must have the same training images. It may have other settings of `FREE_TO_CHANGE`
+    and another number of steps, which changes the learning rate from here on and is said. A run
+    that stopped before its first checkpoint, because of a wrong path for example, does not bind its
+    folder.
 
     Args:
         workdir: the folder.
@@ -88,8 +89,8 @@ def claim(workdir: Path, run: Provenance, num_images: int) -> None:
         num_images: number of images that an epoch has.
 
     Raises:
-        UserError: the folder cannot be written, or holds a run of other settings, or a run.json
-            that is no run's.
+        UserError: the folder cannot be written, or holds a run of other settings or images, or a
+            run.json that is no run's.
         ArgumentError: the run has done more steps than it is given.
     """
     path = workdir / "run.json"
@@ -110,10 +111,16 @@ def claim(workdir: Path, run: Provenance, num_images: int) -> None:
             for name, names in held.label_maps.items()
             if run.label_maps.get(name) != names
         ]
+        if run.train_images and not held.train_images:
+            say(f"note: {path} does not say which images were trained on: they are not compared")
+        elif held.train_images != run.train_images:
+            differences.append(
+                f"its training images are {held.train_images} there and {run.train_images} now"
+            )
         if differences:
             raise UserError(
                 f"{workdir} holds a run of other settings ({'; '.join(differences)}): "
-                "give another workdir, or the same settings to resume it"
+                "give another workdir, or the same settings and images to resume it"
             )
         _check_schedule(workdir, held.config, run.config, num_images)
     if held == run:

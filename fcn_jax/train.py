@@ -106,7 +106,12 @@ def _train(config: Config, workdir: Path) -> Evaluation:
     if not len(records):
         raise UserError(f"split {config.data.train_split} of {dataset.name} has no images")
     total_steps = config.train.total_steps(len(records))
-    run = pretrained.Provenance(config, dataset.label_maps, dataset.channels)
+    run = pretrained.Provenance(
+        config,
+        dataset.label_maps,
+        dataset.channels,
+        train_images=f"{len(records)} images (names {statistics.names_digest})",
+    )
     runs.claim(workdir, run, len(records))
 
     # --- model, optimizer, steps

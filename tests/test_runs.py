@@ -1,5 +1,6 @@
 """A run's folder: who may resume it, and with which settings."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -62,8 +63,32 @@ def test_another_run_is_refused_with_every_difference(begun, config):
     assert str(refused.value) == (
         f"{begun} holds a run of other settings (augment.crop_px is 128,128 there and None now; "
         "optim.learning_rate is 0.006 there and 0.5 now; its images have 3 channels, not 4; its "
-        "classes are background, disc): give another workdir, or the same settings to resume it"
+        "classes are background, disc): give another workdir, or the same settings and "
+        "images to resume it"
     )
+
+
+FIVE, NINE = "5 images (names 0a1b)", "9 images (names 2c3d)"
+
+
+def test_changed_training_images_are_refused(begun, config):
+    run = Provenance(config, MAPS, train_images=FIVE)
+    runs.claim(begun, run, num_images=80)
+    runs.claim(begun, run, num_images=80)
+    with pytest.raises(UserError) as refused:
+        runs.claim(begun, dataclasses.replace(run, train_images=NINE), num_images=80)
+    assert f"its training images are {FIVE} there and {NINE} now" in str(refused.value)
+    assert runs.read_settings(begun) == run
+
+
+def test_a_run_json_without_images_is_resumed_with_a_note_once(begun, config, capsys):
+    run = Provenance(config, MAPS, train_images=FIVE)
+    runs.claim(begun, run, num_images=80)
+    assert capsys.readouterr().out == (
+        f"note: {begun}/run.json does not say which images were trained on: they are not compared\n"
+    )
+    runs.claim(begun, run, num_images=80)
+    assert capsys.readouterr().out == ""
 
 
 def test_the_data_may_have_moved(begun, config, capsys):

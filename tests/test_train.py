@@ -237,6 +237,22 @@ def test_a_folder_of_other_settings_is_left_alone(trained_run, trained_folder):
         train(config, trained_run)
 
 
+def test_a_run_whose_training_images_have_changed_is_not_resumed(
+    trained_run, trained_folder, tmp_path
+):
+    shutil.copytree(trained_folder / "data", tmp_path / "data")
+    with (tmp_path / "data/train.txt").open("a") as file:
+        file.write("train_005\n")
+    before = (trained_run / "run.json").read_bytes()
+    config = small_config(trained_folder)
+    config.data.root = str(tmp_path / "data")
+    with pytest.raises(
+        UserError, match=r"its training images are 5 images \(names .*\) there and 6 images .* now"
+    ):
+        train(config, trained_run)
+    assert (trained_run / "run.json").read_bytes() == before
+
+
 def test_a_run_that_never_began_does_not_bind_its_folder(trained_folder, tmp_path):
     config = small_config(trained_folder)
     config.train.steps = 1

@@ -14,6 +14,7 @@ registered data sets imports TensorFlow.
 import contextlib
 import dataclasses
 import difflib
+import hashlib
 import json
 import urllib.parse
 from collections.abc import Mapping, Sequence
@@ -40,10 +41,12 @@ class Statistics:
     Attributes:
       sizes: height and width of each image, int32 (n, 2).
       label_counts: pixels of each label, int64 (256,), by label map.
+      names_digest: identifies the names of the images and their order.
     """
 
     sizes: np.ndarray
     label_counts: Mapping[str, np.ndarray]
+    names_digest: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,10 +120,16 @@ class Dataset:
             stored = json.loads(path.read_text())  # not yet, or damaged: counted below
             sizes = np.array(stored["sizes"], np.int32).reshape(len(split), 2)
             counts = {name: np.array(n, np.int64) for name, n in stored["label_counts"].items()}
-            return Statistics(sizes, counts)
+            return Statistics(sizes, counts, stored["names_digest"])
         statistics = _measure(split, tuple(self.label_maps))
         listed_counts = {name: n.tolist() for name, n in statistics.label_counts.items()}
-        document = json.dumps({"sizes": statistics.sizes.tolist(), "label_counts": listed_counts})
+        document = json.dumps(
+            {
+                "sizes": statistics.sizes.tolist(),
+                "label_counts": listed_counts,
+                "names_digest": statistics.names_digest,
+            }
+        )
         with contextlib.suppress(UserError):  # the records belong to another user
             write_whole(path, lambda part: part.write_text(document))
         return statistics
@@ -241,14 +250,16 @@ def _undecoded(dataset: Dataset, split_name: str) -> Any:
 def _measure(split: Split, label_maps: Sequence[str]) -> Statistics:
     sizes = np.zeros((len(split), 2), np.int32)
     counts = {name: np.zeros(256, np.int64) for name in label_maps}
+    names = hashlib.sha256()
     with progress_bar(f"measuring {split.name}", len(split)) as bar:
         for index in range(len(split)):
+            names.update(split.record_name(index).encode(errors="surrogateescape") + b"\n")
             label = split.label(index)
             sizes[index] = label.shape[:2]
             for name, values in by_map(label, label_maps).items():
                 counts[name] += np.bincount(values.reshape(-1), minlength=256)
             bar.advance()
-    return Statistics(sizes, counts)
+    return Statistics(sizes, counts, names.hexdigest()[:16])
 
 
 def _first_line(error: Exception) -> str:

@@ -24,7 +24,7 @@ MAX_CHANNELS = 256
 MAX_TEXT_LENGTH = 1000
 MAX_NUMBER = 2**31
 
-KEYS = {"config", "class_names", "channels", "source", "step", "metrics"}
+KEYS = {"config", "class_names", "channels", "source", "step", "metrics", "train_images"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +40,7 @@ class Provenance:
         source: origin of the weights, for people.
         step: training step; None for a run that has just begun, and weights of another project.
         metrics: scores of an exported run by split, as `evaluate` writes them.
+        train_images: number and digest of the images that the network was trained on.
 
     Raises:
         ArgumentError: a label map that cannot name a folder, or a value out of range.
@@ -51,6 +52,7 @@ class Provenance:
     source: str = ""
     step: int | None = None
     metrics: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+    train_images: str = ""
 
     def __post_init__(self) -> None:
         if not 1 <= self.channels <= MAX_CHANNELS:
@@ -106,6 +108,7 @@ class Provenance:
             "channels": self.channels,
             "step": self.step,
             "metrics": self.metrics,
+            "train_images": self.train_images,
         }
         return {name: value for name, value in values.items() if value not in ("", None, {})}
 
@@ -140,6 +143,7 @@ class Provenance:
             _checked(values.get("source", ""), str, "source"),
             _checked(values.get("step", 0), int, "step") or None,
             metrics,
+            _checked(values.get("train_images", ""), str, "train_images"),
         )
 
 

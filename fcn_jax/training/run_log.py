@@ -10,6 +10,7 @@ import numpy as np
 
 from fcn_jax.errors import UserError
 from fcn_jax.terminal.atomic_files import write_whole
+from fcn_jax.terminal.progress import say
 
 
 class RunLog:
@@ -18,6 +19,7 @@ class RunLog:
     Args:
         workdir: the folder of the run.
         start_step: the step from which the run is resumed, or 0; later entries are removed.
+            Lines that are no entries are moved to `log.jsonl.damaged`, with a note.
 
     Raises:
         UserError: `log.jsonl` cannot be written.
@@ -31,8 +33,12 @@ class RunLog:
 
         path = workdir / "log.jsonl"
         try:
-            lines = _lines_up_to(path, start_step)
-            write_whole(path, lambda part: part.write_text("".join(lines)))
+            entries, damaged = _read_entries(path, start_step)
+            if damaged:
+                with path.with_name("log.jsonl.damaged").open("ab") as file:
+                    file.writelines(damaged)
+                say(f"note: {len(damaged)} lines of {path} cannot be read: moved to {file.name}")
+            write_whole(path, lambda part: part.write_bytes(b"".join(entries)))
             self._lines = path.open("a")
         except OSError as error:
             raise UserError(f"cannot write {path}: {error.strerror}") from error
@@ -71,14 +77,13 @@ def _number(value: Any) -> float | None:
     return value if np.isfinite(value) else None  # JSON has no NaN
 
 
-def _lines_up_to(path: Path, step: int) -> list[str]:
-    if not path.exists():
-        return []
-    lines = []
-    for line in path.read_text().splitlines(keepends=True):
+def _read_entries(path: Path, step: int) -> tuple[list[bytes], list[bytes]]:
+    """Returns the lines of entries up to a step, and the lines that are no entries."""
+    entries, damaged = [], []
+    for line in path.read_bytes().splitlines(keepends=True) if path.exists() else []:
         try:
             if json.loads(line)["step"] <= step:
-                lines.append(line)
-        except ValueError:  # a line that an interruption cut off
-            continue
-    return lines
+                entries.append(line.rstrip() + b"\n")
+        except (ValueError, LookupError, TypeError, RecursionError):
+            damaged.append(line.rstrip() + b"\n")
+    return entries, damaged

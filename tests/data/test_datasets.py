@@ -1,5 +1,6 @@
 """Opening data sets by name: records, statistics, and the data sets of TFDS."""
 
+import hashlib
 import pickle
 import subprocess
 import sys
@@ -117,9 +118,27 @@ def test_statistics_by_hand(tmp_path, monkeypatch):
     again = dataset.statistics("train+val")
     np.testing.assert_array_equal(again.sizes, statistics.sizes)
     np.testing.assert_array_equal(again.label_counts[""], counts)
+    assert again.names_digest == statistics.names_digest
 
 
-@pytest.mark.parametrize("content", [b"", b'{"sizes": [[4, 5]]', b'{"sizes": 3}'])
+def test_the_digest_of_names_depends_on_names_and_order(tmp_path):
+    dataset = open_folder(write_set(tmp_path / "set"), tmp_path / "prepared")
+    names = [dataset.split("train+val").record_name(index) for index in range(3)]
+    lines = "".join(f"{name}\n" for name in names).encode()
+    digest = dataset.statistics("train+val").names_digest
+    assert digest == hashlib.sha256(lines).hexdigest()[:16]
+    assert dataset.statistics("val+train").names_digest != digest
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b'{"sizes": [[4, 5]]',
+        b'{"sizes": 3}',
+        b'{"sizes": [[4, 5], [4, 5], [4, 5]], "label_counts": {}}',  # of an earlier version
+    ],
+)
 def test_damaged_statistics_are_counted_again(tmp_path, content):
     dataset = open_folder(write_set(tmp_path / "set"), tmp_path / "prepared")
     statistics = dataset.statistics("train+val")
@@ -127,6 +146,7 @@ def test_damaged_statistics_are_counted_again(tmp_path, content):
     path.write_bytes(content)
     again = dataset.statistics("train+val")
     np.testing.assert_array_equal(again.label_counts[""], statistics.label_counts[""])
+    assert again.names_digest == statistics.names_digest
 
 
 def write_foreign(data_dir: Path, **label_options) -> None:

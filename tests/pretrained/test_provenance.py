@@ -14,7 +14,7 @@ from fcn_jax.pretrained import Provenance
 @pytest.mark.parametrize(
     "provenance",
     [
-        Provenance(default_config(), {"": ("a", "b")}, step=7, source="a run"),
+        Provenance(default_config(), {"": ("a", "b")}, step=7, source="a run", train_images="5"),
         Provenance(Config(), {"masks": ("a", "b"), "heights": ("c", "d", "e")}, channels=4),
         Provenance(
             Config(model=ModelConfig("vgg16", score_scales=(1.0, 0.01, 0.0001))),

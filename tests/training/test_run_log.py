@@ -1,0 +1,50 @@
+"""The log of a run: what a resumed run keeps of it, and lines that are no entries."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from fcn_jax.training.run_log import RunLog
+
+
+def entry(step: int) -> str:
+    return json.dumps({"kind": "train", "step": step, "loss": 0.5}) + "\n"
+
+
+FOREIGN = {
+    "cut": b'{"kind": "train", "st\n',
+    "no step": b'{"kind": "train"}\n',
+    "text step": b'{"step": "3"}\n',
+    "number": b"5\n",
+    "list": b"[1, 2]\n",
+    "remark": "# lowered the learning rate, Jürgen\n".encode("latin-1"),
+    "zeros": b"\0" * 40 + b"\n",
+    "nested": b"[" * 100_000 + b"\n",
+}
+
+
+@pytest.mark.parametrize("kind", FOREIGN)
+def test_a_line_that_is_no_entry_is_moved_with_a_note(
+    kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "log.jsonl"
+    path.write_bytes(entry(1).encode() + FOREIGN[kind] + entry(2).encode() + entry(3).encode())
+    with RunLog(tmp_path, 2) as log:
+        log.write("train", 3, {"loss": 0.25})
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [(line["step"], line["loss"]) for line in lines] == [(1, 0.5), (2, 0.5), (3, 0.25)]
+    assert (tmp_path / "log.jsonl.damaged").read_bytes() == FOREIGN[kind]
+    assert capsys.readouterr().out == (
+        f"note: 1 lines of {path} cannot be read: moved to {path}.damaged\n"
+    )
+    with RunLog(tmp_path, 3):
+        pass
+    assert capsys.readouterr().out == ""
+
+
+def test_a_last_line_without_its_end_is_completed(tmp_path: Path) -> None:
+    (tmp_path / "log.jsonl").write_text(entry(1) + entry(2).rstrip())
+    with RunLog(tmp_path, 2) as log:
+        log.write("train", 3, {"loss": 0.5})
+    assert (tmp_path / "log.jsonl").read_text() == entry(1) + entry(2) + entry(3)
