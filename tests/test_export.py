@@ -178,7 +178,7 @@ def test_what_would_mix_up_runs_and_exports_is_refused(run_folder: Path, tmp_pat
     with pytest.raises(UserError, match="is the folder of a run: give another"):
         export(run, run_folder, {})
     export(run, tmp_path / "out", {})
-    with pytest.raises(UserError, match="and no checkpoint best"):
+    with pytest.raises(UserError, match="has no checkpoint best"):
         load_run(tmp_path / "out", "best")
     with pytest.raises(UserError, match=r"there is no file .*none\.safetensors"):
         load_run(tmp_path / "none.safetensors")

@@ -1,10 +1,11 @@
-"""Large images in tiles, with the label map that the whole image would give.
+"""Predicts large images in tiles; the label map equals that of the whole image.
 
-The scores of a pixel depend only on the pixels in the network's receptive field. So the network is
-run on a tile and that much of the image around it, the *halo*. What it is run on starts at a
-multiple of the largest stride, so that the positions of every layer are those of the whole image,
-and ends at the image's border, so that the padding is the same. All tiles are placed on canvases of
-one size, so there is one compilation, and memory does not grow with the image.
+The scores of a pixel depend only on the pixels in the network's receptive field. So the input of
+the network is a tile and the *halo*, the part of the image around the tile that the receptive field
+covers. The input starts at a multiple of the largest stride, so every layer computes the same
+positions as for the whole image. It is clipped at the image's border, where the network pads it as
+it pads the whole image. All inputs are placed on canvases of one size, so there is one compilation,
+and memory does not grow with the image.
 """
 
 import dataclasses
@@ -30,11 +31,11 @@ BLOCK_PX = 16
 
 
 class Tile(NamedTuple):
-    """The pixels that one run of the network labels, and the pixels that it is run on.
+    """One forward pass: the pixels that it labels, and the larger input that it needs for them.
 
     Args:
-        rows, columns: the pixels that it labels.
-        input_rows, input_columns: the pixels that the network is run on.
+        rows, columns: the pixels that are labelled.
+        input_rows, input_columns: the network's input, which is the tile and its halo.
     """
 
     rows: slice
@@ -52,10 +53,11 @@ class Tiling:
     """Sizes, in pixels, that determine how an image is cut into tiles.
 
     Args:
-        tile: side of the area that a tile labels, a multiple of `multiple`.
-        before, after: halo above and left of the tile, and below and right of it.
+        tile: side of a tile without its halo, a multiple of `multiple`.
+        before: halo above the tile and on its left.
+        after: halo below the tile and on its right.
         alignment: the input of the network starts at multiples of this.
-        is_exact: the halo covers the receptive field.
+        is_exact: the halo covers the receptive field, so the label map is that of the whole image.
     """
 
     tile: int
@@ -66,7 +68,7 @@ class Tiling:
 
     def __str__(self) -> str:
         halo = f"{self.before} and {self.after}" if self.before != self.after else f"{self.after}"
-        kind = "exact" if self.is_exact else "approximate: the network sees more"
+        kind = "exact" if self.is_exact else "approximate: smaller than the receptive field"
         return f"tiles of {self.tile} pixels with a halo of {halo} ({kind})"
 
     @property
@@ -100,7 +102,10 @@ class Tiling:
 
 
 def receptive_field(network: Network, variables: Any) -> ReceptiveField:
-    """Returns the joint receptive field of all label maps' scores, without running the network."""
+    """Returns a receptive field that contains those of all label maps' scores.
+
+    The network is traced, not run.
+    """
     image = jax.ShapeDtypeStruct((1, 256, 256, network.preprocessing.channels), jnp.uint8)
     features = jax.eval_shape(
         lambda variables, image: network.model(variables).features(image), variables, image
@@ -116,7 +121,8 @@ def tiling(field: ReceptiveField, tile: int, halo: int | None = None) -> Tiling:
         field: as returned by `receptive_field`.
         tile: side of a tile in pixels, at least 64; rounded down to a multiple of the network's
             largest stride and of 16.
-        halo: pixels around each tile, at most what an exact result needs; None for an exact result.
+        halo: pixels around each tile; more than an exact result needs are not used. None for an
+            exact result.
 
     Raises:
         ArgumentError: the tile is too small, or the receptive field is the whole image and there is
@@ -131,7 +137,7 @@ def tiling(field: ReceptiveField, tile: int, halo: int | None = None) -> Tiling:
             "halo",
             halo,
             "must be given: this network averages over the whole image (squeeze-and-excitation), "
-            "so no tiles give exactly its label map; 256 averages over each tile and as many "
+            "so tiles cannot give exactly its label map; 256 averages over each tile and 256 "
             "pixels around it, which is approximate",
         )
     limit = math.inf if halo is None else halo
@@ -153,7 +159,7 @@ def predict_tiles(
     tiles: Iterable[Tile],
     read: Callable[[slice, slice], np.ndarray],
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Predicts the label maps of each tile in turn.
+    """Predicts the label maps of each tile, in the order given.
 
     Args:
         network: the network.

@@ -36,8 +36,8 @@ class Predictor:
     Args:
         network: the network as a pure function.
         variables: its (params, batch_stats).
-        provenance: what it was trained with; also readable as the attributes `config`, `channels`,
-            `label_maps` (class names by label map), `step` and `metrics`.
+        provenance: settings, classes and origin of its weights. The attributes `config`,
+            `channels`, `label_maps` (class names by label map), `step` and `metrics` read it.
     """
 
     def __init__(self, network: Network, variables: Any, provenance: Provenance):
@@ -86,8 +86,8 @@ class Predictor:
             inference: windows, scales and mirror images to average over.
 
         Returns:
-            Class indices, uint8 (h, w). If the network has several label maps, one array for each
-            of them by name.
+            Class indices, uint8 (h, w). If the network has several label maps, a dictionary of such
+            arrays by name.
 
         Raises:
             ValueError: the image has another dtype or number of channels.
@@ -98,7 +98,10 @@ class Predictor:
     def predict_maps(
         self, image: np.ndarray, inference: Inference = WHOLE
     ) -> dict[str, np.ndarray]:
-        """Predicts label maps by name as a dictionary, also if there is one, called ""."""
+        """Predicts label maps as `__call__` does, but always returns a dictionary.
+
+        A single label map is called "".
+        """
         self._check_image(image)
         return self._view_predictor(inference).predict_maps(self.variables, image)
 
@@ -170,7 +173,7 @@ def load_run(workdir: str | Path, checkpoint: str | int = "latest") -> Predictor
     if exported == workdir or (exported.exists() and not (workdir / "run.json").exists()):
         if checkpoint != "latest":
             raise UserError(
-                f"{workdir} was exported: it holds one step, and no checkpoint {checkpoint}"
+                f"{workdir} was exported: it holds a single step and has no checkpoint {checkpoint}"
             )
         return _load_model_file(exported)
     if workdir.is_file():
@@ -199,8 +202,8 @@ def load_weights(init: str | Path) -> Weights:
 
     Args:
         init: a weight file of a known source (see `pretrained.read`), an exported folder, or the
-            folder of a run, of which the latest checkpoint is used. For late fusion two of them,
-            "a,b": one for the colour trunk, one for the other trunk.
+            folder of a run, whose latest checkpoint is used. For late fusion, "a,b" reads the
+            colour trunk from a and the other trunk from b.
 
     Raises:
         UserError: the file is missing, damaged or of no known source.
@@ -231,8 +234,8 @@ def _load_model_file(path: Path) -> Predictor:
             f"--config.model.backbone={provenance.backbone} --config.init={path}"
         )
     network = _network(provenance)
-    # The settings may come from a stranger: nothing of the size that they ask for is allocated
-    # before the tensors are known to have that size.
+    # The settings may come from a stranger. Nothing of the size that they describe is allocated
+    # until the tensors in the file are known to have that size.
     shapes = {name: leaf.shape for name, leaf in pretrained.flat(network.variables).items()}
     problems = list(weights.problems)
     for name, shape in shapes.items():
@@ -243,14 +246,14 @@ def _load_model_file(path: Path) -> Predictor:
             problems.append(f"{name} is {tensor.dtype} {tensor.shape}, not float32 {shape}")
     if problems:
         raise UserError(
-            f"{path} does not hold its network ({listed(problems, MAX_LISTED)}): export the run "
-            "again"
+            f"the tensors of {path} do not fit its settings ({listed(problems, MAX_LISTED)}): "
+            "export the run again"
         )
     return Predictor(network, replaced(network.variables, weights.tensors), provenance)
 
 
 def _network(provenance: Provenance) -> Network:
-    """Builds the network with shapes in place of weights."""
+    """Builds the network with abstract variables: shapes and dtypes, no weights."""
     num_classes = {name: len(names) for name, names in provenance.label_maps.items()}
     return Network(
         abstract_model(provenance.config.model, num_classes, channels=provenance.channels)

@@ -1,7 +1,8 @@
 """Predicts label maps as an `Inference` describes: whole images, windows, scales and mirror images.
 
-An image is placed on a canvas, and the network is given its size (`valid` of `FCN`). This does not
-change the logits, and images of similar size share one compilation.
+An image is placed on a larger canvas, so that images of similar size share one compilation. The
+network receives the image's size (argument `valid` of `FCN`), so the canvas does not change the
+logits.
 """
 
 import functools
@@ -24,7 +25,7 @@ from fcn_jax.models.pure_model import Network, predict
 CANVAS_MULTIPLE_PX = 64
 WINDOW_BATCH_SIZE = 4
 MAX_WINDOWS = 4096
-"""Number of windows of one image; more would take hours, and are a mistake in the options."""
+"""Limit for one image. More windows would take hours and suggest a mistake in the options."""
 
 Variables = tuple[Any, Any]
 """The (params, batch_stats) of a network."""
@@ -35,13 +36,13 @@ _resized = jax.jit(resized, static_argnames="canvas_px")
 class ViewPredictor:
     """Predicts label maps as an `Inference` describes.
 
-    The network is compiled once for each size of canvas, or once for all windows.
+    The network is compiled once for each canvas size. With windows it is compiled only once.
 
     Args:
         network: the network.
         inference: windows, scales and mirror images to average over.
-        canvases: heights and widths. An image is placed on the smallest canvas that holds it, or on
-            one whose sides are multiples of 64 if there is none.
+        canvases: heights and widths. An image is placed on the smallest canvas that holds it. If
+            none is large enough, its sides are rounded up to multiples of 64.
 
     Raises:
         ArgumentError: the network cannot be used with this `inference`.
@@ -83,8 +84,8 @@ class ViewPredictor:
     def probabilities(self, variables: Variables, image: np.ndarray) -> dict[str, np.ndarray]:
         """Predicts the probability of each class.
 
-        It is the mean softmax of the views. Within a view, the logits of windows are averaged, not
-        their softmax.
+        The softmax is averaged over the views. Within a view, the logits of overlapping windows are
+        averaged before the softmax.
 
         Args:
             variables: (params, batch_stats).
@@ -110,13 +111,13 @@ class ViewPredictor:
         return {name: total / self.inference.views for name, total in sums.items()}
 
     def _on_canvas(self, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Returns a canvas (1, H, W, c) with the image at its top left, and its size (1, 2)."""
+        """Returns a canvas (1, H, W, c) with the image at its top left, and its `valid` (1, 2)."""
         height, width, channels = image.shape
         large_enough = (
             canvas for canvas in self._canvases if height <= canvas[0] and width <= canvas[1]
         )
-        own = round_up(height, CANVAS_MULTIPLE_PX), round_up(width, CANVAS_MULTIPLE_PX)
-        canvas_px = next(large_enough, own)
+        rounded = round_up(height, CANVAS_MULTIPLE_PX), round_up(width, CANVAS_MULTIPLE_PX)
+        canvas_px = next(large_enough, rounded)
         canvas = np.zeros((1, *canvas_px, channels), image.dtype)
         canvas[0, :height, :width] = image
         return canvas, np.asarray([[height, width]], np.int32)
@@ -129,7 +130,8 @@ class ViewPredictor:
         views: Any = canvas
         view_size = size
         if scale != 1:
-            # Rounded as in mmsegmentation. The view of a canvas-sized image fits on this canvas.
+            # The view's size is rounded as in mmsegmentation. Its canvas depends on the image's
+            # canvas alone: it holds the view of any image there, and all share one compilation.
             view_size = np.maximum(np.floor(size * scale + 0.5).astype(np.int32), 1)
             view_canvas_px = tuple(
                 round_up(math.ceil(side * scale), CANVAS_MULTIPLE_PX) for side in canvas_px
@@ -195,7 +197,7 @@ class ViewPredictor:
 
 
 def _classes(network: Network, variables: Variables, image: jax.Array, size: jax.Array):
-    """Returns uint8 (H, W) of a single image, which are a quarter of the bytes of int32."""
+    """Returns the classes of a single image, uint8 (H, W): a quarter of int32's bytes to copy."""
     classes = predict(network, variables, image, size)
     return {name: label[0].astype(jnp.uint8) for name, label in classes.items()}
 

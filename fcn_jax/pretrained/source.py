@@ -1,8 +1,8 @@
-"""The type of a table of names: how each tensor of a source becomes one of ours.
+"""Describes a source of published weights, and builds its table of tensor names.
 
 Our names are the paths of parameters and batch statistics joined by "/", such as
-`backbone/conv1/kernel`. A table gives for each of them the source's name and the function that
-changes the layout.
+`backbone/conv1/kernel`. A table maps each of our names to the tensor's name in the source and the
+function that converts the tensor to our layout.
 """
 
 from collections.abc import Callable, Mapping
@@ -35,7 +35,7 @@ def from_iohw(tensor: np.ndarray) -> np.ndarray:
 
 
 def from_fully_connected(height: int, width: int) -> KernelLayout:
-    """Returns the change of (out, in·h·w) or (out, in, h, w) to a kernel (h, w, in, out)."""
+    """Returns a function that changes (out, in·h·w) or (out, in, h, w) to (h, w, in, out)."""
 
     def reshape(tensor: np.ndarray) -> np.ndarray:
         return from_oihw(tensor.reshape(tensor.shape[0], -1, height, width))
@@ -48,18 +48,21 @@ class WeightSource:
     """A published set of weights.
 
     Args:
-        title: its name, for people.
+        title: name for messages, such as "VGG16, torchvision".
         backbone: the `config.model.backbone` that it fits.
         preprocessing: the `config.model.preprocessing` that it was trained with.
-        has, lacks: the source's names that identify it; names that another source has.
-        table: our name -> (the source's name, layout). Every tensor of the backbone must be in the
-            file; those of heads only if the network has them.
-        ignored: prefixes and suffixes of the source's names that no segmentation network uses.
-        absent: our layers that the source lacks and that keep their initial values.
+        has: tensor names that every file of this source contains.
+        lacks: tensor names that no file of this source contains, but files of a similar one do.
+        table: our name -> (the source's name, layout). A file must contain all of these tensors
+            except those of the auxiliary head.
+        ignored: prefixes and suffixes of tensor names in the source's files. No segmentation
+            network uses these tensors.
+        absent: our backbone layers that no file of this source contains. They keep their initial
+            values.
         model: for a whole segmentation network, the settings of `config.model` that define it.
         label_maps: for a whole segmentation network, its class names by label map ("" for a single
             one).
-        caveat: a fact that the file cannot show and users should know.
+        caveat: a warning for users that cannot be checked from the file.
     """
 
     title: str
@@ -91,7 +94,7 @@ def kernels_and_biases(
     bias_suffix: str = ".bias",
     layout: KernelLayout = from_oihw,
 ) -> Table:
-    """Returns the entries of convolutions with biases; layers: our path -> the source's."""
+    """Returns the entries of convolutions with biases; `layers` maps our path to the source's."""
     table: Table = {}
     for ours, theirs in layers.items():
         table[f"{ours}/kernel"] = (theirs + kernel_suffix, layout)
@@ -100,12 +103,12 @@ def kernels_and_biases(
 
 
 def kernels(layers: Mapping[str, str]) -> Table:
-    """Returns the entries of PyTorch's convolutions without biases; layers: our path -> its."""
+    """Returns the entries of convolutions without biases; `layers` maps our path to PyTorch's."""
     return {f"{ours}/kernel": (f"{theirs}.weight", from_oihw) for ours, theirs in layers.items()}
 
 
 def batch_norms(layers: Mapping[str, str]) -> Table:
-    """Returns the entries of PyTorch's batch normalisations; layers: our path -> its."""
+    """Returns the entries of batch normalisations; `layers` maps our path to PyTorch's."""
     names = {"scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
     return {
         f"{ours}/{a}": (f"{theirs}.{b}", unchanged)

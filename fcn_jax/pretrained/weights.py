@@ -1,4 +1,4 @@
-"""Weights under our names, and their use as the initial values of a network."""
+"""Weights renamed to our parameter names, and the initialisation of a network from them."""
 
 import dataclasses
 import re
@@ -20,10 +20,10 @@ from fcn_jax.pretrained import trunks
 from fcn_jax.pretrained.provenance import Provenance
 
 HEADS = ("head", "auxiliary")
-"""Prefixes of our names of score layers, which often have other classes than the source."""
+"""Prefixes of the score layers' names. Their classes often differ from those of the source."""
 
 HEAD_SETTINGS = ("padding", "output_stride", "alignment", "score_scales", "context_features")
-"""Settings of `config.model` that change what trained score layers mean."""
+"""Settings of `config.model`; trained score layers fit only the values they were trained with."""
 
 MAX_LISTED = 40
 """Number of mismatches that an error names."""
@@ -37,13 +37,13 @@ class Weights:
         path: the file or folder that they were read from.
         provenance: the network that they fit.
         tensors: float32 arrays in our layout, by path such as "backbone/conv1/kernel".
-        origins: our name -> (the source's name, its shape).
-        extra_tensors: tensors of the file that have no name of ours, such as a classifier's last
-            layers, under the source's names.
-        problems: tensors that are missing, unexpected or not finite, in words.
-        absent: our layers that the source never has.
-        caveat: a fact that the file cannot show and users should know.
-        other: weights of the second trunk, when late fusion starts from two files.
+        origins: our name -> (the source's name, the shape in the source's layout).
+        extra_tensors: tensors of the file for which our networks have no layer, such as a
+            classifier's last layers, under the source's names.
+        problems: messages about tensors that are missing, unexpected or not finite.
+        absent: our backbone layers that no file of this source contains.
+        caveat: a warning for users that cannot be checked from the file.
+        other: weights of the second trunk, if late fusion is initialised from two files.
     """
 
     path: Path
@@ -61,24 +61,25 @@ class Weights:
     ) -> tuple[tuple[Any, Any], str]:
         """Replaces the variables for which there are weights.
 
-        These keep their values: score layers of another shape, head layers that the source lacks,
-        and backbone layers that the source never has. If the images do not have three channels, the
-        first layer gets the colour filters: their mean for each channel beyond the third (Long et
-        al. 2015, NYUDv2), their sum for a grey image, half of their sum for each of two channels.
+        Score layers of another shape, head layers that the file lacks, and the backbone layers in
+        `absent` keep their values. If the images do not have three channels, the first layer's RGB
+        filters are adapted: each channel beyond the third gets their mean (Long et al. 2015,
+        NYUDv2), a grey image gets their sum, and each of two channels gets half of their sum.
 
         Args:
             variables: (params, batch_stats), nested dicts of float32 arrays.
-            whole: score layers must fit as well.
+            whole: raise an error for score layers of another shape, too.
 
         Returns:
-            The new variables, and a line that reports which layers were replaced.
+            The new variables, and a line of text that lists the layers that were not replaced or
+            were adapted.
 
         Raises:
             UserError: tensors are missing, unexpected, not finite or have another shape. The
                 message lists all of them.
         """
         ours = {name: np.asarray(value) for name, value in flat(variables).items()}
-        # The weights are of one trunk, and the network has two.
+        # The network has two trunks, and the file has the weights of one.
         for_both_trunks = trunks.is_late(ours) and not trunks.is_late(self.tensors)
         if self.other is not None and not for_both_trunks:
             raise UserError(
@@ -111,11 +112,11 @@ class Weights:
         for name, theirs in self.provenance.label_maps.items():
             ours = label_maps.get(name, ())
             if len(ours) != len(theirs):
-                continue  # the score layers do not fit and are not used
+                continue  # the score layers have another shape, so `apply` does not use them
             if ours != theirs:
                 notes.append(
                     f"{self.path} has the same number of classes, but other ones "
-                    f"({', '.join(theirs[:4])}, …): its score layers are used nevertheless"
+                    f"({', '.join(theirs[:4])}, …); its score layers are used all the same"
                 )
             differing = [
                 f"{setting} is {getattr(self.provenance.config.model, setting)} there and "
@@ -138,7 +139,7 @@ class Weights:
             raise UserError(
                 f"{self.path} holds {self.provenance.source}, which fits "
                 f"config.model.backbone={self.provenance.backbone}{fusion}, not the backbone of "
-                "this run: set that, or give other weights"
+                "this run: set this backbone, or give other weights"
             )
         matched, problems = {}, list(self.problems)
         for name, tensor in self.tensors.items():
@@ -152,7 +153,7 @@ class Weights:
                 key, given = self.origins.get(name, (name, tensor.shape))
                 problems.append(f"{key} has shape {given}, which does not fit {name} {shape}")
         problems += [
-            f"nothing for {name}"
+            f"no tensor for {name}"
             for name in ours
             if name.startswith("backbone/")
             and name not in self.tensors
@@ -180,7 +181,7 @@ class Weights:
             if name in ours and name not in matched and tensor.shape != ours[name].shape
         )
         not_in_file = set(_layers(name for name in ours if name not in matched)) - set(other_shape)
-        # Both trunks of late fusion contain layers that the file names once.
+        # With late fusion, `ours` has two layers for each name in a file of one trunk.
         unused = _layers(name for name in self.tensors if name not in ours)
         for layers, remark in [
             (other_shape, "of another shape in the file, so unchanged"),
@@ -206,7 +207,7 @@ class Weights:
         )
 
     def _last_layers(self) -> list[str]:
-        """Returns the source's names of the extra layers, such as a classifier's last one."""
+        """Returns the source's layers in `extra_tensors`; of more than three, only the modules."""
         names = [name for name in self.extra_tensors if not name.endswith("num_batches_tracked")]
         layers = sorted({re.split(r"[./](?=[^./]*$)", name)[0] for name in names})
         return layers if len(layers) <= 3 else sorted({re.split("[./]", n)[0] for n in names})
@@ -228,12 +229,12 @@ def _layers(names: Iterable[str]) -> list[str]:
 
 
 def zeros(network: Network) -> tuple[Any, Any]:
-    """Returns (params, batch_stats) of a network, all zero."""
+    """Returns the (params, batch_stats) of a network, filled with zeros."""
     return jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), network.variables)
 
 
 def flat(variables: tuple[Any, Any]) -> dict[str, Any]:
-    """Returns (params, batch_stats) as one dictionary, by path joined with "/"."""
+    """Flattens (params, batch_stats) into one dictionary, by names such as "backbone/bn1/scale"."""
     params, batch_stats = variables
     return {
         **traverse_util.flatten_dict(params, sep="/"),
@@ -242,7 +243,10 @@ def flat(variables: tuple[Any, Any]) -> dict[str, Any]:
 
 
 def replaced(variables: tuple[Any, Any], tensors: Mapping[str, np.ndarray]) -> tuple[Any, Any]:
-    """Returns (params, batch_stats) with the tensors whose paths are in `tensors` replaced."""
+    """Returns a copy of (params, batch_stats) in which the leaves named in `tensors` are replaced.
+
+    The names are those of `flat`.
+    """
 
     def in_tree(tree: Any) -> Any:
         named = traverse_util.flatten_dict(tree, sep="/")

@@ -98,7 +98,7 @@ def test_a_network_that_the_file_does_not_hold_is_not_allocated(
     model_path: Path, tmp_path: Path, change: Any
 ) -> None:
     path = with_metadata(model_path, tmp_path, change)
-    with peak_below(2**26), pytest.raises(UserError, match=r"does not hold its network \(.+\)"):
+    with peak_below(2**26), pytest.raises(UserError, match=r"do not fit its settings \(.+\)"):
         load_run(path)
 
 

@@ -1,4 +1,4 @@
-"""torchvision's classifiers and segmentation networks."""
+"""Name tables of torchvision's classifiers and segmentation networks."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -25,11 +25,11 @@ from fcn_jax.pretrained.source import (
 from fcn_jax.pretrained.tables.caffe import SQUEEZENET_FIRES
 
 COUNTERS = "num_batches_tracked"
-"""Ending of the numbers of batches that PyTorch's normalisations count."""
+"""Suffix of the batch counters of PyTorch's batch normalisations. No network here uses them."""
 
 
 def alexnet() -> WeightSource:
-    """`alexnet`, its classifier's first two layers as fc6 and fc7."""
+    """Returns the source of `alexnet`; the classifier's first two layers are fc6 and fc7."""
     positions = {"conv1": 0, "conv2": 3, "conv3": 6, "conv4": 8, "conv5": 10}
     convolutions = {f"backbone/{ours}": f"features.{n}" for ours, n in positions.items()}
     table = kernels_and_biases(convolutions)
@@ -46,7 +46,7 @@ def alexnet() -> WeightSource:
 
 
 def vgg16() -> WeightSource:
-    """`vgg16`, its classifier's first two layers as fc6 and fc7."""
+    """Returns the source of `vgg16`; the classifier's first two layers are fc6 and fc7."""
     layers = {f"backbone/conv{name}": f"features.{n}" for name, n in _vgg16_positions(2).items()}
     table = kernels_and_biases(layers)
     table |= _fully_connected({"fc6": ("classifier.0", 7), "fc7": ("classifier.3", 1)})
@@ -62,7 +62,7 @@ def vgg16() -> WeightSource:
 
 
 def vgg16_bn() -> WeightSource:
-    """`vgg16_bn`."""
+    """Returns the source of `vgg16_bn`; the classifier's first two layers are fc6 and fc7."""
     positions = _vgg16_positions(3)
     table = kernels_and_biases({f"backbone/conv{k}": f"features.{n}" for k, n in positions.items()})
     table |= batch_norms({f"backbone/bn{k}": f"features.{n + 1}" for k, n in positions.items()})
@@ -79,7 +79,7 @@ def vgg16_bn() -> WeightSource:
 
 
 def squeezenet() -> WeightSource:
-    """`squeezenet1_1`."""
+    """Returns the source of `squeezenet1_1`."""
     layers = {"backbone/conv1": "features.0"}
     for fire, position in zip(SQUEEZENET_FIRES, (3, 4, 6, 7, 9, 10, 11, 12), strict=True):
         layers[f"backbone/{fire}/squeeze1x1"] = f"features.{position}.squeeze"
@@ -96,7 +96,7 @@ def squeezenet() -> WeightSource:
 
 
 def googlenet() -> WeightSource:
-    """`googlenet`, with the auxiliary classifiers or without."""
+    """Returns the source of `googlenet`, with or without the auxiliary classifiers."""
     layers = {f"backbone/{name}": name for name in ("conv1", "conv2", "conv3")}
     branches = {
         "branch1": "branch1",
@@ -114,13 +114,13 @@ def googlenet() -> WeightSource:
         "googlenet",
         "inception",
         has=("conv1.conv.weight", "inception5b.branch4.1.conv.weight"),
-        table=_normalised(layers, "conv", "bn"),
+        table=_conv_and_norm(layers, "conv", "bn"),
         ignored=("aux1.", "aux2.", "fc.", COUNTERS),
     )
 
 
 def mobilenet_v3_large() -> WeightSource:
-    """`mobilenet_v3_large`."""
+    """Returns the source of `mobilenet_v3_large`."""
     last = len(mobilenet.BLOCKS) + 1
     layers = {"backbone/conv1": "features.0", "backbone/conv2": f"features.{last}"}
     excitations = {}
@@ -141,25 +141,28 @@ def mobilenet_v3_large() -> WeightSource:
         "mobilenet_v3_large",
         "torchvision",
         has=("features.15.block.2.fc1.weight", f"features.{last}.0.weight"),
-        table=_normalised(layers, "0", "1") | kernels_and_biases(excitations),
+        table=_conv_and_norm(layers, "0", "1") | kernels_and_biases(excitations),
         ignored=("classifier.", COUNTERS),
     )
 
 
 def resnet(depth: int) -> WeightSource:
-    """`resnet18` to `resnet152`."""
+    """Returns the source of `resnet18` to `resnet152`."""
     return WeightSource(
         f"ResNet-{depth}, torchvision",
         f"resnet{depth}",
         "torchvision",
         table=_resnet_table(depth, prefix=""),
         ignored=("fc.", COUNTERS),
-        **_resnet_marks(depth, prefix=""),
+        **_resnet_signature(depth, prefix=""),
     )
 
 
 def fcn_resnet(depth: int) -> WeightSource:
-    """`segmentation.fcn_resnet50` and `fcn_resnet101`, with the auxiliary head or without."""
+    """Returns the source of `segmentation.fcn_resnet50` or `fcn_resnet101`.
+
+    The auxiliary head is optional.
+    """
     table = _resnet_table(depth, prefix="backbone.")
     for ours, theirs in {
         "head/score32": "classifier",
@@ -182,18 +185,24 @@ def fcn_resnet(depth: int) -> WeightSource:
             "dropout": 0.1,
         },
         label_maps={"": VOC_CLASSES},
-        # DeepLabV3 ends in classifier.4 as well, but has no convolution at 0.
-        **_resnet_marks(
-            depth, prefix="backbone.", also=("classifier.0.weight", "classifier.4.weight")
+        # DeepLabV3 also has classifier.4.weight, but no convolution at classifier.0.
+        **_resnet_signature(
+            depth, prefix="backbone.", head=("classifier.0.weight", "classifier.4.weight")
         ),
     )
 
 
 def to_state_dict(source: WeightSource, ours: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The inverse of a source's table: our tensors under their names, as PyTorch holds them.
+    """Converts our tensors to a PyTorch state dict: the inverse of a source's table.
 
-    Raises KeyError where one of the backbone or the head is missing. The counters of batches, which
-    PyTorch does not use where it has a momentum, are zero.
+    The batch counters are zero. PyTorch uses them only in layers without a momentum.
+
+    Args:
+        source: the source whose names and layout are wanted.
+        ours: arrays by our names.
+
+    Raises:
+        KeyError: a tensor of the backbone or of the head is missing.
     """
     inverse: dict[KernelLayout, KernelLayout] = {unchanged: unchanged, from_oihw: to_oihw}
     state = {
@@ -214,46 +223,63 @@ def _resnet_table(depth: int, prefix: str) -> Table:
             for part in (1, 2) if depth < 50 else (1, 2, 3):
                 convolutions[f"{ours}/conv{part}"] = f"{theirs}.conv{part}"
                 norms[f"{ours}/bn{part}"] = f"{theirs}.bn{part}"
-            # Where the shape changes: the first block, unless it has as many features as the stem.
+            # The first block of a layer has a projection shortcut if it changes the shape. In
+            # ResNet-18 and 34, layer1 has as many features as the stem, so it has none.
             if block == 0 and (layer > 1 or depth >= 50):
                 convolutions[f"{ours}/shortcut/conv"] = f"{theirs}.downsample.0"
                 norms[f"{ours}/shortcut/bn"] = f"{theirs}.downsample.1"
     return kernels(convolutions) | batch_norms(norms)
 
 
-def _resnet_marks(depth: int, prefix: str, also: tuple[str, ...] = ()) -> dict[str, Any]:
-    """What tells a depth from the others: its last blocks, and the kind of its blocks."""
+def _resnet_signature(depth: int, prefix: str, head: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Returns `has` and `lacks`: the number of blocks and their kind identify the depth.
+
+    Only bottleneck blocks (depth 50 and more) have a third convolution.
+    """
     counts = DEPTHS[depth]
-    third = f"{prefix}layer1.0.conv3.weight"
+    bottleneck = f"{prefix}layer1.0.conv3.weight"
     has = [
         f"{prefix}layer{layer}.{count - 1}.conv2.weight" for layer, count in enumerate(counts, 1)
     ]
     lacks = [f"{prefix}layer{layer}.{count}.conv2.weight" for layer, count in enumerate(counts, 1)]
-    (has if depth >= 50 else lacks).append(third)
-    return {"has": (*has, *also), "lacks": tuple(lacks)}
+    (has if depth >= 50 else lacks).append(bottleneck)
+    return {"has": (*has, *head), "lacks": tuple(lacks)}
 
 
-def _normalised(layers: dict[str, str], convolution: str, norm: str) -> Table:
-    """Of modules that are a convolution and its normalisation, by their names for these two."""
+def _conv_and_norm(layers: dict[str, str], convolution: str, norm: str) -> Table:
+    """Returns the entries of modules that consist of a convolution and a batch normalisation.
+
+    Args:
+        layers: our path of a module -> torchvision's.
+        convolution, norm: torchvision's names of the two submodules.
+    """
     return kernels(
         {f"{ours}/conv": f"{theirs}.{convolution}" for ours, theirs in layers.items()}
     ) | (batch_norms({f"{ours}/bn": f"{theirs}.{norm}" for ours, theirs in layers.items()}))
 
 
-def _vgg16_positions(step: int) -> dict[str, int]:
-    """'1_1' … '5_3' → index in `features`, of so many modules a convolution and one a pooling."""
+def _vgg16_positions(modules_per_convolution: int) -> dict[str, int]:
+    """Returns the index in torchvision's `features` of each convolution, '1_1' … '5_3'.
+
+    A convolution with its ReLU (and batch normalisation) takes `modules_per_convolution` indices,
+    and a pooling takes one.
+    """
     positions: dict[str, int] = {}
     position = 0
     for block, (_, depth) in enumerate(BLOCKS, start=1):
         for layer in range(1, depth + 1):
             positions[f"{block}_{layer}"] = position
-            position += step
+            position += modules_per_convolution
         position += 1
     return positions
 
 
 def _fully_connected(layers: dict[str, tuple[str, int]]) -> Table:
-    """Our name → (theirs, side of the kernel)."""
+    """Returns the entries of fully connected layers that become convolutions.
+
+    Args:
+        layers: our name -> (torchvision's name, side of the kernel).
+    """
     table: Table = {}
     for ours, (theirs, side) in layers.items():
         layout = from_fully_connected(side, side)
