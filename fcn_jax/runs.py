@@ -1,10 +1,10 @@
-"""A run's folder: where its files are, and whether a command may resume it.
+"""The folder of a run: its files, and the check that training may resume it.
 
 DIR/run.json            settings, channels of the images, class names, digest of the training images
 DIR/checkpoints/STEP    see `training/checkpoint.py`
 DIR/log.jsonl           metrics every few steps
-DIR/tensorboard         the same as curves, with pictures of predictions
-DIR/train.lock          host and process of the training; see `training/run_lock.py`
+DIR/tensorboard         the same metrics as curves, and pictures of predictions
+DIR/train.lock          host and process that train the run; see `training/run_lock.py`
 DIR/evaluation          SPLIT.json, SPLIT_images.npz, SPLIT_confusion.png, SPLIT_sheet.png
 """
 
@@ -22,7 +22,7 @@ FREE_TO_CHANGE = (
     "data.prepared_dir",
     "data.cache",
     "data.workers",
-    # The same sums in another order of rounding, as on another number of devices.
+    # Changes only the rounding of sums, as a different number of devices does.
     "model.remat",
     "train.steps_per_dispatch",
     "train.log_every_steps",
@@ -32,66 +32,66 @@ FREE_TO_CHANGE = (
     "eval.batch_size",
     "eval.canvases",
 )
-"""Settings that a resumed run may change: they do not affect what is computed."""
+"""Settings that may change when a run is resumed, since they do not affect its results."""
 
 SCHEDULE = ("train.steps", "train.epochs")
-"""Settings that a resumed run may change, and which change its learning rate."""
+"""Settings that may change when a run is resumed, although they change its learning rate."""
 
 
 def read_settings(workdir: Path) -> Provenance:
     """Reads the settings, channels and classes of a run from its run.json.
 
     Raises:
-        UserError: the folder holds no run, or its run.json cannot be used.
+        UserError: the folder has no run.json, or one that cannot be used.
     """
     path = workdir / "run.json"
     try:
         return Provenance.from_json(json.loads(path.read_text()))
     except FileNotFoundError:
         raise UserError(
-            f"{workdir} is not the folder of a run: it has no run.json (give the workdir that "
-            "training was given)"
+            f"{workdir} is not the folder of a run: it has no run.json (give the workdir of the "
+            "training)"
         ) from None
     except (ValueError, OSError, RecursionError, UserError) as error:
         raise UserError(
-            f"{path} is not the settings of a run that this version can read: {error}"
+            f"{path} does not hold settings of a run that this version can read: {error}"
         ) from error
 
 
 def evaluation_folder(workdir: Path) -> Path:
-    """Returns the folder that `evaluate` writes to, of a run's folder or of a model file."""
-    of_file = workdir.suffix == model_file.SUFFIX and not workdir.is_dir()
-    return (workdir.with_suffix("") if of_file else workdir) / "evaluation"
+    """Returns the folder that `evaluate` writes to, for the folder of a run or for a model file."""
+    is_model_file = workdir.suffix == model_file.SUFFIX and not workdir.is_dir()
+    return (workdir.with_suffix("") if is_model_file else workdir) / "evaluation"
 
 
 def is_begun(workdir: Path) -> bool:
-    """Returns whether a folder holds a run that can be resumed: one with a checkpoint."""
+    """Returns whether a folder holds a run with a checkpoint, which can be resumed."""
     return (workdir / "run.json").exists() and bool(_saved_steps(workdir))
 
 
 def _saved_steps(workdir: Path) -> list[int]:
-    """Returns the steps of the finished checkpoints; an interrupted save has a longer name."""
+    """Returns the steps of the finished checkpoints, whose folders have a number as their name."""
     names = (entry.name for entry in (workdir / "checkpoints").glob("*/"))
     return [int(name) for name in names if name.isascii() and name.isdigit()]
 
 
 def claim(workdir: Path, run: Provenance, num_images: int) -> None:
-    """Creates the folder of a run, or checks that it holds this run, to be resumed.
+    """Creates the folder of a run, or checks that it holds this run and can be resumed.
 
-    A resumed run must have the same training images. It may have other settings of `FREE_TO_CHANGE`
-    and another number of steps, which changes the learning rate from here on and is said. A run
-    that stopped before its first checkpoint, because of a wrong path for example, does not bind its
-    folder.
+    A resumed run must have the same training images, but the settings in `FREE_TO_CHANGE` and
+    `SCHEDULE` may differ. If the number of steps differs, a message says that the learning rate
+    changes. A folder whose run stopped before its first checkpoint, for example because of a wrong
+    path, may be used for another run.
 
     Args:
         workdir: the folder.
         run: settings, channels and classes.
-        num_images: number of images that an epoch has.
+        num_images: number of images in an epoch.
 
     Raises:
-        UserError: the folder cannot be written, or holds a run of other settings or images, or a
-            run.json that is no run's.
-        ArgumentError: the run has done more steps than it is given.
+        UserError: the folder cannot be written, holds a run with other settings or images, or has a
+            run.json that cannot be read.
+        ArgumentError: the run is already trained for more steps than the settings give.
     """
     path = workdir / "run.json"
     try:
@@ -112,14 +112,14 @@ def claim(workdir: Path, run: Provenance, num_images: int) -> None:
             if run.label_maps.get(name) != names
         ]
         if run.train_images and not held.train_images:
-            say(f"note: {path} does not say which images were trained on: they are not compared")
+            say(f"note: {path} does not record the training images, so they are not compared")
         elif held.train_images != run.train_images:
             differences.append(
                 f"its training images are {held.train_images} there and {run.train_images} now"
             )
         if differences:
             raise UserError(
-                f"{workdir} holds a run of other settings ({'; '.join(differences)}): "
+                f"{workdir} holds a run with other settings ({'; '.join(differences)}): "
                 "give another workdir, or the same settings and images to resume it"
             )
         _check_schedule(workdir, held.config, run.config, num_images)
@@ -133,7 +133,7 @@ def claim(workdir: Path, run: Provenance, num_images: int) -> None:
 
 
 def _check_schedule(workdir: Path, held: Config, config: Config, num_images: int) -> None:
-    """Says if a resumed run's number of steps changes; raises ArgumentError if more are done."""
+    """Prints a change of the number of steps; raises ArgumentError if more steps are done."""
     before, now = (each.train.total_steps(num_images) for each in (held, config))
     done = max(_saved_steps(workdir))
     if now < done:

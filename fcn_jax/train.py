@@ -14,9 +14,8 @@ from absl import flags
 
 from fcn_jax.terminal import cli
 
-if (
-    __name__ == "__main__"
-):  # before the slow imports, so that --help and mistakes in flags are quick
+# Before the slow imports, so that --help and errors in flags appear at once.
+if __name__ == "__main__":
     flags.DEFINE_string("workdir", None, "folder of the run (default: runs/NAME OF THE CONFIG)")
     cli.begin(with_config=True)
 
@@ -83,8 +82,8 @@ def train(config: Config, workdir: str | Path) -> Evaluation:
         ArgumentError: a setting cannot be used.
         UserError: a file is missing or damaged, the disk is full, a metric is not finite, or
             another process trains in the folder. Saved checkpoints stay.
-        SystemExit: Ctrl-C or SIGTERM, after a checkpoint. On several hosts, which save together,
-            the signal must reach all hosts within one step.
+        SystemExit: on Ctrl-C or SIGTERM, after saving a checkpoint. Several hosts save a checkpoint
+            together, so the signal must reach all of them within one step.
     """
     workdir = Path(workdir)
     config.check()
@@ -143,9 +142,9 @@ def _train(config: Config, workdir: Path) -> Evaluation:
                 variables, loaded = weights.apply(variables)
                 notes = weights.notes(config.model, dataset.label_maps)
                 say("\n".join([loaded, *(f"note: {note}" for note in notes)]))
-                weights = None  # half a gigabyte for VGG16
+                weights = None  # frees memory: half a gigabyte for VGG16
             state = first_state(variables)
-            del variables  # donated; those of a file would stay on the host
+            del variables  # frees memory: arrays from a weight file are on the host, not donated
         start_step = int(state.step)
         if start_step >= total_steps:
             say(f"{workdir} is trained: all {total_steps} steps are done")
@@ -204,7 +203,7 @@ def _train(config: Config, workdir: Path) -> Evaluation:
 def _with_preprocessing(
     config: Config, begun: Path | None, weights: pretrained.Weights | None
 ) -> Config:
-    """Resolves `model.preprocessing=auto`: as the run was begun, or as its weights need it."""
+    """Replaces `model.preprocessing=auto` by that of the resumed run, weights or backbone."""
     if config.model.preprocessing != "auto":
         return config
     if begun is not None:
@@ -237,16 +236,16 @@ def _log_evaluation(log: RunLog, step: int, evaluation: Evaluation, dataset: Dat
         numbers |= {f"{name}{ending}": getattr(scores, name) for name in names}
         sheet = sheets.sheet(scored.sheet_rows, dataset.label_maps[label_map])
         log.picture(f"predictions{ending}", step, np.asarray(sheet))
-        of_map = f" of {label_map}" if label_map else ""
+        of_label_map = f" of {label_map}" if label_map else ""
         say(
-            f"step {step}: mIoU{of_map} {scores.mean_iou:.3f}, "
+            f"step {step}: mIoU{of_label_map} {scores.mean_iou:.3f}, "
             f"pixel accuracy {scores.pixel_accuracy:.3f}"
         )
     log.write("eval", step, numbers)
 
 
 class _CallableModule(types.ModuleType):
-    """This module, as `fcn_jax.train(config, workdir)`: the name of the function is its own."""
+    """Makes this module callable as `fcn_jax.train(config, workdir)`, like its function `train`."""
 
     def __call__(self, config: Config, workdir: str | Path) -> Evaluation:
         return train(config, workdir)

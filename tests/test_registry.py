@@ -128,7 +128,7 @@ def test_commands_import_modules_that_register_names(tmp_path):
             "x = 1\n\nx.y\n",
             "{folder}/broken_plugin.py:3: AttributeError: ",
         ),
-        ("json.py", "", "{folder}/json.py: its name is that of another module"),
+        ("json.py", "", "{folder}/json.py: another module has this name"),
     ],
 )
 def test_a_module_that_cannot_be_imported_is_one_line(tmp_path, name, code, message):

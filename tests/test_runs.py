@@ -61,7 +61,7 @@ def test_another_run_is_refused_with_every_difference(begun, config):
     with pytest.raises(UserError) as refused:
         claim(begun, config, 4, {"": ("background", "ring")})
     assert str(refused.value) == (
-        f"{begun} holds a run of other settings (augment.crop_px is 128,128 there and None now; "
+        f"{begun} holds a run with other settings (augment.crop_px is 128,128 there and None now; "
         "optim.learning_rate is 0.006 there and 0.5 now; its images have 3 channels, not 4; its "
         "classes are background, disc): give another workdir, or the same settings and "
         "images to resume it"
@@ -85,7 +85,7 @@ def test_a_run_json_without_images_is_resumed_with_a_note_once(begun, config, ca
     run = Provenance(config, MAPS, train_images=FIVE)
     runs.claim(begun, run, num_images=80)
     assert capsys.readouterr().out == (
-        f"note: {begun}/run.json does not say which images were trained on: they are not compared\n"
+        f"note: {begun}/run.json does not record the training images, so they are not compared\n"
     )
     runs.claim(begun, run, num_images=80)
     assert capsys.readouterr().out == ""
@@ -144,14 +144,16 @@ def test_a_run_of_an_earlier_version_is_resumed(name, tmp_path, capsys):
 )
 def test_a_damaged_run_json_is_one_line(tmp_path, text):
     (tmp_path / "run.json").write_text(text)
-    with pytest.raises(UserError, match=r"run\.json is not the settings of a run .*: .") as refused:
+    with pytest.raises(
+        UserError, match=r"run\.json does not hold settings of a run .*: ."
+    ) as refused:
         runs.read_settings(tmp_path)
     assert "\n" not in str(refused.value)
 
 
 def test_a_run_json_of_another_program_is_not_replaced(tmp_path, config):
     (tmp_path / "run.json").write_text('{"distance_km": 10}')
-    with pytest.raises(UserError, match=r"run\.json is not the settings .*another workdir$"):
+    with pytest.raises(UserError, match=r"run\.json does not hold settings .*another workdir$"):
         claim(tmp_path, config)
     assert (tmp_path / "run.json").read_text() == '{"distance_km": 10}'
 

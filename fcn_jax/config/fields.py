@@ -1,14 +1,14 @@
-"""The machinery of settings: dataclass fields with a help line, a type and a range.
+"""Settings as dataclass fields that have a help line, a type and a range.
 
     @dataclasses.dataclass
     class TrainConfig(Section):
         batch_size: int = setting(8, "images per step", at_least=1)
 
-`check_ranges` compares every value of a config with the type and the range of its field, and
-`parse` reads a value from the text of a command line. The settings are in `sections.py`.
+`check_ranges` checks every value of a config against the type and the range of its field, and
+`parse` converts text from the command line to a value. The settings are in `sections.py`.
 
-Types are `bool`, `int`, `float`, `str`, `Literal[...]`, tuples of numbers or texts, and unions of
-these with None.
+The type of a setting is `bool`, `int`, `float`, `str`, `Literal[...]`, a tuple of numbers or
+strings, or a union of these and None.
 """
 
 import dataclasses
@@ -23,13 +23,13 @@ from fcn_jax.errors import ArgumentError, suggestion
 from fcn_jax.registry import Registry
 
 MAX_INT = 2**31 - 1
-"""Largest whole number unless a setting states another: the devices count steps in int32."""
+"""Default upper limit of whole numbers: the devices count steps in int32."""
 
 MAX_FLOAT = 3.4e38
-"""Largest number unless a setting states another: the devices compute in float32."""
+"""Default upper limit of other numbers: the devices compute in float32."""
 
 MAX_TEXT_LENGTH, MAX_TUPLE_LENGTH = 4096, 256
-"""Largest sizes of texts (paths, above all) and of tuples (a number for each class)."""
+"""Upper limits of the length of strings (mostly paths) and of tuples (one number per class)."""
 
 NOUNS = {
     bool: "true or false",
@@ -41,11 +41,11 @@ NOUNS = {
     tuple[float, ...]: "finite numbers separated by commas",
     type(None): "None",
 }
-"""The types of settings in words."""
+"""Descriptions of the types, for error messages."""
 
 
 class Pattern(NamedTuple):
-    """Text that a setting accepts: a regular expression for all of it, and what it describes."""
+    """A regular expression that a string must match in full, and its description for messages."""
 
     expression: str
     description: str
@@ -59,7 +59,7 @@ class Setting(NamedTuple):
         value: the value in this config.
         default: the value in a new config.
         kind: the annotated type.
-        rules: the arguments that `setting` was given, by name.
+        rules: the arguments of `setting` that are not None, by name.
     """
 
     name: str
@@ -70,17 +70,17 @@ class Setting(NamedTuple):
 
     @property
     def is_optional(self) -> bool:
-        """The setting may be None."""
+        """True if the setting may be None."""
         return type(None) in _members(self.kind)
 
     @property
     def is_text(self) -> bool:
-        """The setting may be text of any kind."""
+        """True if the setting may be a string, not only one of a few literals."""
         return str in _members(self.kind)
 
     @property
     def choices(self) -> tuple[Any, ...]:
-        """The only values that the setting accepts; empty if it is not a choice."""
+        """The values that the setting accepts; empty if it is not limited to a list."""
         choices = self.rules.get("choices", ())
         return choices.names if isinstance(choices, Registry) else choices
 
@@ -109,10 +109,10 @@ def setting(
     Args:
         default: the value of a new config.
         help: the line that `--help` shows.
-        choices: the only values, or the registry that knows their names.
-        examples: a registry that knows names that can be given, among others.
+        choices: the accepted values, or the registry of the accepted names.
+        examples: a registry whose names `--help` shows; other values are accepted too.
         at_least, at_most, above, below: the range of a number, or of each number in a tuple.
-        pattern: the texts that are accepted, or the texts in a tuple.
+        pattern: what a string, or each string in a tuple, must match.
     """
     rules = {
         "help": help,
@@ -139,10 +139,10 @@ class Section:
 
 
 def settings(section: Any, prefix: str = "") -> Iterator[Setting]:
-    """Yields every setting of a section, those of its sections included, in the order of `--help`.
+    """Yields every setting of a section and of the sections in it, in the order of `--help`.
 
     Raises:
-        ArgumentError: a section was replaced by something else.
+        ArgumentError: the value of a section is not of the section's class.
     """
     for entry in dataclasses.fields(section):
         name, value = f"{prefix}{entry.name}", getattr(section, entry.name)
@@ -157,7 +157,7 @@ def settings(section: Any, prefix: str = "") -> Iterator[Setting]:
 
 
 def assign(section: Any, name: str, value: Any) -> None:
-    """Changes the setting with a dotted name."""
+    """Sets the setting with a dotted name, such as "train.steps"."""
     *sections, last = name.split(".")
     for inner in sections:
         section = getattr(section, inner)
@@ -165,10 +165,11 @@ def assign(section: Any, name: str, value: Any) -> None:
 
 
 def check_ranges(section: Any, prefix: str = "") -> None:
-    """Checks the type and the range of every setting.
+    """Checks the type, the range and the choices of every setting.
 
     Raises:
-        ArgumentError: the first value of another type, outside its range, or not among its choices.
+        ArgumentError: names the first setting whose value has another type, is out of range, or is
+            not among the choices.
     """
     for item in settings(section, prefix):
         if item.value is None and item.is_optional:
@@ -183,10 +184,10 @@ def check_ranges(section: Any, prefix: str = "") -> None:
 
 
 def parse(item: Setting, text: str) -> Any:
-    """Returns the value that a text of the command line stands for; "" and "None" mean None.
+    """Converts text from the command line to the setting's type; "" and "None" mean None.
 
     Raises:
-        ArgumentError: the text does not stand for a value of the setting's type.
+        ArgumentError: the text cannot be converted to the setting's type.
     """
     members = _members(item.kind)
     if item.is_optional and text.strip().lower() in ("", "none"):
@@ -215,9 +216,9 @@ def _members(kind: Any) -> tuple[Any, ...]:
 
 
 def _fits(item: Setting, kind: Any) -> bool:
-    """Returns whether a value has a type and is in its range.
+    """Returns whether the value has one type of the setting and is in range.
 
-    It has the type if its text, as given on the command line, is read as the same value.
+    The value has the type if its command-line text is converted to an equal value.
     """
     value, rules = item.value, item.rules
     try:
@@ -245,11 +246,11 @@ def _fits(item: Setting, kind: Any) -> bool:
 
 
 def _parsed(kind: Any, text: str) -> Any:
-    """Returns the value of a type that a text stands for; raises ValueError if there is none."""
+    """Converts command-line text to a type; raises ValueError if this is impossible."""
     if typing.get_origin(kind) is tuple:
         element, *others = typing.get_args(kind)
         parts = [part.strip() for part in text.strip().strip("()[]").split(",")]
-        if parts[-1] == "":  # Python's own notation of a tuple may end with a comma
+        if parts[-1] == "":  # Python writes a tuple of one as (1,)
             parts.pop()
         if others != [...] and len(parts) != 1 + len(others):
             raise ValueError

@@ -1,4 +1,4 @@
-"""Configs from elsewhere: config files, the command line, and stored runs and models."""
+"""Reads configs from config files, the command line, and stored runs and models."""
 
 import importlib
 import sys
@@ -12,30 +12,32 @@ from fcn_jax.config.fields import Setting, assign, check_ranges, parse, settings
 from fcn_jax.config.sections import Config
 from fcn_jax.errors import UserError, suggestion
 
-INSTEAD = {"train.epochs": "train.steps", "train.steps": "train.epochs"}
-"""A value of one of these on the command line replaces the value of the other."""
+ALTERNATIVES = {"train.epochs": "train.steps", "train.steps": "train.epochs"}
+"""Pairs of which a config may set one: setting one on the command line sets the other to None."""
 
 RENAMED = {"model.rematerialize": "model.remat"}
+"""Settings of earlier versions, and their names in this one."""
 
 REMOVED = {"optim.poly_power": 0.9}
 """Settings of earlier versions, and the only value that this version still computes."""
 
 
 def load(path: str | Path) -> Config:
-    """Executes a config file and returns the `Config` of its `get_config()`.
+    """Executes a config file and returns the `Config` that its `get_config()` returns.
 
-    The file may be anywhere. Its folder is appended to `sys.path`, so that it can import modules
-    beside it. It inherits from another file by `load(Path(__file__).with_name("base.py"))`.
+    The file may be in any folder, and can import modules from this folder, which is appended to
+    `sys.path`. A `get_config()` that changes another config file begins with
+    `config = load(Path(__file__).with_name("base.py"))`.
 
     Raises:
-        UserError: no such file, or one that fails; names the line.
+        UserError: the file does not exist, or raises an error; the message names the line.
     """
     path = Path(path)
     if not path.is_file():
         raise UserError(f"there is no config file {path}")
     _make_importable(path)
     try:
-        module = _executed(path.absolute())
+        module = _execute(path.absolute())
         get_config = getattr(module, "get_config", None)
         config = get_config() if callable(get_config) else None
     except UserError:
@@ -51,20 +53,20 @@ def load(path: str | Path) -> Config:
     return config
 
 
-def _executed(path: Path) -> ModuleType:
+def _execute(path: Path) -> ModuleType:
     module = ModuleType(f"config_file_{path.stem}")
     module.__file__ = str(path)
-    sys.modules[module.__name__] = module  # dataclasses and pickle look a class's module up
+    sys.modules[module.__name__] = module  # dataclasses and pickle look up the module of a class
     exec(compile(path.read_bytes(), str(path), "exec"), module.__dict__)
     return module
 
 
 def _located(path: Path, error: BaseException) -> str:
-    """Returns "FILE:LINE: ERROR: MESSAGE" with the last line of the file that was executed."""
+    """Formats an error as "FILE:LINE: ERROR: MESSAGE", with the last line of FILE that ran."""
     frames = traceback.extract_tb(error.__traceback__)
     lines = [frame.lineno for frame in frames if frame.filename == str(path.absolute())]
     message, line = str(error), lines[-1] if lines else None
-    if isinstance(error, SyntaxError) and not lines:  # in this file, not in one that it imports
+    if isinstance(error, SyntaxError) and not lines:  # in the file itself, not in an imported one
         message, line = error.msg, error.lineno
     place = f"{path}:{line}" if line else f"{path}"
     return " ".join(f"{place}: {type(error).__name__}: {message}".split())
@@ -76,7 +78,7 @@ def import_code(source: str) -> None:
     The folder of a file is appended to `sys.path`.
 
     Raises:
-        UserError: it cannot be found, or fails.
+        UserError: the module cannot be found, or raises an error.
     """
     path = Path(source)
     name = path.stem if path.suffix == ".py" else source
@@ -89,7 +91,9 @@ def import_code(source: str) -> None:
     except (Exception, SystemExit) as error:
         raise UserError(_located(path, error)) from error
     if path.suffix == ".py" and not path.samefile(module.__file__ or ""):
-        raise UserError(f"{path}: its name is that of another module, {module.__file__}; rename it")
+        raise UserError(
+            f"{path}: another module has this name ({module.__file__}); rename the file"
+        )
 
 
 def _make_importable(path: Path) -> None:
@@ -102,7 +106,8 @@ def override(config: Config, name: str, text: str) -> None:
     """Sets one setting from the text of a command line.
 
     Raises:
-        ArgumentError: no such setting, or the text does not stand for a value of its type.
+        UserError: there is no such setting.
+        ArgumentError: the text cannot be converted to the setting's type.
     """
     known = {item.name: item for item in settings(config)}
     if name not in known:
@@ -111,16 +116,16 @@ def override(config: Config, name: str, text: str) -> None:
         )
     value = parse(known[name], text)
     assign(config, name, value)
-    if name in INSTEAD and value is not None:
-        assign(config, INSTEAD[name], None)
+    if name in ALTERNATIVES and value is not None:
+        assign(config, ALTERNATIVES[name], None)
 
 
 def from_dict(values: Mapping[str, Any]) -> Config:
-    """Returns the config that this or an earlier version has stored as JSON.
+    """Returns the config from the JSON values that this or an earlier version has stored.
 
     Raises:
-        UserError: a setting of another version that this one does not know.
-        ArgumentError: a value that cannot be used.
+        UserError: this version does not have one of the settings.
+        ArgumentError: a value cannot be used.
     """
     config = Config()
     known = {item.name: item for item in settings(config)}
@@ -141,7 +146,7 @@ def from_dict(values: Mapping[str, Any]) -> Config:
 def _stored(item: Setting, value: Any) -> Any:
     """Converts a stored value to the setting's type.
 
-    JSON has lists for tuples. Earlier versions had 0, "" and (0, 0) for None, "a,b" for tuples.
+    JSON stores tuples as lists. Earlier versions stored None as 0, "" or (0, 0), tuples as "a,b".
     """
     if isinstance(value, list):
         value = tuple(value)

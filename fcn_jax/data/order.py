@@ -1,13 +1,13 @@
-"""The order of training images: each once an epoch, in a new random order every epoch.
+"""The order of training images: every epoch has each image once, in a new random order.
 
-The image at a position of the endless training sequence is a function of the position alone,
-computed in 32-bit integers with equal results on host and device. A data set in device memory
-therefore needs nothing from the host, streaming gives the same batches, and a resumed run continues
-from the number of its step.
+The image at a position of the endless training sequence depends only on the position, the number of
+images and the seed. It is computed in 32-bit integers, with equal results on host and device.
+Therefore a data set in device memory is sampled without the host, streaming gives the same batches,
+and a resumed run needs only its step number to continue in the same order.
 
 The positions of an epoch form a grid of rows and columns, which a Feistel network shuffles: in
 turn, a hash of the column shifts the row, and a hash of the row shifts the column. The grid has
-slightly more cells than there are images; a result outside the images is shuffled again (Black and
+slightly more cells than there are images; a result that is no image is shuffled again (Black and
 Rogaway, Ciphers with Arbitrary Finite Domains, CT-RSA 2002: the generalised Feistel network and
 cycle walking).
 """
@@ -23,16 +23,16 @@ import numpy as np
 from jax import lax
 
 Numbers = TypeVar("Numbers", bound=Any)
-"""uint32 arrays of any shape, NumPy's or JAX's; both wrap around."""
+"""A uint32 array of NumPy or JAX, of any shape. Both libraries wrap around on overflow."""
 
 PERIOD = 2**32
-"""The sequence repeats after so many positions, also within an epoch."""
+"""The sequence repeats after this many positions, even in the middle of an epoch."""
 
 ROUNDS = 6
 """Rounds of the Feistel network; each shifts rows and columns once."""
 
 BLOCK_LENGTH = 1024
-"""The host computes this many positions at a time."""
+"""Number of positions that the host computes at a time."""
 
 
 def image_at(position: int, *, count: int, seed: int) -> int:
@@ -69,7 +69,7 @@ def images_at(position: jax.Array, *, count: int, seed: int) -> jax.Array:
 def _shuffled(
     position: Numbers, count: int, seed: int
 ) -> tuple[Numbers, Callable[[Numbers], Numbers]]:
-    """Returns the cells after the first shuffle, and the function that shuffles them again."""
+    """Shuffles positions once; returns their cells, and the function that shuffles cells again."""
     columns = math.isqrt(count - 1) + 1  # the square root, rounded up
     rows = -(-count // columns)
     key = _hash(position // count + _hash(np.array([seed % PERIOD], np.uint32)))
@@ -85,7 +85,7 @@ def _shuffled(
 
 
 def _hash(value: Numbers) -> Numbers:
-    """Every bit depends on all: the finaliser of MurmurHash3 (Austin Appleby, public domain)."""
+    """Mixes all bits: the finaliser of MurmurHash3 (Austin Appleby, public domain)."""
     value = (value ^ value >> 16) * np.uint32(0x85EBCA6B)
     value = (value ^ value >> 13) * np.uint32(0xC2B2AE35)
     return value ^ value >> 16

@@ -1,8 +1,8 @@
 """Batches of canvases from records, on the host.
 
-A canvas is an array of fixed size with a record in its top left corner: `image` uint8 (H, W, c);
-`label` uint8 (H, W), or (H, W, m) for several label maps, with 255 outside the image; and `size`
-int32 (2,), the height and width of the image.
+A canvas has a fixed size, and a record in its top left corner. It is a dictionary of `image`, uint8
+(H, W, c); `label`, uint8 (H, W), or (H, W, m) for several label maps, with 255 outside the image;
+and `size`, int32 (2,), the height and width of the image.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ Batch = dict[str, np.ndarray]
 
 
 TRAINING_THREADS = 16
-"""Threads that read and decode; more than there are cores do no harm."""
+"""Threads that read and decode images for training; they may outnumber the cores."""
 
 
 def training_batches(
@@ -35,12 +35,12 @@ def training_batches(
     workers: int,
     steps: range,
 ) -> grain.DatasetIterator:
-    """Streams the training batches of some steps, in the order of `data/order.py`.
+    """Streams the training batches of a range of steps, in the order of `data/order.py`.
 
     Args:
         records: a random-access source of records (`splits.Split`).
         canvas_px: height and width; a random window is cut from a larger image.
-        batch_size: canvases of a global batch; this host yields its share.
+        batch_size: number of canvases in a global batch; each host yields its share.
         seed: determines the order and the windows.
         workers: processes that read and decode; 0 for threads of this process.
         steps: numbers of the steps, from 0.
@@ -50,12 +50,12 @@ def training_batches(
     """
     share = batch_size // jax.process_count()
     first = jax.process_index() * share
-    ahead = max(TRAINING_THREADS, 2 * share)
+    buffer_size = max(TRAINING_THREADS, 2 * share)
     canvases = grain.MapDataset.source(
         _TrainingCanvases(records, canvas_px, batch_size, first, share, seed, steps)
-    ).to_iter_dataset(grain.ReadOptions(TRAINING_THREADS, ahead))
+    ).to_iter_dataset(grain.ReadOptions(TRAINING_THREADS, buffer_size))
     if workers:
-        if not flags.FLAGS.is_parsed():  # Grain hands absl's flags on to its processes
+        if not flags.FLAGS.is_parsed():  # Grain sends absl's parsed flags to its processes
             flags.FLAGS.mark_as_parsed()
         canvases = canvases.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
     return iter(canvases.batch(share))
@@ -63,7 +63,7 @@ def training_batches(
 
 @dataclasses.dataclass(frozen=True)
 class _TrainingCanvases:
-    """A host's canvases in order: `share` canvases of each batch, from the index `first`."""
+    """One host's canvases of all steps: `share` from each batch, beginning at its index `first`."""
 
     records: Any
     canvas_px: Size
@@ -77,15 +77,15 @@ class _TrainingCanvases:
         return len(self.steps) * self.share
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        step, inside = divmod(index, self.share)
-        position = self.steps[step] * self.batch_size + self.first + inside
+        step, offset = divmod(index, self.share)
+        position = self.steps[step] * self.batch_size + self.first + offset
         record = self.records[image_at(position, count=len(self.records), seed=self.seed)]
         random = np.random.default_rng((self.seed % PERIOD, position))
         return ToCanvas(self.canvas_px)(_random_window(record, self.canvas_px, random))
 
 
 READING_THREADS = 8
-"""Threads that read and decode for evaluation; more than there are cores do no harm."""
+"""Threads that read and decode images for evaluation; they may outnumber the cores."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,8 +94,8 @@ class EvaluationBatch:
 
     Attributes:
       canvases: this host's share of the batch.
-      images: the indices of the images of the global batch, in order.
-      records: the records of this host's images, by index.
+      images: indices of the images in the global batch, in order.
+      records: image index -> record, for the images in this host's share.
     """
 
     canvases: Batch
@@ -108,15 +108,15 @@ def evaluation_batches(
 ) -> Generator[EvaluationBatch]:
     """Yields every image of the buckets once, bucket by bucket.
 
-    The last batch of a bucket is filled up with void canvases, which are not in `images`, so that
-    all hosts yield equally many batches. If a bucket has a `label_canvas_px`, its batches have
+    The last batch of a bucket is padded with empty canvases, which are not in `images`, so that all
+    hosts yield the same number of batches. If a bucket has a `label_canvas_px`, its batches have
     `label_size` in addition to `size`. Threads read and decode two batches ahead; `close` ends
     them.
 
     Args:
         records: a random-access source of records (`splits.Split`).
         buckets: see `data/canvases.py`.
-        batch_size: canvases of this host's batches; the shares of all hosts form a global batch.
+        batch_size: number of canvases per host; a global batch has one such share from each host.
     """
     global_batch_size = batch_size * jax.process_count()
     first = batch_size * jax.process_index()
@@ -127,11 +127,13 @@ def evaluation_batches(
     ]
     local_images = [images[first : first + batch_size] for _, images in batches]
     subset = _Subset(records, [index for images in local_images for index in images])
-    ahead = max(READING_THREADS, 2 * batch_size)
+    buffer_size = max(READING_THREADS, 2 * batch_size)
     reader = iter(
-        grain.MapDataset.source(subset).to_iter_dataset(grain.ReadOptions(READING_THREADS, ahead))
+        grain.MapDataset.source(subset).to_iter_dataset(
+            grain.ReadOptions(READING_THREADS, buffer_size)
+        )
     )
-    example = records[0]  # a host may have no record of its own in a batch
+    example = records[0]  # for batches in which this host has no image
     with contextlib.closing(reader):
         for (bucket, images), local in zip(batches, local_images, strict=True):
             local_records = {index: next(reader) for index in local}
@@ -190,7 +192,7 @@ class ToCanvas:
                 canvas[size][...] = height, width
 
     def empty(self, example: dict[str, Any], count: int) -> dict[str, np.ndarray]:
-        """Makes `count` void canvases with the channels and label maps of an example record."""
+        """Makes `count` empty canvases with the channels and label maps of an example record."""
         label_px = self.label_canvas_px or self.canvas_px
         maps = example["label"].shape[2:]
         canvases = {

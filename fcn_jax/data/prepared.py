@@ -1,13 +1,13 @@
-"""Prepared records of registered data sets: where they are kept, and when they are prepared again.
+"""Prepared records of registered data sets: their folders, and when they are prepared again.
 
 The records of a data set are in `prepared_dir/<data set>/<root>-<hash>/<hash>`. The first hash is
-of the settings. The second is of everything else that the records depend on: the code that reads
-them, the class names, and the names, sizes and modification times of the raw files. When one of
-these changes, the records are prepared again. A run that still reads the version before keeps it;
-older versions are deleted.
+computed from the settings. The second is computed from everything else that the records depend on:
+the code that reads the raw files, their names, sizes and modification times, and the class names.
+When one of these changes, a new version of the records is prepared. The version before it is kept,
+since a run may still read it; older versions are deleted.
 
-Each version holds a file `MARKER`, written before anything else. Only folders that hold it are ever
-deleted.
+Each version has a file `MARKER`, written before anything else. Only folders that contain it are
+ever deleted.
 """
 
 import contextlib
@@ -34,10 +34,10 @@ from fcn_jax.errors import UserError
 from fcn_jax.terminal.atomic_files import write_whole
 from fcn_jax.terminal.progress import say
 
-VERSIONS_KEPT = 2  # the current one, and the one that a running job may still read
+VERSIONS_KEPT = 2  # the current one, and one that a running job may still read
 MARKER = "fcn_jax.json"
 
-SETTINGS_OF_READING = (
+READ_SETTINGS = (
     "prepared_dir",
     "train_split",
     "eval_split",
@@ -45,20 +45,19 @@ SETTINGS_OF_READING = (
     "cache",
     "workers",
 )
-"""Settings of `DataConfig` on which the records do not depend."""
+"""Settings of `DataConfig` that do not change the records."""
 
-
-MODULES_OF_WRITING = ("records.py", "images.py", "masks.py", "palettes.py", "channels.py")
-"""The code that turns raw files into records, whatever the data set."""
+WRITER_MODULES = ("records.py", "images.py", "masks.py", "palettes.py", "channels.py")
+"""The code that turns the raw files of any data set into records."""
 
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 
 
 class PreparedRecords(NamedTuple):
-    """Records that are complete.
+    """The complete records of a data set.
 
     Attributes:
-      builder: TFDS's builder, which reads them.
+      builder: the TFDS builder that reads the records.
       label_maps: class names by label map, as in `RawDataset.label_maps`.
       channels: the names of extra channels.
     """
@@ -69,28 +68,26 @@ class PreparedRecords(NamedTuple):
 
 
 def prepared_dir(data: DataConfig) -> Path:
-    """The folder of all prepared records: the setting, $FCN_JAX_DATA or ~/.cache/fcn_jax/data."""
-    place = data.prepared_dir or os.environ.get("FCN_JAX_DATA") or "~/.cache/fcn_jax/data"
-    return Path(place).expanduser().absolute()
+    """Returns `data.prepared_dir`, or else $FCN_JAX_DATA, or else ~/.cache/fcn_jax/data."""
+    folder = data.prepared_dir or os.environ.get("FCN_JAX_DATA") or "~/.cache/fcn_jax/data"
+    return Path(folder).expanduser().absolute()
 
 
 def open_prepared(data: DataConfig) -> PreparedRecords:
-    """Opens the records of a registered data set, prepared first if need be.
+    """Opens the records of a registered data set; prepares them first if necessary.
 
     Raises:
       UserError: raw files are missing or wrong, or the records cannot be written.
     """
     root = Path(data.root).expanduser() if data.root else None
     settings = {
-        name: value
-        for name, value in dataclasses.asdict(data).items()
-        if name not in SETTINGS_OF_READING
+        name: value for name, value in dataclasses.asdict(data).items() if name not in READ_SETTINGS
     }
-    place = str(root.resolve()) if root else ""
-    name = f"{Path(place).name or 'set'}-{_digest(settings | {'root': place})}"
+    full_path = str(root.resolve()) if root else ""
+    name = f"{Path(full_path).name or 'set'}-{_digest(settings | {'root': full_path})}"
     base = prepared_dir(data) / data.name / name
-    if root and not root.exists() and (kept := _versions(base)):
-        return _load(kept[-1])
+    if root and not root.exists() and (versions := _versions(base)):
+        return _load(versions[-1])
     raw = open_raw(data)
     assert raw is not None, f"{data.name} is not registered"
     if raw.files is None:
@@ -101,7 +98,7 @@ def open_prepared(data: DataConfig) -> PreparedRecords:
         return _load(folder)
     with _writing(folder), locked(base / "lock"):
         try:
-            return _load(folder)  # another process has prepared them meanwhile
+            return _load(folder)  # prepared by another process while this one waited
         except _UnusableError as error:
             if (folder / MARKER).is_file():
                 say(f"{error}: preparing {data.name} again")
@@ -126,13 +123,13 @@ def _load(folder: Path) -> PreparedRecords:
     try:
         with quiet():
             builder = tfds.builder_from_directory(folder / marker["records"])
-    except Exception as error:  # TFDS has no common error for a damaged description
+    except Exception as error:  # TFDS raises many types for a damaged description
         raise _UnusableError(
             f"the prepared records in {folder} are damaged ({type(error).__name__})"
         ) from error
     label_maps = {name: tuple(class_names) for name, class_names in marker["label_maps"].items()}
     if folder != _versions(folder.parent)[-1]:
-        with contextlib.suppress(UserError):  # somebody else's records
+        with contextlib.suppress(UserError):  # records of another user, which are read-only
             _write_marker(folder, marker | {"number": _next_number(folder.parent)})
     return PreparedRecords(builder, label_maps, tuple(marker["channels"]))
 
@@ -154,7 +151,7 @@ def _prepare(folder: Path, raw: RawDataset, data: DataConfig) -> None:
             builder = SegmentationBuilder(raw, data, stdout, data_dir=folder)
             builder.prepare()
         written = [path for path in sorted(folder.rglob("*")) if path.is_file()]
-        described = {
+        description = {
             "label_maps": raw.label_maps,
             "channels": builder.channels,
             "records": str(Path(builder.data_dir).relative_to(folder)),
@@ -164,7 +161,7 @@ def _prepare(folder: Path, raw: RawDataset, data: DataConfig) -> None:
                 if path.name != MARKER
             },
         }
-        _write_marker(folder, marker | described)
+        _write_marker(folder, marker | description)
     except BaseException:
         _delete(folder)
         raise
@@ -173,7 +170,7 @@ def _prepare(folder: Path, raw: RawDataset, data: DataConfig) -> None:
 
 
 def _versions(base: Path) -> list[Path]:
-    """The versions of a data set, the one that was used last at the end."""
+    """Returns the folders of a data set's versions, the most recently used one last."""
     marked = [path.parent for path in base.glob(f"*/{MARKER}")]
     return sorted(marked, key=lambda folder: _read_marker(folder).get("number", 0))
 
@@ -205,7 +202,7 @@ def _writing(folder: Path) -> Iterator[None]:
         yield
     except (OSError, RuntimeError) as error:
         reason = getattr(error, "strerror", None) or next(
-            # ArrayRecord raises RuntimeError with the system's words in its message.
+            # ArrayRecord raises a RuntimeError whose message contains the text of the error code.
             (os.strerror(code) for code in DISK_ERRORS if os.strerror(code) in str(error)),
             None,
         )
@@ -218,7 +215,7 @@ def _writing(folder: Path) -> Iterator[None]:
 
 
 def _state(raw: RawDataset, data: DataConfig) -> dict[str, Any]:
-    """Everything that the records depend on, apart from the settings."""
+    """Returns everything that the records depend on, apart from the settings."""
     root = str(Path(data.root).expanduser()) if data.root else ""
     states: dict[str, list[Any]] = {}  # samples may share a file
 
@@ -228,7 +225,7 @@ def _state(raw: RawDataset, data: DataConfig) -> dict[str, Any]:
             states[name] = [name.removeprefix(root), *_size_and_time(name)]
         return states[name]
 
-    modules = [Path(__file__).with_name(name).read_bytes() for name in MODULES_OF_WRITING]
+    modules = [Path(__file__).with_name(name).read_bytes() for name in WRITER_MODULES]
     code = b"".join([_source_code(registry.datasets[data.name]), *modules])
     return {
         "code": hashlib.sha256(code).hexdigest(),
@@ -244,7 +241,7 @@ def _state(raw: RawDataset, data: DataConfig) -> dict[str, Any]:
 
 
 def _size_and_time(path: str) -> list[Any]:
-    """Size and modification time of a file, or of each file in a folder; none if it is missing."""
+    """Returns the size and time of a file, or of each file in a folder; [] if it is missing."""
     try:
         status = os.stat(path)
         if not stat.S_ISDIR(status.st_mode):
@@ -256,16 +253,16 @@ def _size_and_time(path: str) -> list[Any]:
         return []
 
 
-def _source_code(reader: Any) -> bytes:
-    """The file in which a data set's function is written."""
-    while isinstance(reader, functools.partial):
-        reader = reader.func
+def _source_code(function: Any) -> bytes:
+    """Returns the source file that defines the registered function of a data set."""
+    while isinstance(function, functools.partial):
+        function = function.func
     try:
-        file = Path(inspect.getsourcefile(reader) or "")
+        file = Path(inspect.getsourcefile(function) or "")
         # A notebook's cell has no file.
-        return file.read_bytes() if file.is_file() else inspect.getsource(reader).encode()
+        return file.read_bytes() if file.is_file() else inspect.getsource(function).encode()
     except OSError:  # typed into an interpreter
-        return reader.__code__.co_code
+        return function.__code__.co_code
 
 
 def _digest(value: Any) -> str:
@@ -274,7 +271,7 @@ def _digest(value: Any) -> str:
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Holds a lock that the system releases when the process ends, however it ends."""
+    """Holds an exclusive file lock; the system releases it even if the process is killed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -283,7 +280,7 @@ def locked(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def quiet(bars: bool = False) -> Iterator[TextIO]:
-    """Silences TFDS's prints, log lines and, unless wanted, progress bars; yields the stdout."""
+    """Silences the prints and logs of TFDS, and its progress bars unless `bars`; yields stdout."""
     import tensorflow_datasets as tfds
     from absl import logging
 

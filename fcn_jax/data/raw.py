@@ -1,6 +1,6 @@
-"""Data sets as they are before preparation: images, masks and splits, listed but not read.
+"""Data sets before preparation: lists of their images, masks and splits; no file is read yet.
 
-A data set is registered by one function, and training, preparing and the doctor then know it:
+One registered function adds a data set for training, preparation and the doctor:
 
     @register_dataset("cells")
     def cells(data: DataConfig) -> RawDataset:
@@ -14,7 +14,7 @@ A data set is registered by one function, and training, preparing and the doctor
             ],
         )
 
-A mask that is no image file is a `SourceFile` with its own reader, which returns class indices.
+If a mask is not an image file, pass a `SourceFile` with a function that reads the class indices.
 """
 
 import contextlib
@@ -35,7 +35,7 @@ from fcn_jax.errors import UserError, listed
 T = TypeVar("T")
 
 NAMES_SHOWN = 5
-"""The number of names that an error lists."""
+"""Number of names that an error message lists."""
 
 SEE_DOCTOR = " (`python -m fcn_jax.doctor` lists every fault)"
 
@@ -49,18 +49,18 @@ REFUSED = {
     "mask_without_image": "masks without an image of the same name",
     "channels_missing": "images without a file of extra channels",
 }
-"""Kinds of notes that stop the preparation, in the order in which they are reported."""
+"""Kinds of notes that stop preparation, with their titles; the first kind found is reported."""
 
 
 class Note(NamedTuple):
-    """Observation of a fault or of something unusual.
+    """An observation of a fault, or of something unusual, in a data set.
 
     Attributes:
       kind: key of `doctor.kinds.KINDS`.
       where: the file, split or class.
       detail: what was observed there.
       images: indices of the images concerned, if known.
-      error: the line with which preparation stops, if it says more than the rest.
+      error: the error message of preparation, if `where` and `detail` are not enough.
     """
 
     kind: str
@@ -71,12 +71,13 @@ class Note(NamedTuple):
 
 
 class SourceFile(NamedTuple):
-    """An image, a mask or extra channels, not read yet.
+    """A file of an image, a mask or extra channels, with the function that reads it.
 
     Attributes:
-      path: names it in messages. The records depend on the size and modification time of this file.
+      path: the file that messages name; if its size or modification time changes, the records are
+        prepared again.
       read: takes the path and returns the bytes of an image file, or an array: class indices (h, w)
-        with 255 for void, or an image, uint8 (h, w, 3).
+        with 255 for ignored pixels, or an image, uint8 (h, w, 3).
     """
 
     path: Path
@@ -88,24 +89,24 @@ class SourceFile(NamedTuple):
             return self.read(self.path)
 
     def load_bytes(self) -> bytes:
-        """Reads an image or extra channels as the bytes of an image file; pixels become a PNG.
+        """Reads an image or extra channels as the bytes of an image file; encodes arrays as PNG.
 
         Raises:
-          UserError: the file cannot be read, or its reader returned something else.
+          UserError: the file cannot be read, or `read` returned neither bytes nor such an array.
         """
         content = self.load()
         if isinstance(content, bytes):
             return content
         if content.dtype != np.uint8 or content.ndim != 3 or content.shape[-1] not in (1, 3):
             raise UserError(
-                f"{self.path}: the image is {content.dtype} {content.shape}; "
-                "uint8 (h, w, 3), or (h, w, 1), is needed"
+                f"{self.path}: the image is {content.dtype} {content.shape}; it must be "
+                "uint8 (h, w, 3) or (h, w, 1)"
             )
         return encode_png(content)
 
     @property
     def name(self) -> str:
-        """The file's name and its folder's, such as "masks/a.png"."""
+        """The names of the file and of its folder, such as "masks/a.png"."""
         return "/".join(self.path.parts[-2:])
 
 
@@ -118,10 +119,10 @@ class Sample:
     Args:
       split: "train", "val" or any other name.
       image: an image file.
-      mask: an image file of class indices or colours, or a `SourceFile` that returns class
-        indices; by label map if there are several.
-      name: names the image in results; its file's stem if None. Names differ within a split.
-      channels: image files of extra channels (depth, …) by the names in `data.extra_channels`.
+      mask: an image file of class indices or colours, or a `SourceFile` that reads class indices;
+        for several label maps, a mapping from the name of each to its file.
+      name: the name of the image in results, unique within its split; None for the stem of `image`.
+      channels: image files of extra channels (depth, …): name in `data.extra_channels` -> file.
     """
 
     def __init__(
@@ -155,16 +156,18 @@ class RawDataset:
     """The description of a data set before preparation.
 
     Attributes:
-      class_names: 2 to 255 names, class 0 first; by label map, the main one first, if there are
-        several. Empty if the doctor is to look at a data set without a usable list.
-      samples: every image with its mask. A generator runs only when the records are prepared, not
-        at every start; it needs `files`.
-      files: the files and folders on whose names, sizes and modification times the records depend;
-        None for the files of the samples. A folder stands for the files in it.
-      palette: the colours of masks in colour, uint8 (k, 3), as from `read_palette`.
-      splits: the names of the splits if some may be empty.
-      complete_sizes: the number of samples by split, if the raw files may be a part of the set.
-      notes: what is wrong with the files as listed. A data set may raise `UserError` instead.
+      class_names: 2 to 255 names, class 0 first. For several label maps, a mapping from the name of
+        each, the main one first, to its class names. Empty if the list of classes cannot be used;
+        the doctor still inspects such a data set.
+      samples: every image with its mask. A generator requires `files`, and runs only when the
+        records are prepared, not whenever they are opened.
+      files: files and folders; if the name, size or modification time of one changes, the records
+        are prepared again. A folder stands for the files in it. None for the files of `samples`.
+      palette: the colours of the classes in colour masks, uint8 (k, 3); see `read_palette`.
+      splits: names of the splits; required only if a split may be empty.
+      complete_sizes: split -> number of samples in the complete data set, if the raw files may be
+        only a part of it.
+      notes: faults found while the files were listed. A data set may raise `UserError` instead.
     """
 
     class_names: Sequence[str] | Mapping[str, Sequence[str]]
@@ -184,10 +187,10 @@ class RawDataset:
 
 
 def open_raw(data: DataConfig) -> RawDataset | None:
-    """Lists the raw files of a registered data set; None for the name of a TFDS data set.
+    """Lists the raw files of a registered data set; returns None for the name of a TFDS data set.
 
     Raises:
-      UserError: no root, or the data set cannot be listed.
+      UserError: `data.root` is missing, or the files cannot be listed.
       TypeError: the registered function returned something else.
     """
     if data.name not in registry.datasets:
@@ -196,7 +199,7 @@ def open_raw(data: DataConfig) -> RawDataset | None:
         raw = registry.datasets[data.name](data)
     if not isinstance(raw, RawDataset):
         raise TypeError(
-            f"the data set {data.name!r} returned a {type(raw).__name__}, no RawDataset"
+            f"the data set {data.name!r} returned a {type(raw).__name__}, not a RawDataset"
         )
     for class_names in raw.label_maps.values():
         if class_names:
@@ -205,7 +208,7 @@ def open_raw(data: DataConfig) -> RawDataset | None:
 
 
 def data_root(data: DataConfig) -> Path:
-    """The folder that `data.root` names.
+    """Returns the folder that `data.root` names.
 
     Raises:
       UserError: the setting is empty, or there is no such folder.
@@ -226,21 +229,21 @@ def check_class_names(names: Sequence[str], where: str) -> None:
         )
     if twice := repeated(names):
         named = listed(twice, NAMES_SHOWN)
-        raise UserError(f"{where}: class names must differ, but {named} is there twice")
+        raise UserError(f"{where}: class names must differ, but {named} occurs twice")
 
 
 def check_image_names(names: Iterable[str], where: str) -> None:
-    """Raises UserError, beginning with `where`, for names that lead out of the images' folder."""
+    """Raises UserError, beginning with `where`, for names of files outside the image folder."""
     outside = [name for name in names if PurePath(name).is_absolute() or ".." in name.split("/")]
     if outside:
         raise UserError(
             f"{where}: {listed([repr(name) for name in outside], NAMES_SHOWN)} leads out of the "
-            "folder of images; a list has names of images, without / in front and without .."
+            "folder of images; image names must not begin with / or contain .."
         )
 
 
 def refuse_noted(notes: Sequence[Note], data: DataConfig) -> None:
-    """Raises UserError for the first kind in `REFUSED` that notes are of."""
+    """Raises UserError for the notes of the first kind in `REFUSED` that has any."""
     for kind, title in REFUSED.items():
         found = [note for note in notes if note.kind == kind]
         if found and found[0].error:
@@ -254,7 +257,7 @@ def refuse_noted(notes: Sequence[Note], data: DataConfig) -> None:
 
 @contextlib.contextmanager
 def named_errors(place: str) -> Iterator[None]:
-    """Raises an OSError as a UserError that begins with the file, or else with `place`."""
+    """Converts an OSError to a UserError that begins with its file name, or `place` without one."""
     try:
         yield
     except OSError as error:
@@ -263,5 +266,5 @@ def named_errors(place: str) -> Iterator[None]:
 
 
 def repeated(names: Iterable[T]) -> list[T]:
-    """The values that occur more than once."""
+    """Returns the values that occur more than once."""
     return [name for name, count in Counter(names).items() if count > 1]

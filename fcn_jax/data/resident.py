@@ -1,9 +1,9 @@
-"""A training set in device memory: a step then takes nothing from the host.
+"""A training set in device memory, so that a training step copies nothing from the host.
 
 The canvases (`data/pipeline.py`) are sharded over the devices. Every device computes the indices of
 the global batch (`data/order.py`) and contributes the images that it holds; a reduce-scatter gives
-each device its share of the batch. The batches are the same for any number of devices; on a single
-one they are a gather.
+each device its share of the batch. The batches are the same for any number of devices; a single
+device needs only a gather.
 """
 
 import os
@@ -27,26 +27,27 @@ from fcn_jax.parallel.data_parallel import DATA_AXIS
 from fcn_jax.terminal.progress import progress_bar
 
 PIECE_BYTES = 64 << 20
-"""The host decodes this much of the data set before copying it, but at least one canvas a device;
-it never holds more."""
+"""Bytes of canvases that the host decodes before it copies them to the devices: its largest use of
+memory, unless one canvas per device is more."""
 
 DeviceStep = Callable[[Any, Any], tuple[Any, dict[str, jax.Array]]]
-"""A training step as made by `make_train_step`: (state, batch) -> (state, metrics)."""
+"""A training step that `make_train_step` returns: (state, batch) -> (state, metrics)."""
 
 
 def load(records: Any, canvas_px: Size, use_mesh: bool = False) -> dict[str, jax.Array]:
     """Loads the canvases of all records onto this host's devices.
 
-    Threads decode the records, which are copied piece by piece.
+    Threads decode the records; pieces of `PIECE_BYTES` are copied to the devices.
 
     Args:
         records: a random-access source of records (`splits.Split`), none larger than the canvas.
         canvas_px: height and width.
-        use_mesh: as in `parallelize`, for the devices of one host.
+        use_mesh: see `data_parallel.parallelize`; here for the devices of one host.
 
     Returns:
         `image`, `label` and `size`, each (d, n, …) and sharded over its first axis: device i of d
-        holds the n records from i·n. The last devices may hold void canvases after their records.
+        holds records i·n to (i+1)·n − 1. The last devices may hold empty canvases after their
+        records.
     """
     to_canvas, example = ToCanvas(canvas_px), records[0]
     devices = jax.local_device_count()
@@ -87,10 +88,10 @@ def load(records: Any, canvas_px: Size, use_mesh: bool = False) -> dict[str, jax
 
 
 def shard_lengths(count: int, canvas_bytes: int) -> tuple[int, int]:
-    """Returns how many of `count` canvases a device holds, and how many of them a piece has.
+    """Returns the number of canvases per device, and the number per device and piece.
 
-    Pieces are of equal length. The last one holds void canvases if the number of canvases is not a
-    multiple of it; these are fewer than there are pieces.
+    All pieces have the same length, so the first number is a multiple of the second. This rounding
+    adds fewer canvases per device than there are pieces; the added canvases are empty.
     """
     devices = jax.local_device_count()
     shard = -(-count // devices)
@@ -101,28 +102,30 @@ def shard_lengths(count: int, canvas_bytes: int) -> tuple[int, int]:
 
 
 def canvas_bytes(example: dict[str, Any], canvas_px: Size) -> int:
-    """The bytes of a canvas with the channels and label maps of an example record."""
+    """Returns the bytes of a canvas with the channels and label maps of an example record."""
     return sum(values.nbytes for values in ToCanvas(canvas_px).empty(example, 1).values())
 
 
 @partial(jax.jit, donate_argnums=0)
 def _write_piece(resident: Any, piece: Any, start: jax.Array) -> Any:
     return jax.tree.map(
-        lambda all, some: lax.dynamic_update_slice_in_dim(all, some, start, axis=1), resident, piece
+        lambda values, part: lax.dynamic_update_slice_in_dim(values, part, start, axis=1),
+        resident,
+        piece,
     )
 
 
 def resident_step(
     train_step: DeviceStep, *, count: int, batch_size: int, seed: int, steps: int = 1
 ) -> DeviceStep:
-    """Makes a training step that takes its batches from the data set that `load` returned.
+    """Makes a training step that takes the data set from `load` instead of a batch.
 
     Args:
-        train_step: takes a state whose `step` is the number of steps done.
+        train_step: the step to run; the `step` of its state is the number of finished steps.
         count: number of images in the data set.
-        batch_size: canvases of a global batch.
+        batch_size: number of canvases in a global batch.
         seed: determines the order.
-        steps: training steps in one call; if above 1, each metric is (steps,) instead of a scalar.
+        steps: training steps per call; above 1, each metric is (steps,) instead of a scalar.
     """
 
     def step(state, resident):
@@ -135,8 +138,8 @@ def resident_step(
 
 
 def select_batch(resident: Any, step: jax.Array, count: int, batch_size: int, seed: int) -> Any:
-    """Selects a device's share of a step's batch; a collective, called by all devices together."""
-    if resident["size"].ndim == 3:  # a mesh leaves the axis of devices, of length 1
+    """Selects a device's share of a step's batch. A collective: all devices must call it."""
+    if resident["size"].ndim == 3:  # with a mesh, the axis of devices remains, with length 1
         resident = jax.tree.map(lambda values: values[0], resident)
     shard = len(resident["size"])
     position = step.astype(jnp.uint32) * batch_size + jnp.arange(batch_size, dtype=jnp.uint32)

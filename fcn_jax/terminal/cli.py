@@ -1,4 +1,4 @@
-"""The frame of every command: flags, settings, `--help`, and errors in one line."""
+"""What all commands share: parsing of flags and settings, `--help`, and one-line errors."""
 
 import os
 import re
@@ -21,15 +21,15 @@ HELP_FLAGS = ("--help", "-h", "-help", "--helpfull")
 
 
 def begin(*, with_config: bool = False) -> None:
-    """Reads the flags of the command that is running, or prints its `--help`.
+    """Parses the flags of the running command, or prints its `--help`.
 
-    A command calls it at the top of its module, before the imports that take seconds, and `run` at
-    the end. The module's docstring and flags make up `--help`. Arguments that are no flags stay in
-    `sys.argv`. Ctrl-C during the imports that follow ends with status 130.
+    A command calls this at the top of its module, before the imports that take seconds, and `run`
+    at the end. `--help` prints the module's docstring and flags. Positional arguments stay in
+    `sys.argv`. Ctrl-C during the imports that follow exits with status 130.
 
     Args:
-        with_config: adds the flag `--config`, a config file, and one flag for every setting;
-            `flags.FLAGS.config` is then the `Config`, checked.
+        with_config: adds the flag `--config` for a config file, and one flag for every setting;
+            `flags.FLAGS.config` then holds the checked `Config`.
 
     Raises:
         SystemExit: status 0 after --help, 2 for a mistake in the flags, 1 for a setting that cannot
@@ -40,9 +40,7 @@ def begin(*, with_config: bool = False) -> None:
     arguments = with_underscores(sys.argv[1:])
     options = [argument for argument in arguments if argument not in HELP_FLAGS]
     program = f"python -m {_module_name()}"
-    flags.DEFINE_list(
-        "import", [], "modules or .py files to import, which register code under names of your own"
-    )
+    flags.DEFINE_list("import", [], "modules or .py files to import, which register your own code")
     try:
         given = _define_config(options) if with_config else []
         rest = flags.FLAGS([sys.argv[0], *options])[1:]
@@ -73,14 +71,14 @@ def begin(*, with_config: bool = False) -> None:
 
 
 def run(main: Callable[[list[str]], None]) -> None:
-    """Runs `main` on the arguments that `begin` has left, and exits.
+    """Runs `main` on the positional arguments that `begin` left in `sys.argv`.
 
-    The status is 0; 1 after a UserError or a disk that fails; 130, 143 or 129 after Ctrl-C, SIGTERM
+    The exit status is 0; 1 after a UserError or an OSError; 130, 143 or 129 after Ctrl-C, SIGTERM
     or SIGHUP.
     """
     from absl import logging
 
-    # Orbax logs every file that it writes; it also raises its errors.
+    # Orbax logs every file that it writes. Its errors are raised, so that no log is needed.
     logging.set_verbosity(logging.FATAL)
     try:
         with signals.interruptions():
@@ -90,16 +88,16 @@ def run(main: Callable[[list[str]], None]) -> None:
         sys.exit(1)
     except OSError as error:  # usually a full disk
         print_error(
-            f"{_command()}: {error}; the saved files stay; correct this and start the same command "
-            "again"
+            f"{_command()}: {error}; the saved files are kept; correct the problem and run the "
+            "same command again"
         )
-        os._exit(1)  # without exit handlers, which would fail in the same way with tracebacks
+        os._exit(1)  # skips exit handlers, which would fail for the same reason
     except KeyboardInterrupt:
         sys.exit(130)
 
 
 def _message(error: Exception) -> str:
-    """Returns the error's line, with an argument named as the setting or flag that sets it."""
+    """Returns the error message, with the argument's name replaced by its setting or flag."""
     if not isinstance(error, ArgumentError):
         return str(error)
     name, settings = error.argument, [one.name for one in config_lib.settings(Config())]
@@ -111,7 +109,7 @@ def _message(error: Exception) -> str:
 
 
 def _module_name() -> str:
-    """Returns the module of the command that is running, such as fcn_jax.train."""
+    """Returns the module of the running command, such as fcn_jax.train."""
     specification = sys.modules["__main__"].__spec__
     assert specification is not None, "a command is started by python -m"
     return specification.name.removesuffix(".__main__")
@@ -124,7 +122,7 @@ def _command() -> str:
 def with_underscores(arguments: Sequence[str]) -> list[str]:
     """Replaces hyphens by underscores in the names of settings and known flags.
 
-    Values, arguments like `--a-b.jpg`, unknown flags and everything after `--` stay unchanged.
+    Values, file names such as `--a-b.jpg`, unknown flags and everything after `--` stay unchanged.
     """
     end = arguments.index("--") if "--" in arguments else len(arguments)
     return [_with_underscores(argument) for argument in arguments[:end]] + list(arguments[end:])
@@ -151,7 +149,7 @@ class _ConfigFile(flags.ArgumentParser):
 
 
 class _SettingText(flags.ArgumentParser):
-    """Collects the texts of `--config.NAME=TEXT`, in the order of the command line."""
+    """Appends (NAME, TEXT) of each `--config.NAME=TEXT` to a list, in command-line order."""
 
     def __init__(self, name: str, given: list[tuple[str, str]]):
         self._name = name
@@ -163,9 +161,10 @@ class _SettingText(flags.ArgumentParser):
 
 
 def _define_config(options: Sequence[str]) -> list[tuple[str, str]]:
-    """Defines `--config` and a flag for every setting; returns the list that parsing fills.
+    """Defines `--config` and a flag for every setting.
 
-    Raises UserError for a setting that does not exist, with a suggestion.
+    Returns the list of (name, text) that parsing the flags will fill. Raises UserError with a
+    suggestion for a setting that does not exist.
     """
     given: list[tuple[str, str]] = []
     flags.DEFINE(_ConfigFile(), "config", None, "file whose get_config() returns the settings")
@@ -188,7 +187,7 @@ def _define_config(options: Sequence[str]) -> list[tuple[str, str]]:
 
 
 def config_name() -> str:
-    """Returns the name of the config file, without its ending; "shapes" without a file."""
+    """Returns the stem of the config file's name, or "shapes" if there is no config file."""
     path = _config_path()
     return path.stem if path else "shapes"
 
@@ -208,8 +207,8 @@ def _help(program: str) -> str:
     if "config" in flags.FLAGS:
         lines.append("  --config: file whose get_config() returns the settings of the run")
         path = _config_path()
-        values = f"their values in {path}" if path else "their defaults"
-        lines += ["", f"Settings, each changed by --config.NAME=VALUE, with {values}:"]
+        values = f"values from {path}" if path else "defaults"
+        lines += ["", f"Settings (change with --config.NAME=VALUE), with {values}:"]
         for setting in config_lib.settings(flags.FLAGS.config):
             name = f"{setting.name}={format_value(setting.value)}"
             lines.append(f"  {name:<36} {setting.help}")

@@ -135,7 +135,7 @@ def test_images_and_masks_may_be_arrays(tmp_path, register):
     [
         (changed(samples=[]), "the data set has no images"),
         (changed(samples=[*GOOD.samples, *GOOD.samples]), r"different names: x in train, y in tra"),
-        (changed(class_names=["a", "a"]), "class names must differ, but a is there twice"),
+        (changed(class_names=["a", "a"]), "class names must differ, but a occurs twice"),
         (changed(class_names=["a"]), "1 class names; 2 to 255 are needed"),
         (changed(class_names=[str(i) for i in range(256)]), "256 class names; 2 to 255"),
         (changed(samples=[Sample("train", image(), {}, "x")]), "1 images without a mask: x"),
@@ -185,7 +185,7 @@ def test_a_reader_may_print_and_its_errors_name_the_sample(tmp_path, register, c
 
 def test_a_function_that_returns_something_else(tmp_path, register):
     register(lambda data: ["a.png"])
-    with pytest.raises(TypeError, match="'mine' returned a list, no RawDataset"):
+    with pytest.raises(TypeError, match="'mine' returned a list, not a RawDataset"):
         open_dataset(settings(tmp_path / "", "mine"))
 
 

@@ -58,7 +58,7 @@ def test_a_setting_takes_hyphens():
 def test_help_shows_the_values_of_the_config_that_is_given():
     result = command("train", "--config=configs/folder.py", "--help", "--config.seed=7")
     assert result.returncode == 0
-    assert "with their values in configs/folder.py:" in result.stdout
+    assert "with values from configs/folder.py:" in result.stdout
     assert "  model.backbone=resnet18 " in result.stdout
     assert "  train.epochs=50 " in result.stdout
     assert "  seed=7 " in result.stdout
