@@ -1,4 +1,4 @@
-"""Exports a run: a folder with everything that others need to use the network.
+"""Exports a run as a folder that contains everything needed to use the network.
 
     python -m fcn_jax.export --workdir=DIR --output=OUT [--checkpoint=latest|best|STEP]
 
@@ -6,8 +6,8 @@ OUT/model.safetensors   parameters and batch statistics
 OUT/model.json          settings, classes, preprocessing, metrics
 OUT/README.md           a model card, with the scores that evaluate has written to DIR/evaluation
 
-On another machine the folder replaces the run: `predict --workdir=OUT`,
-`train --config.init=OUT`, and from Python
+The folder can be used in place of the run, also on another machine: with `predict --workdir=OUT`,
+with `train --config.init=OUT`, and from Python
 
     import fcn_jax
     label_map = fcn_jax.load_run("OUT")(image)
@@ -70,14 +70,18 @@ def main(arguments: list[str]) -> None:
     predictor = load_run(workdir, options.checkpoint)
     if options.format == "torchvision":
         if workdir.resolve() in (output.resolve(), *output.resolve().parents):
-            raise UserError(f"--output={output} is the run itself, or inside it: give another")
+            raise UserError(f"--output={output} is the run itself, or inside it: give another file")
         export_to_torchvision(predictor, output)
         backbone = predictor.config.model.backbone
-        say(f"load it into torchvision's fcn_{backbone}({_arguments(predictor)})")
+        model_arguments = _torchvision_arguments(predictor)
+        say(f"load it into torchvision's fcn_{backbone}({model_arguments})")
     else:
-        metrics, others = read_metrics(workdir, predictor.step)
-        for split, step in others.items():
-            say(f"note: the scores on {split} are of step {step}, and not exported: evaluate again")
+        metrics, other_steps = read_metrics(workdir, predictor.step)
+        for split, step in other_steps.items():
+            say(
+                f"note: the scores on {split} are not exported, because they are of step {step}: "
+                "evaluate again"
+            )
         export(predictor, output, metrics)
     say(f"{output}: the network of {workdir} at step {predictor.step}")
 
@@ -88,12 +92,12 @@ def export(predictor: Predictor, folder: Path, metrics: dict[str, Any]) -> None:
     Args:
         predictor: the run.
         folder: the folder to write.
-        metrics: contents of evaluation/SPLIT.json by split; if empty, the metrics of an exported
-            run.
+        metrics: contents of evaluation/SPLIT.json by split. If empty, `predictor.metrics` are used,
+            which an exported run has.
 
     Raises:
-        UserError: the folder cannot be written, is the folder of a run, or holds files that are not
-            of an exported run and would be replaced.
+        UserError: the folder cannot be written, is the folder of a run, or contains files that
+            would be replaced and that `export` did not write.
     """
     if (folder / "run.json").exists():
         raise UserError(f"{folder} is the folder of a run: give another --output")
@@ -123,22 +127,22 @@ def _is_model_card(path: Path) -> bool:
 
 
 def read_metrics(workdir: Path, step: int) -> tuple[dict[str, Any], dict[str, int]]:
-    """Reads the scores that evaluate has written.
+    """Reads the scores that evaluate has written for whole images under the native convention.
 
-    Scores by other conventions than native, of windows and of several views are skipped, because
-    they cannot be compared with the others.
+    Scores under other conventions, of windows or of several views are skipped, because they are not
+    comparable.
 
     Args:
         workdir: folder of the run, or a model file.
         step: the step to export.
 
     Returns:
-        The scores of this step by split, and the other splits with the steps of their scores.
+        (scores of this step by split, step of the scores of each other split)
 
     Raises:
         UserError: a file of scores cannot be read.
     """
-    metrics, others = {}, {}
+    metrics, other_steps = {}, {}
     for path in sorted(evaluation_folder(workdir).glob("*.json")):
         try:
             scores = json.loads(path.read_text(encoding="utf-8"))
@@ -155,12 +159,12 @@ def read_metrics(workdir: Path, step: int) -> tuple[dict[str, Any], dict[str, in
         if scored_step == step:
             metrics[path.stem] = scores
         else:
-            others[path.stem] = scored_step
-    return metrics, others
+            other_steps[path.stem] = scored_step
+    return metrics, other_steps
 
 
 def model_card(provenance: Provenance, tensors: dict[str, np.ndarray]) -> str:
-    """Returns a README in the form of model hubs: a header in YAML, then Markdown."""
+    """Returns the model card: a YAML header as model hubs read it, then Markdown."""
     config = dataclasses.asdict(provenance.config)
     parameters = sum(
         tensor.size for name, tensor in tensors.items() if not name.endswith(("/mean", "/var"))
@@ -192,7 +196,7 @@ def model_card(provenance: Provenance, tensors: dict[str, np.ndarray]) -> str:
         "",
         "## Network",
         "",
-        *(f"- {name}: {_shown(value)}" for name, value in config["model"].items()),
+        *(f"- {name}: {_format(value)}" for name, value in config["model"].items()),
         "",
         f"Images have {provenance.channels} channels in 0…255, {channels}; the network normalises "
         f"them itself ({provenance.preprocessing}).",
@@ -208,8 +212,13 @@ def model_card(provenance: Provenance, tensors: dict[str, np.ndarray]) -> str:
         names = ("images", "mean_iou", "pixel_accuracy", "mean_accuracy", "frequency_weighted_iou")
         lines += [f"| split | {' | '.join(names)} |", "| --- " * (len(names) + 1) + "|"]
         for split, scores in provenance.metrics.items():
-            lines.append(f"| {split} | {' | '.join(_shown(scores.get(n, '')) for n in names)} |")
-        lines += ["", "At native size, without void pixels, means over the classes present.", ""]
+            lines.append(f"| {split} | {' | '.join(_format(scores.get(n, '')) for n in names)} |")
+        lines += [
+            "",
+            "Scores are computed at the images' native size, without void pixels. Means are over "
+            "the classes present.",
+            "",
+        ]
     else:
         lines += ["Not measured: run `python -m fcn_jax.evaluate` and export again.", ""]
     lines += ["## Settings", "", "```json", json.dumps(config, indent=2), "```", ""]
@@ -221,10 +230,10 @@ def export_to_torchvision(predictor: Predictor, path: Path) -> None:
 
     Args:
         predictor: the run.
-        path: a .safetensors, or a .pth if PyTorch is installed.
+        path: the file to write: .safetensors, or .pth if PyTorch is installed.
 
     Raises:
-        UserError: the run is of another network, or the file cannot be written.
+        UserError: the run's network is not torchvision's FCN, or the file cannot be written.
     """
     model = predictor.config.model
     depth = model.backbone.removeprefix("resnet")
@@ -262,15 +271,15 @@ def export_to_torchvision(predictor: Predictor, path: Path) -> None:
     write_whole(path, lambda part: torch.save(tensors, part))
 
 
-def _arguments(predictor: Predictor) -> str:
+def _torchvision_arguments(predictor: Predictor) -> str:
     auxiliary = predictor.config.model.auxiliary_weight > 0
     return f"weights_backbone=None, num_classes={len(predictor.class_names)}, aux_loss={auxiliary}"
 
 
-def _shown(value: Any) -> str:
+def _format(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.4g}"
-    return ", ".join(map(_shown, value)) if isinstance(value, list | tuple) else str(value)
+    return ", ".join(map(_format, value)) if isinstance(value, list | tuple) else str(value)
 
 
 if __name__ == "__main__":

@@ -2,15 +2,17 @@
 
     python -m fcn_jax.predict --workdir=DIR --output=OUT [--overlay] PATH...
 
-Each PATH is an image, a folder of images, or a pattern such as 'photos/*.jpg'. For x.jpg it writes
-OUT/x.png, a palette PNG of class indices in VOC's colours and of the size of the image; with
---overlay also OUT/overlay/x.png, the classes drawn over the image, with a legend. A network with
-several label maps writes each to its own folder, OUT/MAP. If the network was trained with extra
-channels, for example from a folder depth, those of DIR/images/x.jpg are read from DIR/depth/x.png.
-A file that this command has not written is never replaced.
+Each PATH is an image, a folder of images, or a pattern such as 'photos/*.jpg'. The label map of
+x.jpg is written to OUT/x.png, a palette PNG that has the size of the image, holds class indices and
+shows them in VOC's colours. --overlay also writes OUT/overlay/x.png: the image with the classes
+drawn over it, and a legend. If the network has several label maps, each is written to its own
+folder, OUT/MAP. If it was trained with extra channels, each is read from its own folder next to the
+images: with `depth`, the channel of photos/images/x.jpg is photos/depth/x.png. The command replaces
+only files that it wrote itself.
 
-By default the network sees each image whole and once. To average over several scales and mirror
-images, or over windows as other projects do (see `inference/options.py`):
+By default the network processes each image once, as a whole and at its own size. These flags
+average predictions over several scales and mirror images, or over windows as other projects do
+(see `inference/options.py`):
 
     --scales=0.5,0.75,1,1.25,1.5,1.75 --flip
     --windows=average|gaussian [--window_px=320,480] [--overlap=0.25]
@@ -18,11 +20,12 @@ images, or over windows as other projects do (see `inference/options.py`):
     python -m fcn_jax.predict --workdir=DIR --output=OUT --tile=1024 scene.tif
 
 predicts an image of any size in tiles, with constant memory. The label map equals that of the whole
-image, because the network is run on each tile and its receptive field around it. TIFFs are read and
-written by window (pip install rasterio): OUT/scene.tif is tiled, compressed, in VOC's colours, with
-the scene's georeference, and 255 where the scene has no data. The same command resumes after an
-interruption and skips label maps that are up to date with the image, the network and the flags. A
-smaller --halo is faster and approximate. --overlay is at most 2000 pixels wide and high.
+image, because the network's input is each tile with its receptive field around it. TIFFs are read
+and written by window (pip install rasterio). OUT/scene.tif is tiled and compressed, has VOC's
+colours and the scene's georeference, and is 255 where the scene has no data. The same command
+resumes after an interruption and skips label maps that are up to date with the image, the network
+and the flags. A smaller --halo makes prediction faster and approximate. The overlay is at most
+2000 pixels wide and high.
 
     python -m fcn_jax.predict --workdir=DIR --output=OUT --voc_submission=VOCdevkit
 
@@ -67,8 +70,10 @@ if __name__ == "__main__":  # --help and mistakes in flags do not wait for the i
     )
     flags.DEFINE_string("checkpoint", "latest", "latest, best (by mIoU), or a step")
     define_view_flags()
-    flags.DEFINE_string("voc_submission", None, "a VOCdevkit: pack its test images' label maps")
-    flags.DEFINE_string("split", "test", "with --voc_submission: the list of images")
+    flags.DEFINE_string(
+        "voc_submission", None, "VOCdevkit folder: predict its test images and pack a submission"
+    )
+    flags.DEFINE_string("split", "test", "with --voc_submission: VOC's list of images to predict")
     flags.DEFINE_enum(
         "competition",
         "comp6",
@@ -114,7 +119,8 @@ def main(arguments: list[str]) -> None:
     inference = Inference(**view_arguments())
     if options.tile is not None and inference != WHOLE:
         raise UserError(
-            "--tile gives the label map of the whole image: give no --windows, --scales, --flip"
+            "--tile cannot be combined with --windows, --scales or --flip: it reproduces the label "
+            "map of the whole image"
         )
     if options.voc_submission:
         _submit(inference)
@@ -174,11 +180,12 @@ def predict_files(
         output: the folder to write to.
         overlay: also draw the classes over the images.
         inference: windows, scales and mirror images to average over.
-        cut: predict in tiles.
+        cut: sizes of the tiles; None to predict whole images.
 
     Raises:
-        UserError: an image cannot be read, or a file cannot be written or would replace another
-            one. The other images are predicted all the same.
+        UserError: before any prediction, if two images have the same label-map file, or `output`
+            contains the images or files that would be replaced and predict did not write. After all
+            predictions, if images could not be read or label maps could not be written.
     """
     targets = _targets(paths, output, tiled=cut is not None)
     _check_outputs(predictor, targets, output, overlay=overlay)
@@ -272,25 +279,28 @@ def _targets(paths: list[Path], output: Path, *, tiled: bool = False) -> dict[Pa
 def _check_outputs(
     predictor: Predictor, targets: Mapping[Path, Path], output: Path, *, overlay: bool
 ) -> None:
-    """Refuses to write among the images, and to replace files that predict has not written."""
+    """Raises UserError if label maps would be written to a folder of the images or replace files.
+
+    Files that predict wrote may be replaced.
+    """
     files = []
     for target in targets.values():
         maps = [label_map_path(target, name) for name in predictor.label_maps]
         files += maps + [overlay_path(map_path) for map_path in maps if overlay]
     folders = {folder.resolve(): folder for folder in (output, *(file.parent for file in files))}
     for path in targets:
-        # A link to an image counts for its own folder and for that of the image.
+        # For a symbolic link, its own folder and that of the image are both refused.
         for folder in (path.parent.resolve(), path.resolve().parent):
             if folder in folders:
                 raise UserError(
-                    f"{folders[folder]} is the folder of {path}, and label maps among the images "
-                    "would be read as images the next time: give another --output"
+                    f"{folders[folder]} is the folder of {path}, and the next run would read label "
+                    "maps there as images: give another --output"
                 )
         siblings = path.absolute().parent.parent.resolve()
         if len(predictor.label_maps) > 1 and siblings == output.resolve():
             raise UserError(
                 f"--output={output} contains the folder of {path}, and perhaps folders of masks "
-                "with the names of label maps: give another"
+                "that are named like the label maps: give another folder"
             )
     for file in files:
         if file.exists() and read_digest(file) is None:

@@ -3,21 +3,22 @@
     python -m fcn_jax.doctor --config=configs/folder.py --config.data.root=DIR [--output=FILE]
     python -m fcn_jax.doctor --config.data.name=folder --config.data.root=DIR
 
-Reads every image and mask as training would. Prints their sizes, the share of each class, and the
-faults: files that are missing, unreadable or do not fit together, masks spoilt by JPEG or resizing,
-identical images in two splits, classes without a pixel. Gives a remedy for each fault, suggests
-class weights and a crop, and draws the faulty images and an example of each class to FILE (PNG,
-JPEG or TIFF; doctor_NAME.png by default). Your own folders and VOC are read from their raw files,
-other data sets from their prepared records. The data set is not changed.
+Reads every image and mask as training does. Prints the image sizes, the share of pixels of each
+class, and the faults with a remedy for each. Faults are files that are missing, unreadable or do
+not fit together, masks that JPEG or resizing has damaged, identical images in two splits, and
+classes without a pixel. Also suggests class weights and a crop, and draws the faulty images and an
+example of each class to FILE (PNG, JPEG or TIFF; doctor_NAME.png by default). Your own folders and
+VOC are read from their raw files, other data sets from their prepared records. The data set is not
+changed.
 
-Exit status: 0 if there is no fault, else 1. Remarks are not faults.
+The exit status is 0 if there is no fault, else 1. Remarks, which may be intended, are not faults.
 """
 
 from absl import flags
 
 from fcn_jax.terminal import cli
 
-if __name__ == "__main__":  # before the imports that take seconds: --help and wrong flags are fast
+if __name__ == "__main__":  # --help and mistakes in flags do not wait for the imports below
     flags.DEFINE_string("output", None, "picture to write (default: doctor_NAME.png)")
     cli.begin(with_config=True)
 
@@ -48,10 +49,11 @@ from fcn_jax.terminal.atomic_files import write_whole
 from fcn_jax.terminal.console import open_console
 from fcn_jax.terminal.progress import progress_bar, say
 
-MAX_FAULTY_SHOWN = 24  # images in the picture
+MAX_FAULTY_SHOWN = 24
+"""The picture shows at most this many faulty images."""
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".tif": "TIFF", ".tiff": "TIFF"}
 SOFTWARE = "fcn_jax.doctor"
-"""EXIF tag of the doctor's pictures: only such files are overwritten."""
+"""Value of the EXIF tag `Software` in the doctor's pictures. Other files are not overwritten."""
 
 
 def main(arguments: list[str]) -> None:
@@ -68,7 +70,7 @@ def diagnose(config: Config, output: Path) -> None:
     """Examines a data set, prints the result and draws the picture.
 
     Raises:
-      UserError: the set has faults, or it or `output` cannot be used; the message ends the output.
+      UserError: the data set has faults, or the data set or `output` cannot be used.
     """
     config.check()
     check_output(output)
@@ -99,15 +101,19 @@ def diagnose(config: Config, output: Path) -> None:
 
 
 def examine(subject: Subject, config: Config) -> tuple[Survey, list[Finding]]:
-    """Reads all images of a data set in several threads."""
+    """Reads and checks all images of a data set in several threads.
+
+    Returns:
+      Statistics of the images, and the faults and remarks.
+    """
     train_splits = _split_names(config.data.train_split)
     notes = list(subject.notes)
     for split in dict.fromkeys([*train_splits, *_split_names(config.data.eval_split)]):
         if split not in subject.splits:
             is_list = config.data.name == "folder" and split in folder.SPLITS
-            others = f" but {' and '.join(subject.splits)}" if subject.splits else ""
+            available = ", ".join(subject.splits) or "none"
             where = f"{split}.txt" if is_list else split
-            notes.append(Note("split_missing", where, f"the set has no splits{others}"))
+            notes.append(Note("split_missing", where, f"the set's splits: {available}"))
     reports = []
     total = subject.num_images
     with ThreadPoolExecutor(os.cpu_count()) as pool, progress_bar("examining", total) as bar:
@@ -120,10 +126,11 @@ def examine(subject: Subject, config: Config) -> tuple[Survey, list[Finding]]:
 
 
 def check_output(path: Path) -> None:
-    """Checks, before anything is read, that a picture can be written to `path`.
+    """Checks that a picture can be written to `path`, so that errors come before the data is read.
 
     Raises:
-      UserError: it cannot, its ending is not a picture's, or another file would be overwritten.
+      UserError: `path` cannot be written, its suffix is not in `FORMATS`, or it is a file that the
+        doctor did not draw.
     """
     if path.suffix.lower() not in FORMATS:
         raise UserError(f"--output (={path}) must end in one of {', '.join(FORMATS)}")
@@ -158,14 +165,14 @@ def is_own_picture(path: Path) -> bool:
 
 
 def _split_names(expression: str) -> tuple[str, ...]:
-    """Returns the splits in TFDS's notation: train for 'train[:10%]', both for 'train+val'."""
+    """Returns the split names in a TFDS expression: train and val for 'train[:10%]+val'."""
     return tuple(part.partition("[")[0].strip() for part in expression.split("+"))
 
 
 def _sheet_entries(
     subject: Subject, survey: Survey, faults: list[Finding]
 ) -> Iterator[contact_sheet.Entry]:
-    """Loads the faulty images, then for each class the image that shows most of it."""
+    """Loads the faulty images, then for each class the image with the largest share of it."""
     titles: dict[int, list[str]] = {}
     for finding in faults:
         for index in finding.images:

@@ -1,4 +1,4 @@
-"""Label maps as palette PNGs, as colours over an image, and maps of errors."""
+"""Writes label maps as palette PNGs, draws them over images, and draws maps of errors."""
 
 import os
 from collections.abc import Sequence
@@ -28,7 +28,7 @@ def save_label_map(
     palette: np.ndarray | None = None,
     text: PngInfo | None = None,
 ) -> None:
-    """Writes a label map as a palette PNG, which looks coloured and is read back as indices.
+    """Writes a label map as a palette PNG: viewers show colours, and its pixels are class indices.
 
     The file is renamed to `path` when it is complete.
 
@@ -40,7 +40,7 @@ def save_label_map(
 
     Raises:
       UserError: the file cannot be written.
-      ValueError: `label` or `palette` is not of the shape and type above.
+      ValueError: `label` or `palette` has another shape or dtype.
     """
     check_label("label", label)
     picture = Image.fromarray(label)
@@ -55,28 +55,28 @@ def overlay(
     palette: np.ndarray | None = None,
     opacity: float = 0.55,
 ) -> np.ndarray:
-    """Draws the classes over an image as `tint` does, and a legend of those present below it.
+    """Draws the classes over an image as `tint` does, and a legend of the classes present below it.
 
     Args:
       image: uint8 (h, w, 3), RGB.
       label: uint8 (h, w).
       class_names: k names, for the legend.
       palette: uint8 (256, 3), RGB; VOC's if None.
-      opacity: of the colours, from 0 (invisible) to 1 (they hide the image).
+      opacity: opacity of the colours, from 0 (invisible) to 1 (they hide the image).
 
     Returns:
-      uint8 (h', w', 3). The image is `[:h, :w]`, the legend is below it. w' is larger than w only
-      if the image is narrower than the longest class name.
+      uint8 (h', w', 3): the image in `[:h, :w]`, and the legend below it. w' > w only if the image
+      is narrower than the longest class name.
 
     Raises:
-      ValueError: the arrays are not of the shapes and types above.
+      ValueError: an array has another shape or dtype.
     """
     picture = tint(image, label, class_names, palette, opacity)
     height, width = label.shape
     palette = palette_or_voc(palette).copy()
-    clear = _clear_label(class_names)
-    if clear is not None:
-        palette[clear] = PAPER
+    uncoloured = _uncoloured_label(class_names)
+    if uncoloured is not None:
+        palette[uncoloured] = PAPER
     entries = legend_entries(np.unique(label), class_names, palette)
     legend = Legend(entries, font_px=max(11, round(max(height, width) / 55)))
     strip = legend.draw(max(width, legend.min_width))
@@ -95,8 +95,8 @@ def tint(
 ) -> np.ndarray:
     """Draws the classes over an image, with outlines.
 
-    Class 0 stays clear if its name is 'background' (its swatch in `overlay` is then empty). Void is
-    hatched in grey.
+    Class 0 is not coloured if its name is 'background', and its swatch in the legend of `overlay`
+    is empty. Pixels of `IGNORE_INDEX` are hatched in grey.
 
     Args:
       image, label, class_names, palette, opacity: see `overlay`.
@@ -105,19 +105,19 @@ def tint(
       uint8 (h, w, 3).
 
     Raises:
-      ValueError: the arrays are not of the shapes and types above.
+      ValueError: an array has another shape or dtype.
     """
     check_label("label", label)
     check_image(image, label)
     palette = palette_or_voc(palette)
     long_side = max(label.shape)
-    clear = _clear_label(class_names)
+    uncoloured = _uncoloured_label(class_names)
     picture = image.copy()
     void = label == IGNORE_INDEX
-    coloured = ~void if clear is None else ~void & (label != clear)
+    coloured = ~void if uncoloured is None else ~void & (label != uncoloured)
     blend = (1 - opacity) * image[coloured] + opacity * palette[label[coloured]]
     picture[coloured] = np.rint(blend)
-    # Outlines are drawn inside each class, so that the clear class's pixels do not change.
+    # Outlines are drawn inside each class, so that pixels of the uncoloured class do not change.
     outline = coloured & _near_other_label(label, max(1, round(long_side / 600)))
     picture[outline] = np.rint(0.35 * palette[label[outline]] + 0.65 * 255)
 
@@ -139,7 +139,7 @@ def error_map(label: np.ndarray, prediction: np.ndarray) -> np.ndarray:
       uint8 (h, w, 3), RGB: `CORRECT_COLOUR`, `WRONG_COLOUR` or `VOID_COLOUR` at each pixel.
 
     Raises:
-      ValueError: the arrays are not of the shapes and types above.
+      ValueError: an array has another shape or dtype.
     """
     check_label("label", label)
     check_label("prediction", prediction)
@@ -181,5 +181,5 @@ def _near_other_label(label: np.ndarray, reach_px: int) -> np.ndarray:
     return near
 
 
-def _clear_label(class_names: Sequence[str]) -> int | None:
+def _uncoloured_label(class_names: Sequence[str]) -> int | None:
     return 0 if class_names and class_names[0] == "background" else None

@@ -78,13 +78,13 @@ def test_lists_that_are_no_text(mine):
 
 def test_missing_split(mine):
     (mine / "val.txt").unlink()
-    assert faults(mine) == {"split_missing": ("val.txt (the set has no splits but train)",)}
+    assert faults(mine) == {"split_missing": ("val.txt (the set's splits: train)",)}
     assert faults(mine, eval_split="train") == {}
     assert faults(mine, eval_split="train+dev") == {
-        "split_missing": ("dev (the set has no splits but train)",)
+        "split_missing": ("dev (the set's splits: train)",)
     }
     (mine / "train.txt").rename(mine / "val.txt")
-    assert faults(mine) == {"split_missing": ("train.txt (the set has no splits but val)",)}
+    assert faults(mine) == {"split_missing": ("train.txt (the set's splits: val)",)}
 
 
 def test_unused_files(mine):
