@@ -84,7 +84,7 @@ def saved_bytes_per_image(workload: Workload) -> int:
     def losses(params: Any, batch_stats: Any, image: jax.Array, label: jax.Array) -> jax.Array:
         heads, _ = network.logits_in_blocks((params, batch_stats), image, train=True)
         totals = [
-            head.total(CrossEntropy().sums, head.layout.dealt(label, IGNORE_INDEX))[0]
+            head.total(CrossEntropy().sums, head.layout.to_blocks(label, IGNORE_INDEX))[0]
             for head in heads.values()
         ]
         return jnp.sum(jnp.stack(totals))

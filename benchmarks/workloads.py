@@ -15,7 +15,7 @@ from fcn_jax.models.backbones.resnet import ResNet
 from fcn_jax.models.backbones.vgg import VGG16
 from fcn_jax.models.build import abstract_model
 from fcn_jax.models.heads import score_layer
-from fcn_jax.models.pure_model import Network
+from fcn_jax.models.pure_model import PureModel
 from fcn_jax.parallel import data_parallel
 from fcn_jax.parallel.data_parallel import DATA_AXIS
 from fcn_jax.training import optim
@@ -71,12 +71,12 @@ class Workload:
         return dataclasses.replace(self, config=config)
 
     @functools.cached_property
-    def network(self) -> Network:
+    def network(self) -> PureModel:
         """The network with shapes in place of weights."""
         model = abstract_model(self.config.model, self.num_classes, axis_name=DATA_AXIS)
         if self.small:
             shrink(model)
-        return Network(model)
+        return PureModel(model)
 
     @functools.cached_property
     def optimizer(self) -> Any:
@@ -188,7 +188,7 @@ def shrink(model: Any) -> None:
         model.head.score32 = nnx.eval_shape(lambda: score_layer(16, num_classes, rngs=nnx.Rngs(0)))
 
 
-def random_variables(network: Network) -> tuple[Any, Any]:
+def random_variables(network: PureModel) -> tuple[Any, Any]:
     """Returns (params, batch_stats) as NumPy arrays without zeros: logits differ between pixels.
 
     NumPy draws them, because each of the network's own initializers would be compiled.

@@ -52,7 +52,7 @@ from fcn_jax.models.convolutionalize import (
     convolutionalize,
 )
 from fcn_jax.models.geometry import Grid
-from fcn_jax.models.pure_model import Network
+from fcn_jax.models.pure_model import PureModel
 from fcn_jax.pretrained import Weights, read, zeros
 from fcn_jax.pretrained.tables import classifiers
 from fcn_jax.terminal.atomic_files import write_whole
@@ -208,7 +208,7 @@ def _filled_backbone(weights: Weights) -> Backbone:
     config = ModelConfig(
         backbone=provenance.backbone, preprocessing=provenance.preprocessing, padding="original"
     )
-    network = Network(abstract_model(config, 1))
+    network = PureModel(abstract_model(config, 1))
     variables, _ = weights.apply(zeros(network))
     return network.model(variables).backbone
 

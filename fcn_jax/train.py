@@ -40,7 +40,7 @@ from fcn_jax.evaluation.evaluator import Evaluation, evaluator
 from fcn_jax.inference.trained import load_weights
 from fcn_jax.models.build import abstract_model, init_model, preprocessing_name
 from fcn_jax.models.fcn import suffix
-from fcn_jax.models.pure_model import Network
+from fcn_jax.models.pure_model import PureModel
 from fcn_jax.parallel import data_parallel
 from fcn_jax.parallel.data_parallel import DATA_AXIS
 from fcn_jax.pictures import sheets
@@ -114,7 +114,7 @@ def _train(config: Config, workdir: Path) -> Evaluation:
     runs.claim(workdir, run, len(records))
 
     # --- model, optimizer, steps
-    network = Network(
+    network = PureModel(
         abstract_model(
             config.model, dataset.num_classes, channels=dataset.channels, axis_name=DATA_AXIS
         )
@@ -136,7 +136,7 @@ def _train(config: Config, workdir: Path) -> Evaluation:
             first_model = init_model(
                 config.model, dataset.num_classes, channels=dataset.channels, seed=config.seed
             )
-            variables = Network(first_model).variables
+            variables = PureModel(first_model).variables
             del first_model
             if weights is not None:
                 variables, loaded = weights.apply(variables)
@@ -217,7 +217,7 @@ def _with_preprocessing(
     )
 
 
-def _headline(config: Config, dataset: Dataset, network: Network) -> str:
+def _headline(config: Config, dataset: Dataset, network: PureModel) -> str:
     parameters = sum(leaf.size for leaf in jax.tree.leaves(network.variables[0]))
     kind = f"{jax.device_count()} × {jax.devices()[0].device_kind}"
     classes = " and ".join(map(str, dataset.num_classes.values()))

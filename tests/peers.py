@@ -15,7 +15,7 @@ from flax import nnx
 from fcn_jax import pretrained
 from fcn_jax.models.backbones.preprocess import Preprocessing
 from fcn_jax.models.fcn import FCN
-from fcn_jax.models.pure_model import Network
+from fcn_jax.models.pure_model import PureModel
 
 
 def pictures(sizes: Sequence[tuple[int, int]]) -> list[np.ndarray]:
@@ -77,9 +77,9 @@ def to_torch(torch: ModuleType, image: np.ndarray, preprocessing: Preprocessing)
     return torch.tensor(pixels.transpose(2, 0, 1)[None].copy(), dtype=torch.float32)
 
 
-def initialized(make: Callable[[], FCN], file: Path) -> tuple[Network, Any]:
+def initialized(make: Callable[[], FCN], file: Path) -> tuple[PureModel, Any]:
     """A network with a file's weights, and without having drawn its own."""
-    network = Network(nnx.eval_shape(make))
+    network = PureModel(nnx.eval_shape(make))
     variables, report = pretrained.read(file).apply(pretrained.zeros(network))
     assert "unchanged" not in report
     return network, variables

@@ -23,7 +23,7 @@ from fcn_jax.evaluation.evaluator import Evaluation, evaluator
 from fcn_jax.evaluation.image_counts import ImageCounts
 from fcn_jax.inference.options import WHOLE, Inference
 from fcn_jax.models.build import build_model
-from fcn_jax.models.pure_model import Network
+from fcn_jax.models.pure_model import PureModel
 from tests.fake_devices import output_on_four_devices
 
 CLASSES = len(shapes.CLASSES)
@@ -49,16 +49,16 @@ class Drawn:
         return Statistics(np.array(SIZES), {})
 
 
-def random_network() -> Network:
+def random_network() -> PureModel:
     model = build_model(ModelConfig(), CLASSES, rngs=nnx.Rngs(0))
     random = np.random.default_rng(0)
     for stage in model.stages:
         kernel = getattr(model.head, f"score{stage}").kernel
         kernel[...] = jnp.asarray(random.standard_normal(kernel.shape), jnp.float32)
-    return Network(model)
+    return PureModel(model)
 
 
-def evaluate(network: Network, **settings: Any) -> Evaluation:
+def evaluate(network: PureModel, **settings: Any) -> Evaluation:
     convention = conventions.CONVENTIONS[settings.pop("convention", "native")]
     how = settings.pop("inference", WHOLE), settings.pop("boundary", False)
     score = evaluator(
@@ -73,14 +73,14 @@ def evaluate(network: Network, **settings: Any) -> Evaluation:
     return score(network.variables)
 
 
-def labels_one_by_one(network: Network) -> list[np.ndarray]:
+def labels_one_by_one(network: PureModel) -> list[np.ndarray]:
     model = network.model(network.variables)
     label_one = jax.jit(lambda image: jnp.argmax(model(image), -1).astype(jnp.uint8))
     return [np.asarray(label_one(r["image"][None]))[0] for r in Drawn().split("val")]
 
 
 @pytest.fixture(scope="module")
-def network() -> Network:
+def network() -> PureModel:
     return random_network()
 
 
@@ -96,7 +96,7 @@ def assert_counts(evaluation: Evaluation, confusions: np.ndarray) -> None:
 
 
 @pytest.fixture(scope="module")
-def one_by_one(network: Network) -> np.ndarray:
+def one_by_one(network: PureModel) -> np.ndarray:
     """The confusion matrix of each image, labelled alone on no canvas, counted by NumPy."""
     confusions = np.zeros((len(SIZES), CLASSES, CLASSES), np.int64)
     guesses = labels_one_by_one(network)

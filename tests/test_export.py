@@ -23,7 +23,7 @@ from fcn_jax.errors import UserError
 from fcn_jax.export import export, export_to_torchvision, read_metrics
 from fcn_jax.inference.trained import Predictor, load_weights
 from fcn_jax.models.build import build_model
-from fcn_jax.models.pure_model import Network
+from fcn_jax.models.pure_model import PureModel
 from fcn_jax.predict import load_run
 from fcn_jax.pretrained import Provenance, model_file
 from fcn_jax.train import train
@@ -116,7 +116,7 @@ def torchvision_run() -> Predictor:
         auxiliary_weight=0.5,
         upsampling="interpolate",
     )
-    network = Network(nnx.eval_shape(lambda: build_model(model, 21, rngs=nnx.Rngs(0))))
+    network = PureModel(nnx.eval_shape(lambda: build_model(model, 21, rngs=nnx.Rngs(0))))
     random = np.random.default_rng(0)
     variables = jax.tree.map(
         lambda leaf: random.random(leaf.shape, np.float32) + 0.1, pretrained.zeros(network)

@@ -14,7 +14,7 @@ from fcn_jax.config import Config, ModelConfig
 from fcn_jax.models.backbones.vgg import VGG16
 from fcn_jax.models.build import build_model
 from fcn_jax.models.fcn import FCN
-from fcn_jax.models.pure_model import Network
+from fcn_jax.models.pure_model import PureModel
 from fcn_jax.models.upsampling import bilinear_upsample
 from fcn_jax.pretrained import Provenance, flat, model_file
 
@@ -25,21 +25,21 @@ def test_a_stage_begins_with_the_scores_of_the_stage_before(
 ) -> None:
     image = np.random.default_rng(0).integers(0, 256, (1, 70, 90, 3), np.uint8)
 
-    def features(network: Network, variables: Any) -> dict[str, jax.Array]:
+    def features(network: PureModel, variables: Any) -> dict[str, jax.Array]:
         return jax.jit(lambda v, x: network(v, x)[0])(variables, jnp.asarray(image))
 
     def model(skips: int) -> Any:
         config = ModelConfig(backbone="small", skips=skips, upsampling=upsampling)
         return build_model(config, 6, rngs=nnx.Rngs(0))
 
-    network = Network(randomised(lambda: model(0)))
+    network = PureModel(randomised(lambda: model(0)))
     model_config = ModelConfig(backbone="small", preprocessing="torchvision")
     provenance = Provenance(Config(model=model_config), source="FCN-32s")
     tensors = {name: np.asarray(value) for name, value in flat(network.variables).items()}
     model_file.save(tmp_path / "fcn32s.safetensors", tensors, provenance)
     before = features(network, network.variables)
     for skips, new in ((1, "head/score16"), (2, "head/score16, head/score8")):
-        network = Network(model(skips))
+        network = PureModel(model(skips))
         variables, report = pretrained.read(tmp_path / "fcn32s.safetensors").apply(
             network.variables
         )
@@ -65,8 +65,8 @@ def test_the_papers_second_stage_begins_as_its_first_ended(randomised: Any) -> N
         backbone = VGG16(padding="paper", fc_features=8, rngs=nnx.Rngs(0))
         return FCN(backbone, 3, skips=skips, upsampling="fixed", rngs=nnx.Rngs(0))
 
-    first = Network(randomised(lambda: network(0)))
-    second = Network(randomised(lambda: network(1)))
+    first = PureModel(randomised(lambda: network(0)))
+    second = PureModel(randomised(lambda: network(1)))
     model_config = ModelConfig(backbone="vgg16", preprocessing="caffe")
     provenance = Provenance(Config(model=model_config), source="FCN-32s")
     tensors = {name: np.asarray(value) for name, value in flat(first.variables).items()}
@@ -76,7 +76,7 @@ def test_the_papers_second_stage_begins_as_its_first_ended(randomised: Any) -> N
         new[name] = jnp.zeros_like(new[name])  # as it starts; here all was drawn at random
     image = np.random.default_rng(0).integers(0, 256, (1, 61, 90, 3), np.uint8)
 
-    def run(network: Network, variables: Any) -> dict[str, jax.Array]:
+    def run(network: PureModel, variables: Any) -> dict[str, jax.Array]:
         return jax.jit(lambda v, x: network(v, x)[0])(variables, jnp.asarray(image))
 
     before, after = run(first, first.variables), run(second, variables)

@@ -14,14 +14,14 @@ from jax import lax
 
 from fcn_jax.data.labels import by_map
 from fcn_jax.evaluation.confusion import WideCount, class_counts, confusion_matrices
-from fcn_jax.models.pure_model import Network, predict
+from fcn_jax.models.pure_model import PureModel, predict
 from fcn_jax.parallel.data_parallel import DATA_AXIS
 
 ClassCounts = tuple[jax.Array, jax.Array, jax.Array]
 
 
 def make_eval_step(
-    network: Network, num_classes: Mapping[str, int]
+    network: PureModel, num_classes: Mapping[str, int]
 ) -> Callable[..., tuple[dict[str, WideCount], dict[str, ClassCounts], dict[str, jax.Array]]]:
     """Builds the step that scores a batch of canvases.
 
@@ -37,10 +37,12 @@ def make_eval_step(
     """
 
     def eval_step(so_far, batch, variables):
-        like = None
+        resize_to = None
         if "label_size" in batch:
-            like = batch["label_size"], batch["label"].shape[1:3]
-        predictions = predict(network, variables, batch["image"], batch["size"], like=like)
+            resize_to = batch["label_size"], batch["label"].shape[1:3]
+        predictions = predict(
+            network, variables, batch["image"], batch["size"], resize_to=resize_to
+        )
         labels = by_map(batch["label"], network.label_maps)
         confusions, counts = {}, {}
         for name, prediction in predictions.items():

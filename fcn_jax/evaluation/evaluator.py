@@ -18,7 +18,7 @@ from fcn_jax.evaluation.conventions import Convention, ScoredSplit
 from fcn_jax.evaluation.image_counts import ImageCounts
 from fcn_jax.evaluation.scorers import ScoredImages, in_batches, one_by_one
 from fcn_jax.inference.options import WHOLE, Inference
-from fcn_jax.models.pure_model import Network
+from fcn_jax.models.pure_model import PureModel
 from fcn_jax.pictures import sheets
 from fcn_jax.terminal.progress import progress_bar
 
@@ -71,7 +71,7 @@ class Evaluation:
 
 
 def evaluator(
-    network: Network,
+    network: PureModel,
     dataset: Dataset,
     split: str,
     settings: EvalConfig,

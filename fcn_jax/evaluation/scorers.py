@@ -21,7 +21,7 @@ from fcn_jax.evaluation.conventions import ScoredSplit
 from fcn_jax.evaluation.eval_step import make_eval_step, no_confusion
 from fcn_jax.inference.options import Inference
 from fcn_jax.inference.views import ViewPredictor
-from fcn_jax.models.pure_model import Network
+from fcn_jax.models.pure_model import PureModel
 from fcn_jax.parallel import data_parallel
 
 
@@ -49,7 +49,7 @@ Scorer = tuple[Score, tuple[Size, ...], float]
 
 
 def in_batches(
-    network: Network,
+    network: PureModel,
     num_classes: Mapping[str, int],
     records: ScoredSplit,
     settings: EvalConfig,
@@ -155,7 +155,7 @@ class _Dispatched:
 
 
 def one_by_one(
-    network: Network,
+    network: PureModel,
     num_classes: Mapping[str, int],
     records: ScoredSplit,
     settings: EvalConfig,

@@ -26,7 +26,7 @@ from collections.abc import Sequence
 
 from fcn_jax.data.canvases import round_up
 from fcn_jax.errors import ArgumentError
-from fcn_jax.models.pure_model import Network
+from fcn_jax.models.pure_model import PureModel
 
 WINDOWS = ("average", "gaussian")
 MAX_WINDOW_PX = 2048
@@ -113,7 +113,7 @@ class Inference:
         """The number of views of the image."""
         return len(self.scales) * (1 + self.flip)
 
-    def check_fits(self, network: Network) -> None:
+    def check_fits(self, network: PureModel) -> None:
         """Checks that averaged rectangles are multiples of the network's coarsest stride (d2l).
 
         Raises:

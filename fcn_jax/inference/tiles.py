@@ -23,7 +23,7 @@ from fcn_jax.errors import ArgumentError
 from fcn_jax.models.fcn import suffix
 from fcn_jax.models.feature_map import TilePosition
 from fcn_jax.models.geometry import ReceptiveField
-from fcn_jax.models.pure_model import Network, predict
+from fcn_jax.models.pure_model import PureModel, predict
 
 MIN_TILE_PX = 64
 BLOCK_PX = 16
@@ -101,7 +101,7 @@ class Tiling:
         return spans
 
 
-def receptive_field(network: Network, variables: Any) -> ReceptiveField:
+def receptive_field(network: PureModel, variables: Any) -> ReceptiveField:
     """Returns a receptive field that contains those of all label maps' scores.
 
     The network is traced, not run.
@@ -152,7 +152,7 @@ def tiling(field: ReceptiveField, tile: int, halo: int | None = None) -> Tiling:
 
 
 def predict_tiles(
-    network: Network,
+    network: PureModel,
     variables: Any,
     cut: Tiling,
     size: Sequence[int],
@@ -193,7 +193,7 @@ def predict_tiles(
 
 @functools.partial(jax.jit, static_argnums=0)
 def _labels(
-    network: Network, variables: Any, image: jax.Array, valid: jax.Array, position: TilePosition
+    network: PureModel, variables: Any, image: jax.Array, valid: jax.Array, position: TilePosition
 ) -> dict[str, jax.Array]:
     labels = predict(network, variables, image, valid, tile=position)
     return {name: label.astype(jnp.uint8) for name, label in labels.items()}

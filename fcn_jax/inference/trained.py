@@ -21,7 +21,7 @@ from fcn_jax.errors import ArgumentError, UserError, listed
 from fcn_jax.inference.options import WHOLE, Inference
 from fcn_jax.inference.views import ViewPredictor
 from fcn_jax.models.build import abstract_model
-from fcn_jax.models.pure_model import Network
+from fcn_jax.models.pure_model import PureModel
 from fcn_jax.pretrained import Provenance, Weights, model_file
 from fcn_jax.pretrained.weights import MAX_LISTED, replaced
 from fcn_jax.runs import read_settings
@@ -40,7 +40,7 @@ class Predictor:
             `channels`, `label_maps` (class names by label map), `step` and `metrics` read it.
     """
 
-    def __init__(self, network: Network, variables: Any, provenance: Provenance):
+    def __init__(self, network: PureModel, variables: Any, provenance: Provenance):
         self.network = network
         self.variables = variables
         self.provenance = provenance
@@ -252,9 +252,9 @@ def _load_model_file(path: Path) -> Predictor:
     return Predictor(network, replaced(network.variables, weights.tensors), provenance)
 
 
-def _network(provenance: Provenance) -> Network:
+def _network(provenance: Provenance) -> PureModel:
     """Builds the network with abstract variables: shapes and dtypes, no weights."""
     num_classes = {name: len(names) for name, names in provenance.label_maps.items()}
-    return Network(
+    return PureModel(
         abstract_model(provenance.config.model, num_classes, channels=provenance.channels)
     )

@@ -20,7 +20,7 @@ from fcn_jax.inference.options import WHOLE, Inference
 from fcn_jax.inference.windows import window_starts, window_weights
 from fcn_jax.models.fcn import suffix
 from fcn_jax.models.interpolation import resized
-from fcn_jax.models.pure_model import Network, predict
+from fcn_jax.models.pure_model import PureModel, predict
 
 CANVAS_MULTIPLE_PX = 64
 WINDOW_BATCH_SIZE = 4
@@ -49,7 +49,7 @@ class ViewPredictor:
     """
 
     def __init__(
-        self, network: Network, inference: Inference = WHOLE, canvases: Sequence[Size] = ()
+        self, network: PureModel, inference: Inference = WHOLE, canvases: Sequence[Size] = ()
     ):
         inference.check_fits(network)
         self.inference = inference
@@ -196,13 +196,13 @@ class ViewPredictor:
         return {name: total / (weight_sum + outside) for name, total in sums.items()}
 
 
-def _classes(network: Network, variables: Variables, image: jax.Array, size: jax.Array):
+def _classes(network: PureModel, variables: Variables, image: jax.Array, size: jax.Array):
     """Returns the classes of a single image, uint8 (H, W): a quarter of int32's bytes to copy."""
     classes = predict(network, variables, image, size)
     return {name: label[0].astype(jnp.uint8) for name, label in classes.items()}
 
 
-def _logits(network: Network, variables: Variables, image: jax.Array, size: jax.Array):
+def _logits(network: PureModel, variables: Variables, image: jax.Array, size: jax.Array):
     values, _ = network(variables, image, valid=size)
     return {name: values[f"logits{suffix(name)}"] for name in network.label_maps}
 

@@ -1,10 +1,4 @@
-"""The pure functions that run on the devices: one training step, one evaluation step.
-
-Each sees one device's share of the batch under the mapped axis `DATA_AXIS`. Sums are added over the
-devices, and divided by what all of them counted, so the numbers do not depend on how many devices
-there are: means of means would, since devices hold different numbers of void pixels. With several
-label maps that holds for each of them.
-"""
+"""A model as a pure function: parameters and images in, logits or classes out."""
 
 from typing import Any
 
@@ -18,14 +12,20 @@ from fcn_jax.models.interpolation import resized
 from fcn_jax.models.row_blocks import RowBlocks
 
 
-class Network:
+class PureModel:
     """A model as a pure function of its parameters and batch statistics (nested dicts).
 
-    label_maps: their names; ("",) of a single one.
+        model = PureModel(init_model(config.model, 21, seed=0))
+        values, batch_stats = model(model.variables, image)
+        values["logits"]  # float32 (b, h, w, 21)
+
+    Attributes:
+        preprocessing: see `Backbone`.
+        label_maps: the names of the label maps; ("",) for a single one.
     """
 
     def __init__(self, model: FCN):
-        # The type of `split` does not say how many parts its filters make.
+        # The annotation of `split` does not cover the number of parts that its filters make.
         parts: Any = nnx.split(model, nnx.Param, nnx.BatchStat)
         self._graph, self._params, self._batch_stats = parts
         self.preprocessing = model.backbone.preprocessing
@@ -33,7 +33,7 @@ class Network:
 
     @property
     def variables(self) -> tuple[Any, Any]:
-        """(params, batch_stats) as the model holds them."""
+        """(params, batch_stats) of the model that was given."""
         return nnx.to_pure_dict(self._params), nnx.to_pure_dict(self._batch_stats)
 
     @property
@@ -50,7 +50,7 @@ class Network:
         return nnx.to_pure_dict(nnx.map_state(decays, self._params))
 
     def model(self, variables: tuple[Any, Any]) -> FCN:
-        """The model with these (params, batch_stats)."""
+        """Returns the model with these (params, batch_stats)."""
         params, batch_stats = variables
         return nnx.merge(
             self._graph, _filled(self._params, params), _filled(self._batch_stats, batch_stats)
@@ -59,7 +59,11 @@ class Network:
     def __call__(
         self, variables: tuple[Any, Any], image: jax.Array, **arguments: Any
     ) -> tuple[dict[str, jax.Array], Any]:
-        """The values of `FCN.features`, logits among them, and the batch statistics after it."""
+        """Computes the values of `FCN.features`, including the logits.
+
+        Returns:
+            The values by name, and the batch statistics after this batch.
+        """
         model = self.model(variables)
         features = model.features(image, **arguments)
         values = {name: feature.values for name, feature in features.items()}
@@ -68,7 +72,11 @@ class Network:
     def logits_in_blocks(
         self, variables: tuple[Any, Any], image: jax.Array, *, train: bool = False, **arguments: Any
     ) -> tuple[dict[str, RowBlocks], Any]:
-        """`FCN.logits_in_blocks`, and the batch statistics after it."""
+        """Computes the features, and prepares the logits (`FCN.logits_in_blocks`).
+
+        Returns:
+            The logits by name, and the batch statistics after this batch.
+        """
         model = self.model(variables)
         features = model.features(image, train=train, **arguments)
         return model.logits_in_blocks(features, train=train), _batch_stats_of(model)
@@ -85,29 +93,38 @@ def _filled(state: nnx.State, values: Any) -> nnx.State:
 
 
 def predict(
-    network: Network,
-    variables,
+    network: PureModel,
+    variables: tuple[Any, Any],
     image: jax.Array,
     size: jax.Array | None,
     *,
-    like: tuple[jax.Array, tuple[int, int]] | None = None,
+    resize_to: tuple[jax.Array, tuple[int, int]] | None = None,
     tile: TilePosition | None = None,
 ) -> dict[str, jax.Array]:
-    """The class of each pixel by label map: int32 (b, h, w); outside `size` it means nothing.
+    """Predicts the class of every pixel.
 
-    like: where the logits are brought to other sizes before, these, int32 (b, 2), and the canvas
-    that they lie on then. tile: see `FCN`.
+    Args:
+        network: the model.
+        variables: its (params, batch_stats).
+        image: canvases, uint8 (b, h, w, c).
+        size: height and width of the image on each canvas, int32 (b, 2); None: all of it.
+        resize_to: other sizes of the images, int32 (b, 2), and of the canvas: the logits are
+            interpolated to these first.
+        tile: see `FCN.features`.
+
+    Returns:
+        Classes by label map, int32 (b, h, w); undefined outside the images.
     """
     logits, _ = network.logits_in_blocks(variables, image, valid=size, tile=tile)
 
     def classes(rows: jax.Array) -> jax.Array:
         return jnp.argmax(rows, axis=-1)
 
-    if like is None:
-        return {name: of_map.each(classes) for name, of_map in logits.items()}
-    new_size, canvas_px = like
+    if resize_to is None:
+        return {name: scores.map(classes) for name, scores in logits.items()}
+    new_size, canvas_px = resize_to
     assert size is not None
     return {
-        name: classes(resized(of_map.whole(), size, new_size, canvas_px))
-        for name, of_map in logits.items()
+        name: classes(resized(scores.whole(), size, new_size, canvas_px))
+        for name, scores in logits.items()
     }

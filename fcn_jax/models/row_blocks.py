@@ -1,10 +1,10 @@
-"""Full-size results that are made, and used up, a block of rows at a time.
+"""Full-size results that are computed, and consumed, one block of rows at a time.
 
 The scores of every pixel are by far the largest array of a dense network: 21 classes at 500×500 are
-21 MB an image, and a loss on top of them wants several such arrays. They are made of a few coarse
-scores, so nobody needs to hold them: a block of rows is made, its loss and the loss's gradient
-taken, and the next one made. The caches of a CPU hold a block, which is faster, and the memory of a
-GPU is left to the features.
+21 MB per image, and a loss needs several such arrays. They are made of few coarse scores, so they
+are never stored as a whole: one block of rows is computed, then its loss and the gradient of the
+loss, then the next block. A block fits into the caches of a CPU, which is faster, and the memory of
+a GPU is left to the features.
 """
 
 import dataclasses
@@ -18,21 +18,29 @@ import jax.numpy as jnp
 from jax import lax
 
 BLOCK_BYTES = {"cpu": 2**22, "gpu": 2**26, "tpu": 2**26}
-"""Of a block's results, by platform. On a CPU a loss and its gradient took 208 to 233 ms in blocks
-of 0.6 to 9 MB, 344 ms in one of 72 MB; accelerators want blocks that fill them (not measured)."""
+"""Bytes of one block of results, by platform.
+
+On a CPU a loss and its gradient took 208 to 233 ms in blocks of 0.6 to 9 MB, and 344 ms in one
+block of 72 MB. Accelerators need blocks that fill them (not measured).
+"""
 
 
 @dataclasses.dataclass(frozen=True)
 class BlockLayout:
-    """How the rows of a batch (b, *size) are dealt to blocks.
+    """The division of the rows of a batch (b, *size) into blocks.
 
-    A row is everything at one position of the first axis. All rows of all images follow each other;
-    each image has `before` further ones, and some after it, on every axis.
+    A row is everything at one position of the first spatial axis. The rows of all images follow
+    each other. Every image is padded on each axis, by `before` and then up to the size `padded`.
 
-    rows: in each block. padded: what an image has with those further ones.
-    stride: where it is not 0, what lies at the same place within each stride is kept together, by
-    *phase*, as transposed convolutions make it: a block is then not (rows, *padded[1:], …) but
-    (rows/stride, *padded[1:]/stride, stride on every axis, …).
+    Attributes:
+        batch: number of images.
+        size: of an image, on each spatial axis.
+        before: padding before an image, on each axis.
+        padded: size of a padded image.
+        rows: rows of each block.
+        stride: None for blocks (rows, *padded[1:], …). With a stride, the positions that leave the
+            same remainder by it are kept together, as transposed convolutions compute them: blocks
+            (rows/stride, *padded[1:]/stride, stride on every axis, …).
     """
 
     batch: int
@@ -40,43 +48,43 @@ class BlockLayout:
     before: tuple[int, ...]
     padded: tuple[int, ...]
     rows: int
-    stride: int = 0
+    stride: int | None = None
 
     @property
-    def blocks(self) -> int:
-        """Their number; the last may have fewer rows of images."""
+    def num_blocks(self) -> int:
+        """Number of blocks; the last may have fewer rows of images."""
         return -(-self.batch * self.padded[0] // self.rows)
 
-    def dealt(self, values: jax.Array, fill: float) -> jax.Array:
-        """(b, *size, …) to the blocks, `fill` where there is no image."""
+    def to_blocks(self, values: jax.Array, fill: float) -> jax.Array:
+        """Divides (b, *size, …) into blocks, with `fill` outside the images."""
         pads = [
             (before, padded - before - size)
             for before, padded, size in zip(self.before, self.padded, self.size, strict=True)
         ]
-        further = [(0, 0)] * (values.ndim - 1 - len(pads))
-        values = jnp.pad(values, [(0, 0), *pads, *further], constant_values=fill)
+        others = [(0, 0)] * (values.ndim - 1 - len(pads))
+        values = jnp.pad(values, [(0, 0), *pads, *others], constant_values=fill)
         values = in_blocks(values, self.rows, fill)
-        if not self.stride:
+        if self.stride is None:
             return values
         ndim = len(self.size)
         sizes = values.shape[1 : 1 + ndim]
         split = [n for size in sizes for n in (size // self.stride, self.stride)]
-        values = values.reshape(self.blocks, *split, *values.shape[1 + ndim :])
+        values = values.reshape(self.num_blocks, *split, *values.shape[1 + ndim :])
         places, phases = range(1, 2 * ndim, 2), range(2, 1 + 2 * ndim, 2)
         return values.transpose(0, *places, *phases, *range(1 + 2 * ndim, values.ndim))
 
-    def in_rows(self, block: jax.Array) -> jax.Array:
-        """A block as (rows, *padded[1:], …)."""
-        if not self.stride:
+    def to_rows(self, block: jax.Array) -> jax.Array:
+        """Brings one block to (rows, *padded[1:], …)."""
+        if self.stride is None:
             return block
         ndim = len(self.size)
         interleaved = [n for axis in range(ndim) for n in (axis, ndim + axis)]
         block = block.transpose(*interleaved, *range(2 * ndim, block.ndim))
         return block.reshape(self.rows, *self.padded[1:], *block.shape[2 * ndim :])
 
-    def collected(self, values: jax.Array) -> jax.Array:
-        """(blocks, rows, *padded[1:], …) to (b, *size, …)."""
-        values = values.reshape(-1, *values.shape[2:])[: self.batch * self.padded[0]]
+    def to_images(self, rows: jax.Array) -> jax.Array:
+        """Brings (num_blocks, rows, *padded[1:], …) to (b, *size, …)."""
+        values = rows.reshape(-1, *rows.shape[2:])[: self.batch * self.padded[0]]
         values = values.reshape(self.batch, self.padded[0], *values.shape[1:])
         window = [
             slice(before, before + size)
@@ -87,11 +95,14 @@ class BlockLayout:
 
 @dataclasses.dataclass(frozen=True)
 class RowBlocks:
-    """A batch of full-size results (b, *size, c), in blocks of rows that are not yet made.
+    """A batch of full-size results (b, *size, c), in blocks of rows that are not computed yet.
 
-    make: (shared, block, fixed) -> one block (…, c), laid out as the layout says. shared: arrays
-    that all blocks are made of. blocks, fixed: trees of arrays (layout.blocks, …), of which `make`
-    gets one block's; the second are not differentiated.
+    Attributes:
+        make: (shared, block, fixed) -> one block (…, c), in the layout.
+        shared: a tree of arrays that all blocks are made of.
+        blocks: a tree of arrays (num_blocks, …); `make` is given the part of one block.
+        fixed: the same, but not differentiated.
+        layout: the division into blocks.
     """
 
     make: Callable[[Any, Any, Any], jax.Array]
@@ -101,63 +112,73 @@ class RowBlocks:
     layout: BlockLayout
 
     def whole(self) -> jax.Array:
-        """All of it, all blocks at once: (b, *size, c)."""
-        return self._collected(lambda values: values, jax.vmap)
+        """Computes all blocks at the same time: (b, *size, c)."""
+        return self._images(lambda values: values, jax.vmap)
 
-    def each(self, function: Callable[[jax.Array], jax.Array]) -> jax.Array:
-        """`function` of every block, (…, c) to (…) or (…, n): (b, *size) or (b, *size, n)."""
-        return self._collected(function, lambda of_block: partial(lax.map, of_block))
+    def map(self, function: Callable[[jax.Array], jax.Array]) -> jax.Array:
+        """Applies a function to every block in turn.
 
-    def _collected(
+        Args:
+            function: (…, c) -> (…) or (…, n).
+
+        Returns:
+            (b, *size) or (b, *size, n).
+        """
+        return self._images(function, lambda one_block: partial(lax.map, one_block))
+
+    def _images(
         self, function: Callable[[jax.Array], jax.Array], mapped: Callable[..., Any]
     ) -> jax.Array:
-        def of_block(block: tuple[Any, Any]) -> jax.Array:
-            return self.layout.in_rows(function(self.make(self.shared, *block)))
+        def rows(block: tuple[Any, Any]) -> jax.Array:
+            return self.layout.to_rows(function(self.make(self.shared, *block)))
 
         blocks = self.blocks, self.fixed
-        if self.layout.blocks == 1:
-            made = of_block(jax.tree.map(lambda x: x[0], blocks))[None]
+        if self.layout.num_blocks == 1:
+            result = rows(jax.tree.map(lambda x: x[0], blocks))[None]
         else:
-            made = mapped(of_block)(blocks)
-        return self.layout.collected(made)
+            result = mapped(rows)(blocks)
+        return self.layout.to_images(result)
 
     def total(
         self, function: Callable[..., tuple[jax.Array, Any]], *others: jax.Array
     ) -> tuple[jax.Array, Any]:
-        """What `function(block, *others)` gives of every block, added up.
+        """Sums a function over all blocks.
 
-        Its gradient is taken block by block together with the value, so that neither the results
+        The gradient is computed block by block along with the value, so that neither the results
         nor their gradient ever exist as a whole.
 
-        function: gives the sum to be differentiated, and a tree of further sums.
-        others: arrays that `Layout.dealt` made.
+        Args:
+            function: (block, *others of the block) -> a sum, and a tree of further sums, which are
+                not differentiated.
+            others: arrays from `BlockLayout.to_blocks`.
         """
 
-        def of_block(shared: Any, block: Any, fixed: Any) -> tuple[jax.Array, Any]:
+        def one_block(shared: Any, block: Any, fixed: Any) -> tuple[jax.Array, Any]:
             of_make, of_function = fixed
             return function(self.make(shared, block, of_make), *of_function)
 
-        return _total(of_block, self.shared, self.blocks, (self.fixed, others))
+        return _total(one_block, self.shared, self.blocks, (self.fixed, others))
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _total(of_block, shared, blocks, fixed):
+def _total(one_block, shared, blocks, fixed):
     def add(sums, block):
-        return _added(sums, of_block(shared, *block)), None
+        return _added(sums, one_block(shared, *block)), None
 
-    return lax.scan(add, _zeros_of(of_block, shared, blocks, fixed), (blocks, fixed))[0]
+    return lax.scan(add, _zeros(one_block, shared, blocks, fixed), (blocks, fixed))[0]
 
 
 @_total.defjvp
-def _total_jvp(of_block, primals, tangents):
+def _total_jvp(one_block, primals, tangents):
+    """Computes the gradient in the forward pass: its products with tangents are then linear."""
     shared, blocks, fixed = primals
-    differentiated = jax.value_and_grad(of_block, argnums=(0, 1), has_aux=True)
+    differentiated = jax.value_and_grad(one_block, argnums=(0, 1), has_aux=True)
 
     def add(carry, block):
-        value, (of_shared, of_its_own) = differentiated(shared, *block)
-        return _added(carry, (value, of_shared)), of_its_own
+        value, (of_shared, of_block) = differentiated(shared, *block)
+        return _added(carry, (value, of_shared)), of_block
 
-    start = _zeros_of(of_block, shared, blocks, fixed), jax.tree.map(jnp.zeros_like, shared)
+    start = _zeros(one_block, shared, blocks, fixed), jax.tree.map(jnp.zeros_like, shared)
     (sums, of_shared), of_blocks = lax.scan(add, start, (blocks, fixed))
     products = jax.tree.map(
         lambda gradient, tangent: jnp.sum(gradient * tangent.astype(jnp.float32)),
@@ -169,9 +190,9 @@ def _total_jvp(of_block, primals, tangents):
     return sums, (tangent, jax.tree.map(jnp.zeros_like, others))
 
 
-def _zeros_of(of_block, shared, blocks, fixed):
+def _zeros(one_block, shared, blocks, fixed):
     first = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), (blocks, fixed))
-    sums = jax.eval_shape(of_block, shared, *first)
+    sums = jax.eval_shape(one_block, shared, *first)
     return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), sums)
 
 
@@ -180,13 +201,13 @@ def _added(a, b):
 
 
 def rows_in_block(row_bytes: int, rows: int) -> int:
-    """How many of so many rows make up a block: blocks of about `BLOCK_BYTES`, all alike."""
+    """Divides a number of rows into equal blocks of about `BLOCK_BYTES`; returns rows per block."""
     most = max(1, BLOCK_BYTES.get(jax.default_backend(), 2**26) // max(row_bytes, 1))
     return math.ceil(rows / math.ceil(rows / most))
 
 
 def in_blocks(values: jax.Array, rows: int, fill: float = 0) -> jax.Array:
-    """(b, n, …) to (blocks, rows, …), the last block filled up."""
+    """Divides (b, n, …) into (blocks, rows, …); the last block is padded with `fill`."""
     values = values.reshape(-1, *values.shape[2:])
     missing = -len(values) % rows
     pads = [(0, missing)] + [(0, 0)] * (values.ndim - 1)

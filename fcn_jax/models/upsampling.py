@@ -1,6 +1,6 @@
 """Upsampling by transposed convolutions that start, or stay, bilinear.
 
-Arrays are channels-last: (b, *spatial, c). Everything computes in the dtype of what it is given.
+Arrays are channels-last: (b, *spatial, c). All functions compute in the dtype of their input.
 """
 
 import dataclasses
@@ -17,11 +17,11 @@ from fcn_jax.models.feature_map import FeatureMap
 from fcn_jax.models.row_blocks import BlockLayout, RowBlocks, in_blocks, rows_in_block
 
 EXACT = lax.Precision.HIGHEST
-"""Of float32 products, which GPUs and TPUs round otherwise: scores are small, and these cheap."""
+"""Precision of products of scores, which GPUs and TPUs would otherwise round; scores are few."""
 
 
 def bilinear_filter(size: int) -> np.ndarray:
-    """The one-dimensional filter of linear interpolation: float32 (size,).
+    """Returns the one-dimensional filter of linear interpolation: float32 (size,).
 
     weight(i) = 1 − |i − c|/f with f = (size + 1)//2, and the centre c = f − 1 for an odd size,
     f − 0.5 for an even one (Long et al. 2015, section 3.3, and the authors' code).
@@ -32,9 +32,9 @@ def bilinear_filter(size: int) -> np.ndarray:
 
 
 def bilinear_kernel(size: int, channels: int, ndim: int = 2) -> np.ndarray:
-    """A transposed convolution's kernel that interpolates each channel by itself.
+    """Returns the kernel of a transposed convolution that interpolates each channel by itself.
 
-    Returns float32 (size, …, size, channels, channels), zero off the channels' diagonal.
+    It is float32 (size, …, size, channels, channels), and zero off the diagonal of the channels.
     """
     weights = np.ones((1,) * ndim, np.float32)
     for axis in range(ndim):
@@ -52,29 +52,30 @@ def conv_transpose(
     crop: int,
     output_size: Sequence[int],
 ) -> jax.Array:
-    """Transposed convolution by phases: only products with the small input, no zeros between.
+    """Computes a transposed convolution by phases: as products with the small input alone.
 
-    Every input position scatters a kernel's worth of output:
+    Every input position adds a multiple of the kernel to the output:
     out[j] = Σ_i values[i] · kernel[j + crop − stride·i] on each axis. The kernel is therefore
-    PyTorch's `ConvTranspose2d` weight moved from (in, out, kh, kw) to (kh, kw, in, out), unflipped,
-    and `crop` its `padding`. flax's `ConvTranspose` holds the same kernel flipped in space.
+    the weight of PyTorch's `ConvTranspose2d` moved from (in, out, kh, kw) to (kh, kw, in, out),
+    unflipped, and `crop` is its `padding`. flax's `ConvTranspose` has the same kernel flipped in
+    space.
 
-    The outputs whose j + crop leave the same remainder by the stride, a *phase*, see the same few
-    taps of the kernel. All phases together are one product of ceil(k/stride)^n shifted copies of
-    the input with the kernel, rearranged to (taps·in, phases·out), and a depth-to-space.
+    The outputs whose j + crop leave the same remainder by the stride, a *phase*, depend on the same
+    few taps of the kernel. All phases together are one product of ceil(k/stride)^n shifted copies
+    of the input with the kernel, rearranged to (taps·in, phases·out), and a depth-to-space.
 
     Args:
         values: (b, *n, in).
         kernel: (*k, in, out), any kernel size and stride.
         stride: outputs per input on each axis.
-        crop: outputs left out at the start of each axis; where negative, zeros put before it.
-        output_size: outputs on each axis; zero where no input reaches.
+        crop: outputs removed at the start of each axis; if negative, zeros added there.
+        output_size: outputs on each axis; they are zero where no input reaches.
 
     Returns:
         (b, *output_size, out), in the dtype of `values`.
     """
     return conv_transpose_blocks(
-        values, kernel, stride=stride, crop=crop, output_size=output_size, at_once=True
+        values, kernel, stride=stride, crop=crop, output_size=output_size, single_block=True
     ).whole()
 
 
@@ -85,9 +86,9 @@ def conv_transpose_blocks(
     stride: int,
     crop: int,
     output_size: Sequence[int],
-    at_once: bool = False,
+    single_block: bool = False,
 ) -> RowBlocks:
-    """`conv_transpose` in blocks of rows; at_once: in a single one."""
+    """Prepares `conv_transpose` in blocks of rows, or in a single block."""
     ndim = values.ndim - 2
     in_features, out_features = kernel.shape[-2:]
     taps = [-(-k // stride) for k in kernel.shape[:ndim]]
@@ -97,7 +98,7 @@ def conv_transpose_blocks(
     for axis in range(ndim):
         copies = _shifted(values, axis + 1, first, counts[axis], taps[axis])
         values = jnp.concatenate(copies, axis=-1)
-    # The channels now run over (tap of the last axis, …, tap of the first axis, in).
+    # The channels are now ordered (tap of the last axis, …, tap of the first axis, in).
 
     padding = [(0, t * stride - k) for t, k in zip(taps, kernel.shape[:ndim], strict=True)]
     kernel = jnp.pad(kernel, [*padding, (0, 0), (0, 0)]).astype(values.dtype)
@@ -107,7 +108,7 @@ def conv_transpose_blocks(
     kernel = kernel.transpose(*tap_axes, 2 * ndim, *phase_axes, 2 * ndim + 1)
     kernel = kernel.reshape(values.shape[-1], stride**ndim * out_features)
 
-    layout = _layout(values.shape[0], stride, crop, output_size, out_features, at_once)
+    layout = _layout(values.shape[0], stride, crop, output_size, out_features, single_block)
     layout = dataclasses.replace(layout, stride=stride)
 
     def phases(kernel: jax.Array, values: jax.Array, _: None) -> jax.Array:
@@ -120,12 +121,13 @@ def conv_transpose_blocks(
 def bilinear_upsample(
     values: jax.Array, filter_size: int, *, stride: int, crop: int, output_size: Sequence[int]
 ) -> jax.Array:
-    """`conv_transpose` with `bilinear_kernel(filter_size, …)`, one axis after the other.
+    """Computes `conv_transpose` with `bilinear_kernel(filter_size, …)`, one axis at a time.
 
-    Same arguments and result, at a cost of two multiplications an axis and output.
+    The arguments and the result are the same, and the cost is two multiplications per axis and
+    output.
     """
     return bilinear_upsample_blocks(
-        values, filter_size, stride=stride, crop=crop, output_size=output_size, at_once=True
+        values, filter_size, stride=stride, crop=crop, output_size=output_size, single_block=True
     ).whole()
 
 
@@ -136,20 +138,20 @@ def bilinear_upsample_blocks(
     stride: int,
     crop: int,
     output_size: Sequence[int],
-    at_once: bool = False,
+    single_block: bool = False,
 ) -> RowBlocks:
-    """`bilinear_upsample` in blocks of rows; at_once: in a single one."""
+    """Prepares `bilinear_upsample` in blocks of rows, or in a single block."""
     weights = bilinear_filter(filter_size)
     taps = -(-filter_size // stride)
     weights = np.pad(weights, (0, taps * stride - filter_size)).reshape(taps, stride)
     first = crop // stride
     counts = _counts(stride, crop, output_size)
-    # The last axis first: the largest result is then made of whole contiguous rows.
+    # The last axis first: the largest result then consists of contiguous rows.
     for axis in reversed(range(2, values.ndim - 1)):
         copies = _shifted(values, axis, first, counts[axis - 1], taps)
         values = _interleaved(copies, axis, weights)
 
-    layout = _layout(values.shape[0], stride, crop, output_size, values.shape[-1], at_once)
+    layout = _layout(values.shape[0], stride, crop, output_size, values.shape[-1], single_block)
     copies = [
         in_blocks(copy, layout.rows // stride)
         for copy in _shifted(values, 1, first, counts[0], taps)
@@ -162,7 +164,7 @@ def bilinear_upsample_blocks(
 
 
 def _counts(stride: int, crop: int, output_size: Sequence[int]) -> list[int]:
-    """How many positions of each phase the outputs take, from the first that is seen."""
+    """Returns how many positions of each phase the outputs take, on each axis."""
     return [(crop + size - 1) // stride + 1 - crop // stride for size in output_size]
 
 
@@ -172,12 +174,12 @@ def _layout(
     crop: int,
     output_size: Sequence[int],
     features: int,
-    at_once: bool,
+    single_block: bool,
 ) -> BlockLayout:
     counts = _counts(stride, crop, output_size)
     padded = tuple(count * stride for count in counts)
     coarse_rows = batch * counts[0]
-    if not at_once:
+    if not single_block:
         coarse_rows = rows_in_block(4 * stride * math.prod(padded[1:]) * features, coarse_rows)
     return BlockLayout(
         batch=batch,
@@ -189,18 +191,18 @@ def _layout(
 
 
 def _interleaved(copies: list[jax.Array], axis: int, weights: np.ndarray) -> jax.Array:
-    """Σ_tap copies[tap] · weights[tap, phase], the phases next to each other along the axis."""
+    """Computes Σ_tap copies[tap] · weights[tap, phase], with the phases interleaved on the axis."""
     stride = weights.shape[1]
     shape = copies[0].shape
     if stride <= 8:
-        # A sum per phase: as one product, 5 times as slow on a CPU.
+        # One sum per phase; one product for all phases was 5 times as slow on a CPU.
         phases = [
             sum(copy * float(weights[tap, phase]) for tap, copy in enumerate(copies))
             for phase in range(stride)
         ]
         values = jnp.stack(phases, axis=axis + 1)
     else:
-        # One product for all phases: as so many sums, 8 times as slow on a CPU.
+        # One product for all phases; one sum per phase was 8 times as slow on a CPU.
         dims = list(range(len(shape)))
         tap, phase = len(shape), len(shape) + 1
         values = jnp.einsum(
@@ -215,7 +217,7 @@ def _interleaved(copies: list[jax.Array], axis: int, weights: np.ndarray) -> jax
 
 
 def _shifted(values: jax.Array, axis: int, first: int, count: int, taps: int) -> list[jax.Array]:
-    """For each tap t, the positions first − t … first − t + count − 1, zero beyond the borders."""
+    """Returns for each tap t the positions first − t … first − t + count − 1, zero outside."""
     size = values.shape[axis]
     before = max(0, taps - 1 - first)
     after = max(0, first + count - size)
@@ -228,40 +230,13 @@ def _shifted(values: jax.Array, axis: int, first: int, count: int, taps: int) ->
     ]
 
 
-class ConvTranspose(nnx.Module):
-    """Learned transposed convolution, without bias, that starts as bilinear interpolation.
+class Upsample(nnx.Module):
+    """A transposed convolution by a stride to the size of a finer feature map.
 
-    kernel: float32 (*kernel_size, features, features); see `conv_transpose` for its convention.
+    Args:
+        filter_size: side of the kernel.
+        stride, crop: see `conv_transpose`.
     """
-
-    def __init__(self, features: int, kernel_size: int, *, stride: int, crop: int, ndim: int = 2):
-        self.stride = stride
-        self.crop = crop
-        # Weight decay would pull the kernel from interpolation towards zero.
-        kernel = jnp.asarray(bilinear_kernel(kernel_size, features, ndim))
-        self.kernel = nnx.Param(kernel, decay=False)
-
-    def __call__(self, x: FeatureMap, like: FeatureMap) -> FeatureMap:
-        """(b, *spatial, c) to the spatial size, and the valid part, of `like`."""
-        size = max(self.kernel.shape[:-2])
-        field = x.field.scattered(like.field.stride, size, self.stride, self.crop)
-        values = self.in_blocks(x, like, at_once=True).whole()
-        return dataclasses.replace(like, values=values, field=field)
-
-    def in_blocks(self, x: FeatureMap, like: FeatureMap, *, at_once: bool = False) -> RowBlocks:
-        """The values of the result, in blocks of rows."""
-        return conv_transpose_blocks(
-            x.filled(),
-            self.kernel[...],
-            stride=self.stride,
-            crop=self.crop,
-            output_size=like.spatial,
-            at_once=at_once,
-        )
-
-
-class BilinearUpsample(nnx.Module):
-    """Fixed bilinear interpolation: `ConvTranspose` as it starts, computed axis by axis."""
 
     def __init__(self, filter_size: int, *, stride: int, crop: int):
         self.filter_size = filter_size
@@ -269,18 +244,55 @@ class BilinearUpsample(nnx.Module):
         self.crop = crop
 
     def __call__(self, x: FeatureMap, like: FeatureMap) -> FeatureMap:
-        """(b, *spatial, c) to the spatial size, and the valid part, of `like`."""
+        """Upsamples (b, *spatial, c) to the spatial size, and the valid part, of `like`."""
         field = x.field.scattered(like.field.stride, self.filter_size, self.stride, self.crop)
-        values = self.in_blocks(x, like, at_once=True).whole()
+        values = self.in_blocks(x, like, single_block=True).whole()
         return dataclasses.replace(like, values=values, field=field)
 
-    def in_blocks(self, x: FeatureMap, like: FeatureMap, *, at_once: bool = False) -> RowBlocks:
-        """The values of the result, in blocks of rows."""
+    def in_blocks(
+        self, x: FeatureMap, like: FeatureMap, *, single_block: bool = False
+    ) -> RowBlocks:
+        """Prepares the values of the result in blocks of rows."""
+        raise NotImplementedError
+
+
+class ConvTranspose(Upsample):
+    """A learned transposed convolution, without bias, that starts as bilinear interpolation.
+
+    Attributes:
+        kernel: float32 (*filter_size, features, features); see `conv_transpose`.
+    """
+
+    def __init__(self, features: int, filter_size: int, *, stride: int, crop: int, ndim: int = 2):
+        super().__init__(filter_size, stride=stride, crop=crop)
+        self.kernel = nnx.Param(jnp.asarray(bilinear_kernel(filter_size, features, ndim)))
+
+    def in_blocks(
+        self, x: FeatureMap, like: FeatureMap, *, single_block: bool = False
+    ) -> RowBlocks:
+        """Prepares the values of the result in blocks of rows."""
+        return conv_transpose_blocks(
+            x.filled(),
+            self.kernel[...],
+            stride=self.stride,
+            crop=self.crop,
+            output_size=like.spatial,
+            single_block=single_block,
+        )
+
+
+class BilinearUpsample(Upsample):
+    """Fixed bilinear interpolation: the initial `ConvTranspose`, computed one axis at a time."""
+
+    def in_blocks(
+        self, x: FeatureMap, like: FeatureMap, *, single_block: bool = False
+    ) -> RowBlocks:
+        """Prepares the values of the result in blocks of rows."""
         return bilinear_upsample_blocks(
             x.filled(),
             self.filter_size,
             stride=self.stride,
             crop=self.crop,
             output_size=like.spatial,
-            at_once=at_once,
+            single_block=single_block,
         )

@@ -9,7 +9,7 @@ import numpy as np
 from fcn_jax.config import Config
 from fcn_jax.errors import ArgumentError, UserError
 from fcn_jax.models.build import abstract_model
-from fcn_jax.models.pure_model import Network
+from fcn_jax.models.pure_model import PureModel
 from fcn_jax.pretrained.provenance import Provenance
 from fcn_jax.pretrained.weights import Weights, flat, zeros
 
@@ -61,7 +61,7 @@ def empty_variables(
     config: Config, num_classes: int | Mapping[str, int], channels: int = 3
 ) -> tuple[Any, Any]:
     """Returns (params, batch_stats) of a network, all zero, without initialising it."""
-    return zeros(Network(abstract_model(config.model, num_classes, channels=channels)))
+    return zeros(PureModel(abstract_model(config.model, num_classes, channels=channels)))
 
 
 def _is_score_bias(name: str) -> bool:

@@ -15,7 +15,7 @@ from fcn_jax.config import ModelConfig
 from fcn_jax.errors import UserError
 from fcn_jax.models.backbones.preprocess import COLOURS
 from fcn_jax.models.build import preprocessing_name
-from fcn_jax.models.pure_model import Network
+from fcn_jax.models.pure_model import PureModel
 from fcn_jax.pretrained import trunks
 from fcn_jax.pretrained.provenance import Provenance
 
@@ -228,7 +228,7 @@ def _layers(names: Iterable[str]) -> list[str]:
     return sorted({name.rpartition("/")[0] for name in names})
 
 
-def zeros(network: Network) -> tuple[Any, Any]:
+def zeros(network: PureModel) -> tuple[Any, Any]:
     """Returns the (params, batch_stats) of a network, filled with zeros."""
     return jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), network.variables)
 

@@ -18,7 +18,7 @@ from jax import lax
 from fcn_jax.config import Config
 from fcn_jax.data.augment import Crop
 from fcn_jax.data.labels import IGNORE_INDEX, by_map
-from fcn_jax.models.pure_model import Network
+from fcn_jax.models.pure_model import PureModel
 from fcn_jax.models.row_blocks import RowBlocks
 from fcn_jax.parallel.data_parallel import DATA_AXIS
 from fcn_jax.training.losses import Loss, PixelLoss, build_losses
@@ -41,7 +41,7 @@ class Objective:
     takes a forward pass of all parts.
     """
 
-    def __init__(self, network: Network, config: Config, class_weights: Mapping[str, jax.Array]):
+    def __init__(self, network: PureModel, config: Config, class_weights: Mapping[str, jax.Array]):
         self._network = network
         self._parts = config.train.accumulation_steps
         self._minimises_sum = config.loss.normalization == "sum"
@@ -124,7 +124,7 @@ class Objective:
         outputs = {
             name: (
                 logits[name],
-                logits[name].layout.dealt(labels[head.label_map], IGNORE_INDEX),
+                logits[name].layout.to_blocks(labels[head.label_map], IGNORE_INDEX),
             )
             for name, head in self._heads.items()
         }

@@ -27,7 +27,7 @@ def build_optimizer(
     Args:
         config: the settings `optim`.
         decay_mask: bool in the structure of the parameters, True if weight decay applies to them:
-            `Network.decay_mask`.
+            `PureModel.decay_mask`.
         total_steps: steps after which the poly schedule reaches 0.
 
     Raises:

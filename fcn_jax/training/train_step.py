@@ -11,7 +11,7 @@ from jax import lax
 
 from fcn_jax.config import Config
 from fcn_jax.data.augment import augment
-from fcn_jax.models.pure_model import Network
+from fcn_jax.models.pure_model import PureModel
 from fcn_jax.parallel.data_parallel import DATA_AXIS
 from fcn_jax.training.objective import Objective
 
@@ -34,7 +34,7 @@ def create_train_state(variables: Any, optimizer: optax.GradientTransformation) 
 
 
 def make_train_step(
-    network: Network,
+    network: PureModel,
     optimizer: optax.GradientTransformation,
     config: Config,
     class_weights: Mapping[str, jax.Array] | None = None,

@@ -99,7 +99,7 @@ class OneLayer:
         return {
             "": SimpleNamespace(
                 total=lambda loss, label: (jnp.sum(features * features), label.size),
-                layout=SimpleNamespace(dealt=lambda label, fill: label),
+                layout=SimpleNamespace(to_blocks=lambda label, fill: label),
             )
         }, None
 

@@ -14,7 +14,7 @@ from fcn_jax.models.fcn import FCN
 from fcn_jax.models.feature_map import FeatureMap
 from fcn_jax.models.geometry import Grid
 from fcn_jax.models.layers import Conv, relu
-from fcn_jax.models.pure_model import Network
+from fcn_jax.models.pure_model import PureModel
 
 
 class TwoLayers(nnx.Module):
@@ -36,13 +36,13 @@ class TwoLayers(nnx.Module):
 
 class TinyWorkload(Workload):
     @functools.cached_property
-    def network(self) -> Network:
+    def network(self) -> PureModel:
         def build() -> FCN:
             rngs = nnx.Rngs(0)
             dtype = jnp.dtype(self.dtype)
             return FCN(TwoLayers(rngs), self.num_classes, skips=1, dtype=dtype, rngs=rngs)
 
-        return Network(nnx.eval_shape(build))
+        return PureModel(nnx.eval_shape(build))
 
 
 def tiny_workload(**fields: Any) -> TinyWorkload:

@@ -38,7 +38,7 @@ from fcn_jax.models.build import build_model
 from fcn_jax.models.fcn import FCN
 from fcn_jax.models.feature_map import TilePosition
 from fcn_jax.models.geometry import ReceptiveField
-from fcn_jax.models.pure_model import Network
+from fcn_jax.models.pure_model import PureModel
 from fcn_jax.pretrained import Provenance
 from fcn_jax.terminal.signals import StopSignal
 from tests.in_process import run_command
@@ -142,7 +142,7 @@ NETWORKS: dict[str, tuple[Callable[[], FCN], tuple[int, int]]] = {
 """Networks, of random weights, and an image's height and width that take several tiles."""
 
 
-def tiled(network: Network, cut: Tiling, image: np.ndarray) -> dict[str, np.ndarray]:
+def tiled(network: PureModel, cut: Tiling, image: np.ndarray) -> dict[str, np.ndarray]:
     size = image.shape[:2]
     label = {name: np.full(size, IGNORE_INDEX, np.uint8) for name in network.label_maps}
     tiles = cut.tiles(size)
@@ -155,7 +155,7 @@ def tiled(network: Network, cut: Tiling, image: np.ndarray) -> dict[str, np.ndar
     return label
 
 
-def whole_logits(network: Network, image: np.ndarray) -> np.ndarray:
+def whole_logits(network: PureModel, image: np.ndarray) -> np.ndarray:
     run = jax.jit(lambda variables, image: network(variables, image)[0]["logits"])
     return np.asarray(run(network.variables, image[None])[0])
 
@@ -166,7 +166,7 @@ def test_the_label_map_is_that_of_the_whole_image(
 ) -> None:
     monkeypatch.setitem(resnet.DEPTHS, 50, (1, 1, 1, 1))
     make, size = NETWORKS[name]
-    network = Network(randomised(make))
+    network = PureModel(randomised(make))
     cut = tiling(receptive_field(network, network.variables), 64)
     assert cut.is_exact
     # Some tile sees neither the image's beginning nor its end.
@@ -188,7 +188,7 @@ def test_the_label_map_is_that_of_the_whole_image(
 
 def test_the_logits_are_those_of_the_whole_image(randomised: Any) -> None:
     make = fcn(small, skips=1, context_features=4, upsampling="interpolate")
-    network = Network(randomised(make))
+    network = PureModel(randomised(make))
     cut = tiling(receptive_field(network, network.variables), 64)
     image = picture(1103, 70)
     size = image.shape[:2]
@@ -217,7 +217,7 @@ def test_the_logits_are_those_of_the_whole_image(randomised: Any) -> None:
 
 def test_too_small_a_halo_changes_the_label_map(randomised: Any) -> None:
     # Else the tests above would show nothing.
-    network = Network(randomised(NETWORKS["small, 32s"][0]))
+    network = PureModel(randomised(NETWORKS["small, 32s"][0]))
     field = receptive_field(network, network.variables)
     image = picture(397, 150)
     exact, approximate = (tiled(network, tiling(field, 64, halo), image)[""] for halo in (None, 16))
@@ -225,7 +225,7 @@ def test_too_small_a_halo_changes_the_label_map(randomised: Any) -> None:
 
 
 def test_all_tiles_share_one_compilation(randomised: Any, caplog: pytest.LogCaptureFixture) -> None:
-    network = Network(randomised(NETWORKS["small, 32s"][0]))
+    network = PureModel(randomised(NETWORKS["small, 32s"][0]))
     cut = tiling(receptive_field(network, network.variables), 64)
     with jax.log_compiles():
         tiled(network, cut, picture(397, 150))
@@ -234,7 +234,7 @@ def test_all_tiles_share_one_compilation(randomised: Any, caplog: pytest.LogCapt
 
 def test_squeeze_and_excitation_is_found_out() -> None:
     model = nnx.eval_shape(fcn(lambda: MobileNetV3Large(rngs=nnx.Rngs(0)), skips=0))
-    network = Network(model)
+    network = PureModel(model)
     field = receptive_field(network, network.variables)
     with pytest.raises(UserError, match="averages over the whole image"):
         tiling(field, 512)
@@ -252,7 +252,7 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config.data.label_maps = ("masks", "heights")
     label_maps = {"masks": CLASSES, "heights": CLASSES[:3]}
     counts = {name: len(names) for name, names in label_maps.items()}
-    network = Network(nnx.eval_shape(lambda: build_model(config.model, counts, rngs=nnx.Rngs(0))))
+    network = PureModel(nnx.eval_shape(lambda: build_model(config.model, counts, rngs=nnx.Rngs(0))))
     random = np.random.default_rng(0)
 
     def draw(path: Any, leaf: jax.ShapeDtypeStruct) -> np.ndarray:

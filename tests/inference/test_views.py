@@ -26,7 +26,7 @@ from fcn_jax.models.backbones.preprocess import TORCHVISION
 from fcn_jax.models.backbones.small import SmallNet
 from fcn_jax.models.build import build_model
 from fcn_jax.models.fcn import FCN
-from fcn_jax.models.pure_model import Network
+from fcn_jax.models.pure_model import PureModel
 from fcn_jax.pretrained import Provenance
 from tests.in_process import run_command
 
@@ -35,9 +35,9 @@ CHANNELS = 4
 
 
 @pytest.fixture(scope="module")
-def network(randomised: Callable[[Callable[[], FCN]], FCN]) -> Network:
+def network(randomised: Callable[[Callable[[], FCN]], FCN]) -> PureModel:
     """A network with two label maps, four channels, and strides 2 and 4."""
-    return Network(
+    return PureModel(
         randomised(
             lambda: FCN(
                 SmallNet(
@@ -54,12 +54,12 @@ def network(randomised: Callable[[Callable[[], FCN]], FCN]) -> Network:
 
 
 @pytest.fixture(scope="module")
-def variables(network: Network) -> Any:
+def variables(network: PureModel) -> Any:
     return network.variables
 
 
 @pytest.fixture(scope="module")
-def alone(network: Network, variables: Any) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
+def alone(network: PureModel, variables: Any) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
     """Returns the logits (h, w, k) of an image without a canvas."""
     run = jax.jit(network.__call__)
 
@@ -378,7 +378,7 @@ def exported(
 ) -> Path:
     """An exported network that has not been trained."""
     model = ModelConfig(backbone="small", skips=2)
-    network = Network(randomised(lambda: build_model(model, 4, rngs=nnx.Rngs(0))))
+    network = PureModel(randomised(lambda: build_model(model, 4, rngs=nnx.Rngs(0))))
     class_names = ("ground", "disc", "square", "cross")
     provenance = Provenance(Config(model=model), {"": class_names}, step=1)
     folder = tmp_path_factory.mktemp("exported")

@@ -28,7 +28,7 @@ from fcn_jax.inference import voc_server
 from fcn_jax.inference.trained import Predictor
 from fcn_jax.inference.voc_server import submit
 from fcn_jax.models.build import build_model
-from fcn_jax.models.pure_model import Network
+from fcn_jax.models.pure_model import PureModel
 from fcn_jax.pictures import overlays
 from fcn_jax.pretrained import Provenance
 from fcn_jax.runs import claim
@@ -75,7 +75,7 @@ def make_run(randomised: Callable[..., Any]) -> Callable[..., Predictor]:
         model = randomised(
             lambda: build_model(config.model, counts, channels=channels, rngs=nnx.Rngs(0))
         )
-        network = Network(model)
+        network = PureModel(model)
         by_map = dict.fromkeys(label_maps, class_names)
         provenance = Provenance(config, by_map, channels, step=step)
         return Predictor(network, network.variables, provenance)

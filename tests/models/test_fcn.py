@@ -18,7 +18,7 @@ from fcn_jax.models.fcn import FCN
 from fcn_jax.models.feature_map import FeatureMap
 from fcn_jax.models.geometry import Grid, Window, upsampling_geometry
 from fcn_jax.models.layers import BatchNorm, Conv, max_pool, relu
-from fcn_jax.models.pure_model import Network
+from fcn_jax.models.pure_model import PureModel
 from fcn_jax.training.losses import CrossEntropy
 
 BACKBONES: dict[str, Callable[[], Any]] = {
@@ -208,7 +208,7 @@ def test_an_image_has_the_same_logits_on_any_canvas(
 @pytest.mark.parametrize("train", [False, True])
 def test_an_image_gives_the_same_gradient_on_any_canvas(train: bool, randomised: Any) -> None:
     # Void pixels beyond the image count for nothing, nor does what the layers make of them.
-    network = Network(randomised(lambda: FCN(Pooled(), 5, skips=1, rngs=nnx.Rngs(0))))
+    network = PureModel(randomised(lambda: FCN(Pooled(), 5, skips=1, rngs=nnx.Rngs(0))))
     params, batch_stats = network.variables
     size = (21, 30)
     canvas = pictures(1, 48, 52)
@@ -281,7 +281,7 @@ def test_bfloat16_stays_close_and_gives_float32_logits(randomised: Any) -> None:
 
 
 def test_dropout_is_drawn_for_each_image_by_its_key(randomised: Any) -> None:
-    network = Network(
+    network = PureModel(
         randomised(lambda: FCN(BACKBONES["squeezenet"](), 3, skips=0, rngs=nnx.Rngs(0)))
     )
 

@@ -108,7 +108,7 @@ def test_a_sum_over_blocks_of_rows_forward_is_that_of_the_whole() -> None:
 
     def total(values: jax.Array, kernel: jax.Array) -> tuple[jax.Array, jax.Array]:
         cut = blocks(values, kernel)
-        inside = cut.layout.dealt(jnp.ones((2, 17, 13)), 0)
+        inside = cut.layout.to_blocks(jnp.ones((2, 17, 13)), 0)
         return cut.total(
             lambda rows, inside: ((jnp.sin(rows).sum(-1) * inside).sum(), inside.sum()), inside
         )

@@ -23,7 +23,7 @@ from fcn_jax.inference import image_files
 from fcn_jax.models.backbones.preprocess import TORCHVISION
 from fcn_jax.models.backbones.small import SmallNet
 from fcn_jax.models.fcn import FCN
-from fcn_jax.models.pure_model import Network
+from fcn_jax.models.pure_model import PureModel
 from fcn_jax.parallel import data_parallel
 from fcn_jax.predict import load_run
 from fcn_jax.train import train
@@ -79,7 +79,7 @@ def test_each_map_counts_by_its_own_pixels(normalization: str, weighted: bool) -
         for stage in model.stages:
             kernel = getattr(head, f"score{stage}").kernel
             kernel[...] = random.standard_normal(kernel.shape).astype(np.float32)
-    network = Network(model)
+    network = PureModel(model)
     params, batch_stats = network.variables
     batch = canvases()
 

@@ -11,16 +11,16 @@ from fcn_jax.errors import ArgumentError
 from fcn_jax.models.build import build_model
 from fcn_jax.models.feature_map import FeatureMap, add
 from fcn_jax.models.layers import Conv, relu
-from fcn_jax.models.pure_model import Network
+from fcn_jax.models.pure_model import PureModel
 from fcn_jax.models.remat import remat_block, remat_blocks
 from fcn_jax.parallel.data_parallel import DATA_AXIS
 from fcn_jax.training.optim import build_optimizer
 from fcn_jax.training.train_step import create_train_state, make_train_step
 
 
-def network(backbone: str, *, remat: bool) -> Network:
+def network(backbone: str, *, remat: bool) -> PureModel:
     config = ModelConfig(backbone=backbone, dropout=0.0, remat=remat)
-    return Network(build_model(config, 5, rngs=nnx.Rngs(0), axis_name=DATA_AXIS))
+    return PureModel(build_model(config, 5, rngs=nnx.Rngs(0), axis_name=DATA_AXIS))
 
 
 def abstract_network(backbone: str) -> tuple[nnx.GraphDef, nnx.State]:

@@ -64,7 +64,7 @@ def test_blocks_are_parts_of_the_whole(
 ) -> None:
     values, kernel, _ = inputs()
     cut = upsample(values, kernel)
-    result, classes = cut.whole(), cut.each(lambda scores: jnp.argmax(scores, axis=-1))
+    result, classes = cut.whole(), cut.map(lambda scores: jnp.argmax(scores, axis=-1))
     at_once(monkeypatch)
     expected = upsample(values, kernel).whole()
     assert result.shape == (2, *SIZE, CLASSES)
@@ -84,7 +84,7 @@ def test_the_loss_and_its_gradient_are_those_of_the_whole(
         def of_block(scores, label):
             return CrossEntropy().sums(scores, label)
 
-        loss, weight = cut.total(of_block, cut.layout.dealt(label, IGNORE_INDEX))
+        loss, weight = cut.total(of_block, cut.layout.to_blocks(label, IGNORE_INDEX))
         return 3 * loss, weight
 
     def of_the_whole(values, kernel):
@@ -103,18 +103,18 @@ def test_the_loss_and_its_gradient_are_those_of_the_whole(
         np.testing.assert_allclose(gradient, wanted, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("stride", [0, 2])
-def test_dealt_by_hand(stride: int) -> None:
+@pytest.mark.parametrize("stride", [None, 2])
+def test_blocks_by_hand(stride: int | None) -> None:
     # Two images of 3×2, padded to 4×4 by a row before and two columns after; blocks of 4 rows.
     layout = BlockLayout(2, (3, 2), (1, 0), (4, 4), rows=4, stride=stride)
     values = jnp.arange(1, 13).reshape(2, 3, 2)
     rows = [[0, 0, 0, 0], [1, 2, 0, 0], [3, 4, 0, 0], [5, 6, 0, 0]]
     by_phase = [[[[0, 0], [1, 2]], [[0, 0], [0, 0]]], [[[3, 4], [5, 6]], [[0, 0], [0, 0]]]]
-    dealt = layout.dealt(values, 0)
-    assert dealt[0].tolist() == (by_phase if stride else rows)
-    assert layout.in_rows(dealt[0]).tolist() == rows
-    together = jnp.stack([layout.in_rows(block) for block in dealt])
-    np.testing.assert_array_equal(layout.collected(together), values)
+    blocks = layout.to_blocks(values, 0)
+    assert blocks[0].tolist() == (by_phase if stride else rows)
+    assert layout.to_rows(blocks[0]).tolist() == rows
+    together = jnp.stack([layout.to_rows(block) for block in blocks])
+    np.testing.assert_array_equal(layout.to_images(together), values)
 
 
 def test_no_full_size_scores_are_held() -> None:
@@ -123,8 +123,8 @@ def test_no_full_size_scores_are_held() -> None:
 
     def loss(values, kernel):
         cut = conv_transpose_blocks(values, kernel, stride=8, crop=4, output_size=(512, 512))
-        dealt = cut.layout.dealt(label, IGNORE_INDEX)
-        return cut.total(CrossEntropy().sums, dealt)[0]
+        blocks = cut.layout.to_blocks(label, IGNORE_INDEX)
+        return cut.total(CrossEntropy().sums, blocks)[0]
 
     compiled = jax.jit(jax.grad(loss, (0, 1))).lower(values, kernel).compile()
     scores_bytes = 4 * 512 * 512 * 21 * 4

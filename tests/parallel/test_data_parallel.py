@@ -19,7 +19,7 @@ from fcn_jax.models.fcn import FCN, suffix
 from fcn_jax.models.feature_map import FeatureMap
 from fcn_jax.models.geometry import Grid
 from fcn_jax.models.layers import BatchNorm, Conv, dropout, max_pool, relu
-from fcn_jax.models.pure_model import Network
+from fcn_jax.models.pure_model import PureModel
 from fcn_jax.parallel import data_parallel
 from fcn_jax.parallel.data_parallel import DATA_AXIS
 from fcn_jax.training import optim
@@ -69,7 +69,7 @@ class Pooled(nnx.Module):
         return {2: x, 4: dropout(max_pool(relu(self.conv2(x)), 2, 2), 0.2, keys if train else None)}
 
 
-def network(normalised: bool, label_maps: Mapping[str, int] = ONE_MAP) -> Network:
+def network(normalised: bool, label_maps: Mapping[str, int] = ONE_MAP) -> PureModel:
     """A tiny FCN whose score layers have begun to learn."""
     model = FCN(Pooled(normalised=normalised), label_maps, skips=1, rngs=nnx.Rngs(0))
     random = np.random.default_rng(1)
@@ -77,7 +77,7 @@ def network(normalised: bool, label_maps: Mapping[str, int] = ONE_MAP) -> Networ
         for stage in model.stages:
             kernel = getattr(getattr(model, f"head{suffix(label_map)}"), f"score{stage}").kernel
             kernel[...] = random.standard_normal(kernel.shape).astype(np.float32)
-    return Network(model)
+    return PureModel(model)
 
 
 def batch(label_maps: Mapping[str, int] = ONE_MAP) -> dict[str, np.ndarray]:

@@ -18,7 +18,7 @@ from fcn_jax.data.masks import read_mask
 from fcn_jax.errors import UserError
 from fcn_jax.inference.trained import load_weights
 from fcn_jax.models.build import build_model
-from fcn_jax.models.pure_model import Network
+from fcn_jax.models.pure_model import PureModel
 from fcn_jax.pretrained import Provenance, flat, model_file
 from fcn_jax.pretrained.convert import convert, empty_variables
 from fcn_jax.pretrained.source import from_fully_connected, from_iohw, from_oihw
@@ -134,7 +134,7 @@ def test_the_real_squeezenet_sees_a_cat():
     if not WEIGHTS.is_dir():
         pytest.skip("the real weights are not at hand")
     path = WEIGHTS / "squeezenet1_1_imagenet.npz"
-    network = Network(build_model(ModelConfig(backbone="squeezenet"), 21, rngs=nnx.Rngs(0)))
+    network = PureModel(build_model(ModelConfig(backbone="squeezenet"), 21, rngs=nnx.Rngs(0)))
     variables, _ = initialize(network.variables, path)
     voc = WEIGHTS.parent / "VOCdevkit/VOC2012"
     rows, columns = np.nonzero(read_mask(voc / "SegmentationClass/2007_000528.png") == 8)
@@ -237,14 +237,14 @@ def test_late_fusion_starts_as_the_mean_of_its_two_networks(tmp_path, randomised
     networks = {}
     for name, seed in (("rgb", 0), ("hha", 1)):
         config = ModelConfig(backbone="squeezenet", skips=1, dropout=0.0)
-        network = Network(randomised(lambda c=config: build_model(c, 3, rngs=nnx.Rngs(0))))
+        network = PureModel(randomised(lambda c=config: build_model(c, 3, rngs=nnx.Rngs(0))))
         variables = jax.tree.map(lambda leaf, s=seed: leaf * (1 + 0.1 * s), network.variables)
         provenance = Provenance(Config(model=config), {"": ("a", "b", "c")}, source=name, step=1)
         tensors = {key: np.asarray(value) for key, value in flat(variables).items()}
         model_file.save(tmp_path / f"{name}.safetensors", tensors, provenance)
         networks[name] = (network, variables)
     config = ModelConfig(backbone="squeezenet", skips=1, dropout=0.0, fusion="late")
-    late = Network(randomised(lambda: build_model(config, 3, channels=6, rngs=nnx.Rngs(0))))
+    late = PureModel(randomised(lambda: build_model(config, 3, channels=6, rngs=nnx.Rngs(0))))
     both = f"{tmp_path}/rgb.safetensors,{tmp_path}/hha.safetensors"
     variables, report = load_weights(both).apply(late.variables)
     assert "unchanged" not in report

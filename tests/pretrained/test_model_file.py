@@ -13,7 +13,7 @@ from fcn_jax.config import Config, ModelConfig
 from fcn_jax.errors import UserError
 from fcn_jax.inference.trained import load_run
 from fcn_jax.models.build import abstract_model
-from fcn_jax.models.pure_model import Network
+from fcn_jax.models.pure_model import PureModel
 from fcn_jax.pretrained import Provenance, flat, model_file, zeros
 from tests.in_process import run_command
 from tests.pretrained.test_weight_files import peak_below
@@ -26,7 +26,7 @@ def model_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model file of a small network."""
     path = tmp_path_factory.mktemp("model") / "model.safetensors"
     config = Config(model=ModelConfig("small"))
-    tensors = flat(zeros(Network(abstract_model(config.model, len(CLASSES)))))
+    tensors = flat(zeros(PureModel(abstract_model(config.model, len(CLASSES)))))
     model_file.save(path, tensors, Provenance(config, {"": CLASSES}, step=3))
     return path
 

@@ -13,7 +13,7 @@ import pytest
 from fcn_jax.config import default_config
 from fcn_jax.errors import UserError
 from fcn_jax.models.build import init_model
-from fcn_jax.models.pure_model import Network
+from fcn_jax.models.pure_model import PureModel
 from fcn_jax.train import train
 from fcn_jax.training import feed
 from fcn_jax.training.feed import Resident, Streamed, open_feed, step_chunks
@@ -243,7 +243,7 @@ def test_the_first_weights_do_not_stay_beside_the_state(folder, monkeypatch):
 
     def remembered(*arguments: Any, **settings: Any) -> Any:
         model = init_model(*arguments, **settings)
-        leaves.extend(jax.tree.leaves(Network(model).variables))
+        leaves.extend(jax.tree.leaves(PureModel(model).variables))
         return model
 
     def open_watched(*arguments: Any) -> feed.Feed:

@@ -25,7 +25,7 @@ from fcn_jax.models.fcn import FCN, suffix
 from fcn_jax.models.feature_map import FeatureMap
 from fcn_jax.models.geometry import Grid
 from fcn_jax.models.layers import Conv, relu
-from fcn_jax.models.pure_model import Network
+from fcn_jax.models.pure_model import PureModel
 from fcn_jax.parallel.data_parallel import DATA_AXIS
 from fcn_jax.registry import register_loss
 from fcn_jax.training.losses import Loss, PixelLoss, build_losses
@@ -93,7 +93,7 @@ class Plain(nnx.Module):
         return {2: x, 4: relu(self.conv2(x))}
 
 
-def network(label_maps: Mapping[str, int], auxiliary: bool) -> Network:
+def network(label_maps: Mapping[str, int], auxiliary: bool) -> PureModel:
     """A tiny FCN whose score layers have begun to learn."""
     model = FCN(Plain(), label_maps, skips=1, auxiliary=auxiliary, rngs=nnx.Rngs(0))
     random = np.random.default_rng(1)
@@ -102,7 +102,7 @@ def network(label_maps: Mapping[str, int], auxiliary: bool) -> Network:
         for stage in model.stages:
             kernel = getattr(head, f"score{stage}").kernel
             kernel[...] = random.standard_normal(kernel.shape).astype(np.float32)
-    return Network(model)
+    return PureModel(model)
 
 
 def crops(label_maps: Mapping[str, int]) -> Crop:

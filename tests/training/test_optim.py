@@ -14,7 +14,7 @@ from fcn_jax.errors import ArgumentError
 from fcn_jax.models.backbones.small import SmallNet
 from fcn_jax.models.build import abstract_model
 from fcn_jax.models.fcn import FCN
-from fcn_jax.models.pure_model import Network
+from fcn_jax.models.pure_model import PureModel
 from fcn_jax.training.optim import POLY_POWER, build_optimizer, learning_rate_schedule
 
 STEPS = 5
@@ -174,7 +174,7 @@ def test_what_decays_is_as_ever_in_every_network() -> None:
     for backbone in registry.backbones.names:
         config = ModelConfig(backbone=backbone, head="hidden", auxiliary_weight=0.4)
         config.context_features = 8
-        mask = flat(Network(abstract_model(config, {"a": 3, "b": 2})).decay_mask)
+        mask = flat(PureModel(abstract_model(config, {"a": 3, "b": 2})).decay_mask)
         assert {name for name, decays in mask.items() if decays} == {
             name for name in mask if name.endswith(".kernel") and ".upsample" not in name
         }
@@ -197,5 +197,5 @@ def test_what_decays_does_not_depend_on_names() -> None:
         backbone.scaled = Scaled()
         return FCN(backbone, 3, skips=0, rngs=nnx.Rngs(0))
 
-    mask = Network(nnx.eval_shape(make)).decay_mask["backbone"]["scaled"]
+    mask = PureModel(nnx.eval_shape(make)).decay_mask["backbone"]["scaled"]
     assert mask == {"weight": True, "table": False, "upsample_weight": True, "gain": False}

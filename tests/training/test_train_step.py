@@ -12,15 +12,15 @@ from flax import nnx
 from fcn_jax.config import Config
 from fcn_jax.models.backbones.small import SmallNet
 from fcn_jax.models.fcn import FCN
-from fcn_jax.models.pure_model import Network
+from fcn_jax.models.pure_model import PureModel
 from fcn_jax.parallel.data_parallel import DATA_AXIS
 from fcn_jax.training.train_step import create_train_state, make_train_step
 
 CLASSES = 3
 
 
-def network() -> Network:
-    return Network(
+def network() -> PureModel:
+    return PureModel(
         FCN(SmallNet(features=(4, 6), rngs=nnx.Rngs(0)), CLASSES, skips=1, rngs=nnx.Rngs(0))
     )
 
