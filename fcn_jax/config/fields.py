@@ -174,12 +174,12 @@ def check_ranges(section: Any, prefix: str = "") -> None:
     for item in settings(section, prefix):
         if item.value is None and item.is_optional:
             continue
-        choices = item.rules.get("choices", (item.value,))
         if not any(_fits(item, kind) for kind in _members(item.kind)):
             _refuse(item, item.value)
+        choices = item.rules.get("choices")
         if isinstance(choices, Registry):
             choices.check(item.value)
-        elif item.value not in choices:
+        elif choices and item.value not in choices:
             _refuse(item, item.value)
 
 
@@ -189,10 +189,9 @@ def parse(item: Setting, text: str) -> Any:
     Raises:
         ArgumentError: the text cannot be converted to the setting's type.
     """
-    members = _members(item.kind)
     if item.is_optional and text.strip().lower() in ("", "none"):
         return None
-    for kind in members:
+    for kind in _members(item.kind):
         try:
             return _parsed(kind, text)
         except ValueError:

@@ -39,13 +39,13 @@ def load(path: str | Path) -> Config:
     try:
         module = _execute(path.absolute())
         get_config = getattr(module, "get_config", None)
-        config = get_config() if callable(get_config) else None
+        if not callable(get_config):
+            raise UserError(f"{path}: has no function get_config()")
+        config = get_config()
     except UserError:
         raise
     except (Exception, SystemExit) as error:
         raise UserError(_located(path, error)) from error
-    if not callable(get_config):
-        raise UserError(f"{path}: has no function get_config()")
     if not isinstance(config, Config):
         raise UserError(
             f"{path}: get_config() returned {type(config).__name__}, not a fcn_jax.config.Config"
@@ -80,9 +80,9 @@ def import_code(source: str) -> None:
     Raises:
         UserError: the module cannot be found, or raises an error.
     """
-    path = Path(source)
-    name = path.stem if path.suffix == ".py" else source
+    path, name = Path(source), source
     if path.suffix == ".py":
+        name = path.stem
         if not path.is_file():
             raise UserError(f"there is no file {path}")
         _make_importable(path)
