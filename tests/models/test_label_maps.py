@@ -354,7 +354,7 @@ def test_predict_finds_the_channels_and_writes_each_map(
     result = command("predict", *options, f"--output={tmp_path}/out", own / "images/[ab].png")
     assert result.returncode == 1
     assert "1 of 2 images failed" in result.stderr
-    assert f"its depth is wanted as one file {own}/depth/b.png" in result.stderr
+    assert f"its depth must be one file {own}/depth/b.png" in result.stderr
     expected = load_run(run_folder).predict_maps(
         image_files.read_input(load_run(run_folder), own / "images/a.png")
     )
@@ -382,7 +382,7 @@ def test_channels_beside_an_image(own: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert find_channel_files(Path("a.png"), ["depth"]) == [own / "depth/a.png"]
     assert find_channel_files(Path("a.png"), []) == []
     shutil.copy(own / "depth/a.png", own / "depth/a.tif")
-    with pytest.raises(UserError, match=r"a\.png: its depth is wanted as one file .*; there are 2"):
+    with pytest.raises(UserError, match=r"a\.png: its depth must be one file .*; there are 2"):
         find_channel_files(Path("a.png"), ["depth"])
 
 
