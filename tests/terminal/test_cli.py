@@ -1,4 +1,4 @@
-"""The frame of every command: flags, settings, `--help`, and errors in one line."""
+"""What all commands share: parsing of flags and settings, `--help`, and one-line errors."""
 
 import os
 import subprocess
@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from absl import flags
 
+from fcn_jax import registry
 from fcn_jax.config import Config, settings
 from fcn_jax.terminal import cli
 from tests.own_folder import ROOT, command
@@ -64,7 +65,9 @@ def test_help_shows_the_values_of_the_config_that_is_given():
     assert "  seed=7 " in result.stdout
 
 
-def test_help_lists_every_setting_with_its_choices_and_needs_no_data():
+def test_help_lists_every_setting_with_its_choices_and_needs_no_data(monkeypatch):
+    for names in (registry.backbones, registry.losses, registry.datasets):
+        monkeypatch.setattr(names, "_registered", {})  # other tests register code in this process
     result = command("train", "--help")
     assert result.returncode == 0
     lines = result.stdout.splitlines()
