@@ -11,7 +11,7 @@ from benchmarks.measuring import Case, Contender, Contenders
 from benchmarks.settings import Settings
 from benchmarks.workloads import Workload, random_variables
 from fcn_jax.config import EvalConfig
-from fcn_jax.evaluation.evaluator import evaluator
+from fcn_jax.evaluation.evaluator import Evaluator
 
 MAX_REPEATS = 3
 """Every call is a pass over the whole split."""
@@ -33,7 +33,7 @@ def contenders(workload: Workload, split: str, settings: Settings) -> Contenders
     dataset = settings.dataset
     workload = dataclasses.replace(workload, num_classes=len(dataset.class_names))
     variables = random_variables(workload.network)
-    evaluate = evaluator(workload.network, dataset, split, EvalConfig())
+    evaluate = Evaluator(workload.network, dataset, split, EvalConfig())
     records = dataset.split(split)
     ours = Contender(
         lambda: evaluate(variables),

@@ -1,30 +1,30 @@
-"""Compares two runs scored on the same images, and tells whether the images can tell them apart.
+"""Compares two runs scored on the same images, and says whether the images can tell them apart.
 
     python -m fcn_jax.evaluate --workdir=A
     python -m fcn_jax.evaluate --workdir=B
     python -m fcn_jax.compare A B [--split=val]
 
-A and B are folders of runs, of exported ones, or FILE.safetensors: whatever evaluate has scored. It
-has written DIR/evaluation/SPLIT.json and SPLIT_images.npz; those are read, and no image is labelled
+A and B are folders of runs or of exported runs, or model files FILE.safetensors, that evaluate has
+scored: its files DIR/evaluation/SPLIT.json and SPLIT_images.npz are read, and no image is predicted
 again. SPLIT is the beginning of their names, such as val, val_geometry for a label map, or
-val_scales_0.75_1_1.25_flip. Of the conventions, native and d2l alone can be compared: the means of
-the others are over classes that one of two runs may have and the other not.
+val_scales_0.75_1_1.25_flip. Of the conventions, only native and d2l can be compared: the means of
+the others are over classes that may differ between runs.
 
-Prints the scores of both, their difference, and its 95 % interval, had other images been drawn
-(paired bootstrap: `fcn_jax/bootstrap.py`); then the images whose own mIoU, over the classes that
-each of them shows, moved most. Writes to A/evaluation/against_B, or to --output=FOLDER,
+Prints the scores of both, their difference, and its 95 % interval over the choice of images (paired
+bootstrap: `fcn_jax/evaluation/bootstrap.py`); then the images whose own mIoU, over the classes in
+their truth, changed most. Writes to A/evaluation/against_B, or to --output=FOLDER,
 
     SPLIT.json   all these numbers, and those of every image
     SPLIT.png    IoU of each class with its intervals
 
-The interval does not hold what another seed of the same training would change.
+The interval does not include the variation over training seeds.
 """
 
 from absl import flags
 
 from fcn_jax.terminal import cli
 
-if __name__ == "__main__":  # --help and mistakes in flags do not wait for what is imported below
+if __name__ == "__main__":  # --help and wrong flags do not wait for the imports below
     flags.DEFINE_string("split", "val", "the scores to compare: DIR/evaluation/SPLIT.json")
     flags.DEFINE_string("output", None, "folder to write to (default: A/evaluation/against_B)")
     cli.begin()
@@ -44,11 +44,11 @@ from fcn_jax.evaluation import bootstrap
 from fcn_jax.evaluation.bootstrap import Interval
 from fcn_jax.evaluation.comparison import (
     Comparison,
-    Moved,
+    ImageChange,
     compare,
     comparison_to_json,
-    images_that_moved_most,
-    read_scored,
+    largest_changes,
+    read_evaluation,
     verdict,
 )
 from fcn_jax.evaluation.metrics import percent
@@ -57,7 +57,7 @@ from fcn_jax.terminal.console import open_console
 from fcn_jax.terminal.progress import say
 
 IMAGES_SHOWN = 5
-"""Of those that gained most, and of those that lost most."""
+"""The number of images with the largest gains, and with the largest losses."""
 
 A_COLOUR, B_COLOUR = "#4477aa", "#cc6633"
 
@@ -69,11 +69,11 @@ def main(arguments: list[str]) -> None:
     first, second = map(Path, arguments)
     if first.resolve() == second.resolve():
         raise UserError(f"A and B are the same run, {first}: give two")
-    a, b = (read_scored(workdir, split) for workdir in (first, second))
+    a, b = (read_evaluation(workdir, split) for workdir in (first, second))
     comparison = compare(a, b)
     report(comparison, split)
-    given = flags.FLAGS.output
-    folder = Path(given) if given else a.folder / f"against_{b.name}"
+    output = flags.FLAGS.output
+    folder = Path(output) if output else a.folder / f"against_{b.name}"
     document = json.dumps({"split": split, **comparison_to_json(comparison)}, indent=2) + "\n"
     write_whole(folder / f"{split}.json", lambda part: part.write_text(document))
     write_whole(folder / f"{split}.png", lambda part: plot(comparison, part))
@@ -92,23 +92,22 @@ def report(comparison: Comparison, split: str) -> None:
         ("B", b, comparison.intervals_b),
     ):
         mean_iou = scored.scores.mean_iou
-        say(f"{letter}: {bootstrap.in_words('mIoU', mean_iou, intervals.mean_iou, images)}")
-    seldom = bootstrap.seldom_shown(a.counts, a.class_names)
-    if seldom:
-        say(seldom)
+        say(f"{letter}: {bootstrap.describe('mIoU', mean_iou, intervals.mean_iou, images)}")
+    if rare := bootstrap.rare_classes(a.counts, a.class_names):
+        say(rare)
     say(verdict(comparison))
-    gained, lost = images_that_moved_most(comparison, IMAGES_SHOWN)
-    for title, rows in (("most gained in B", gained), ("most lost in B", lost)):
+    gained, lost = largest_changes(comparison, IMAGES_SHOWN)
+    for title, rows in (("largest gains in B", gained), ("largest losses in B", lost)):
         if rows:
             open_console().print(_images_table(title, rows))
 
 
 def plot(comparison: Comparison, path: Path) -> None:
-    """Plots each class's IoU by A and by B with the interval of each, as a PNG.
+    """Plots each class's IoU in A and in B with their intervals, as a PNG.
 
-    Names of classes that the truth lacks are put in brackets.
+    Names of classes that are absent from the truth are in brackets.
     """
-    # As in `visualize.plot_confusion`: no display, no global state, imported where it is needed.
+    # As in `plots.plot_confusion`: no display, no global state, a late import.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -131,11 +130,11 @@ def plot(comparison: Comparison, path: Path) -> None:
             "o",
             color=colour,
             markersize=5,
-            label=_plain(f"{label}: mIoU {mean} %"),
+            label=f"{label}: mIoU {mean} %",
         )
     absent = np.isnan(a.scores.per_class_iou)
-    ticks = [_plain(f"({name})" if absent[i] else name) for i, name in enumerate(a.class_names)]
-    axes.set_yticks(rows, ticks)
+    ticks = [f"({name})" if absent[i] else name for i, name in enumerate(a.class_names)]
+    axes.set_yticks(rows, ticks, parse_math=False)
     axes.set_ylim(len(rows) - 0.5, -0.5)  # the first class on top
     axes.set_xlim(-2, 102)
     axes.set_xlabel(f"IoU in %, with its 95 % interval over {len(a.counts.names)} images")
@@ -143,22 +142,23 @@ def plot(comparison: Comparison, path: Path) -> None:
     axes.set_axisbelow(True)
     axes.tick_params(axis="y", length=0)
     axes.spines[["top", "right", "left"]].set_visible(False)
-    figure.legend(loc="outside upper left", frameon=False)
+    for text in figure.legend(loc="outside upper left", frameon=False).get_texts():
+        text.set_parse_math(False)
     figure.savefig(path, dpi=150, format="png")
 
 
 def _scores_table(comparison: Comparison, title: str) -> Table:
     a, b = comparison.a.scores, comparison.b.scores
-    of_difference = comparison.intervals_of_difference
+    difference = comparison.intervals_of_difference
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, caption="all in %", caption_justify="left")
     table.add_column(Text(title), overflow="fold")
     for name in ("A", "B", "B − A", "95 % interval"):
         table.add_column(name, justify="right", no_wrap=True)
     for i, name in enumerate(comparison.a.class_names):
-        cells = _cells(a.per_class_iou[i], b.per_class_iou[i], of_difference.per_class_iou[i])
+        cells = _cells(a.per_class_iou[i], b.per_class_iou[i], difference.per_class_iou[i])
         table.add_row(Text(name), *cells, style="dim" if math.isnan(a.per_class_iou[i]) else None)
     table.add_section()
-    table.add_row("mIoU", *_cells(a.mean_iou, b.mean_iou, of_difference.mean_iou), style="bold")
+    table.add_row("mIoU", *_cells(a.mean_iou, b.mean_iou, difference.mean_iou), style="bold")
     table.add_row(
         "frequency-weighted IoU", *_cells(a.frequency_weighted_iou, b.frequency_weighted_iou)
     )
@@ -166,9 +166,9 @@ def _scores_table(comparison: Comparison, title: str) -> Table:
     table.add_row("mean accuracy", *_cells(a.mean_accuracy, b.mean_accuracy))
     table.add_row(
         "pixel accuracy",
-        *_cells(a.pixel_accuracy, b.pixel_accuracy, of_difference.pixel_accuracy),
+        *_cells(a.pixel_accuracy, b.pixel_accuracy, difference.pixel_accuracy),
     )
-    # Not from the counts, which do not hold it.
+    # From the files: the counts do not determine it.
     boundary_a, boundary_b = (
         run.numbers.get("mean_boundary_iou") for run in (comparison.a, comparison.b)
     )
@@ -177,7 +177,7 @@ def _scores_table(comparison: Comparison, title: str) -> Table:
     return table
 
 
-def _images_table(title: str, rows: Sequence[Moved]) -> Table:
+def _images_table(title: str, rows: Sequence[ImageChange]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column(title, overflow="fold")
     for name in ("A", "B", "B − A"):
@@ -192,11 +192,6 @@ def _cells(a: float, b: float, interval: Interval = bootstrap.NO_INTERVAL) -> li
     low, high = interval
     between = "" if math.isnan(low) else f"{100 * low:+.1f} to {100 * high:+.1f}"
     return [percent(a), percent(b), shown, between]
-
-
-def _plain(text: str) -> str:
-    """Without the dollar's meaning to Matplotlib."""
-    return text.replace("$", r"\$")
 
 
 if __name__ == "__main__":

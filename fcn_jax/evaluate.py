@@ -1,24 +1,29 @@
-"""Scores a run on a split, every image once and, unless told otherwise, at its own size.
+"""Scores a run on a split: every image once, by default whole and at its own size.
 
     python -m fcn_jax.evaluate --workdir=DIR [--split=NAME] [--checkpoint=latest|best|STEP]
                                [--convention=native|paper|torchvision|d2l|mmseg] [--boundary]
                                [--scales=0.75,1,1.25] [--flip] [--windows=average|gaussian]
 
-DIR is the folder of a run, or of an exported one, or FILE.safetensors, a whole network that
-`fcn_jax.pretrained` has converted; the latter two are told where the images are:
+DIR is the folder of a run or of an exported run, or FILE.safetensors, a model file that
+`fcn_jax.pretrained` converted. A model file does not name a data set:
 
     python -m fcn_jax.evaluate --workdir=FILE.safetensors --data=voc --data_root=VOCdevkit
 
 Prints the paper's four metrics and a table of classes. Writes to DIR/evaluation (FILE/evaluation)
 
-    SPLIT.json            the numbers, and where they would lie for other images of the kind
+    SPLIT.json            the scores, and their confidence intervals
     SPLIT_images.npz      pixels by image and class, for `python -m fcn_jax.compare`
-    SPLIT_confusion.png   which class was taken for which
+    SPLIT_confusion.png   the confusion matrix
     SPLIT_sheet.png       image | truth | prediction | error of a few images
 
-and with several label maps SPLIT_MAP.json and so on for each. By a convention other than native
-it is SPLIT_mmseg.json and so on (`fcn_jax/conventions.py` says what each does), of windows, other
-sizes and mirror images SPLIT_scales_0.75_1_1.25_flip.json and so on (`fcn_jax/inference.py`).
+With several label maps, each has its files: SPLIT_MAP.json and so on. Another convention, windows,
+scales or mirror images also add to the names: SPLIT_mmseg.json, SPLIT_scales_0.75_1_1.25_flip.json.
+`fcn_jax/evaluation/conventions.py` and `fcn_jax/inference/options.py` describe them.
+
+From Python:
+
+    evaluation = fcn_jax.evaluate("runs/voc", "val")
+    evaluation.scores.mean_iou
 """
 
 from absl import flags
@@ -27,38 +32,42 @@ from fcn_jax.evaluation import conventions
 from fcn_jax.terminal import cli
 from fcn_jax.terminal.view_flags import define_view_flags, view_arguments
 
-if __name__ == "__main__":  # --help and mistakes in flags do not wait for what is imported below
+if __name__ == "__main__":  # --help and wrong flags do not wait for the imports below
     flags.DEFINE_string("workdir", None, "folder of the run")
-    flags.DEFINE_string("split", None, "split to score (default: the one that training scored)")
+    flags.DEFINE_string("split", None, "split to score (default: the one that training scores)")
     flags.DEFINE_string("data", None, "data set to score on (default: the run's)")
-    flags.DEFINE_string("data_root", None, "where its raw files are (default: where they were)")
+    flags.DEFINE_string("data_root", None, "folder of its raw files (default: the run's)")
     flags.DEFINE_enum(
         "convention",
         "native",
         list(conventions.CONVENTIONS),
-        "whose way of scoring: "
+        "the way of scoring: "
         + "; ".join(f"{c.name}: {c.description}" for c in conventions.CONVENTIONS.values()),
     )
-    flags.DEFINE_bool("boundary", False, "also score the contours: boundary IoU")
+    flags.DEFINE_bool("boundary", False, "also compute boundary IoU")
     define_view_flags()
     flags.DEFINE_string("checkpoint", "latest", "latest, best (by mIoU), or a step")
     cli.begin()
 
+import dataclasses
 import json
 import math
 import re
-from functools import partial
+import sys
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import jax
 import numpy as np
 
+from fcn_jax.config import DataConfig
 from fcn_jax.data.datasets import Dataset, open_dataset
-from fcn_jax.errors import UserError
+from fcn_jax.errors import ArgumentError, UserError
 from fcn_jax.evaluation import bootstrap, metrics
-from fcn_jax.evaluation.evaluator import Evaluation, evaluator
+from fcn_jax.evaluation.evaluator import Evaluation, Evaluator, MapEvaluation
 from fcn_jax.inference.options import WHOLE, Inference
-from fcn_jax.inference.trained import load_run
+from fcn_jax.inference.trained import Predictor, load_run
 from fcn_jax.models.fcn import suffix
 from fcn_jax.pictures import plots, sheets
 from fcn_jax.runs import evaluation_folder
@@ -74,106 +83,178 @@ def main(arguments: list[str]) -> None:
     if not options.workdir:
         raise UserError("--workdir=DIR is needed: the folder of a run")
     workdir = Path(options.workdir)
-    run = load_run(workdir, options.checkpoint)
+    predictor = load_run(workdir, options.checkpoint)
     if workdir.is_file() and not options.data:
-        raise UserError(
-            "--data=NAME and --data_root=DIR are needed: converted weights name no data"
-        )
-    where = run.config.data
-    where.name = options.data or where.name
-    drawn = where.name == "shapes"  # the root of what was trained on is none of its
-    where.root = options.data_root or (None if drawn else where.root)
-    try:
-        dataset = open_dataset(where)
-    except UserError as error:
-        here = re.sub(r"(--)?config\.data\.root", "--data_root", str(error))
-        here = here.replace("--config.data.name", "--data")
-        raise UserError(here) from error
-    for name, trained in run.label_maps.items():
-        now = dataset.label_maps.get(name, ())
-        if now != trained:
-            raise UserError(
-                f"{workdir} was trained on the classes {', '.join(trained)}; the data set now has "
-                f"{', '.join(now)}"
-            )
-    if dataset.channels != run.channels:
-        raise UserError(
-            f"{workdir} was trained on images of {run.channels} channels; those of the data set "
-            f"now have {dataset.channels}"
-        )
-    split = options.split or run.config.data.eval_split
-    convention = conventions.CONVENTIONS[options.convention]
+        raise UserError("--data=NAME and --data_root=DIR are needed: model files name no data set")
+    split = options.split or predictor.config.data.eval_split
     inference = Inference(**view_arguments())
-    evaluate = evaluator(
-        run.network,
-        dataset,
+    evaluation = evaluate(
+        predictor,
         split,
-        run.config.eval,
-        convention,
-        inference,
+        dataset=_dataset(predictor.config.data, options.data, options.data_root),
+        convention=options.convention,
+        inference=inference,
         boundary=options.boundary,
     )
-    # Scores on other data, or taken otherwise, stand beside the run's own.
-    scored = f"{options.data.replace('/', '_')}_{split}" if options.data else split
-    if convention is not conventions.NATIVE:
-        scored += f"_{convention.name}"
+    # Scores on other data, or by another convention or inference, do not replace the run's own.
+    name = f"{options.data.replace('/', '_')}_{split}" if options.data else split
+    if evaluation.convention is not conventions.NATIVE:
+        name += f"_{evaluation.convention.name}"
     if inference != WHOLE:
-        scored += f"_{inference.tag}"
-    report(evaluate(run.variables), workdir, scored, dataset, step=run.step)
+        name += f"_{inference.tag}"
+    report(evaluation, workdir, name, step=predictor.step)
 
 
-def report(evaluation: Evaluation, workdir: Path, split: str, dataset: Dataset, step: int) -> None:
-    """Prints the tables and writes the numbers and pictures to `workdir`/evaluation."""
-    if jax.process_index():  # all hosts have the same scores; one writes them
-        return
-    folder = evaluation_folder(workdir)
-    canvases = ", ".join(f"{height}×{width}" for height, width in evaluation.canvases)
-    how = (
-        f" on canvases of {canvases}, {evaluation.empty_share:.0%} of them empty"
-        if canvases
-        else ""
+def _dataset(trained_on: DataConfig, name: str | None, root: str | None) -> Dataset:
+    """Opens the data set of a run, or the one that the flags name instead."""
+    data = dataclasses.replace(trained_on, name=name or trained_on.name)
+    # shapes has no files, so the root of the training data does not apply to it.
+    data.root = root or (None if data.name == "shapes" else data.root)
+    try:
+        return open_dataset(data)
+    except UserError as error:
+        message = re.sub(r"(--)?(config\.)?data\.root", "--data_root", str(error))
+        message = re.sub(r"(--)?(config\.)?data\.name", "--data", message)
+        raise UserError(message) from error
+
+
+def evaluate(
+    run: str | Path | Predictor,
+    split: str | None = None,
+    *,
+    dataset: Dataset | None = None,
+    checkpoint: str | int = "latest",
+    convention: str = "native",
+    inference: Inference = WHOLE,
+    boundary: bool = False,
+) -> Evaluation:
+    """Scores a trained network on a split of a data set; writes no files.
+
+    Args:
+        run: folder of a run or of an exported run, a model file, or a `Predictor`.
+        split: name of the split; None for the one that training scores.
+        dataset: the data set, see `open_dataset`; None for the one that the run was trained on.
+        checkpoint: "latest", "best" (by mIoU), or a step; see `load_run`.
+        convention: the way of scoring, a key of `conventions.CONVENTIONS`.
+        inference: windows, scales and mirror images to average over.
+        boundary: whether to compute boundary IoU as well.
+
+    Returns:
+        The scores: `evaluation.scores` are those of the first label map.
+
+    Raises:
+        ArgumentError: the split has no images, or the convention or inference cannot be used.
+        UserError: the run or the data set cannot be read, or they have different classes.
+    """
+    predictor = run if isinstance(run, Predictor) else load_run(run, checkpoint)
+    config = predictor.config
+    dataset = dataset or open_dataset(config.data)
+    for name, trained in predictor.label_maps.items():
+        found = dataset.label_maps.get(name, ())
+        if found != trained:
+            raise UserError(
+                f"the network was trained on the classes {', '.join(trained)}; the data set "
+                f"{dataset.name} has {', '.join(found)}"
+            )
+    if dataset.channels != predictor.channels:
+        raise UserError(
+            f"the network was trained on images of {predictor.channels} channels; those of the "
+            f"data set {dataset.name} have {dataset.channels}"
+        )
+    if convention not in conventions.CONVENTIONS:
+        known = ", ".join(conventions.CONVENTIONS)
+        raise ArgumentError("convention", convention, f"must be one of {known}")
+    evaluator = Evaluator(
+        predictor.network,
+        dataset,
+        split or config.data.eval_split,
+        config.eval,
+        conventions.CONVENTIONS[convention],
+        inference,
+        boundary=boundary,
     )
-    seen = f"{len(evaluation.names)} images, {evaluation.inference.description}"
-    say(f"step {step} on {split}: {seen}{how}")
+    return evaluator(predictor.variables)
+
+
+def report(evaluation: Evaluation, workdir: Path, name: str, step: int) -> None:
+    """Prints the scores, and writes them with pictures to the folder of a run.
+
+    Args:
+        evaluation: the scores.
+        workdir: the folder; the files are written to its sub-folder `evaluation`.
+        name: beginning of the files' names, such as the split.
+        step: training step of the weights.
+
+    Raises:
+        UserError: a file cannot be written.
+    """
+    if jax.process_index():  # all hosts have the same scores; one of them writes
+        return
+    canvases = ", ".join(f"{height}×{width}" for height, width in evaluation.canvases)
+    empty = f"{evaluation.empty_share:.0%} of them empty"
+    say(
+        f"step {step} on {name}: {len(evaluation.names)} images, "
+        f"{evaluation.inference.description} on canvases of {canvases}, {empty}"
+    )
     say(f"convention {evaluation.convention.name}: {evaluation.convention.description}")
-    for name, scored in evaluation.by_map.items():
-        scores, names = scored.scores, dataset.label_maps[name]
-        if name:
-            say(f"label map {name}")
-        open_console().print(metrics.scores_table(scores, names))
-        intervals = None
-        if scored.averaged_over == "truth":  # which is what the intervals are of
-            intervals = bootstrap.intervals(scored.counts)
-            images = len(evaluation.names)
-            say(bootstrap.in_words("mIoU", scores.mean_iou, intervals.mean_iou, images))
-            if rare := bootstrap.seldom_shown(scored.counts, names):
-                say(rare)
-        elif math.isnan(scores.mean_iou):
-            absent = np.array(names)[np.isnan(scores.per_class_iou)]
-            say(f"no mean over all classes: in neither truth nor prediction is {', '.join(absent)}")
-        stem = f"{split}{suffix(name)}"
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            numbers = {
-                **metrics.to_json(scores, names, len(evaluation.names)),
-                "step": step,
-                "convention": evaluation.convention.name,
-                "inference": evaluation.inference.description,
-                "intervals": intervals and intervals.to_json(names),
-            }
-            scored.counts.save(folder / f"{stem}_images.npz")
-            text = json.dumps(numbers, indent=2) + "\n"
-            write_whole(folder / f"{stem}.json", partial(_write, text))
-            plots.plot_confusion(scored.confusion, names, folder / f"{stem}_confusion.png")
-            sheets.sheet(scored.sheet_rows, names).save(folder / f"{stem}_sheet.png")
-        except OSError as error:
-            raise UserError(f"cannot write to {folder} ({error.strerror or error})") from error
-        say(f"pictures and numbers: {folder}/{stem}_sheet.png, _confusion.png, .json")
+    for label_map, scored in evaluation.by_map.items():
+        if label_map:
+            say(f"label map {label_map}")
+        intervals = _print_scores(scored)
+        numbers = {
+            **metrics.to_json(scored.scores, scored.class_names, len(evaluation.names)),
+            "step": step,
+            "convention": evaluation.convention.name,
+            "inference": evaluation.inference.description,
+            "intervals": intervals and intervals.to_json(scored.class_names),
+        }
+        stem = evaluation_folder(workdir) / f"{name}{suffix(label_map)}"
+        _write(scored, numbers, stem)
+        say(f"pictures and numbers: {stem}_sheet.png, _confusion.png, .json")
 
 
-def _write(text: str, path: Path) -> None:
-    path.write_text(text, encoding="utf-8")
+def _print_scores(scored: MapEvaluation) -> bootstrap.Intervals | None:
+    """Prints the table; returns the intervals if the means are those of the intervals."""
+    scores, class_names = scored.scores, scored.class_names
+    open_console().print(metrics.scores_table(scores, class_names))
+    if scored.mean_over == "truth":
+        intervals = bootstrap.intervals(scored.counts)
+        images = len(scored.counts.names)
+        say(bootstrap.describe("mIoU", scores.mean_iou, intervals.mean_iou, images))
+        if rare := bootstrap.rare_classes(scored.counts, class_names):
+            say(rare)
+        return intervals
+    if math.isnan(scores.mean_iou):
+        absent = np.array(class_names)[np.isnan(scores.per_class_iou)]
+        say(f"no mean over all classes: in neither truth nor prediction is {', '.join(absent)}")
+    return None
 
+
+def _write(scored: MapEvaluation, numbers: dict[str, Any], stem: Path) -> None:
+    """Writes the files of a label map, whose names begin with `stem`."""
+    try:
+        scored.counts.save(stem.with_name(f"{stem.name}_images.npz"))
+        text = json.dumps(numbers, indent=2) + "\n"
+        write_whole(
+            stem.with_name(f"{stem.name}.json"),
+            lambda part: part.write_text(text, encoding="utf-8"),
+        )
+        confusion_path = stem.with_name(f"{stem.name}_confusion.png")
+        plots.plot_confusion(scored.confusion, scored.class_names, confusion_path)
+        sheet = sheets.sheet(scored.sheet_rows, scored.class_names)
+        sheet.save(stem.with_name(f"{stem.name}_sheet.png"))
+    except OSError as error:
+        raise UserError(f"cannot write to {stem.parent} ({error.strerror or error})") from error
+
+
+class _CallableModule(ModuleType):
+    """Makes `fcn_jax.evaluate(…)` call the function: the name also is that of this module."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Evaluation:
+        return evaluate(*args, **kwargs)
+
+
+sys.modules[__name__].__class__ = _CallableModule
 
 if __name__ == "__main__":
     cli.run(main)

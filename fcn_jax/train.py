@@ -36,7 +36,7 @@ from fcn_jax.config import Config
 from fcn_jax.data.datasets import Dataset, open_dataset
 from fcn_jax.errors import UserError
 from fcn_jax.evaluate import report
-from fcn_jax.evaluation.evaluator import Evaluation, evaluator
+from fcn_jax.evaluation.evaluator import Evaluation, Evaluator
 from fcn_jax.inference.trained import load_weights
 from fcn_jax.models.build import abstract_model, init_model, preprocessing_name
 from fcn_jax.models.fcn import suffix
@@ -124,7 +124,7 @@ def _train(config: Config, workdir: Path) -> Evaluation:
         config.loss.class_weights, dataset.num_classes, statistics.label_counts
     )
     train_step = make_train_step(network, optimizer, config, weights_by_map)
-    evaluate = evaluator(network, dataset, config.data.eval_split, config.eval)
+    evaluate = Evaluator(network, dataset, config.data.eval_split, config.eval)
     learning_rate = jax.jit(optim.learning_rate_schedule(config.optim, total_steps))
     first_state = jax.jit(partial(create_train_state, optimizer=optimizer), donate_argnums=0)
 
@@ -195,7 +195,7 @@ def _train(config: Config, workdir: Path) -> Evaluation:
     elif start_step < total_steps:
         elapsed = format_duration(time.monotonic() - started)
         say(f"trained {total_steps - start_step} steps in {elapsed}")
-    report(evaluation, workdir, config.data.eval_split, dataset, step=total_steps)
+    report(evaluation, workdir, config.data.eval_split, step=total_steps)
     say(f"label your images: python -m fcn_jax.predict --workdir={workdir} --output=OUT PATH...")
     return evaluation
 

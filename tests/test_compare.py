@@ -8,11 +8,11 @@ from PIL import Image
 from fcn_jax.errors import UserError
 from fcn_jax.evaluation.comparison import (
     Comparison,
-    Moved,
+    ImageChange,
     compare,
     comparison_to_json,
-    images_that_moved_most,
-    read_scored,
+    largest_changes,
+    read_evaluation,
     verdict,
 )
 from fcn_jax.evaluation.image_counts import ImageCounts
@@ -53,7 +53,7 @@ def confusions_of(share_right: float, images: int = 40, seed: int = 0) -> np.nda
 
 
 def compared(a: Path, b: Path, stem: str = "val") -> Comparison:
-    return compare(read_scored(a, stem), read_scored(b, stem))
+    return compare(read_evaluation(a, stem), read_evaluation(b, stem))
 
 
 def test_a_clear_difference_is_told_as_one(tmp_path):
@@ -64,9 +64,9 @@ def test_a_clear_difference_is_told_as_one(tmp_path):
     low, high = comparison.intervals_of_difference.mean_iou
     assert 0 < low < found < high
     assert verdict(comparison) == (
-        f"B's mIoU is {100 * found:.1f} points above A's; 95 % interval of the difference "
-        f"+{100 * low:.1f} to +{100 * high:.1f}, without 0: more than which 40 images were drawn "
-        "explains. What another seed in training would change is not in it."
+        f"B's mIoU is {100 * found:.1f} points above A's; the 95 % interval of the difference, "
+        f"+{100 * low:.1f} to +{100 * high:.1f}, does not contain 0: the choice of the 40 images "
+        "does not explain it. The interval does not include the variation over training seeds."
     )
     assert "points below A's" in verdict(compared(b, a))
     # Paired, the interval is narrower than what the two by themselves would give.
@@ -80,22 +80,22 @@ def test_a_difference_that_other_images_might_turn_round_is_told_as_such(tmp_pat
     comparison = compared(write_scored(tmp_path / "a", one), write_scored(tmp_path / "b", other))
     low, high = comparison.intervals_of_difference.mean_iou
     assert low < 0 < high
-    assert "with 0 in it: it may be due to which 40 images were drawn" in verdict(comparison)
+    assert "contains 0: the choice of the 40 images may explain it." in verdict(comparison)
 
 
 def test_a_run_beside_itself_and_runs_of_one_image_or_none_scored(tmp_path):
     a = write_scored(tmp_path / "a", confusions_of(0.6))
     assert verdict(compared(a, a)) == (
-        "A and B have the same mIoU, whichever of the images are drawn."
+        "A and B have the same mIoU in every resample of the images."
     )
     a = write_scored(tmp_path / "a1", confusions_of(0.6)[:1])
     b = write_scored(tmp_path / "b1", confusions_of(0.8)[:1])
-    assert verdict(compared(a, b)).endswith("on one image, which tells nothing of others.")
+    assert verdict(compared(a, b)).endswith("on a single image: there is no interval.")
     a = write_scored(tmp_path / "void", np.zeros((2, 3, 3), int))
-    assert verdict(compared(a, a)) == "No pixel is scored: there is nothing to compare."
+    assert verdict(compared(a, a)) == "No pixel is valid: there is nothing to compare."
 
 
-def test_images_that_moved_most_by_their_own_mean_iou(tmp_path):
+def test_images_are_ranked_by_the_change_of_their_own_mean_iou(tmp_path):
     # Of one class each, so that the mIoU of an image is its share of hits; the last is void.
     def images(*hits: int) -> np.ndarray:
         confusions = np.zeros((5, 3, 3), int)
@@ -107,11 +107,11 @@ def test_images_that_moved_most_by_their_own_mean_iou(tmp_path):
     a = write_scored(tmp_path / "a", images(50, 50, 50, 50), names=names)
     b = write_scored(tmp_path / "b", images(60, 20, 90, 50), names=names)
     comparison = compared(a, b)
-    gained, lost = images_that_moved_most(comparison, 5)
-    assert gained == [Moved("y", 0.5, 0.9), Moved("w", 0.5, 0.6)]
-    assert lost == [Moved("x", 0.5, 0.2)]
-    assert images_that_moved_most(comparison, 1)[0] == [Moved("y", 0.5, 0.9)]
-    listed = comparison_to_json(comparison)["mean_iu_by_image"]
+    gained, lost = largest_changes(comparison, 5)
+    assert gained == [ImageChange("y", 0.5, 0.9), ImageChange("w", 0.5, 0.6)]
+    assert lost == [ImageChange("x", 0.5, 0.2)]
+    assert largest_changes(comparison, 1)[0] == [ImageChange("y", 0.5, 0.9)]
+    listed = comparison_to_json(comparison)["mean_iou_by_image"]
     assert [entry["image"] for entry in listed] == ["x", "z", "w", "y", "void"]
     assert listed[-1] == {"image": "void", "a": None, "b": None}
 
@@ -142,7 +142,7 @@ def test_what_the_command_prints_and_writes(tmp_path):
     assert ["boat", "–", "–"] in rows
     assert ["mean", "boundary", "IoU", "37.5", "37.5", "+0.0"] in rows
     assert verdict(comparison) in lines
-    gained, _ = images_that_moved_most(comparison, 5)
+    gained, _ = largest_changes(comparison, 5)
     assert {row[0] for row in rows if row} >= {moved.image for moved in gained}
     folder = a / "evaluation" / "against_b $1$"
     assert lines[-1] == f"numbers and picture: {folder}/val.json, .png"
@@ -195,25 +195,25 @@ def test_the_command_tells_mistakes_in_one_line(tmp_path):
 
 
 def test_runs_not_evaluated_are_told_how_to_be(tmp_path):
-    with pytest.raises(UserError, match=r"^there is no .*/none$"):
-        read_scored(tmp_path / "none", "val")
+    with pytest.raises(UserError, match=r"^/.*/none does not exist$"):
+        read_evaluation(tmp_path / "none", "val")
     (tmp_path / "new").mkdir()
     with pytest.raises(UserError) as error:
-        read_scored(tmp_path / "new", "val")
+        read_evaluation(tmp_path / "new", "val")
     evaluate = f"python -m fcn_jax.evaluate --workdir={tmp_path}"
     assert str(error.value) == f"{tmp_path}/new has no scores of val: {evaluate}/new --split=val"
-    with pytest.raises(UserError, match="is of --convention=mmseg, whose means are over other"):
-        read_scored(tmp_path / "new", "val_mmseg")
+    with pytest.raises(UserError, match="is of the convention mmseg, whose means are over other"):
+        read_evaluation(tmp_path / "new", "val_mmseg")
     (tmp_path / "new" / "val.json").touch()
     with pytest.raises(UserError, match=r"val\.json is a file: give the folder of a run"):
-        read_scored(tmp_path / "new" / "val.json", "val")
+        read_evaluation(tmp_path / "new" / "val.json", "val")
     a = write_scored(tmp_path / "a", confusions_of(0.5))
     write_scored(a, confusions_of(0.5), stem="train")
-    with pytest.raises(UserError, match=r"--split=test; scored there: train, val$"):
-        read_scored(a, "test")
+    with pytest.raises(UserError, match=r"--split=test; there are scores of: train, val$"):
+        read_evaluation(a, "test")
     (a / "evaluation" / "val_images.npz").unlink()
     with pytest.raises(UserError, match=r"val.json but not val_images.npz, .* --workdir=\S*/a "):
-        read_scored(a, "val")
+        read_evaluation(a, "val")
 
 
 def test_files_that_do_not_belong_together_are_refused(tmp_path):
@@ -223,11 +223,11 @@ def test_files_that_do_not_belong_together_are_refused(tmp_path):
     with pytest.raises(
         UserError, match=r"val.json and val_images.npz are of different evaluations"
     ):
-        read_scored(a, "val")
+        read_evaluation(a, "val")
     for text in ("", "[]", "{}", '{"per_class_iou": {"sky": "x"}, "images": 1, "step": 1}'):
         (a / "evaluation" / "val.json").write_text(text)
         with pytest.raises(UserError, match=r"val.json cannot be read .*fcn_jax.evaluate"):
-            read_scored(a, "val")
+            read_evaluation(a, "val")
 
 
 def test_runs_of_different_images_classes_or_masks_are_refused(tmp_path):
@@ -256,4 +256,4 @@ def test_runs_of_different_images_classes_or_masks_are_refused(tmp_path):
 
 def test_a_label_map_may_be_called_as_a_convention_is(tmp_path):
     a = write_scored(tmp_path / "a", confusions_of(0.5), stem="val_paper")
-    assert read_scored(a, "val_paper").numbers["images"] == 40
+    assert read_evaluation(a, "val_paper").numbers["images"] == 40

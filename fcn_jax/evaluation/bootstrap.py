@@ -1,14 +1,14 @@
-"""How far a score would move had other images been drawn: bootstrap confidence intervals.
+"""Bootstrap confidence intervals: how far a score varies over images drawn from the same source.
 
 The images of a split are resampled with replacement, as many as there are, and scored again; the
-interval lies between percentiles of those scores (the percentile interval: Efron & Tibshirani, An
+interval is bounded by percentiles of these scores (the percentile interval: Efron & Tibshirani, An
 Introduction to the Bootstrap, 1993, chapter 13). Images are resampled, not pixels: the pixels of an
-image are right or wrong together, and intervals from pixels would be far too narrow.
+image are correlated, and intervals from pixels would be far too narrow.
 
-What the intervals do not hold: that another training of the same network, from another seed, scores
-otherwise. With few images they are too narrow. A class on very few images is missing from some
-resamples, whose mIoU is over the others: such a class has usually a low IoU, and without it the
-mean is higher, so that the interval of the mean reaches up (`seldom_shown` names those classes).
+The intervals do not include how the score varies over trainings with other seeds. With few images
+they are too narrow. A class in very few images is missing from some resamples, whose mIoU is the
+mean over the others. Such a class usually has a low IoU, so that these resamples have a higher mIoU
+and the interval extends upwards; `rare_classes` names such classes.
 """
 
 import math
@@ -18,24 +18,25 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from fcn_jax.errors import listed
 from fcn_jax.evaluation.image_counts import ImageCounts
 from fcn_jax.evaluation.metrics import ratio
 
 RESAMPLES = 1000
 LEVEL = 0.95
 
-SELDOM = 5
-"""A class on four images is missing from nearly e⁻⁴ = 1.8 % of the resamples, on fewer of more."""
+MIN_IMAGES = 5
+"""A class in four images is missing from nearly e⁻⁴ = 1.8 % of the resamples."""
 
 MAX_NAMED = 8
-"""Classes that are named in a line."""
+"""The number of classes that `rare_classes` names."""
 
-_WEIGHTS_AT_ONCE = 2**21
-"""float64s, 16 MiB, however many images there are."""
+_CHUNK_WEIGHTS = 2**21
+"""Weights of images, float64, that are held in memory: 16 MiB."""
 
 
 class Interval(NamedTuple):
-    """From low to high; both nan where there is nothing to say."""
+    """The bounds of an interval; both are nan if there is none."""
 
     low: float
     high: float
@@ -46,11 +47,15 @@ NO_INTERVAL = Interval(math.nan, math.nan)
 
 @dataclass(frozen=True)
 class Resampled:
-    """The scores of b resamples of the same images, as fractions.
+    """The scores of b resamples of the same images, as fractions; see `metrics.scores`.
 
-    mean_iou, pixel_accuracy: float64 (b,). per_class_iou: float64 (b, k). They are computed as by
-    `metrics.scores`: a class that the truth of a resample lacks has nan, and the mIoU of that
-    resample is over the others. A resample without any scored pixel has nan throughout.
+    A class that is absent from the truth of a resample has the IoU nan, and the mIoU of the
+    resample is the mean over the others. All scores of a resample without valid pixels are nan.
+
+    Attributes:
+        mean_iou: float64 (b,).
+        pixel_accuracy: float64 (b,).
+        per_class_iou: float64 (b, k).
     """
 
     mean_iou: np.ndarray
@@ -58,7 +63,7 @@ class Resampled:
     per_class_iou: np.ndarray
 
     def __sub__(self, other: "Resampled") -> "Resampled":
-        """The differences, resample by resample; of two networks on the same images."""
+        """Subtracts the scores of another network on the same resampled images."""
         return Resampled(
             self.mean_iou - other.mean_iou,
             self.pixel_accuracy - other.pixel_accuracy,
@@ -68,14 +73,14 @@ class Resampled:
 
 @dataclass(frozen=True)
 class Intervals:
-    """Of each score its interval, at `LEVEL`; per_class_iou has k of them, by class."""
+    """The interval of each score at `LEVEL`; `per_class_iou` has one for each class."""
 
     mean_iou: Interval
     pixel_accuracy: Interval
     per_class_iou: tuple[Interval, ...]
 
     def to_json(self, class_names: Sequence[str]) -> dict[str, Any]:
-        """As [low, high], None where there is nothing to say; per_class_iou by name."""
+        """Returns each interval as [low, high], None if there is none; those of classes by name."""
 
         def bounds(interval: Interval) -> list[float] | None:
             return None if math.isnan(interval.low) else list(interval)
@@ -88,22 +93,22 @@ class Intervals:
 
 
 def intervals(counts: ImageCounts) -> Intervals:
-    """The 95 % intervals of the scores of a split, from 1000 resamples; nan for a single image.
+    """Computes the 95 % intervals of a split's scores from 1,000 resamples; nan for one image.
 
     Raises:
-      ValueError: there are no images.
+        ValueError: there are no images.
     """
     return _intervals(resample(counts), len(counts.names))
 
 
 def intervals_of_difference(a: ImageCounts, b: ImageCounts) -> Intervals:
-    """The intervals of the scores of `b` minus those of `a`, on the same resampled images.
+    """Computes the intervals of the scores of `b` minus those of `a` on the same resamples.
 
-    The difference of two networks on the same images varies less than either's score, as far as
-    what is hard for one is hard for the other.
+    The difference of two networks on the same images varies less than their scores if the same
+    images are hard for both.
 
     Raises:
-      ValueError: they are not of the same images in the same order, or are of other classes.
+        ValueError: the images, their order or the number of classes differ.
     """
     if a.names != b.names or a.truth.shape != b.truth.shape:
         raise ValueError(
@@ -114,34 +119,34 @@ def intervals_of_difference(a: ImageCounts, b: ImageCounts) -> Intervals:
 
 
 def resample(counts: ImageCounts, resamples: int = RESAMPLES, seed: int = 0) -> Resampled:
-    """Draw as many images as there are, with replacement, score them, and do that again and again.
+    """Draws all images with replacement, b times, and scores each of these resamples.
 
-    Which images are drawn depends on their number and the seed alone, so that two networks scored
-    on the same images can be compared resample by resample.
+    The draws depend only on the number of images and the seed, so that two networks scored on the
+    same images can be compared resample by resample.
 
     Args:
-      counts: of n ≥ 1 images.
-      resamples: b.
-      seed: of the draws.
+        counts: the counts of n ≥ 1 images.
+        resamples: b.
+        seed: seed of the draws.
 
     Raises:
-      ValueError: there are no images.
+        ValueError: there are no images.
     """
     images = len(counts.names)
     if not images:
         raise ValueError("`counts` must be of at least one image")
-    # Sums of pixels are far below 2⁵³, so that float64, which BLAS multiplies, holds them exactly.
+    # float64, which BLAS multiplies, holds the sums of pixels exactly: they are far below 2⁵³.
     per_image = np.concatenate([counts.hits, counts.truth, counts.predicted], axis=1)
     per_image = per_image.astype(np.float64)
     random = np.random.default_rng(seed)
     sums = np.empty((resamples, per_image.shape[1]))
-    at_once = max(1, _WEIGHTS_AT_ONCE // images)
-    for start in range(0, resamples, at_once):
-        part = sums[start : start + at_once]
-        drawn = random.integers(images, size=(len(part), images))
-        drawn += images * np.arange(len(part))[:, None]
+    chunk_size = max(1, _CHUNK_WEIGHTS // images)
+    for start in range(0, resamples, chunk_size):
+        chunk = sums[start : start + chunk_size]
+        drawn = random.integers(images, size=(len(chunk), images))
+        drawn += images * np.arange(len(chunk))[:, None]
         weights = np.bincount(drawn.ravel(), minlength=drawn.size).reshape(drawn.shape)
-        part[...] = weights.astype(np.float64) @ per_image
+        chunk[...] = weights.astype(np.float64) @ per_image
     hits, truth, predicted = np.split(sums, 3, axis=1)
     present = truth > 0
     classes = present.sum(axis=1)
@@ -154,9 +159,9 @@ def resample(counts: ImageCounts, resamples: int = RESAMPLES, seed: int = 0) -> 
 
 
 def percentile_interval(values: np.ndarray) -> Interval:
-    """The middle 95 % of the resampled values, interpolated between neighbours.
+    """Returns the bounds of the middle 95 % of the resampled values, by linear interpolation.
 
-    nan is left out: the interval of a class's IoU is that over the resamples which hold the class.
+    nan is left out: the interval of a class's IoU is over the resamples that contain the class.
     """
     present = values[~np.isnan(values)]
     if not len(present):
@@ -165,42 +170,40 @@ def percentile_interval(values: np.ndarray) -> Interval:
     return Interval(float(low), float(high))
 
 
-def in_words(name: str, score: float, interval: Interval, images: int) -> str:
-    """A score with its interval for the terminal.
+def describe(name: str, score: float, interval: Interval, images: int) -> str:
+    """Describes a score and its interval in a line.
 
     Example:
-      >>> in_words("mIoU", 0.2190, Interval(0.2013, 0.2341), 445)
-      'mIoU 21.9 % (95 % interval 20.1 to 23.4 over 445 images)'
+        >>> describe("mIoU", 0.2190, Interval(0.2013, 0.2341), 445)
+        'mIoU 21.9 % (95 % interval 20.1 to 23.4 over 445 images)'
     """
     if math.isnan(score):
-        return f"{name} – (no pixel to score)"
+        return f"{name} – (no valid pixel)"
     if math.isnan(interval.low):
-        return f"{name} {100 * score:.1f} % (of {images} image: no interval)"
+        return f"{name} {100 * score:.1f} % ({images} image: no interval)"
     return (
         f"{name} {100 * score:.1f} % ({100 * LEVEL:.0f} % interval {100 * interval.low:.1f} to "
         f"{100 * interval.high:.1f} over {images} images)"
     )
 
 
-def seldom_shown(counts: ImageCounts, class_names: Sequence[str]) -> str | None:
-    """A line on the classes that blur the intervals, being on too few images; None without such."""
-    seldom = [
+def rare_classes(counts: ImageCounts, class_names: Sequence[str]) -> str | None:
+    """Names the classes in so few images that they widen the intervals; None if there are none."""
+    rare = [
         f"{name} ({images})"
         for name, images in zip(class_names, counts.images_by_class, strict=True)
-        if 0 < images < SELDOM
+        if 0 < images < MIN_IMAGES
     ]
-    if not seldom or len(counts.names) == 1:
+    if not rare or len(counts.names) == 1:
         return None
-    listed = ", ".join(seldom[:MAX_NAMED])
-    more = f" and {len(seldom) - MAX_NAMED} more" if len(seldom) > MAX_NAMED else ""
     return (
-        f"on fewer than {SELDOM} images: {listed}{more}; resamples may lack them and take the mean "
-        "IoU over the others, which widens its interval"
+        f"in fewer than {MIN_IMAGES} images: {listed(rare, MAX_NAMED)}; resamples without them "
+        "average the IoU over the others, which widens the interval of mIoU"
     )
 
 
 def _intervals(resampled: Resampled, images: int) -> Intervals:
-    if images == 1:  # each resample is that image again, which tells nothing of others
+    if images == 1:  # every resample is that image
         return Intervals(
             NO_INTERVAL, NO_INTERVAL, (NO_INTERVAL,) * resampled.per_class_iou.shape[1]
         )

@@ -1,7 +1,4 @@
-"""Two runs scored on the same images: read, checked, resampled together, told in words and numbers.
-
-`fcn_jax/compare.py` is the command.
-"""
+"""Compares two runs that were scored on the same images, from the files that evaluate wrote."""
 
 import dataclasses
 import json
@@ -22,9 +19,12 @@ from fcn_jax.runs import evaluation_folder
 
 @dataclasses.dataclass(frozen=True)
 class EvaluatedRun:
-    """A run as evaluate has scored it.
+    """A run as evaluate scored it.
 
-    workdir: as given. numbers: of SPLIT.json. counts: of SPLIT_images.npz.
+    Attributes:
+        workdir: its folder, as given.
+        numbers: the content of SPLIT.json.
+        counts: the content of SPLIT_images.npz.
     """
 
     workdir: Path
@@ -59,46 +59,48 @@ class Comparison:
     intervals_of_difference: Intervals
 
 
-class Moved(NamedTuple):
-    """An image and its mIoU by each run, over the classes that it shows."""
+class ImageChange(NamedTuple):
+    """The mIoU of an image in each run, over the classes in its truth."""
 
     image: str
     a: float
     b: float
 
 
-def read_scored(workdir: Path, split: str) -> EvaluatedRun:
-    """What evaluate has written of a run.
+def read_evaluation(workdir: Path, split: str) -> EvaluatedRun:
+    """Reads the files that evaluate wrote for a run.
 
-    split: the beginning of the names of the files.
+    Args:
+        workdir: the run's folder, or its model file.
+        split: the beginning of the files' names.
 
     Raises:
-        UserError: it has not been evaluated on that split, or the files cannot be read or do not
-            belong together.
+        UserError: the run has not been evaluated on the split, or the files cannot be read or
+            belong to different evaluations.
     """
     folder = evaluation_folder(workdir)
     path, counts_path = folder / f"{split}.json", folder / f"{split}_images.npz"
     evaluate = f"python -m fcn_jax.evaluate --workdir={workdir}"
     if not workdir.exists() and not folder.exists():
-        raise UserError(f"there is no {workdir}")
+        raise UserError(f"{workdir} does not exist")
     if workdir.is_file() and folder.parent == workdir:
         raise UserError(f"{workdir} is a file: give the folder of a run")
     try:
-        numbers = json.loads(path.read_text(encoding="utf-8"))
+        numbers = _current_names(json.loads(path.read_text(encoding="utf-8")))
         per_class_iou, images, _ = numbers["per_class_iou"], numbers["images"], int(numbers["step"])
         per_class_iou = np.array(list(per_class_iou.values()), float)
     except FileNotFoundError:
-        _check_means(split.rpartition("_")[2], f"--split={split} is of", evaluate)
-        there = sorted(file.name.removesuffix(".json") for file in folder.glob("*.json"))
-        scored = f"; scored there: {', '.join(there)}" if there else ""
+        _check_means(split.rpartition("_")[2], f"split (={split}) is of", evaluate)
+        found = sorted(file.name.removesuffix(".json") for file in folder.glob("*.json"))
+        others = f"; there are scores of: {', '.join(found)}" if found else ""
         raise UserError(
-            f"{workdir} has no scores of {split}: {evaluate} --split={split}{scored}"
+            f"{workdir} has no scores of {split}: {evaluate} --split={split}{others}"
         ) from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} cannot be read ({error}): {evaluate}") from error
+        raise UserError(f"{path} cannot be read ({error}); evaluate again: {evaluate}") from error
     if not counts_path.exists():
         raise UserError(
-            f"{folder} holds {split}.json but not {counts_path.name}, the counts of each image: "
+            f"{folder} contains {split}.json but not {counts_path.name}, the counts of each image: "
             f"{evaluate} writes both"
         )
     _check_means(
@@ -115,21 +117,29 @@ def read_scored(workdir: Path, split: str) -> EvaluatedRun:
     return EvaluatedRun(workdir, numbers, counts)
 
 
-def _check_means(convention: str, what: str, evaluate: str) -> None:
-    """Refuses a convention's scores whose means are not those of the intervals."""
+def _current_names(numbers: dict[str, Any]) -> dict[str, Any]:
+    """Renames the scores of earlier versions, which wrote "mean_iu" for "mean_iou"."""
+    return {
+        f"{name.removesuffix('_iu')}_iou" if name.endswith("_iu") else name: value
+        for name, value in numbers.items()
+    }
+
+
+def _check_means(convention: str, subject: str, evaluate: str) -> None:
+    """Refuses the scores of a convention whose means are not those of the intervals."""
     known = conventions.CONVENTIONS.get(convention)
-    if known is not None and known.averaged_over != "truth":
+    if known is not None and known.mean_over != "truth":
         raise UserError(
-            f"{what} --convention={convention}, whose means are over other classes than those of "
-            f"the intervals: compare native scores, {evaluate}"
+            f"{subject} the convention {convention}, whose means are over other classes than those "
+            f"of the intervals: compare native scores, {evaluate}"
         )
 
 
 def compare(a: EvaluatedRun, b: EvaluatedRun) -> Comparison:
-    """Resamples the images of both.
+    """Resamples the images of two runs together.
 
     Raises:
-        UserError: they are not of the same images, classes and truth.
+        UserError: the images, their truth or the classes differ.
     """
     if a.class_names != b.class_names:
         raise UserError(
@@ -147,11 +157,12 @@ def compare(a: EvaluatedRun, b: EvaluatedRun) -> Comparison:
         )
     if not names_a:
         raise UserError(f"{a.workdir} was scored on no images")
-    other = np.flatnonzero((a.counts.truth != b.counts.truth).any(axis=1))
-    if len(other):
+    different = np.flatnonzero((a.counts.truth != b.counts.truth).any(axis=1))
+    if len(different):
         raise UserError(
-            f"{a.workdir} and {b.workdir} were scored against different masks: {len(other)} of "
-            f"{len(names_a)} differ, such as {names_a[other[0]]}; evaluate both on the same data"
+            f"{a.workdir} and {b.workdir} were scored against different masks: {len(different)} of "
+            f"{len(names_a)} differ, such as {names_a[different[0]]}; evaluate both on the same "
+            "data"
         )
     return Comparison(
         a,
@@ -163,42 +174,42 @@ def compare(a: EvaluatedRun, b: EvaluatedRun) -> Comparison:
 
 
 def verdict(comparison: Comparison) -> str:
-    """Whether the images can tell the two apart, in plain words."""
+    """Says in a sentence whether the difference is larger than the choice of images explains."""
     a, b = comparison.a.scores.mean_iou, comparison.b.scores.mean_iou
     low, high = (100 * bound for bound in comparison.intervals_of_difference.mean_iou)
     difference = 100 * (b - a)
     if math.isnan(difference):
-        return "No pixel is scored: there is nothing to compare."
+        return "No pixel is valid: there is nothing to compare."
     ahead = f"B's mIoU is {abs(difference):.1f} points {'below' if difference < 0 else 'above'}"
     images = len(comparison.a.counts.names)
     if low == high == 0:
-        return "A and B have the same mIoU, whichever of the images are drawn."
+        return "A and B have the same mIoU in every resample of the images."
     if math.isnan(low):
-        return f"{ahead} A's, on one image, which tells nothing of others."
-    found = f"{ahead} A's; 95 % interval of the difference {low:+.1f} to {high:+.1f}, "
+        return f"{ahead} A's, on a single image: there is no interval."
+    found = f"{ahead} A's; the 95 % interval of the difference, {low:+.1f} to {high:+.1f}, "
     if low <= 0 <= high:
-        found += f"with 0 in it: it may be due to which {images} images were drawn."
+        found += f"contains 0: the choice of the {images} images may explain it."
     else:
-        found += f"without 0: more than which {images} images were drawn explains."
-    return f"{found} What another seed in training would change is not in it."
+        found += f"does not contain 0: the choice of the {images} images does not explain it."
+    return f"{found} The interval does not include the variation over training seeds."
 
 
 def comparison_to_json(comparison: Comparison) -> dict[str, Any]:
-    """All numbers, as fractions; None where there is nothing to score.
+    """Returns all numbers as fractions, None instead of nan.
 
-    Of each image its own mIoU by A and by B, from the one that lost most to the one that gained
-    most; images that are all void come last.
+    The images are sorted from the largest loss to the largest gain of their own mIoU; images that
+    are all void come last.
     """
     a, b = comparison.a, comparison.b
     names = a.class_names
     images = len(a.counts.names)
     own_a, own_b = a.counts.mean_iou_by_image, b.counts.mean_iou_by_image
 
-    def described(scored: EvaluatedRun, intervals: Intervals) -> dict[str, Any]:
+    def run_to_json(run: EvaluatedRun, intervals: Intervals) -> dict[str, Any]:
         return {
-            "run": str(scored.workdir),
-            "step": scored.numbers["step"],
-            **to_json(scored.scores, names, images),
+            "run": str(run.workdir),
+            "step": run.numbers["step"],
+            **to_json(run.scores, names, images),
             "intervals": intervals.to_json(names),
         }
 
@@ -208,15 +219,15 @@ def comparison_to_json(comparison: Comparison) -> dict[str, Any]:
         "level": bootstrap.LEVEL,
         "resamples": bootstrap.RESAMPLES,
         "images_by_class": dict(zip(names, a.counts.images_by_class.tolist(), strict=True)),
-        "a": described(a, comparison.intervals_a),
-        "b": described(b, comparison.intervals_b),
+        "a": run_to_json(a, comparison.intervals_a),
+        "b": run_to_json(b, comparison.intervals_b),
         "b_minus_a": {
             "mean_iou": number_or_none(b.scores.mean_iou - a.scores.mean_iou),
             "pixel_accuracy": number_or_none(b.scores.pixel_accuracy - a.scores.pixel_accuracy),
             "per_class_iou": dict(zip(names, map(number_or_none, per_class), strict=True)),
             "intervals": comparison.intervals_of_difference.to_json(names),
         },
-        "mean_iu_by_image": [
+        "mean_iou_by_image": [
             {
                 "image": a.counts.names[i],
                 "a": number_or_none(own_a[i]),
@@ -227,18 +238,20 @@ def comparison_to_json(comparison: Comparison) -> dict[str, Any]:
     }
 
 
-def images_that_moved_most(comparison: Comparison, count: int) -> tuple[list[Moved], list[Moved]]:
-    """Up to so many images that gained, then as many that lost, those that moved most first.
+def largest_changes(
+    comparison: Comparison, count: int
+) -> tuple[list[ImageChange], list[ImageChange]]:
+    """Returns up to `count` images with the largest gains in B, and as many with the losses.
 
-    By the mIoU of an image by itself, over the classes that it shows: by pixel accuracy, what
-    happens to small objects would not be seen.
+    The mIoU of each image, over the classes in its truth, decides: pixel accuracy would hide what
+    happens to small objects.
     """
     counts = comparison.a.counts
     a, b = counts.mean_iou_by_image, comparison.b.counts.mean_iou_by_image
     order = np.argsort(b - a, kind="stable")
-    gained = [i for i in order[::-1] if b[i] > a[i]][:count]
-    lost = [i for i in order if b[i] < a[i]][:count]
-    of_gained, of_lost = (
-        [Moved(counts.names[i], a[i], b[i]) for i in rows] for rows in (gained, lost)
+    gains = [i for i in order[::-1] if b[i] > a[i]][:count]
+    losses = [i for i in order if b[i] < a[i]][:count]
+    gained, lost = (
+        [ImageChange(counts.names[i], a[i], b[i]) for i in indices] for indices in (gains, losses)
     )
-    return of_gained, of_lost
+    return gained, lost

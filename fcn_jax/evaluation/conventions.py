@@ -1,19 +1,20 @@
-"""How a score is taken: what the network sees of an image, what void counts, what a mean is over.
+"""Conventions of scoring: image size, treatment of void pixels, classes that means are taken over.
 
-The same network on the same images gets different numbers by the code of different projects. Each
-convention here scores as its source does; `native` is ours.
+The code of different projects gives the same network different scores on the same images. Each
+convention scores as its source does; `native` is ours.
 
-| name        | image               | truth           | means are over                   |
+| name        | image               | truth           | means are taken over             |
 | ----------- | ------------------- | --------------- | -------------------------------- |
-| native      | as it is            | as it is        | classes in the truth             |
-| paper       | as it is            | as it is        | classes in truth or prediction   |
+| native      | unchanged           | unchanged       | classes in the truth             |
+| paper       | unchanged           | unchanged       | classes in truth or prediction   |
 | torchvision | shorter side 520    | resized with it | all classes, nan if one is in neither |
 | d2l         | a window of 320×480 | cut with it     | classes in the truth             |
-| mmseg       | within 2048×512     | as it is        | classes in truth or prediction   |
+| mmseg       | within 2048×512     | unchanged       | classes in truth or prediction   |
 
-mmseg brings the logits back to the size of the truth. Void is left out, but by d2l, where it is
-background. Sources: the authors' `score.py`; torchvision's `references/segmentation`; 'Dive into
-Deep Learning', section on FCNs; mmsegmentation's `IoUMetric` and its VOC settings.
+mmseg interpolates the logits to the size of the truth. Void pixels are left out, except by d2l,
+which counts them as background. Sources: the authors' `score.py`; torchvision's
+`references/segmentation`; 'Dive into Deep Learning', section on FCNs; mmsegmentation's `IoUMetric`
+and its VOC settings.
 """
 
 import dataclasses
@@ -27,8 +28,8 @@ from PIL import Image
 from fcn_jax.data.canvases import Size
 from fcn_jax.data.labels import IGNORE_INDEX
 
-if TYPE_CHECKING:  # the names of conventions are flags, which are read before JAX is imported
-    from fcn_jax.evaluation.metrics import Averaged
+if TYPE_CHECKING:  # evaluate's flags name the conventions before slow modules are imported
+    from fcn_jax.evaluation.metrics import MeanOver
 
 D2L_WINDOW_PX = (320, 480)
 TORCHVISION_SHORTER_SIDE_PX = 520
@@ -36,7 +37,7 @@ MMSEG_LONGER_SIDE_PX = 2048
 MMSEG_SHORTER_SIDE_PX = 512
 
 
-def _as_it_is(record: dict[str, Any], index: int) -> dict[str, Any]:
+def _unchanged(record: dict[str, Any], index: int) -> dict[str, Any]:
     return record
 
 
@@ -45,59 +46,65 @@ class Convention:
     """One project's way of scoring.
 
     Attributes:
-      name: as given on the command line.
-      says: what it does, in a few words.
-      averaged_over: see `metrics.Averaged`.
-      takes: whether an image of a size (h, w) is scored.
-      image_size: of an image of a size (h, w), what the network sees.
-      prepare: (record, its index in the split) -> the record with image and label as they are
-        scored.
-      brings_back: whether the label keeps its size where the image is resized; the logits are then
-        interpolated back to it before the classes are taken.
+        name: as given to `evaluate`.
+        description: what it does, in a few words.
+        mean_over: see `metrics.MeanOver`.
+        includes: returns whether an image of a size (h, w) is scored.
+        image_size: the size at which the network sees an image of a size (h, w).
+        prepare: (record, its index in the split) -> the record with image and label as they are
+            scored.
+        resizes_logits: whether the logits are interpolated from the image's new size to that of the
+            label, which keeps its size, before the classes are predicted.
     """
 
     name: str
     description: str
-    averaged_over: "Averaged"
-    takes: Callable[[Size], bool] = lambda size: True
+    mean_over: "MeanOver"
+    includes: Callable[[Size], bool] = lambda size: True
     image_size: Callable[[Size], Size] = lambda size: size
-    prepare: Callable[[dict[str, Any], int], dict[str, Any]] = _as_it_is
-    brings_back: bool = False
+    prepare: Callable[[dict[str, Any], int], dict[str, Any]] = _unchanged
+    resizes_logits: bool = False
 
 
-class ScoredSplit:
-    """The records of a split as a convention scores them, by index; some may be left out.
+class EvaluationSplit:
+    """The records of a split that a convention includes, prepared as it scores them, by index.
+
+    Args:
+        records: a random-access source of records (`splits.Split`).
+        sizes: heights and widths of their images, int (n, 2).
+        convention: the convention.
 
     Attributes:
-      convention: whose.
-      sizes: of the images as the network sees them, int (n, 2).
-      label_sizes: of the label maps that they are scored against, int (n, 2).
+        sizes: of the images as the network sees them, int64 (m, 2).
+        label_sizes: of the labels that they are scored against, int64 (m, 2).
     """
 
     def __init__(self, records: Any, sizes: np.ndarray, convention: Convention):
         native = [(int(height), int(width)) for height, width in sizes]
-        self._indices = [index for index, size in enumerate(native) if convention.takes(size)]
+        self._indices = [i for i, size in enumerate(native) if convention.includes(size)]
         self.convention = convention
         self._records = records
-        kept = [native[index] for index in self._indices]
-        self.sizes = np.array([convention.image_size(size) for size in kept], np.int64)
-        self.label_sizes = np.array(kept, np.int64) if convention.brings_back else self.sizes
-        self.sizes, self.label_sizes = self.sizes.reshape(-1, 2), self.label_sizes.reshape(-1, 2)
+        included = [native[index] for index in self._indices]
+        seen = [convention.image_size(size) for size in included]
+        self.sizes, self.label_sizes = (
+            np.array(size, np.int64).reshape(-1, 2)
+            for size in (seen, included if convention.resizes_logits else seen)
+        )
 
     def __len__(self) -> int:
         return len(self._indices)
 
-    def name(self, place: int) -> str:
-        """Of a record, without decoding it."""
-        return self._records.record_name(self._indices[place])
+    def name(self, index: int) -> str:
+        """Returns the name of a record without decoding it."""
+        return self._records.record_name(self._indices[index])
 
-    def __getitem__(self, place: int) -> dict[str, Any]:
-        index = self._indices[place]
-        return self.convention.prepare(self._records[index], index)
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        original = self._indices[index]
+        return self.convention.prepare(self._records[original], original)
 
 
 def shorter_side(size: Size, length: int) -> Size:
-    """The size with its shorter side of `length`, the other in proportion, rounded down."""
+    """Scales a size so that its shorter side is `length`; the other side is rounded down."""
     height, width = size
     if height <= width:
         return length, int(length * width / height)
@@ -105,14 +112,14 @@ def shorter_side(size: Size, length: int) -> Size:
 
 
 def within(size: Size, longer: int, shorter: int) -> Size:
-    """The largest size of the same proportions within two lengths, rounded to the nearest."""
+    """Scales a size to the largest within two lengths, rounded to the nearest."""
     factor = min(longer / max(size), shorter / min(size))
     height, width = (int(side * factor + 0.5) for side in size)
     return height, width
 
 
 def resize_smooth(image: np.ndarray, size: Size) -> np.ndarray:
-    """Pillow's bilinear filter, which averages where it shrinks: uint8 (h, w, c) to (*size, c)."""
+    """Resizes uint8 (h, w, c) to (*size, c) by Pillow's bilinear filter, with antialiasing."""
     channels = [
         np.asarray(Image.fromarray(channel).resize(size[::-1], Image.Resampling.BILINEAR))
         for channel in np.moveaxis(image, -1, 0)
@@ -121,9 +128,9 @@ def resize_smooth(image: np.ndarray, size: Size) -> np.ndarray:
 
 
 def resize_plain(image: np.ndarray, size: Size) -> np.ndarray:
-    """Interpolates between the four nearest pixels, also where it shrinks, as OpenCV does.
+    """Resizes uint8 (h, w, c) to (*size, c) by bilinear interpolation without antialiasing.
 
-    uint8 (h, w, c) to (*size, c); OpenCV's fixed-point numbers may differ by 1.
+    OpenCV does so in fixed-point numbers, which may differ by 1.
     """
     values = image.astype(np.float32)
     for axis, length in enumerate(size):
@@ -139,7 +146,7 @@ def resize_plain(image: np.ndarray, size: Size) -> np.ndarray:
 
 
 def resize_nearest(label: np.ndarray, size: Size) -> np.ndarray:
-    """Pillow's nearest neighbour, uint8 (h, w) or (h, w, m) to (*size) or (*size, m)."""
+    """Resizes uint8 (h, w) or (h, w, m) to (*size) or (*size, m) by Pillow's nearest neighbour."""
     maps = label if label.ndim == 3 else label[..., None]
     resized = [
         np.asarray(Image.fromarray(values).resize(size[::-1], Image.Resampling.NEAREST))
@@ -171,7 +178,7 @@ def _mmseg(record: dict[str, Any], index: int) -> dict[str, Any]:
 
 
 def _d2l(record: dict[str, Any], index: int) -> dict[str, Any]:
-    # The book draws the window anew each time; ours depends on the image's place in the split.
+    # The book draws a new window each time; ours depends on the image's index in the split.
     slack = np.subtract(record["label"].shape[:2], D2L_WINDOW_PX)
     top, left = np.random.default_rng(index).integers(0, slack + 1)
     rows = slice(top, top + D2L_WINDOW_PX[0])
@@ -185,40 +192,40 @@ def _d2l(record: dict[str, Any], index: int) -> dict[str, Any]:
 
 
 NATIVE = Convention(
-    "native", "images and labels as they are, means over the classes in the truth", "truth"
+    "native", "images and labels unchanged, means over the classes in the truth", "truth"
 )
 PAPER = Convention(
     "paper",
-    "as the authors' code: images and labels as they are, means over the classes that are in the "
-    "truth or were predicted",
+    "as the authors' code: images and labels unchanged, means over the classes in truth or "
+    "prediction",
     "union",
 )
 TORCHVISION = Convention(
     "torchvision",
     "as its reference scripts: image and label resized to a shorter side of "
-    f"{TORCHVISION_SHORTER_SIDE_PX}, means over all classes, nan where one is nowhere",
+    f"{TORCHVISION_SHORTER_SIDE_PX}, means over all classes, nan if one is in neither truth nor "
+    "prediction",
     "all",
     image_size=_torchvision_size,
     prepare=_torchvision,
 )
 D2L = Convention(
     "d2l",
-    "as 'Dive into Deep Learning': a window of 320×480 of every image that is as large, void "
-    "counted as background; the book gives pixel accuracy only",
+    "as 'Dive into Deep Learning': a window of 320×480 of every image of at least that size, void "
+    "counted as background; the book reports pixel accuracy only",
     "truth",
-    takes=lambda size: size[0] >= D2L_WINDOW_PX[0] and size[1] >= D2L_WINDOW_PX[1],
+    includes=lambda size: size[0] >= D2L_WINDOW_PX[0] and size[1] >= D2L_WINDOW_PX[1],
     image_size=lambda size: D2L_WINDOW_PX,
     prepare=_d2l,
 )
 MMSEG = Convention(
     "mmseg",
     f"as mmsegmentation: images resized to fit {MMSEG_LONGER_SIDE_PX}×{MMSEG_SHORTER_SIDE_PX}, "
-    "logits brought back to the label's size, means over the classes that are in the truth or were "
-    "predicted",
+    "logits interpolated to the label's size, means over the classes in truth or prediction",
     "union",
     image_size=_mmseg_size,
     prepare=_mmseg,
-    brings_back=True,
+    resizes_logits=True,
 )
 CONVENTIONS: Mapping[str, Convention] = MappingProxyType(
     {convention.name: convention for convention in (NATIVE, PAPER, TORCHVISION, D2L, MMSEG)}

@@ -1,8 +1,9 @@
-"""Scores a network on a split of a data set: what `fcn_jax.evaluate` and training call."""
+"""Scores a network on a split of a data set: for `fcn_jax.evaluate`, and during training."""
 
+import contextlib
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Self
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -11,15 +12,15 @@ from fcn_jax.config import EvalConfig
 from fcn_jax.data.canvases import Size
 from fcn_jax.data.datasets import Dataset
 from fcn_jax.data.labels import by_map
-from fcn_jax.errors import UserError
+from fcn_jax.errors import ArgumentError, UserError
 from fcn_jax.evaluation import conventions, metrics
 from fcn_jax.evaluation.boundary import boundary_counts
-from fcn_jax.evaluation.conventions import Convention, ScoredSplit
+from fcn_jax.evaluation.conventions import Convention, EvaluationSplit
 from fcn_jax.evaluation.image_counts import ImageCounts
-from fcn_jax.evaluation.scorers import ScoredImages, in_batches, one_by_one
+from fcn_jax.evaluation.scorers import BatchScorer, ScoredImages, Scorer, ViewScorer
 from fcn_jax.inference.options import WHOLE, Inference
 from fcn_jax.models.pure_model import PureModel
-from fcn_jax.pictures import sheets
+from fcn_jax.pictures.sheets import SheetRow
 from fcn_jax.terminal.progress import progress_bar
 
 SHEET_ROWS = 6
@@ -27,34 +28,40 @@ SHEET_ROWS = 6
 
 @dataclasses.dataclass(frozen=True)
 class MapEvaluation:
-    """confusion: of all images, int64 (k, k), true class by predicted class. counts: of each image.
-    samples: of a few images, by index, for a sheet. boundary: see `metrics.scores`; None where not
-    asked for.
+    """The evaluation of one label map.
+
+    Attributes:
+        class_names: k names.
+        confusion: of all images, int64 (k, k), true by predicted class.
+        counts: the counts of each image.
+        sheet_rows: image, truth and prediction of a few images, in the order of the split.
+        mean_over: the classes that the means are taken over.
+        boundary: int64 (2, k), see `metrics.scores`; None if it was not asked for.
     """
 
+    class_names: tuple[str, ...]
     confusion: np.ndarray
     counts: ImageCounts
-    samples: dict[int, sheets.SheetRow]
-    averaged_over: metrics.Averaged
+    sheet_rows: Sequence[SheetRow]
+    mean_over: metrics.MeanOver
     boundary: np.ndarray | None = None
 
     @property
-    def sheet_rows(self) -> list[sheets.SheetRow]:
-        """The samples in the order of the split."""
-        return [self.samples[index] for index in sorted(self.samples)]
-
-    @property
     def scores(self) -> metrics.Scores:
-        return metrics.scores(self.confusion, self.averaged_over, self.boundary)
+        return metrics.scores(self.confusion, self.mean_over, self.boundary)
 
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """How a split was scored.
+    """The scores of a network on a split.
 
-    by_map: of each label map, the one that a run is judged by first. names: of the images.
-    canvases: heights and widths that whole images were put on; empty_share: how much of these was
-    empty.
+    Attributes:
+        by_map: the evaluation of each label map by its name; a single label map is called "".
+        names: names of the images.
+        canvases: heights and widths of the canvases that whole images were placed on.
+        empty_share: share of the canvases' pixels that are outside the images.
+        convention: the way of scoring.
+        inference: the way of predicting.
     """
 
     by_map: Mapping[str, MapEvaluation]
@@ -66,115 +73,141 @@ class Evaluation:
 
     @property
     def scores(self) -> metrics.Scores:
-        """Of the first label map."""
+        """The scores of the first label map."""
         return next(iter(self.by_map.values())).scores
 
 
-def evaluator(
-    network: PureModel,
-    dataset: Dataset,
-    split: str,
-    settings: EvalConfig,
-    convention: Convention = conventions.NATIVE,
-    inference: Inference = WHOLE,
-    *,
-    boundary: bool = False,
-) -> Callable[[Any], Evaluation]:
-    """Builds the function that scores (params, batch_stats) on a split.
+class Evaluator:
+    """Scores (params, batch_stats) of a network on a split.
 
-    Whole images are scored in batches, and it compiles once for each canvas that they are put on,
-    when first called; by another `inference` they are labelled one by one. With `boundary` it
-    scores the contours as well, which takes the host a while.
+    Whole images are predicted in batches; the program is compiled for each canvas by the first
+    call. With another `inference`, images are predicted one by one.
 
-    Raises UserError where the split is empty, the convention takes none of its images or does not
-    go with the inference, or the batch does not divide over the devices.
+    Args:
+        network: the network.
+        dataset: its classes are those of the network.
+        split: name of the split.
+        settings: batch size, and the maximum number of canvases.
+        convention: the way of scoring.
+        inference: windows, scales and mirror images to average over.
+        boundary: whether to compute boundary IoU, which takes the host a while.
+
+    Raises:
+        ArgumentError: the split is empty, the convention includes none of its images or cannot be
+            combined with the inference, the network cannot be used with the inference, or the batch
+            does not divide over the devices.
+        UserError: several hosts are to compute boundaries or views.
     """
-    native = dataset.split(split)
-    if not len(native):
-        raise UserError(f"split {split} of {dataset.name} has no images")
-    records = ScoredSplit(native, dataset.statistics(split).sizes, convention)
-    if not len(records):
-        raise UserError(
-            f"--convention={convention.name} takes none of the {len(native)} images of {split}: "
-            f"{convention.description}"
-        )
-    several_hosts = jax.process_count() > 1
-    if several_hosts and (boundary or inference != WHOLE):
-        raise UserError(
-            "--boundary, --windows, --scales and --flip score on one host: start it on one alone"
-        )
-    sampled = set(np.linspace(0, len(records) - 1, SHEET_ROWS).round().astype(int).tolist())
-    shown = range(len(records)) if boundary else sampled
-    if inference == WHOLE:
-        scorer = in_batches(network, dataset.num_classes, records, settings, shown)
-    else:
-        scorer = one_by_one(network, dataset.num_classes, records, settings, inference)
-    score, canvases, empty = scorer
-    # Of several hosts each comes to know the names of its own images alone.
-    known = [records.name(index) if several_hosts else "" for index in range(len(records))]
 
-    def evaluate(variables: Any) -> Evaluation:
-        tallies = {
-            name: _Tally.of(len(records), count, boundary)
-            for name, count in dataset.num_classes.items()
+    def __init__(
+        self,
+        network: PureModel,
+        dataset: Dataset,
+        split: str,
+        settings: EvalConfig,
+        convention: Convention = conventions.NATIVE,
+        inference: Inference = WHOLE,
+        *,
+        boundary: bool = False,
+    ):
+        images = dataset.split(split)
+        if not len(images):
+            raise ArgumentError("split", split, f"of {dataset.name} has no images")
+        records = EvaluationSplit(images, dataset.statistics(split).sizes, convention)
+        if not len(records):
+            raise ArgumentError(
+                "convention",
+                convention.name,
+                f"includes none of the {len(images)} images of {split}: {convention.description}",
+            )
+        several_hosts = jax.process_count() > 1
+        if several_hosts and (boundary or inference != WHOLE):
+            raise UserError(
+                "boundary IoU, windows, scales and mirror images are computed on one host: "
+                "evaluate on a single host"
+            )
+        self._label_maps = dataset.label_maps
+        self._split, self._convention, self._inference = split, convention, inference
+        self._boundary = boundary
+        count = len(records)
+        self._sampled = set(np.linspace(0, count - 1, SHEET_ROWS).round().astype(int).tolist())
+        self._scorer: Scorer
+        if inference == WHOLE:
+            wanted = range(count) if boundary else self._sampled
+            self._scorer = BatchScorer(network, dataset.num_classes, records, settings, wanted)
+        else:
+            self._scorer = ViewScorer(network, dataset.num_classes, records, settings, inference)
+        # A host reads, and learns the names of, its own images only.
+        self._names = [records.name(index) if several_hosts else "" for index in range(count)]
+
+    def __call__(self, variables: Any) -> Evaluation:
+        """Scores (params, batch_stats)."""
+        names = list(self._names)
+        totals = {
+            label_map: _Totals(len(names), len(class_names), self._boundary)
+            for label_map, class_names in self._label_maps.items()
         }
-        names = list(known)
+        scored_images = self._scorer(variables)
+        with (
+            progress_bar(f"scoring {self._split}", len(names)) as bar,
+            contextlib.closing(scored_images),
+        ):
+            for scored in scored_images:
+                for index, name in scored.names.items():
+                    names[index] = name
+                for label_map, total in totals.items():
+                    total.add(label_map, scored)
+                self._look_at(scored, totals)
+                bar.advance(len(scored.indices))
+        return Evaluation(
+            {
+                label_map: MapEvaluation(
+                    class_names=self._label_maps[label_map],
+                    confusion=total.confusion,
+                    counts=ImageCounts(tuple(names), total.hits, total.truth, total.predicted),
+                    sheet_rows=[row for _, row in sorted(total.sheet_rows.items())],
+                    mean_over=self._convention.mean_over,
+                    boundary=total.boundary,
+                )
+                for label_map, total in totals.items()
+            },
+            tuple(names),
+            self._scorer.canvases,
+            self._scorer.empty_share,
+            self._convention,
+            self._inference,
+        )
 
-        def receive(scored: ScoredImages) -> None:
-            for index, name in scored.names.items():
-                names[index] = name
-            for name, tally in tallies.items():
-                tally.count(scored.images, scored.counts[name])
-            for index, (record, labels) in scored.shown.items():
-                for name, truth in by_map(record["label"], network.label_maps).items():
-                    height, width = truth.shape
-                    predicted = labels[name][:height, :width]
-                    if index in sampled:
-                        tallies[name].samples[index] = _row(record, truth, predicted)
-                    if (zones := tallies[name].boundary) is not None:
-                        zones += boundary_counts(truth, predicted, len(zones[0]))
-            bar.advance(len(scored.images))
-
-        with progress_bar(f"scoring {split}", len(records)) as bar:
-            confusions = score(variables, receive)
-        evaluated = {
-            name: tally.evaluation(names, confusions[name], convention.averaged_over)
-            for name, tally in tallies.items()
-        }
-        return Evaluation(evaluated, tuple(names), canvases, empty, convention, inference)
-
-    return evaluate
-
-
-@dataclasses.dataclass
-class _Tally:
-    """What is counted of a label map's images: three numbers a class."""
-
-    hits: np.ndarray
-    truth: np.ndarray
-    predicted: np.ndarray
-    samples: dict[int, sheets.SheetRow]
-    boundary: np.ndarray | None
-
-    @classmethod
-    def of(cls, images: int, num_classes: int, boundary: bool) -> Self:
-        hits, truth, predicted = np.zeros((3, images, num_classes), np.int64)
-        zones = np.zeros((2, num_classes), np.int64) if boundary else None
-        return cls(hits, truth, predicted, {}, zones)
-
-    def count(self, images: Sequence[int], counts: tuple[np.ndarray, ...]) -> None:
-        """counts: hits, truth and predicted of these images, int (n, k)."""
-        for every, some in zip((self.hits, self.truth, self.predicted), counts, strict=True):
-            every[list(images)] = some
-
-    def evaluation(
-        self, names: Sequence[str], confusion: np.ndarray, averaged_over: metrics.Averaged
-    ) -> MapEvaluation:
-        counts = ImageCounts(tuple(names), self.hits, self.truth, self.predicted)
-        return MapEvaluation(confusion, counts, self.samples, averaged_over, self.boundary)
+    def _look_at(self, scored: ScoredImages, totals: "Mapping[str, _Totals]") -> None:
+        """Adds what needs whole predictions: rows of the sheet, and boundaries."""
+        for index, (record, predictions) in scored.predictions.items():
+            for label_map, truth in by_map(record["label"], tuple(totals)).items():
+                total = totals[label_map]
+                height, width = truth.shape
+                predicted = predictions[label_map][:height, :width]
+                if index in self._sampled:
+                    total.sheet_rows[index] = _sheet_row(record, truth, predicted)
+                if total.boundary is not None:
+                    total.boundary += boundary_counts(truth, predicted, len(total.confusion))
 
 
-def _row(record: dict[str, Any], truth: np.ndarray, predicted: np.ndarray) -> sheets.SheetRow:
+class _Totals:
+    """The counts of a label map while a split is scored."""
+
+    def __init__(self, images: int, num_classes: int, boundary: bool):
+        self.confusion = np.zeros((num_classes, num_classes), np.int64)
+        self.hits, self.truth, self.predicted = np.zeros((3, images, num_classes), np.int64)
+        self.boundary = np.zeros((2, num_classes), np.int64) if boundary else None
+        self.sheet_rows: dict[int, SheetRow] = {}
+
+    def add(self, label_map: str, scored: ScoredImages) -> None:
+        self.confusion += scored.confusion[label_map]
+        indices = list(scored.indices)
+        hits, truth, predicted = scored.counts[label_map]
+        self.hits[indices], self.truth[indices], self.predicted[indices] = hits, truth, predicted
+
+
+def _sheet_row(record: dict[str, Any], truth: np.ndarray, predicted: np.ndarray) -> SheetRow:
     image = record["image"][..., :3]
     if image.shape[:2] != truth.shape:
         height, width = truth.shape

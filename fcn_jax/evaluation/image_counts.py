@@ -1,7 +1,7 @@
-"""What the scores of a split need of each of its images: DIR/evaluation/SPLIT_images.npz.
+"""The counts of each image that the scores need: DIR/evaluation/SPLIT_images.npz.
 
-The scores are not averages over images, so they cannot be had again from scores of images, but they
-can from these counts: of a part of the split, or of images drawn from it (`bootstrap.py`).
+The scores are not averages over images, so the scores of images do not determine those of a subset
+or a resample (`bootstrap.py`); these counts do.
 """
 
 import zipfile
@@ -16,19 +16,22 @@ import numpy as np
 
 from fcn_jax.errors import UserError
 from fcn_jax.evaluation.confusion import class_counts
-from fcn_jax.evaluation.metrics import Scores, mean_of_present, scores_of_counts
+from fcn_jax.evaluation.metrics import Scores, mean_of_present, scores_from_counts
 from fcn_jax.terminal.atomic_files import write_whole
 
 
 @dataclass(frozen=True)
 class ImageCounts:
-    """Pixels counted image by image and class by class; void is in none of the counts.
+    """Pixels by image and class, without void pixels.
 
-    names: of n images. hits, truth, predicted: int64 (n, k), the pixels of a class that were found,
-    those that are of it, and those predicted as it.
+    Args:
+        names: n names of images.
+        hits: int64 (n, k), the correct pixels of each class.
+        truth: int64 (n, k), the pixels of each class.
+        predicted: int64 (n, k), the pixels predicted as each class.
 
     Raises:
-      ValueError: the shapes or the types differ from these.
+        ValueError: an array has another shape or dtype.
     """
 
     names: tuple[str, ...]
@@ -48,39 +51,39 @@ class ImageCounts:
 
     @classmethod
     def of(cls, names: Sequence[str], confusions: np.ndarray) -> Self:
-        """From the confusion matrix of each image: integers (n, k, k), rows true classes."""
+        """Counts from the confusion matrix of each image: integers (n, k, k), rows true classes."""
         return cls(tuple(names), *class_counts(confusions.astype(np.int64)))
 
     @cached_property
     def total(self) -> Scores:
-        """The scores of all the images together."""
-        return scores_of_counts(
+        """The scores of all images together."""
+        return scores_from_counts(
             self.hits.sum(axis=0), self.truth.sum(axis=0), self.predicted.sum(axis=0)
         )
 
     @cached_property
     def mean_iou_by_image(self) -> np.ndarray:
-        """float64 (n,): the mIoU of each image by itself, over the classes that it shows.
+        """The mIoU of each image alone, over the classes in its truth: float64 (n,).
 
-        nan for an image that is all void.
+        It is nan for an image that is all void.
         """
         rows = zip(self.hits, self.truth, self.predicted, strict=True)
-        return np.array([mean_of_present(scores_of_counts(*row).per_class_iou) for row in rows])
+        return np.array([mean_of_present(scores_from_counts(*row).per_class_iou) for row in rows])
 
     @property
     def images_by_class(self) -> np.ndarray:
-        """int64 (k,): how many images show each class."""
+        """The number of images that contain each class: int64 (k,)."""
         return (self.truth > 0).sum(axis=0)
 
     def save(self, path: Path) -> None:
-        """Writes an .npz, whole or not at all.
+        """Writes an .npz file atomically.
 
         Raises:
-          UserError: it cannot be written.
+            UserError: it cannot be written.
         """
 
         def write(part: Path) -> None:
-            with part.open("wb") as file:  # by a name without .npz, NumPy would write elsewhere
+            with part.open("wb") as file:  # NumPy appends .npz to other names
                 np.savez_compressed(
                     file,
                     names=np.array(self.names, dtype=np.str_),
@@ -93,13 +96,13 @@ class ImageCounts:
 
     @classmethod
     def load(cls, path: Path) -> Self:
-        """Reads what `save` has written.
+        """Reads a file that `save` wrote.
 
         Raises:
-          UserError: the file is missing, damaged, or holds something else.
+            UserError: the file is missing, damaged, or holds something else.
         """
         try:
-            # Opened here: of a damaged file NumPy would leave it open.
+            # Opened here, because NumPy does not close a damaged file.
             with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
                 names = tuple(stored["names"].tolist())
                 return cls(names, stored["hits"], stored["truth"], stored["predicted"])

@@ -1,7 +1,6 @@
 """The scores of Long et al. (2015) and others, from one confusion matrix over a whole split.
 
-`confusion.py` counts it; `scores` turns it into numbers, once. Nothing is averaged over images,
-batches or devices on the way.
+Nothing is averaged over images, batches or devices before.
 """
 
 import math
@@ -16,9 +15,9 @@ from rich.text import Text
 
 ABSENT = "–"
 
-Averaged = Literal["truth", "union", "all"]
-"""Which classes have an IoU and count in the means: those that the truth holds; those that it holds
-or that were predicted; all, so that the means are nan where a class is in neither."""
+MeanOver = Literal["truth", "union", "all"]
+"""The classes that have an IoU and count in the means: classes in the truth; in the truth or the
+prediction; or all, so that the means are nan if a class is in neither."""
 
 
 @dataclass(frozen=True)
@@ -26,10 +25,10 @@ class Scores:
     """Scores as fractions in 0..1; nan where there is no pixel to score.
 
     Per-class scores are float64 (k,). IoU, Dice, recall and boundary IoU are nan for a class
-    without a pixel in the ground truth, even if it was predicted (`averaged_over` changes that for
-    IoU and Dice). Precision is nan for a class that was never predicted, and 0 for one that was
-    predicted and is absent from the ground truth. Means run over the classes that have a number, or
-    over all classes if `averaged_over` is "all".
+    without a pixel in the truth, even if it was predicted (`mean_over` changes that for IoU and
+    Dice). Precision is nan for a class that was never predicted, and 0 for one that was predicted
+    and is absent from the truth. Means are taken over the classes with a number, or over all
+    classes if `mean_over` is "all".
     """
 
     pixel_accuracy: float
@@ -42,13 +41,13 @@ class Scores:
     per_class_dice: np.ndarray
     """2 n_ii / (t_i + Σ_j n_ji), which is F1 and 2 IoU / (1 + IoU)."""
     per_class_precision: np.ndarray
-    """n_ii / Σ_j n_ji: how much of what was predicted as the class is of it."""
+    """n_ii / Σ_j n_ji: the correct share of the pixels predicted as the class."""
     per_class_recall: np.ndarray
-    """n_ii / t_i: how much of the class was found; the paper calls it the class's accuracy."""
+    """n_ii / t_i: the correct share of the class's pixels; the paper calls it class accuracy."""
     pixel_shares: np.ndarray
-    """t_i / Σ_i t_i: each class's share of the pixels of the truth."""
+    """t_i / Σ_i t_i: the class's share of the pixels in the truth."""
     per_class_boundary_iou: np.ndarray | None = None
-    """None where it was not asked for; see `fcn_jax/boundary.py`."""
+    """None if it was not computed; see `boundary.py`."""
 
     @property
     def mean_boundary_iou(self) -> float | None:
@@ -59,55 +58,55 @@ class Scores:
 
 def scores(
     confusion: np.ndarray,
-    averaged_over: Averaged = "truth",
+    mean_over: MeanOver = "truth",
     boundary: np.ndarray | None = None,
 ) -> Scores:
-    """Score a split by its confusion matrix (Long et al. 2015, section 5).
+    """Computes the scores of a split from its confusion matrix (Long et al. 2015, section 5).
 
     With n_ij the pixels of class i predicted as class j and t_i = Σ_j n_ij,
 
     - pixel accuracy is Σ_i n_ii / Σ_i t_i,
     - mean accuracy is the mean of n_ii / t_i,
-    - mIoU is the mean of IU_i = n_ii / (t_i + Σ_j n_ji − n_ii),
-    - frequency-weighted IoU is Σ_i t_i IU_i / Σ_i t_i,
+    - mIoU, the paper's "mean IU", is the mean of IoU_i = n_ii / (t_i + Σ_j n_ji − n_ii),
+    - frequency-weighted IoU is Σ_i t_i IoU_i / Σ_i t_i,
 
-    and beside the paper's four the mean of Dice_i = 2 n_ii / (t_i + Σ_j n_ji).
+    and in addition to the paper's four, mean Dice is the mean of 2 n_ii / (t_i + Σ_j n_ji).
 
-    By default the means are over the classes that the truth holds (t_i > 0). Pixels wrongly
-    predicted as an absent class still count against the class that they belong to. Other projects
-    take them over others: see `fcn_jax/conventions.py`.
+    By default the means are taken over the classes in the truth (t_i > 0). Pixels wrongly predicted
+    as an absent class still count against their own class. Other projects average over other
+    classes: see `conventions.py`.
 
     Args:
-      confusion: int64 (k, k), rows true and columns predicted, summed over the whole split.
-      averaged_over: see `Averaged`.
-      boundary: int64 (2, k), the sum of `boundary_counts` over the whole split, for boundary IoU.
+        confusion: int64 (k, k), true by predicted class, summed over the whole split.
+        mean_over: the classes that the means are taken over.
+        boundary: int64 (2, k), the sum of `boundary_counts` over the whole split, for boundary IoU.
 
     Returns:
-      The scores. All of them are nan for a matrix of zeros.
+        The scores; all of them are nan for a matrix of zeros.
     """
     truth = confusion.sum(axis=1, dtype=np.int64)
     predicted = confusion.sum(axis=0, dtype=np.int64)
-    return scores_of_counts(np.diag(confusion), truth, predicted, averaged_over, boundary)
+    return scores_from_counts(np.diag(confusion), truth, predicted, mean_over, boundary)
 
 
-def scores_of_counts(
+def scores_from_counts(
     hits: np.ndarray,
     truth: np.ndarray,
     predicted: np.ndarray,
-    averaged_over: Averaged = "truth",
+    mean_over: MeanOver = "truth",
     boundary: np.ndarray | None = None,
 ) -> Scores:
-    """The same from what the scores need of a confusion matrix.
+    """Computes `scores` from the sums of a confusion matrix that they need.
 
     Args:
-      hits: int64 (k,), pixels of each class that were found: the diagonal.
-      truth: int64 (k,), pixels of each class: the sums of rows.
-      predicted: int64 (k,), pixels predicted as each class: the sums of columns.
-      averaged_over, boundary: as in `scores`.
+        hits: int64 (k,), correct pixels of each class: the diagonal.
+        truth: int64 (k,), pixels of each class: the sums of the rows.
+        predicted: int64 (k,), pixels predicted as each class: the sums of the columns.
+        mean_over, boundary: as in `scores`.
     """
     present = truth > 0
-    scored = present if averaged_over == "truth" else truth + predicted > 0
-    mean = np.mean if averaged_over == "all" else mean_of_present
+    scored = present if mean_over == "truth" else truth + predicted > 0
+    mean = np.mean if mean_over == "all" else mean_of_present
     pixels = truth.sum()
     iou = ratio(hits, truth + predicted - hits, where=scored)
     recall = ratio(hits, truth, where=present)
@@ -133,20 +132,16 @@ def scores_of_counts(
 
 
 def mean_of_present(per_class: np.ndarray) -> float:
-    """The mean over the classes that have a number; nan where none has."""
+    """Returns the mean over the classes that have a number; nan if none has."""
     present = per_class[~np.isnan(per_class)]
     return float(present.mean()) if len(present) else math.nan
 
 
 def scores_table(scores: Scores, class_names: Sequence[str]) -> Table:
-    """Lay the scores out in percent for `rich.print`: a line for each class, then the overall ones.
-
-    Args:
-      scores: of k classes.
-      class_names: k names.
+    """Lays out the scores in percent: a line for each class, then the overall scores.
 
     Raises:
-      ValueError: `class_names` does not have k entries.
+        ValueError: `class_names` does not have one name for each class.
     """
     _check_length("class_names", class_names, scores)
     boundary = scores.per_class_boundary_iou
@@ -155,13 +150,13 @@ def scores_table(scores: Scores, class_names: Sequence[str]) -> Table:
         "Dice": scores.per_class_dice,
         "precision": scores.per_class_precision,
         "recall\n(accuracy)": scores.per_class_recall,
-        **({} if boundary is None else {"boundary\nIU": boundary}),
+        **({} if boundary is None else {"boundary\nIoU": boundary}),
         "pixels": np.where(np.isnan(scores.per_class_iou), np.nan, scores.pixel_shares),
     }
     table = Table(
         box=box.SIMPLE_HEAD,
         pad_edge=False,
-        collapse_padding=True,  # else VOC's seven columns take more than 80 characters
+        collapse_padding=True,  # keeps seven columns within 80 characters
         caption="all in %",
         caption_justify="left",
     )
@@ -184,13 +179,13 @@ def scores_table(scores: Scores, class_names: Sequence[str]) -> Table:
 
 
 def to_json(scores: Scores, class_names: Sequence[str], images: int) -> dict[str, Any]:
-    """Scores as a dictionary that is valid JSON: fractions, None where there is nothing to score.
+    """Returns the scores as a dictionary that is valid JSON: fractions, None instead of nan.
 
-    The keys are the names of the fields of `Scores`; what is per class is a dictionary by name.
-    Boundary IoU is there where it was asked for.
+    The keys are the fields of `Scores`; scores per class are dictionaries by class name. Boundary
+    IoU is included if it was computed.
 
     Raises:
-      ValueError: `class_names` does not have one name for each class.
+        ValueError: `class_names` does not have one name for each class.
     """
     _check_length("class_names", class_names, scores)
     overall = ["pixel_accuracy", "mean_accuracy", "mean_iou", "frequency_weighted_iou", "mean_dice"]
@@ -216,15 +211,15 @@ def _check_length(name: str, values: Sequence[str] | np.ndarray, scores: Scores)
 
 
 def ratio(part: np.ndarray, whole: np.ndarray, *, where: np.ndarray) -> np.ndarray:
-    """float64; nan but where told."""
+    """Divides in float64; nan except where `where` is true."""
     return np.divide(part, whole, out=np.full(part.shape, np.nan), where=where)
 
 
 def percent(fraction: float) -> str:
-    """For the terminal, with one decimal and no sign."""
+    """Formats a fraction in percent with one decimal, without the sign."""
     return ABSENT if math.isnan(fraction) else f"{100 * fraction:.1f}"
 
 
 def number_or_none(number: float) -> float | None:
-    """A number as JSON holds it: None for nan."""
+    """Returns a number for JSON: None for nan."""
     return None if math.isnan(number) else float(number)

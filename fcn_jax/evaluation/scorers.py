@@ -1,12 +1,12 @@
-"""Two ways of labelling and counting a split: in batches on all devices, or one by one.
+"""Two ways of predicting and counting a split: in batches on all devices, or one by one in views.
 
-`scoring.py` makes an evaluation of what they hand it.
+`evaluator.py` adds up their results.
 """
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Container, Mapping
-from typing import Any, Self
+from collections.abc import Container, Generator, Mapping
+from typing import Any, Protocol, Self
 
 import jax
 import numpy as np
@@ -15,10 +15,10 @@ from fcn_jax.config import EvalConfig
 from fcn_jax.data.canvases import Size, empty_share, fill_buckets, round_up
 from fcn_jax.data.labels import by_map
 from fcn_jax.data.pipeline import EvaluationBatch, evaluation_batches
-from fcn_jax.errors import UserError
+from fcn_jax.errors import ArgumentError
 from fcn_jax.evaluation.confusion import class_counts, count_confusion
-from fcn_jax.evaluation.conventions import ScoredSplit
-from fcn_jax.evaluation.eval_step import make_eval_step, no_confusion
+from fcn_jax.evaluation.conventions import EvaluationSplit
+from fcn_jax.evaluation.eval_step import make_eval_step
 from fcn_jax.inference.options import Inference
 from fcn_jax.inference.views import ViewPredictor
 from fcn_jax.models.pure_model import PureModel
@@ -27,163 +27,202 @@ from fcn_jax.parallel import data_parallel
 
 @dataclasses.dataclass(frozen=True)
 class ScoredImages:
-    """Some images of a split, labelled.
+    """Some images of a split, predicted and counted.
 
-    images: their indices. counts: by label map, hits, truth and predicted of each, int (n, k).
-    names: of those that this host has read, by index. shown: of those of them that are to be looked
-    at, the record, and labels by label map, uint8 (h, w) or larger.
+    Attributes:
+        indices: the images' indices in the split.
+        confusion: of all of these images, int (k, k), by label map.
+        counts: hits, truth and predicted of each image, int (n, k), by label map.
+        names: names of the images that this host has read, by index.
+        predictions: of those of them that were asked for, by index: the record, and the predicted
+            classes by label map, uint8 (h, w) or larger.
     """
 
-    images: tuple[int, ...]
+    indices: tuple[int, ...]
+    confusion: Mapping[str, np.ndarray]
     counts: Mapping[str, tuple[np.ndarray, ...]]
     names: Mapping[int, str]
-    shown: Mapping[int, tuple[dict[str, Any], Mapping[str, np.ndarray]]]
+    predictions: Mapping[int, tuple[dict[str, Any], Mapping[str, np.ndarray]]]
 
 
-Score = Callable[[Any, Callable[[ScoredImages], None]], Mapping[str, np.ndarray]]
-"""Labels all images with (params, batch_stats), hands some at a time to a function, and returns the
-confusion matrix of all, int64 (k, k), by label map."""
+class Scorer(Protocol):
+    """Predicts and counts all images of a split.
 
-Scorer = tuple[Score, tuple[Size, ...], float]
-"""With the canvases it uses, and how much of them is empty."""
-
-
-def in_batches(
-    network: PureModel,
-    num_classes: Mapping[str, int],
-    records: ScoredSplit,
-    settings: EvalConfig,
-    shown: Container[int],
-) -> Scorer:
-    """Every image on a canvas, several at once; `shown` are the indices of those to be shown.
-
-    While the devices are at a batch, the host reads the next one, and what came of the one before.
+    Attributes:
+        canvases: heights and widths of the canvases that the images are placed on.
+        empty_share: share of the canvases' pixels that are outside the images.
     """
-    batch_size = batch_size_of(settings, len(records))
-    buckets = fill_buckets(
-        records.sizes,
-        max_canvases=settings.canvases,
-        batch_size=batch_size,
-        label_sizes=records.label_sizes if records.convention.brings_back else None,
-    )
-    step = data_parallel.parallelize(
-        make_eval_step(network, num_classes),
-        donate_state=True,
-        split_results=(False, False, True),
-    )
 
-    def score(variables: Any, receive: Callable[[ScoredImages], None]) -> Mapping[str, np.ndarray]:
+    canvases: tuple[Size, ...]
+    empty_share: float
+
+    def __call__(self, variables: Any) -> Generator[ScoredImages]:
+        """Yields the images of the split, predicted with (params, batch_stats)."""
+        ...
+
+
+class BatchScorer:
+    """Scores whole images, several at a time, on canvases.
+
+    While the devices compute a batch, the host reads the next one and fetches the results of the
+    previous one. The step compiles once for each canvas, when it is first used.
+
+    Args:
+        network: the network.
+        num_classes: k by label map.
+        records: the images.
+        settings: batch size, and the maximum number of canvases.
+        wanted: indices of the images whose predictions are yielded.
+
+    Raises:
+        ArgumentError: the batch does not divide over the devices.
+    """
+
+    def __init__(
+        self,
+        network: PureModel,
+        num_classes: Mapping[str, int],
+        records: EvaluationSplit,
+        settings: EvalConfig,
+        wanted: Container[int],
+    ):
+        self._records, self._wanted = records, wanted
+        self._batch_size = batch_size(settings, len(records))
+        self._buckets = fill_buckets(
+            records.sizes,
+            max_canvases=settings.canvases,
+            batch_size=self._batch_size,
+            label_sizes=records.label_sizes if records.convention.resizes_logits else None,
+        )
+        self._step = data_parallel.parallelize(
+            make_eval_step(network, num_classes),
+            donate_state=False,
+            split_results=(False, False, True),
+        )
+        self.canvases = tuple(bucket.canvas_px for bucket in self._buckets)
+        self.empty_share = empty_share(records.sizes, self._buckets)
+
+    def __call__(self, variables: Any) -> Generator[ScoredImages]:
         variables = data_parallel.replicate(variables)
-        confusions = no_confusion(num_classes)
-        share = batch_size // jax.process_count()
-        before: _Dispatched | None = None
-        batches = evaluation_batches(records, buckets, batch_size=share)
-        with contextlib.closing(batches):  # also where scoring fails or is interrupted
+        share = self._batch_size // jax.process_count()
+        batches = evaluation_batches(self._records, self._buckets, batch_size=share)
+        pending: _Dispatched | None = None
+        with contextlib.closing(batches):  # also if scoring fails or is interrupted
             for batch in batches:
-                confusions, counts, predictions = step(confusions, batch.canvases, variables)
-                dispatched = _Dispatched.of(batch, counts, predictions, shown)
-                if before is not None:
-                    receive(before.read())
-                before = dispatched
-        if before is not None:
-            receive(before.read())
-        return {name: confusion.total() for name, confusion in confusions.items()}
-
-    canvases = tuple(bucket.canvas_px for bucket in buckets)
-    return score, canvases, empty_share(records.sizes, buckets)
-
-
-def batch_size_of(settings: EvalConfig, images: int) -> int:
-    """Images scored at once, on all devices, of so many.
-
-    Raises UserError where that does not divide over the devices.
-    """
-    devices = jax.device_count()
-    # On a CPU, what layers hand on of one image stays in its cache: FCN-8s on SqueezeNet took 57 ms
-    # for an image of 500×375 alone, 77 ms for each of eight.
-    usual = devices * (1 if jax.default_backend() == "cpu" else 8)
-    # At most one image a device more than there are.
-    batch_size = min(settings.batch_size or usual, round_up(images, devices))
-    data_parallel.check_batch_divides(batch_size, "eval.batch_size")
-    return batch_size
+                results = self._step((), batch.canvases, variables)
+                dispatched = _Dispatched.select(batch, results, self._wanted)
+                if pending is not None:
+                    yield pending.fetch()
+                pending = dispatched
+        if pending is not None:
+            yield pending.fetch()
 
 
 @dataclasses.dataclass(frozen=True)
 class _Dispatched:
-    """A batch that the devices are at, and of this host's images no more than is still needed.
+    """A batch whose results have not been fetched yet; only the wanted records are kept.
 
-    shown: place in this host's share, and record, by index. predictions: none where none is shown.
+    wanted: slot in this host's share, and record, by index.
     """
 
-    images: tuple[int, ...]
+    indices: tuple[int, ...]
     names: dict[int, str]
-    shown: dict[int, tuple[int, dict[str, Any]]]
-    counts: Mapping[str, tuple[jax.Array, ...]]
-    predictions: Mapping[str, jax.Array]
+    wanted: dict[int, tuple[int, dict[str, Any]]]
+    results: Any
 
     @classmethod
-    def of(
-        cls,
-        batch: EvaluationBatch,
-        counts: Mapping[str, tuple[jax.Array, ...]],
-        predictions: Mapping[str, jax.Array],
-        shown: Container[int],
-    ) -> Self:
+    def select(cls, batch: EvaluationBatch, results: Any, wanted: Container[int]) -> Self:
+        records = {
+            index: (slot, record)
+            for slot, (index, record) in enumerate(batch.records.items())
+            if index in wanted
+        }
         names = {index: record["name"] for index, record in batch.records.items()}
-        kept = {
-            index: (place, record)
-            for place, (index, record) in enumerate(batch.records.items())
-            if index in shown
-        }
-        return cls(batch.images, names, kept, counts, predictions if kept else {})
+        return cls(batch.images, names, records, results)
 
-    def read(self) -> ScoredImages:
-        """Waits for it."""
-        labels = {
-            name: data_parallel.local_shards(of_map, ndim=3)
-            for name, of_map in self.predictions.items()
-        }
-        shown = {
-            index: (record, {name: of_map[place] for name, of_map in labels.items()})
-            for index, (place, record) in self.shown.items()
-        }
-        counts = {
-            name: tuple(np.asarray(count)[: len(self.images)] for count in of_map)
-            for name, of_map in self.counts.items()
-        }
-        return ScoredImages(self.images, counts, self.names, shown)
-
-
-def one_by_one(
-    network: PureModel,
-    num_classes: Mapping[str, int],
-    records: ScoredSplit,
-    settings: EvalConfig,
-    inference: Inference,
-) -> Scorer:
-    """Image by image, as an inference says, and counted on the host; each is shown."""
-    if records.convention.brings_back:
-        raise UserError(
-            f"--convention={records.convention.name} resizes images and brings their logits back: "
-            "it does not go with --windows, --scales and --flip"
+    def fetch(self) -> ScoredImages:
+        """Waits for the results."""
+        confusion, counts, classes = self.results
+        maps = {}
+        if self.wanted:
+            maps = {name: data_parallel.local_shards(c, ndim=3) for name, c in classes.items()}
+        return ScoredImages(
+            self.indices,
+            {name: np.asarray(matrix) for name, matrix in confusion.items()},
+            {
+                name: tuple(np.asarray(count)[: len(self.indices)] for count in by_class)
+                for name, by_class in counts.items()
+            },
+            self.names,
+            {
+                index: (record, {name: shards[slot] for name, shards in maps.items()})
+                for index, (slot, record) in self.wanted.items()
+            },
         )
-    buckets = fill_buckets(records.sizes, max_canvases=settings.canvases)
-    canvases = tuple(bucket.canvas_px for bucket in buckets)
-    predictor = ViewPredictor(network, inference, canvases)
 
-    def score(variables: Any, receive: Callable[[ScoredImages], None]) -> Mapping[str, np.ndarray]:
-        confusions = {name: np.zeros((k, k), np.int64) for name, k in num_classes.items()}
-        for index in range(len(records)):
-            record = records[index]
-            labels = predictor.predict_maps(variables, record["image"])
-            truth = by_map(record["label"], network.label_maps)
-            counts = {}
-            for name, label in labels.items():
-                confusion = count_confusion(truth[name], label, num_classes[name])
-                confusions[name] += confusion
-                counts[name] = class_counts(confusion[None])
-            shown = {index: (record, labels)}
-            receive(ScoredImages((index,), counts, {index: record["name"]}, shown))
-        return confusions
 
-    return score, canvases, empty_share(records.sizes, buckets)
+def batch_size(settings: EvalConfig, num_images: int) -> int:
+    """Returns the number of images that are scored at once, on all devices together.
+
+    Raises:
+        ArgumentError: it does not divide over the devices.
+    """
+    devices = jax.device_count()
+    # On a CPU, the activations of a single image stay in the cache: FCN-8s on SqueezeNet took 57 ms
+    # for an image of 500×375 alone, 77 ms for each of eight.
+    default = devices * (1 if jax.default_backend() == "cpu" else 8)
+    # At most one canvas of each device stays empty.
+    size = min(settings.batch_size or default, round_up(num_images, devices))
+    data_parallel.check_batch_divides(size, "eval.batch_size")
+    return size
+
+
+class ViewScorer:
+    """Scores images one by one in windows, at several scales or mirrored; counts on the host.
+
+    The predictions of all images are yielded.
+
+    Args:
+        network: the network.
+        num_classes: k by label map.
+        records: the images.
+        settings: the maximum number of canvases.
+        inference: the views.
+
+    Raises:
+        ArgumentError: the convention resizes logits, or the network cannot be used with the views.
+    """
+
+    def __init__(
+        self,
+        network: PureModel,
+        num_classes: Mapping[str, int],
+        records: EvaluationSplit,
+        settings: EvalConfig,
+        inference: Inference,
+    ):
+        if records.convention.resizes_logits:
+            raise ArgumentError(
+                "convention",
+                records.convention.name,
+                "resizes images and their logits: it cannot be combined with windows, scales or "
+                "flip",
+            )
+        self._network, self._num_classes, self._records = network, num_classes, records
+        buckets = fill_buckets(records.sizes, max_canvases=settings.canvases)
+        self.canvases = tuple(bucket.canvas_px for bucket in buckets)
+        self.empty_share = empty_share(records.sizes, buckets)
+        self._predictor = ViewPredictor(network, inference, self.canvases)
+
+    def __call__(self, variables: Any) -> Generator[ScoredImages]:
+        for index in range(len(self._records)):
+            record = self._records[index]
+            classes = self._predictor.predict_maps(variables, record["image"])
+            labels = by_map(record["label"], self._network.label_maps)
+            confusion = {
+                name: count_confusion(labels[name], classes[name], self._num_classes[name])
+                for name in classes
+            }
+            counts = {name: class_counts(matrix[None]) for name, matrix in confusion.items()}
+            names = {index: record["name"]}
+            yield ScoredImages((index,), confusion, counts, names, {index: (record, classes)})

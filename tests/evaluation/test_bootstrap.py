@@ -6,12 +6,12 @@ import pytest
 from fcn_jax.evaluation import bootstrap
 from fcn_jax.evaluation.bootstrap import (
     Interval,
-    in_words,
+    describe,
     intervals,
     intervals_of_difference,
     percentile_interval,
+    rare_classes,
     resample,
-    seldom_shown,
 )
 from fcn_jax.evaluation.image_counts import ImageCounts
 from fcn_jax.evaluation.metrics import scores
@@ -45,9 +45,9 @@ def test_agrees_with_scoring_each_resample_by_itself():
 def test_chunks_of_resamples_are_the_same_as_all_at_once(monkeypatch):
     counts = numbered(some_confusions(images=9, k=4, seed=1))
     whole = resample(counts, resamples=20)
-    monkeypatch.setattr(bootstrap, "_WEIGHTS_AT_ONCE", 9 * 3)
+    monkeypatch.setattr(bootstrap, "_CHUNK_WEIGHTS", 9 * 3)
     np.testing.assert_equal(vars(resample(counts, resamples=20)), vars(whole))
-    monkeypatch.setattr(bootstrap, "_WEIGHTS_AT_ONCE", 1)
+    monkeypatch.setattr(bootstrap, "_CHUNK_WEIGHTS", 1)
     np.testing.assert_equal(vars(resample(counts, resamples=20)), vars(whole))
 
 
@@ -136,24 +136,24 @@ def test_of_one_image_there_is_no_interval_and_of_none_an_error():
         intervals_of_difference(counts, numbered(np.ones((2, 2, 2), np.int64)))
 
 
-def test_in_words():
-    assert in_words("mIoU", 0.2190, Interval(0.2013, 0.2341), 445) == (
+def test_a_score_and_its_interval_in_a_line():
+    assert describe("mIoU", 0.2190, Interval(0.2013, 0.2341), 445) == (
         "mIoU 21.9 % (95 % interval 20.1 to 23.4 over 445 images)"
     )
     none = Interval(math.nan, math.nan)
-    assert in_words("mIoU", 0.5, none, 1) == "mIoU 50.0 % (of 1 image: no interval)"
-    assert in_words("mIoU", math.nan, none, 3) == "mIoU – (no pixel to score)"
+    assert describe("mIoU", 0.5, none, 1) == "mIoU 50.0 % (1 image: no interval)"
+    assert describe("mIoU", math.nan, none, 3) == "mIoU – (no valid pixel)"
 
 
 def test_classes_on_few_images_are_named():
     confusions = np.zeros((9, 3, 3), np.int64)
     confusions[:, 0, 0] = 1
     confusions[:4, 1, 2] = 1
-    line = seldom_shown(numbered(confusions), ["sky", "road", "boat"])
+    line = rare_classes(numbered(confusions), ["sky", "road", "boat"])
     assert line is not None
-    assert line.startswith("on fewer than 5 images: road (4); ")
+    assert line.startswith("in fewer than 5 images: road (4); ")
     confusions[4, 1, 2] = 1
-    assert seldom_shown(numbered(confusions), ["sky", "road", "boat"]) is None
+    assert rare_classes(numbered(confusions), ["sky", "road", "boat"]) is None
     # What is said of how often such a class is missing: (1 − 4/n)ⁿ is about e⁻⁴.
     many = np.zeros((400, 2, 2), np.int64)
     many[:, 0, 0] = 1

@@ -9,7 +9,7 @@ from PIL import Image
 
 from fcn_jax.evaluation import metrics
 from fcn_jax.evaluation.confusion import count_confusion
-from fcn_jax.evaluation.conventions import D2L, MMSEG, NATIVE, PAPER, TORCHVISION, ScoredSplit
+from fcn_jax.evaluation.conventions import D2L, MMSEG, NATIVE, PAPER, TORCHVISION, EvaluationSplit
 
 CLASSES = 5
 
@@ -51,7 +51,7 @@ def test_native_and_paper_leave_a_record_as_it_is(record):
     for convention in (NATIVE, PAPER):
         assert convention.prepare(record, 3) is record
         assert convention.image_size((375, 500)) == (375, 500)
-        assert convention.takes((1, 1))
+        assert convention.includes((1, 1))
 
 
 def test_sizes_by_hand():
@@ -60,9 +60,9 @@ def test_sizes_by_hand():
     assert MMSEG.image_size((375, 500)) == (512, 683)  # 682.67, rounded to the nearest
     assert MMSEG.image_size((100, 1000)) == (205, 2048)  # the longer side is what stops it
     assert MMSEG.image_size((4000, 3000)) == (683, 512)
-    assert not D2L.takes((319, 480))
-    assert not D2L.takes((480, 320))
-    assert D2L.takes((320, 480))
+    assert not D2L.includes((319, 480))
+    assert not D2L.includes((480, 320))
+    assert D2L.includes((320, 480))
 
 
 def test_torchvision_resizes_as_torchvision_does(record, torchvision: ModuleType):
@@ -116,17 +116,17 @@ def test_a_split_holds_what_its_convention_takes(record):
     small = {**record, "image": record["image"][:100], "label": record["label"][:100]}
     records = [small, record, small, record]
     sizes = np.array([r["label"].shape for r in records])
-    taken = ScoredSplit(records, sizes, D2L)
+    taken = EvaluationSplit(records, sizes, D2L)
     assert len(taken) == 2
     assert taken.sizes.tolist() == taken.label_sizes.tolist() == [[320, 480]] * 2
     np.testing.assert_array_equal(taken[1]["image"], D2L.prepare(record, 3)["image"])
-    resized = ScoredSplit(records, sizes, MMSEG)
+    resized = EvaluationSplit(records, sizes, MMSEG)
     assert resized.sizes.tolist() == [[410, 2048], [512, 683]] * 2
     assert resized.label_sizes.tolist() == sizes.tolist()
     for place in range(4):
         assert resized[place]["image"].shape[:2] == tuple(resized.sizes[place])
         assert resized[place]["label"].shape == tuple(resized.label_sizes[place])
-    assert len(ScoredSplit([small], sizes[:1], D2L)) == 0
+    assert len(EvaluationSplit([small], sizes[:1], D2L)) == 0
 
 
 def test_several_label_maps_and_channels_are_resized_alike(record):
@@ -147,14 +147,14 @@ def test_the_papers_scores_are_those_of_its_code(predictions, torchfcn: ModuleTy
     truth, guess = predictions
     with np.errstate(invalid="ignore"):
         expected = utils.label_accuracy_score(truth, guess, CLASSES)
-    ours = metrics.scores(confusion(truth, guess), PAPER.averaged_over)
+    ours = metrics.scores(confusion(truth, guess), PAPER.mean_over)
     np.testing.assert_allclose(
         (ours.pixel_accuracy, ours.mean_accuracy, ours.mean_iou, ours.frequency_weighted_iou),
         expected,
         rtol=1e-12,
     )
     # A class that was predicted where there is none lowers the mean, which ours does not count.
-    assert ours.mean_iou < metrics.scores(confusion(truth, guess), NATIVE.averaged_over).mean_iou
+    assert ours.mean_iou < metrics.scores(confusion(truth, guess), NATIVE.mean_over).mean_iou
 
 
 def test_torchvisions_scores_are_those_of_its_formulas(predictions, torch: ModuleType):
@@ -167,12 +167,12 @@ def test_torchvisions_scores_are_those_of_its_formulas(predictions, torch: Modul
         matrix += torch.bincount(cells, minlength=CLASSES**2).reshape(CLASSES, CLASSES)
     right = matrix.diag().double()
     iou = right / (matrix.sum(1) + matrix.sum(0) - matrix.diag())
-    ours = metrics.scores(confusion(truth, guess), TORCHVISION.averaged_over)
+    ours = metrics.scores(confusion(truth, guess), TORCHVISION.mean_over)
     assert ours.pixel_accuracy == pytest.approx((right.sum() / matrix.sum()).item(), rel=1e-12)
     # Class 4 is nowhere: 0/0, and torchvision's mean over all classes is nan.
     assert math.isnan(iou.mean().item())
     assert math.isnan(ours.mean_iou)
-    four = metrics.scores(confusion(truth, guess)[:4, :4], TORCHVISION.averaged_over)
+    four = metrics.scores(confusion(truth, guess)[:4, :4], TORCHVISION.mean_over)
     assert four.mean_iou == pytest.approx(iou[:4].mean().item(), rel=1e-12)
 
 
@@ -185,7 +185,7 @@ def test_mmsegs_scores_are_those_of_its_formulas(predictions, torch: ModuleType)
         for name, values in (("both", b[a == b]), ("guess", b), ("truth", a)):
             areas[name] += torch.histc(values.float(), bins=CLASSES, min=0, max=CLASSES - 1)
     union = areas["guess"] + areas["truth"] - areas["both"]
-    ours = metrics.scores(confusion(truth, guess), MMSEG.averaged_over)
+    ours = metrics.scores(confusion(truth, guess), MMSEG.mean_over)
     expected = (
         areas["both"].sum() / areas["truth"].sum(),
         np.nanmean((areas["both"] / areas["truth"]).numpy()),

@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from fcn_jax.data.voc import VOC_CLASSES
-from fcn_jax.evaluation.metrics import Scores, scores, scores_of_counts, scores_table, to_json
+from fcn_jax.evaluation.metrics import Scores, scores, scores_from_counts, scores_table, to_json
 
 # Three classes, of which the truth lacks the third; four pixels of the second are taken for it.
 CONFUSION = np.array([[6, 2, 0], [4, 4, 4], [0, 0, 0]])
@@ -60,9 +60,9 @@ def test_boundary_iou_is_over_the_classes_that_the_truth_holds():
     assert result.mean_boundary_iou == pytest.approx(3 / 4)
 
 
-def test_scores_of_counts_need_no_more_than_three_sums():
+def test_scores_from_counts_need_no_more_than_three_sums():
     np.testing.assert_equal(
-        vars(scores_of_counts(np.array([6, 4, 0]), np.array([8, 12, 0]), np.array([10, 6, 4]))),
+        vars(scores_from_counts(np.array([6, 4, 0]), np.array([8, 12, 0]), np.array([10, 6, 4]))),
         vars(scores(CONFUSION)),
     )
 

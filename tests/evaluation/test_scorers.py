@@ -2,7 +2,7 @@
 
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,17 +13,18 @@ import pytest
 
 from fcn_jax.config import EvalConfig
 from fcn_jax.data.pipeline import READING_THREADS
-from fcn_jax.errors import UserError
+from fcn_jax.errors import ArgumentError, UserError
 from fcn_jax.evaluation import conventions, evaluator, scorers
-from fcn_jax.evaluation.conventions import ScoredSplit
-from fcn_jax.evaluation.eval_step import make_eval_step, no_confusion
-from fcn_jax.evaluation.scorers import ScoredImages, in_batches
+from fcn_jax.evaluation.conventions import EvaluationSplit
+from fcn_jax.evaluation.eval_step import make_eval_step
+from fcn_jax.evaluation.scorers import BatchScorer, ScoredImages
 from fcn_jax.parallel import data_parallel
 from fcn_jax.parallel.data_parallel import DATA_AXIS
 from tests.parallel import test_data_parallel
 
 IMAGES = 101
 BATCH = 2
+CONFUSION = {"": np.zeros((2, 2), np.int32)}
 
 
 class Watched:
@@ -51,13 +52,10 @@ def score_by(monkeypatch) -> Callable[..., Any]:
 
     def score(records: Watched, step: Callable[..., Any], shown: set[int]) -> list[ScoredImages]:
         monkeypatch.setattr(data_parallel, "parallelize", lambda *_, **__: step)
-        split = ScoredSplit(records, np.full((IMAGES, 2), 4), conventions.NATIVE)
+        split = EvaluationSplit(records, np.full((IMAGES, 2), 4), conventions.NATIVE)
         settings = EvalConfig(batch_size=BATCH, canvases=1)
         network: Any = None  # the step knows it
-        run, *_ = in_batches(network, {"": 2}, split, settings, shown)
-        received: list[ScoredImages] = []
-        run({}, received.append)
-        return received
+        return list(BatchScorer(network, {"": 2}, split, settings, shown)({}))
 
     return score
 
@@ -76,11 +74,11 @@ class Result:
 def test_a_batch_is_dispatched_before_the_one_before_it_is_read(score_by):
     events: list[str] = []
 
-    def step(confusions, batch, variables):
+    def step(_, batch, variables):
         number = sum(event.startswith("dispatch") for event in events)
         events.append(f"dispatch {number}")
         hits = Result(lambda: events.append(f"read {number}"))
-        return confusions, {"": (hits, np.zeros((BATCH, 2)), np.zeros((BATCH, 2)))}, {}
+        return CONFUSION, {"": (hits, np.zeros((BATCH, 2)), np.zeros((BATCH, 2)))}, {}
 
     score_by(Watched(), step, shown=set())
     batches = -(-IMAGES // BATCH)
@@ -94,10 +92,10 @@ def test_no_more_images_are_held_than_are_read_ahead_and_shown(score_by):
     held: list[int] = []
     records = Watched()
 
-    def step(confusions, batch, variables):
+    def step(_, batch, variables):
         held.append(records.held)
         labels = jnp.asarray(batch["label"])
-        return confusions, {"": (np.zeros((BATCH, 2)),) * 3}, {"": labels}
+        return CONFUSION, {"": (np.zeros((BATCH, 2)),) * 3}, {"": labels}
 
     shown = {0, 57, IMAGES - 1}
     received = score_by(records, step, shown)
@@ -105,8 +103,8 @@ def test_no_more_images_are_held_than_are_read_ahead_and_shown(score_by):
     ahead = READING_THREADS + max(READING_THREADS, 2 * BATCH) + BATCH + 1
     assert 2 * ahead < IMAGES
     assert max(held) <= ahead + len(shown)
-    assert [index for scored in received for index in scored.images] == list(range(IMAGES))
-    looked_at = {index: pair for scored in received for index, pair in scored.shown.items()}
+    assert [index for scored in received for index in scored.indices] == list(range(IMAGES))
+    looked_at = {index: pair for scored in received for index, pair in scored.predictions.items()}
     assert looked_at.keys() == shown
     for index, (record, labels) in looked_at.items():
         assert record["name"] == str(index)
@@ -116,7 +114,7 @@ def test_no_more_images_are_held_than_are_read_ahead_and_shown(score_by):
 def test_what_was_read_ahead_is_let_go_where_scoring_fails(score_by):
     records = Watched()
 
-    def step(confusions, batch, variables):
+    def step(_, batch, variables):
         raise UserError("the device is lost")
 
     with pytest.raises(UserError, match="the device is lost") as raised:
@@ -138,6 +136,7 @@ def test_several_hosts_read_names_once(monkeypatch):
             return f"image {index}"
 
     class Split:
+        label_maps = {"": ("ground", "disc")}  # noqa: RUF012
         num_classes = {"": 2}  # noqa: RUF012
 
         def split(self, name: str) -> Named:
@@ -146,14 +145,19 @@ def test_several_hosts_read_names_once(monkeypatch):
         def statistics(self, name: str) -> Any:
             return SimpleNamespace(sizes=np.full((IMAGES, 2), 4))
 
-    def score(variables: Any, receive: Any) -> dict[str, np.ndarray]:
-        return {"": np.ones((2, 2), np.int64)}
+    class NoImages:
+        canvases, empty_share = (), 0.0
+
+        def __init__(self, *arguments: Any) -> None: ...
+
+        def __call__(self, variables: Any) -> Generator[ScoredImages]:
+            yield from ()
 
     monkeypatch.setattr(jax, "process_count", lambda: 2)
-    monkeypatch.setattr(evaluator, "in_batches", lambda *_: (score, (), 0.0))
+    monkeypatch.setattr(evaluator, "BatchScorer", NoImages)
     network: Any = None
     dataset: Any = Split()
-    evaluate = evaluator.evaluator(network, dataset, "val", EvalConfig())
+    evaluate = evaluator.Evaluator(network, dataset, "val", EvalConfig())
     for _ in range(2):
         assert evaluate({}).names == tuple(f"image {index}" for index in range(IMAGES))
     assert asked == list(range(IMAGES))
@@ -171,11 +175,9 @@ def test_nothing_of_full_size_but_classes_in_a_byte_comes_out_of_a_step():
         axis_name=DATA_AXIS,
     )
     shares = jax.tree.map(lambda values: values.reshape(2, images // 2, *values.shape[1:]), batch)
-    confusions, counts, predictions = jax.eval_shape(
-        step, no_confusion(maps), shares, network.variables
-    )
+    confusions, counts, predictions = jax.eval_shape(step, (), shares, network.variables)
     for name, k in maps.items():
-        assert confusions[name].low.shape == confusions[name].high.shape == (k, k)
+        assert (confusions[name].shape, confusions[name].dtype) == ((k, k), np.int32)
         assert [(each.shape, each.dtype) for each in counts[name]] == [((images, k), np.int32)] * 3
         assert predictions[name].shape == (2, images // 2, height, width)
         assert predictions[name].dtype == np.uint8
@@ -195,7 +197,7 @@ def test_nothing_of_full_size_but_classes_in_a_byte_comes_out_of_a_step():
 def test_how_many_images_make_a_batch(monkeypatch, backend, devices, wanted, images, batch_size):
     monkeypatch.setattr(jax, "default_backend", lambda: backend)
     monkeypatch.setattr(jax, "device_count", lambda: devices)
-    assert scorers.batch_size_of(EvalConfig(batch_size=wanted), images) == batch_size
+    assert scorers.batch_size(EvalConfig(batch_size=wanted), images) == batch_size
     if devices > 1:
-        with pytest.raises(UserError, match=r"config.eval.batch_size \(=3\) does not divide"):
-            scorers.batch_size_of(EvalConfig(batch_size=3), images)
+        with pytest.raises(ArgumentError, match=r"eval.batch_size \(=3\) does not divide"):
+            scorers.batch_size(EvalConfig(batch_size=3), images)

@@ -13,7 +13,7 @@ from flax import nnx
 
 from fcn_jax.config import Config
 from fcn_jax.errors import ArgumentError
-from fcn_jax.evaluation.eval_step import make_eval_step, no_confusion
+from fcn_jax.evaluation.eval_step import make_eval_step
 from fcn_jax.models.backbones.preprocess import TORCHVISION
 from fcn_jax.models.fcn import FCN, suffix
 from fcn_jax.models.feature_map import FeatureMap
@@ -123,16 +123,14 @@ def train(
         results[jax.tree_util.keystr(path)] = np.asarray(leaf).ravel().tolist()
     evaluate = data_parallel.parallelize(
         make_eval_step(net, label_maps),
-        donate_state=True,
+        donate_state=False,
         split_results=(False, False, True),
         use_mesh=use_mesh,
     )
     variables = data_parallel.replicate((state.params, state.batch_stats), use_mesh=use_mesh)
-    confusions = no_confusion(label_maps)
-    for _ in range(2):  # the second batch is counted to the first
-        confusions, counts, predictions = evaluate(confusions, batch(label_maps), variables)
+    confusions, counts, predictions = evaluate((), batch(label_maps), variables)
     for name, confusion in confusions.items():
-        results[f"confusion{suffix(name)}"] = confusion.total().ravel().tolist()
+        results[f"confusion{suffix(name)}"] = np.asarray(confusion).ravel().tolist()
         results[f"counts{suffix(name)}"] = np.stack(counts[name]).ravel().tolist()
         share = data_parallel.local_shards(predictions[name], ndim=3)
         results[f"prediction{suffix(name)}"] = share.ravel().tolist()

@@ -3,6 +3,7 @@ more compilations than canvases. This file, run as a program, scores on fake dev
 
 import json
 import logging
+from collections.abc import Generator
 from types import ModuleType
 from typing import Any
 
@@ -15,12 +16,12 @@ from flax import nnx
 from fcn_jax.config import EvalConfig, ModelConfig
 from fcn_jax.data import shapes
 from fcn_jax.data.datasets import Statistics
-from fcn_jax.errors import UserError
-from fcn_jax.evaluation import conventions, scorers
+from fcn_jax.errors import ArgumentError
+from fcn_jax.evaluation import conventions, evaluator
 from fcn_jax.evaluation.boundary import boundary_counts
-from fcn_jax.evaluation.confusion import WideCount
-from fcn_jax.evaluation.evaluator import Evaluation, evaluator
+from fcn_jax.evaluation.evaluator import Evaluation, Evaluator
 from fcn_jax.evaluation.image_counts import ImageCounts
+from fcn_jax.evaluation.scorers import ScoredImages
 from fcn_jax.inference.options import WHOLE, Inference
 from fcn_jax.models.build import build_model
 from fcn_jax.models.pure_model import PureModel
@@ -35,6 +36,7 @@ class Drawn:
 
     def __init__(self) -> None:
         self.name = "drawn"
+        self.label_maps = {"": shapes.CLASSES}
         self.num_classes = {"": CLASSES}
 
     def split(self, name: str) -> list[dict[str, Any]]:
@@ -61,7 +63,7 @@ def random_network() -> PureModel:
 def evaluate(network: PureModel, **settings: Any) -> Evaluation:
     convention = conventions.CONVENTIONS[settings.pop("convention", "native")]
     how = settings.pop("inference", WHOLE), settings.pop("boundary", False)
-    score = evaluator(
+    score = Evaluator(
         network,
         Drawn(),  # type: ignore[arg-type]
         "val",
@@ -115,15 +117,21 @@ def test_batches_and_canvases_change_no_count(network, one_by_one, batch_size, c
     assert 1 <= len(evaluation.canvases) <= canvases
 
 
-def test_a_split_of_more_than_2_to_the_32_pixels_is_counted(network, one_by_one, monkeypatch):
-    """As if all but a few of them had been counted before."""
-    before = np.full((CLASSES, CLASSES), 2**32 - 5, np.uint32)
-    begun = {"": WideCount(before, np.ones_like(before))}
-    monkeypatch.setattr(scorers, "no_confusion", lambda _: begun)
-    scored = evaluate(network, batch_size=8, canvases=1).by_map[""]
-    assert scored.confusion.dtype == np.int64
-    np.testing.assert_array_equal(scored.confusion, one_by_one.sum(axis=0) + 2**33 - 5)
-    np.testing.assert_array_equal(scored.counts.truth, one_by_one.sum(axis=2))
+def test_a_split_of_more_than_2_to_the_32_pixels_is_counted(network, monkeypatch):
+    """The step counts each batch in 32 bits."""
+    most = np.full((CLASSES, CLASSES), 2**31 - 1, np.int32)
+    counts = (most[:2],) * 3
+
+    def batches(variables: Any) -> Generator[ScoredImages]:
+        for index in range(0, 10, 2):
+            yield ScoredImages((index, index + 1), {"": most}, {"": counts}, {}, {})
+
+    batches.canvases, batches.empty_share = (), 0.0  # type: ignore[attr-defined]
+    monkeypatch.setattr(evaluator, "BatchScorer", lambda *_: batches)
+    scored = evaluate(network).by_map[""]
+    assert scored.confusion.dtype == scored.counts.truth.dtype == np.int64
+    assert (scored.confusion == 5 * (2**31 - 1)).all()
+    assert scored.counts.truth[9].tolist() == [2**31 - 1] * CLASSES
 
 
 def test_four_devices_count_the_same(one_by_one):
@@ -134,7 +142,7 @@ def test_four_devices_count_the_same(one_by_one):
 
 
 def test_as_many_compilations_as_canvases_and_none_the_second_time(network, caplog):
-    score = evaluator(network, Drawn(), "val", EvalConfig(batch_size=2, canvases=3))  # type: ignore[arg-type]
+    score = Evaluator(network, Drawn(), "val", EvalConfig(batch_size=2, canvases=3))  # type: ignore[arg-type]
 
     def compilations() -> tuple[int, Evaluation]:
         caplog.clear()
@@ -205,12 +213,16 @@ def test_images_labelled_one_by_one_are_counted_alike(network, one_by_one):
 
 
 def test_mmseg_and_windows_do_not_go_together(network):
-    with pytest.raises(UserError, match="--convention=mmseg resizes images"):
+    with pytest.raises(
+        ArgumentError, match=r"convention \(=mmseg\) resizes images and their logits: .* windows"
+    ):
         evaluate(network, convention="mmseg", inference=Inference(flip=True))
 
 
 def test_a_convention_that_takes_no_image_says_so(network):
-    with pytest.raises(UserError, match=r"--convention=d2l takes none of the 13 images of val"):
+    with pytest.raises(
+        ArgumentError, match=r"convention \(=d2l\) includes none of the 13 images of val"
+    ):
         evaluate(network, convention="d2l")
 
 
