@@ -17,7 +17,7 @@ from fcn_jax.evaluation.comparison import (
 )
 from fcn_jax.evaluation.image_counts import ImageCounts
 from fcn_jax.evaluation.metrics import scores, to_json
-from tests.own_folder import command
+from tests.in_process import run_command
 
 CLASSES = ("sky", "road", "boat")
 
@@ -121,7 +121,7 @@ def test_what_the_command_prints_and_writes(tmp_path):
     names = [f"[{i}]" for i in range(40)]
     a = write_scored(tmp_path / "a", confusions_of(0.6), names=names, boundary=boundary)
     b = write_scored(tmp_path / "b $1$", confusions_of(0.7), names=names, boundary=2 * boundary)
-    result = command("compare", a, f"{b}/")
+    result = run_command("compare", a, f"{b}/")
     assert result.returncode == 0, result.stderr
     lines = result.stdout.splitlines()
     assert lines[0] == f"A: {a}, step 12"
@@ -171,7 +171,7 @@ def test_the_command_reads_label_maps_and_files_and_writes_where_it_is_told(tmp_
     b = write_scored(tmp_path / "b", confusions_of(0.6), stem="val_geometry")
     output = tmp_path / "new" / "folder"
     arguments = ("--split=val_geometry", f"--output={output}")
-    result = command("compare", tmp_path / "net.v2.safetensors", b, *arguments)
+    result = run_command("compare", tmp_path / "net.v2.safetensors", b, *arguments)
     assert result.returncode == 0, result.stderr
     assert sorted(path.name for path in output.iterdir()) == [
         "val_geometry.json",
@@ -181,14 +181,14 @@ def test_the_command_reads_label_maps_and_files_and_writes_where_it_is_told(tmp_
 
 def test_the_command_tells_mistakes_in_one_line(tmp_path):
     a = write_scored(tmp_path / "a", confusions_of(0.5))
-    result = command("compare", a)
+    result = run_command("compare", a)
     assert result.returncode == 1
     assert result.stderr == "compare: two runs are needed: A and B (see --help)\n"
-    result = command("compare", a, f"{a}/")
+    result = run_command("compare", a, f"{a}/")
     assert result.stderr == f"compare: A and B are the same run, {a}: give two\n"
     b = write_scored(tmp_path / "b", confusions_of(0.6))
     (tmp_path / "file").touch()
-    result = command("compare", a, b, f"--output={tmp_path / 'file' / 'x'}")
+    result = run_command("compare", a, b, f"--output={tmp_path / 'file' / 'x'}")
     assert result.returncode == 1
     assert result.stderr.startswith(f"compare: cannot write {tmp_path}/file/x/val.json")
     assert len(result.stderr.splitlines()) == 1
@@ -257,3 +257,21 @@ def test_runs_of_different_images_classes_or_masks_are_refused(tmp_path):
 def test_a_label_map_may_be_called_as_a_convention_is(tmp_path):
     a = write_scored(tmp_path / "a", confusions_of(0.5), stem="val_paper")
     assert read_evaluation(a, "val_paper").numbers["images"] == 40
+
+
+def test_scores_of_earlier_versions_are_read(tmp_path):
+    """They were written as "mean_iu"."""
+    a = write_scored(tmp_path / "a", confusions_of(0.5), boundary=np.array([[1, 2, 0], [4, 4, 0]]))
+    b = write_scored(tmp_path / "b", confusions_of(0.6), boundary=np.array([[1, 2, 0], [4, 4, 0]]))
+    path = a / "evaluation" / "val.json"
+    path.write_text(path.read_text().replace("iou", "iu"))
+    assert '"per_class_iu"' in path.read_text()
+    old = read_evaluation(a, "val")
+    assert old.class_names == CLASSES
+    assert (
+        old.numbers["mean_boundary_iou"] == read_evaluation(b, "val").numbers["mean_boundary_iou"]
+    )
+    assert compare(old, read_evaluation(b, "val")).a.scores.mean_iou == old.numbers["mean_iou"]
+    path.write_text('{"per_class_jaccard": {}, "images": 40, "step": 12}')
+    with pytest.raises(UserError, match=r"val.json cannot be read .*; evaluate again: python -m"):
+        read_evaluation(a, "val")

@@ -12,9 +12,9 @@ from fcn_jax.evaluation.confusion import (
     PIXELS_PER_PRODUCT,
     class_counts,
     confusion_matrices,
-    count_confusion,
     count_by_histogram,
     count_by_products,
+    count_confusion,
 )
 
 
