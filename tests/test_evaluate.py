@@ -20,7 +20,7 @@ from fcn_jax.evaluation.metrics import scores
 from fcn_jax.inference.options import Inference
 from fcn_jax.inference.trained import Predictor
 from fcn_jax.models.build import init_model
-from fcn_jax.models.pure_model import Network
+from fcn_jax.models.pure_model import PureModel
 from fcn_jax.pretrained import Provenance, flat, model_file
 from tests.in_process import run_command
 from tests.own_folder import small_config, write_split_folder
@@ -34,7 +34,7 @@ def predictor(tmp_path_factory: pytest.TempPathFactory) -> Predictor:
     folder = tmp_path_factory.mktemp("run")
     write_split_folder(folder / "data")
     config = small_config(folder)
-    network = Network(init_model(config.model, CLASSES, seed=0))
+    network = PureModel(init_model(config.model, CLASSES, seed=0))
     params, batch_stats = network.variables
     random = np.random.default_rng(0)
     for layer in params["head"].values():
