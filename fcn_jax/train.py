@@ -36,7 +36,7 @@ from fcn_jax.config import Config
 from fcn_jax.data.datasets import Dataset, open_dataset
 from fcn_jax.errors import UserError
 from fcn_jax.evaluate import report
-from fcn_jax.evaluation.evaluator import Evaluation, Evaluator
+from fcn_jax.evaluation.evaluator import Evaluation, EvaluationStopped, Evaluator
 from fcn_jax.inference.trained import load_weights
 from fcn_jax.models.build import abstract_model, init_model, preprocessing_name
 from fcn_jax.models.fcn import suffix
@@ -167,18 +167,36 @@ def _train(config: Config, workdir: Path) -> Evaluation:
             progress_bar("training", total_steps, "steps", initial=start_step) as bar,
         ):
             logger = MetricLogger(config, total_steps, log, bar, checkpoints, learning_rate)
+
+            def should_stop() -> bool:
+                # Several hosts, which evaluate together, would have to stop at the same batch.
+                return bool(stop.requested) and jax.process_count() == 1
+
+            def evaluate_step(step: int) -> Evaluation | None:
+                with logger.paused(), contextlib.suppress(EvaluationStopped):
+                    if not should_stop():
+                        evaluation = evaluate((state.params, state.batch_stats), should_stop)
+                        _log_evaluation(log, step, evaluation, dataset)
+                        return evaluation
+                return None
+
+            def is_due(step: int) -> bool:
+                return step == total_steps or (step > 0 and step % eval_every == 0)
+
+            if is_due(start_step) and not log.has_evaluation and jax.process_count() == 1:
+                # A signal ended the run in this evaluation.
+                evaluation = evaluate_step(start_step)
+                if evaluation is not None:
+                    checkpoints.add_score(start_step, evaluation.scores.mean_iou)
+                stop.end_if_requested()
             every = eval_every, save_every
             for steps in step_chunks(start_step, total_steps, feed.steps_per_call, every):
                 state, step_metrics = feed(state, len(steps))
                 logger.dispatched(steps, step_metrics)
                 step = steps[-1]
                 last = step == total_steps
-                evaluation = None
-                if last or step % eval_every == 0:
-                    with logger.paused():
-                        evaluation = evaluate((state.params, state.batch_stats))
-                        _log_evaluation(log, step, evaluation, dataset)
-                stopping = stop.requested and not last
+                evaluation = evaluate_step(step) if is_due(step) else None
+                stopping = stop.requested and (evaluation is None or not last)
                 if last or step % save_every == 0 or stopping:
                     mean_iou = None if evaluation is None else evaluation.scores.mean_iou
                     with logger.paused():

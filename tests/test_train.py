@@ -20,6 +20,7 @@ from fcn_jax.data.masks import read_mask
 from fcn_jax.data.palettes import voc_palette
 from fcn_jax.data.pipeline import evaluation_batches
 from fcn_jax.errors import UserError
+from fcn_jax.evaluation.evaluator import Evaluator
 from fcn_jax.evaluation.image_counts import ImageCounts
 from fcn_jax.export import read_metrics
 from fcn_jax.inference.options import Inference
@@ -173,6 +174,45 @@ def check_same_run(one: Path, other: Path) -> None:
     assert numbers(one) == numbers(other)
     steps = [CheckpointReader(run / "checkpoints").steps for run in (one, other)]
     assert steps[0] == steps[1]
+
+
+@pytest.mark.parametrize("stopped_at", [pytest.param(3, marks=pytest.mark.slow), 6])
+def test_a_run_that_is_stopped_in_an_evaluation_ends_in_the_same_bits(
+    stopped_at, trained_run, trained_folder, tmp_path, monkeypatch, capsys
+):
+    class StoppedEvaluator(Evaluator):
+        batches = 0
+
+        def __call__(self, variables, should_stop):
+            def signal_then_stop():
+                StoppedEvaluator.batches += 1
+                signal.raise_signal(signal.SIGTERM)
+                return should_stop()
+
+            return super().__call__(variables, signal_then_stop)
+
+    workdir = tmp_path / "run"
+    config = small_config(trained_folder)
+    config.eval.batch_size = 1  # two batches
+    if stopped_at == 6:  # resumed from step 3
+        shutil.copytree(trained_run, workdir)
+        shutil.rmtree(workdir / "checkpoints/6")
+    with monkeypatch.context() as patched:
+        patched.setattr("fcn_jax.train.Evaluator", StoppedEvaluator)
+        with pytest.raises(SystemExit) as ended:
+            train(config, workdir)
+    assert ended.value.code == 128 + signal.SIGTERM
+    assert StoppedEvaluator.batches == 1
+    assert f"stopped and saved at step {stopped_at} of 6" in capsys.readouterr().out
+    checkpoints = workdir / "checkpoints"
+    assert CheckpointReader(checkpoints).latest == stopped_at
+    assert not (checkpoints / f"{stopped_at}/metrics").exists()
+    train(config, workdir)
+    check_same_run(workdir, trained_run)
+    for step in (3, 6):
+        score = (checkpoints / f"{step}/metrics/metrics").read_text()
+        assert score == (trained_run / f"checkpoints/{step}/metrics/metrics").read_text()
+    assert CheckpointReader(checkpoints).best == CheckpointReader(trained_run / "checkpoints").best
 
 
 def test_a_run_whose_newest_checkpoint_is_damaged_ends_in_the_same_bits(

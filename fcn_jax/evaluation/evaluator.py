@@ -2,7 +2,7 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -77,6 +77,10 @@ class Evaluation:
         return next(iter(self.by_map.values())).scores
 
 
+class EvaluationStopped(Exception):
+    """An evaluation was abandoned because its `should_stop` returned True."""
+
+
 class Evaluator:
     """Scores (params, batch_stats) of a network on a split.
 
@@ -140,8 +144,14 @@ class Evaluator:
         # A host reads, and learns the names of, its own images only.
         self._names = [records.name(index) if several_hosts else "" for index in range(count)]
 
-    def __call__(self, variables: Any) -> Evaluation:
-        """Scores (params, batch_stats)."""
+    def __call__(
+        self, variables: Any, should_stop: Callable[[], bool] = lambda: False
+    ) -> Evaluation:
+        """Scores (params, batch_stats).
+
+        Raises:
+            EvaluationStopped: `should_stop`, which is called after each batch, returned True.
+        """
         names = list(self._names)
         totals = {
             label_map: _Totals(len(names), len(class_names), self._boundary)
@@ -153,6 +163,8 @@ class Evaluator:
             contextlib.closing(scored_images),
         ):
             for scored in scored_images:
+                if should_stop():
+                    raise EvaluationStopped
                 for index, name in scored.names.items():
                     names[index] = name
                 for label_map, total in totals.items():

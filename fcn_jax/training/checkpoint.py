@@ -22,6 +22,7 @@ import numpy as np
 from jax.sharding import SingleDeviceSharding
 
 from fcn_jax.errors import UserError, format_value
+from fcn_jax.terminal.atomic_files import write_whole
 from fcn_jax.terminal.progress import say
 from fcn_jax.training.checksums import find_damage, has_checksums, write_checksums
 from fcn_jax.training.train_step import TrainState
@@ -232,6 +233,16 @@ class CheckpointWriter(CheckpointReader):
         except SAVE_ERRORS as error:
             raise self._failed(error) from error
         self._saving = self._thread.submit(self._add_checksums, step, response)
+
+    def add_score(self, step: int, mean_iou: float) -> None:
+        """Adds the score of a checkpoint that was saved without one; see `save`."""
+        self.wait()
+        path = self._directory / str(step)
+        if math.isfinite(mean_iou) and self._mean_iou(step) is None:
+            text = json.dumps({"mean_iou": mean_iou})
+            write_whole(path / "metrics/metrics", lambda part: part.write_text(text))
+            write_checksums(path)
+            self._checkpointer.reload()
 
     def wait(self) -> None:
         """Waits until every checkpoint is on disk, with its checksums.

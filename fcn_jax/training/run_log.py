@@ -21,12 +21,16 @@ class RunLog:
         start_step: the step from which the run is resumed, or 0; later entries are removed.
             Lines that are no entries are moved to `log.jsonl.damaged`, with a note.
 
+    Attributes:
+        has_evaluation: whether the log holds the evaluation of `start_step`, on the first host.
+
     Raises:
         UserError: `log.jsonl` cannot be written.
     """
 
     def __init__(self, workdir: Path, start_step: int):
         self._enabled = jax.process_index() == 0
+        self.has_evaluation = False
         if not self._enabled:
             return
         from tensorboardX import SummaryWriter
@@ -39,6 +43,8 @@ class RunLog:
                     file.writelines(damaged)
                 say(f"note: {len(damaged)} lines of {path} cannot be read: moved to {file.name}")
             write_whole(path, lambda part: part.write_bytes(b"".join(entries)))
+            last = json.loads(entries[-1]) if entries else {}
+            self.has_evaluation = last.get("kind") == "eval" and last["step"] == start_step
             self._lines = path.open("a")
         except OSError as error:
             raise UserError(f"cannot write {path}: {error.strerror}") from error

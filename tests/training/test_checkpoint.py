@@ -283,3 +283,25 @@ def test_checksums_that_cannot_be_written_end_the_training_in_one_line(
     monkeypatch.setattr(checkpoint, "write_checksums", full)
     with pytest.raises(UserError, match=r"could not save a checkpoint .*No space left on device"):
         save(tmp_path, {1: 0.5})
+
+
+def test_a_score_is_added_to_a_checkpoint_that_was_saved_without_one(tmp_path: Path) -> None:
+    save(tmp_path / "once", {1: 0.5, 2: 0.9, 3: 0.7, 4: 0.6}, keep=1)
+    again = tmp_path / "again"
+    save(again, {1: 0.5, 2: None}, keep=1)
+    with CheckpointWriter(again, keep=1) as writer:
+        writer.add_score(2, float("nan"))  # as when it is saved, no score
+        assert writer.best == 1
+        writer.add_score(2, 0.9)
+        writer.add_score(2, 0.1)  # it has one
+        assert writer.best == 2
+        writer.save(state_at(3), 0.7)
+        writer.save(state_at(4), 0.6)
+    assert CheckpointReader(again).steps == CheckpointReader(tmp_path / "once").steps == [2, 4]
+    score = "2/metrics/metrics"
+    assert (again / score).read_bytes() == (tmp_path / "once" / score).read_bytes()
+    with CheckpointWriter(again) as writer:
+        assert (writer.latest, writer.best) == (4, 2)
+    flip_a_bit(again / "4")
+    with CheckpointWriter(again) as writer:
+        assert writer.latest == 2

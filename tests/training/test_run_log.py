@@ -48,3 +48,15 @@ def test_a_last_line_without_its_end_is_completed(tmp_path: Path) -> None:
     with RunLog(tmp_path, 2) as log:
         log.write("train", 3, {"loss": 0.5})
     assert (tmp_path / "log.jsonl").read_text() == entry(1) + entry(2) + entry(3)
+
+
+def test_the_log_knows_whether_the_step_was_evaluated(tmp_path: Path) -> None:
+    with RunLog(tmp_path, 0) as log:
+        assert not log.has_evaluation
+        log.write("train", 3, {"loss": 0.5})
+        log.write("eval", 3, {"mean_iou": 0.5})
+        log.write("train", 4, {"loss": 0.5})
+    with RunLog(tmp_path, 4) as log:
+        assert not log.has_evaluation
+    with RunLog(tmp_path, 3) as log:
+        assert log.has_evaluation
