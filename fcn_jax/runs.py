@@ -64,7 +64,7 @@ def evaluation_folder(workdir: Path) -> Path:
     return (workdir.with_suffix("") if is_model_file else workdir) / "evaluation"
 
 
-def is_begun(workdir: Path) -> bool:
+def has_checkpoint(workdir: Path) -> bool:
     """Returns whether a folder holds a run with a checkpoint, which can be resumed."""
     return (workdir / "run.json").exists() and bool(_saved_steps(workdir))
 
@@ -98,7 +98,7 @@ def claim(workdir: Path, run: Provenance, num_images: int) -> None:
         held = read_settings(workdir) if path.exists() else None
     except UserError as error:
         raise UserError(f"{error}; give another workdir") from error
-    if held is not None and is_begun(workdir):
+    if held is not None and has_checkpoint(workdir):
         differences = [
             f"{old.name} is {format_value(old.value)} there and {format_value(new.value)} now"
             for old, new in zip(settings(held.config), settings(run.config), strict=True)

@@ -93,7 +93,7 @@ def train(config: Config, workdir: str | Path) -> Evaluation:
 
 def _train(config: Config, workdir: Path) -> Evaluation:
     # --- settings and data
-    begun = runs.is_begun(workdir)
+    begun = runs.has_checkpoint(workdir)
     weights = load_weights(config.init) if config.init and not begun else None
     config = _with_preprocessing(config, workdir if begun else None, weights)
     data_parallel.check_batch_divides(

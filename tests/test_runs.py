@@ -38,9 +38,9 @@ def begun(tmp_path: Path, config: Config) -> Path:
 
 
 def test_a_new_folder_holds_its_settings(tmp_path, config):
-    assert not runs.is_begun(tmp_path / "run")
+    assert not runs.has_checkpoint(tmp_path / "run")
     claim(tmp_path / "run", config)
-    assert not runs.is_begun(tmp_path / "run")
+    assert not runs.has_checkpoint(tmp_path / "run")
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["run.json"]
     assert runs.read_settings(tmp_path / "run") == Provenance(config, MAPS)
     config.seed = 1  # without a checkpoint nothing binds it
@@ -49,7 +49,7 @@ def test_a_new_folder_holds_its_settings(tmp_path, config):
 
 
 def test_the_same_run_is_resumed(begun, config, capsys):
-    assert runs.is_begun(begun)
+    assert runs.has_checkpoint(begun)
     before = (begun / "run.json").read_bytes()
     claim(begun, config)
     assert (begun / "run.json").read_bytes() == before

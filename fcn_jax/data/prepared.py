@@ -29,7 +29,7 @@ from typing import Any, NamedTuple, TextIO
 
 from fcn_jax import registry
 from fcn_jax.config import DataConfig
-from fcn_jax.data.raw import RawDataset, open_raw, refuse_noted
+from fcn_jax.data.raw import RawDataset, open_raw, raise_for_notes
 from fcn_jax.errors import UserError
 from fcn_jax.terminal.atomic_files import write_whole
 from fcn_jax.terminal.progress import say
@@ -92,7 +92,7 @@ def open_prepared(data: DataConfig) -> PreparedRecords:
     assert raw is not None, f"{data.name} is not registered"
     if raw.files is None:
         raw = dataclasses.replace(raw, samples=list(raw.samples))
-    refuse_noted(raw.notes, data)
+    raise_for_notes(raw.notes, data)
     folder = base / _digest(_state(raw, data))
     with contextlib.suppress(_UnusableError):
         return _load(folder)

@@ -39,7 +39,7 @@ NAMES_SHOWN = 5
 
 SEE_DOCTOR = " (`python -m fcn_jax.doctor` lists every fault)"
 
-REFUSED = {
+FATAL_NOTES = {
     "classes": "class lists that cannot be used",
     "list_unreadable": "lists that cannot be read",
     "several_files": "several files for one name",
@@ -242,9 +242,9 @@ def check_image_names(names: Iterable[str], where: str) -> None:
         )
 
 
-def refuse_noted(notes: Sequence[Note], data: DataConfig) -> None:
-    """Raises UserError for the notes of the first kind in `REFUSED` that has any."""
-    for kind, title in REFUSED.items():
+def raise_for_notes(notes: Sequence[Note], data: DataConfig) -> None:
+    """Raises UserError for the notes of the first kind in `FATAL_NOTES` that has any."""
+    for kind, title in FATAL_NOTES.items():
         found = [note for note in notes if note.kind == kind]
         if found and found[0].error:
             raise UserError(found[0].error)
