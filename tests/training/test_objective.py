@@ -209,7 +209,7 @@ def test_the_gradient_is_that_of_the_loss_of_the_whole_batch(
 
 
 def test_several_label_maps_and_an_auxiliary_head() -> None:
-    """Of a loss that is no mean over pixels; for cross-entropy see tests/models/test_label_maps."""
+    """With a loss that is no mean over pixels; test_label_maps.py has cross-entropy."""
     config = settings("dice", auxiliary=True)
     wanted, wanted_loss = expected(config, TWO_MAPS)
     gradient, value = gradients(config, TWO_MAPS, devices=1, mapped=vmapped)
