@@ -24,7 +24,7 @@ from jax.sharding import SingleDeviceSharding
 from fcn_jax.errors import UserError, format_value
 from fcn_jax.terminal.atomic_files import write_whole
 from fcn_jax.terminal.progress import say
-from fcn_jax.training.checksums import find_damage, has_checksums, write_checksums
+from fcn_jax.training import checksums
 from fcn_jax.training.train_step import TrainState
 
 try:
@@ -129,9 +129,9 @@ class CheckpointReader:
     def _verify(self, step: int, items: set[str]) -> None:
         """Raises DamagedError if a file of these items has changed; passes without checksums."""
         path = self._directory / str(step)
-        if step == self._verified or not has_checksums(path):
+        if step == self._verified or not (path / checksums.FILE).exists():
             return
-        if damage := find_damage(path, items):
+        if damage := checksums.find_damage(path, items):
             time.sleep(DELETION_SECONDS)
             if path.exists():
                 raise DamagedError(damage)
@@ -142,7 +142,7 @@ class CheckpointReader:
         shapes = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), target
         )
-        is_verified = has_checksums(path)
+        is_verified = (path / checksums.FILE).exists()
         try:
             self._verify(step, set(target))
             _check_same_network(path, target["model"])
@@ -179,12 +179,12 @@ class CheckpointWriter(CheckpointReader):
 
     def __init__(self, directory: Path, keep: int = 1):
         super().__init__(directory)
-        self._set_damaged_aside()
         self._thread = ThreadPoolExecutor(1, "checksums")
         self._saving: Future[None] | None = None
         policies = ocp.training.preservation_policies
         best = policies.BestN(get_metric_fn=_score, n=1, keep_checkpoints_without_metrics=False)
         try:
+            self._set_damaged_aside()
             self._checkpointer = ocp.training.Checkpointer(
                 self._directory,
                 preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(keep), best]),
@@ -241,7 +241,7 @@ class CheckpointWriter(CheckpointReader):
         if math.isfinite(mean_iou) and self._mean_iou(step) is None:
             text = json.dumps({"mean_iou": mean_iou})
             write_whole(path / "metrics/metrics", lambda part: part.write_text(text))
-            write_checksums(path)
+            checksums.write_checksums(path)
             self._checkpointer.reload()
 
     def wait(self) -> None:
@@ -261,13 +261,10 @@ class CheckpointWriter(CheckpointReader):
     def _add_checksums(self, step: int, response: Any) -> None:
         response.result()
         if jax.process_index() == 0:
-            write_checksums(self._directory / str(step))
+            checksums.write_checksums(self._directory / str(step))
 
     def _set_damaged_aside(self) -> None:
-        """Renames the damaged checkpoints that are newer than the first good one.
-
-        Of older ones only the score is read here, as Orbax does.
-        """
+        """Renames damaged checkpoints; of those before the newest good one, it reads the scores."""
         damaged: dict[int, DamagedError] = {}
         good: int | None = None
         for step in reversed(self.steps):
@@ -290,10 +287,7 @@ class CheckpointWriter(CheckpointReader):
         for step, damage in damaged.items():
             aside = self._directory / f"{step}.damaged"
             shutil.rmtree(aside, ignore_errors=True)  # of the same step, renamed earlier
-            try:
-                (self._directory / str(step)).rename(aside)
-            except OSError as error:
-                raise UserError(f"{damage}; cannot rename it ({error.strerror})") from error
+            (self._directory / str(step)).rename(aside)
             say(f"{damage}: checkpoint {step} is now {aside}")
         if good is not None and max(damaged, default=0) > good:
             lost = f"steps {good + 1} to {max(damaged)} are lost"

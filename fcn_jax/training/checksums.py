@@ -1,7 +1,6 @@
 """Checksums of the files of a checkpoint, in the file `checksums.json` of its folder.
 
-CRC-32 detects accidental damage, such as a truncated file or a flipped bit. It is no protection
-against an attacker. It is calculated at about 2 GB/s on one CPU core.
+CRC-32 detects accidental damage, not attacks. One CPU core calculates about 2 GB/s.
 """
 
 import json
@@ -16,32 +15,22 @@ CHUNK_BYTES = 4 << 20
 
 
 def write_checksums(folder: Path) -> None:
-    """Writes the checksums of all files in a checkpoint's folder.
-
-    Raises:
-        UserError: the file cannot be written.
-        OSError: a file cannot be read.
-    """
+    """Writes the checksums of all files in a checkpoint's folder."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != FILE)
     checksums = {str(path.relative_to(folder)): _crc32(path) for path in paths}
     text = json.dumps({"crc32": checksums}, indent=1) + "\n"
     write_whole(folder / FILE, lambda part: part.write_text(text))
 
 
-def has_checksums(folder: Path) -> bool:
-    """Returns whether a checkpoint's folder has checksums; those of earlier versions have none."""
-    return (folder / FILE).exists()
-
-
 def find_damage(folder: Path, items: Collection[str]) -> str | None:
-    """Compares files of a checkpoint with their checksums.
+    """Compares files of a checkpoint, which must have checksums, with these.
 
     Args:
-        folder: the checkpoint's folder, which must have checksums.
-        items: the parts that are read, such as "model". Files outside any part are always read.
+        folder: the checkpoint's folder.
+        items: the parts to compare, such as "model"; files outside the parts are always compared.
 
     Returns:
-        The first file that differs, and how, in words; None if there is none.
+        The first file that differs, and how; None if there is none.
     """
     path = folder / FILE
     try:

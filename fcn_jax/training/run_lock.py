@@ -43,7 +43,7 @@ def run_lock(workdir: Path) -> Iterator[None]:
     path = workdir / FILE
     is_new = not workdir.exists()
     try:
-        file, is_shared = _open_locked(path)
+        file = _open_locked(path)
     except OSError as error:
         raise UserError(
             f"cannot write {path} ({error.strerror}): give a workdir that you may write to"
@@ -51,9 +51,6 @@ def run_lock(workdir: Path) -> Iterator[None]:
     ended = threading.Event()
     heartbeat = threading.Thread(target=_set_time, args=(file, ended), daemon=True)
     with file:
-        before = _holder(path)
-        if before and not (is_shared and before.get("host") == socket.gethostname()):
-            _wait_for_silence(path, before)
         started = time.strftime("%Y-%m-%d %H:%M:%S")
         holder = {"host": socket.gethostname(), "pid": os.getpid(), "started": started}
         with contextlib.suppress(OSError):  # a full disk: the lock holds without a name
@@ -72,23 +69,25 @@ def run_lock(workdir: Path) -> Iterator[None]:
                     workdir.rmdir()  # fails if it holds anything
 
 
-def _open_locked(path: Path) -> tuple[IO[str], bool]:
-    """Opens and locks the file; False if the file system has no locks."""
+def _open_locked(path: Path) -> IO[str]:
     while True:
         path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.open("a+")
-        is_shared = True
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.close()
-            raise _refusal(path, _holder(path)) from None
-        except OSError:
-            is_shared = False
-        with contextlib.suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(file.fileno()), path.stat()):
-                return file, is_shared
-        file.close()  # the process before has just removed it
+        with contextlib.ExitStack() as closing:
+            file = closing.enter_context(path.open("a+"))
+            trusted_host = socket.gethostname()
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise _refusal(path, _holder(path)) from None
+            except OSError:  # the file system has no locks
+                trusted_host = ""
+            with contextlib.suppress(FileNotFoundError):  # its process has just removed it
+                holder = _holder(path)
+                if holder and holder.get("host") != trusted_host:
+                    _wait_for_silence(path, holder)
+                if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                    closing.pop_all()
+                    return file
 
 
 def _holder(path: Path) -> dict[str, Any]:
@@ -103,19 +102,13 @@ def _wait_for_silence(path: Path, holder: dict[str, Any]) -> None:
         f"{path} names process {holder.get('pid')} on {holder.get('host')}: waiting "
         f"{SILENCE_SECONDS:g} s to see whether it still trains"
     )
-    before, end = _time(path), time.monotonic() + SILENCE_SECONDS
+    times, end = set(), time.monotonic() + SILENCE_SECONDS
     while time.monotonic() < end:
-        time.sleep(SILENCE_SECONDS / 60)
-        if _time(path) != before:
-            raise _refusal(path, holder)
-
-
-def _time(path: Path) -> int:
-    try:
         with path.open() as file:  # a network file system asks its server when a file is opened
-            return os.fstat(file.fileno()).st_mtime_ns
-    except FileNotFoundError:
-        return 0
+            times.add(os.fstat(file.fileno()).st_mtime_ns)
+        if len(times) > 1:
+            raise _refusal(path, holder)
+        time.sleep(SILENCE_SECONDS / 60)
 
 
 def _set_time(file: IO[str], ended: threading.Event) -> None:
@@ -125,9 +118,8 @@ def _set_time(file: IO[str], ended: threading.Event) -> None:
 
 
 def _refusal(path: Path, holder: dict[str, Any]) -> UserError:
-    pid, host = holder.get("pid", "?"), holder.get("host", "an unknown host")
+    pid, host, started = (holder.get(key, "?") for key in ("pid", "host", "started"))
     return UserError(
-        f"{path.parent} is being trained by process {pid} on {host} since "
-        f"{holder.get('started', '?')}: wait for its end, stop it (kill {pid}), or give another "
-        "workdir"
+        f"{path.parent} is being trained by process {pid} on {host} since {started}: wait for its "
+        f"end, stop it (kill {pid}), or give another workdir"
     )

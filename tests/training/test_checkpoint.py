@@ -269,7 +269,7 @@ def test_a_run_is_loaded_from_another_checkpoint_than_the_damaged_one(
 
 
 def test_a_save_that_was_killed_before_its_checksums_is_whole(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(checkpoint, "write_checksums", lambda folder: None)
+    monkeypatch.setattr(checkpoint.checksums, "write_checksums", lambda folder: None)
     reader = save(tmp_path, {1: 0.5})
     jax.tree.map(np.testing.assert_array_equal, reader.restore(state_at(0)), state_at(1))
 
@@ -280,7 +280,7 @@ def test_checksums_that_cannot_be_written_end_the_training_in_one_line(
     def full(folder: Path) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "write_checksums", full)
+    monkeypatch.setattr(checkpoint.checksums, "write_checksums", full)
     with pytest.raises(UserError, match=r"could not save a checkpoint .*No space left on device"):
         save(tmp_path, {1: 0.5})
 

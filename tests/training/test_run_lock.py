@@ -111,10 +111,8 @@ def test_another_host_that_shows_no_life_is_waited_for_and_followed(
     assert "names process 123 on node7: waiting 0.6 s" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("ends", [False, True])
-def test_another_host_that_shows_life_is_left_alone(tmp_path: Path, ends: bool) -> None:
-    path = other_host(tmp_path)
-    sign = threading.Timer(0.2, path.unlink if ends else path.touch)
+def test_another_host_that_shows_life_is_left_alone(tmp_path: Path) -> None:
+    sign = threading.Timer(0.2, other_host(tmp_path).touch)
     sign.start()
     with (
         pytest.raises(UserError, match="by process 123 on node7 since 2024-05-06 07:08:09"),
@@ -122,6 +120,14 @@ def test_another_host_that_shows_life_is_left_alone(tmp_path: Path, ends: bool) 
     ):
         pass
     sign.join()
+
+
+def test_another_host_that_ends_meanwhile_is_followed(tmp_path: Path) -> None:
+    end = threading.Timer(0.1, other_host(tmp_path).unlink)
+    end.start()
+    with run_lock(tmp_path):
+        assert json.loads((tmp_path / LOCK).read_text())["pid"] == os.getpid()
+    end.join()
 
 
 def test_without_locks_the_sign_of_life_decides(tmp_path: Path, no_locks: None) -> None:
