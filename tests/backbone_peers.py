@@ -1,6 +1,6 @@
-"""The networks of `test_backbones.py` in PyTorch: of its operations, or torchvision's and timm's.
+"""The networks of `test_backbones.py` in PyTorch, from its operations or from torchvision and timm.
 
-Each `..._features` takes pixels (b, c, h, w) and gives features by stage.
+Each `..._features` takes pixels (b, c, h, w) and returns features by stage.
 """
 
 from collections.abc import Callable, Mapping
@@ -15,7 +15,7 @@ from fcn_jax.pretrained.source import WeightSource
 
 
 class Operations:
-    """The operations of PyTorch, on the weights of a module of ours."""
+    """PyTorch's operations with the weights of a module of ours."""
 
     def __init__(self, torch: ModuleType, module: Any):
         self.torch = torch
@@ -151,11 +151,11 @@ PUBLISHED_STAGES = {
         32: "bn2",  # and its activation
     },
 }
-"""Of torchvision's and timm's networks: stage → the module that ends it."""
+"""torchvision's and timm's networks: stage -> the module that ends it."""
 
 
 def published(timm: ModuleType, name: str, **arguments: Any) -> Any:
-    """One of torchvision's networks, or of timm's, with random weights and statistics."""
+    """Returns a network of torchvision or timm with random weights and statistics."""
     import torch
     from torchvision import models
 
@@ -184,12 +184,12 @@ def published(timm: ModuleType, name: str, **arguments: Any) -> Any:
 def published_features(
     network: Any, stages: Mapping[int, str], x: Any, train: bool = False
 ) -> dict[int, Any]:
-    """What the modules that end the stages give when they are first called."""
+    """Returns the first outputs of the modules that end the stages."""
     features: dict[int, Any] = {}
 
     def keep(stage: int) -> Callable[..., None]:
         def hook(module: Any, inputs: Any, output: Any) -> None:
-            features.setdefault(stage, output.clone())  # what follows may work in its place
+            features.setdefault(stage, output.clone())  # later layers may overwrite it
 
         return hook
 
@@ -204,7 +204,7 @@ def published_features(
 
 
 def backbone_from(network: Callable[[], Any], source: WeightSource, state_dict: Mapping) -> Any:
-    """A backbone of ours with the weights of PyTorch's, by the source's table."""
+    """Returns a backbone of ours with PyTorch's weights, by the source's table."""
     graph, state = nnx.split(nnx.eval_shape(network))
     values = {name: jnp.asarray(ours(source, name, state_dict)) for name in flat(state)}
     nnx.replace_by_pure_dict(state, traverse_util.unflatten_dict(values, sep="/"))
@@ -212,11 +212,11 @@ def backbone_from(network: Callable[[], Any], source: WeightSource, state_dict: 
 
 
 def flat(state: nnx.State) -> dict[str, Any]:
-    """Our name, as in a table but without `backbone/` → array."""
+    """Returns our name, without `backbone/` -> array."""
     return traverse_util.flatten_dict(nnx.to_pure_dict(state), sep="/")
 
 
 def ours(source: WeightSource, name: str, state_dict: Mapping) -> np.ndarray:
-    """What a source has for our name, in our layout."""
+    """Returns the source's tensor for our name, in our layout."""
     theirs, layout = source.table[f"backbone/{name}"]
     return layout(state_dict[theirs].numpy())

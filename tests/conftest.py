@@ -43,7 +43,9 @@ def trained_run(trained_folder: Path) -> Path:
 @pytest.fixture
 def torch() -> ModuleType:
     """PyTorch, the peer that layers, losses and optimizers are compared with."""
-    return pytest.importorskip("torch", reason="PyTorch is not installed")
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    torch.set_num_threads(1)  # on busy cores, its threads mostly wait for each other
+    return torch
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""What the comparisons with other projects' networks share.
+"""Images, weights and checks for the comparisons with other projects' networks.
 
 Each peer runs images of several sizes one by one; ours runs them together, on one canvas.
 """
@@ -14,12 +14,13 @@ from flax import nnx
 
 from fcn_jax import pretrained
 from fcn_jax.models.backbones.preprocess import Preprocessing
+from fcn_jax.models.build import QUICKLY_COMPILED
 from fcn_jax.models.fcn import FCN
 from fcn_jax.models.pure_model import PureModel
 
 
 def pictures(sizes: Sequence[tuple[int, int]]) -> list[np.ndarray]:
-    """Images of smooth colours under noise: uint8 (h, w, 3)."""
+    """Returns images of smooth colours with noise: uint8 (h, w, 3)."""
     random = np.random.default_rng(0)
     images = []
     for height, width in sizes:
@@ -31,7 +32,7 @@ def pictures(sizes: Sequence[tuple[int, int]]) -> list[np.ndarray]:
 
 
 def canvases(images: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Canvases full of junk, with the images at the top left, and their sizes."""
+    """Returns canvases of noise with the images at the top left, and the sizes of the images."""
     sizes = np.asarray([image.shape[:2] for image in images], np.int32)
     canvas = np.random.default_rng(1).integers(
         0, 256, (len(images), *(sizes.max(0) + 3), 3), dtype=np.uint8
@@ -42,10 +43,10 @@ def canvases(images: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def randomised_peer(torch: ModuleType, network: Any) -> Any:
-    """With every number drawn at random, also what starts at zero or bilinear.
+    """Draws every number of a peer at random, also those that start at zero or bilinear.
 
-    Normalisations have seen a batch: with statistics that are not the features' own, these grow
-    from layer to layer until MobileNet differs from itself in float64 by a hundredth.
+    Normalisations get the statistics of a batch. With other statistics the features grow from layer
+    to layer, until MobileNet in float32 differs from itself in float64 by a hundredth.
     """
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -69,7 +70,7 @@ def randomised_peer(torch: ModuleType, network: Any) -> Any:
 
 
 def to_torch(torch: ModuleType, image: np.ndarray, preprocessing: Preprocessing) -> Any:
-    """One image as the peer wants it: float32 (1, 3, h, w), by its own formula, not by ours."""
+    """Normalises an image for the peer, with its own formula: float32 (1, 3, h, w)."""
     pixels = image.astype(np.float64)
     if preprocessing.bgr:
         pixels = pixels[..., ::-1]
@@ -78,7 +79,7 @@ def to_torch(torch: ModuleType, image: np.ndarray, preprocessing: Preprocessing)
 
 
 def initialized(make: Callable[[], FCN], file: Path) -> tuple[PureModel, Any]:
-    """A network with a file's weights, and without having drawn its own."""
+    """Returns a network and the variables in a file, without drawing initial values."""
     network = PureModel(nnx.eval_shape(make))
     variables, report = pretrained.read(file).apply(pretrained.zeros(network))
     assert "unchanged" not in report
@@ -92,16 +93,23 @@ def check_segmentation(
     peer: Callable[[np.ndarray], np.ndarray],
     sizes: Sequence[tuple[int, int]],
 ) -> None:
-    """Logits within 1e-4 of their range, and the same classes on 99.99 % of the pixels.
+    """Checks that logits agree within 1e-4 of their range, and classes on 99.99 % of the pixels.
 
-    peer: an image uint8 (h, w, 3) to logits (h, w, k).
+    Args:
+        title: name for the printed line.
+        make: builds our network.
+        file: the weights.
+        peer: an image, uint8 (h, w, 3), to logits (h, w, k).
+        sizes: heights and widths of the images.
     """
     network, variables = initialized(make, file)
     images = pictures(sizes)
     canvas, valid = canvases(images)
-    logits = jax.jit(lambda *inputs: network(inputs[0], inputs[1], valid=inputs[2])[0]["logits"])(
-        variables, canvas, valid
+    run = jax.jit(
+        lambda variables, image, valid: network(variables, image, valid=valid)[0]["logits"],
+        compiler_options=QUICKLY_COMPILED,
     )
+    logits = run(variables, canvas, valid)
     same = pixels = 0
     largest = 0.0
     for index, image in enumerate(images):

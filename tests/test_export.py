@@ -2,10 +2,7 @@
 
 import dataclasses
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -26,80 +23,67 @@ from fcn_jax.models.build import build_model
 from fcn_jax.models.pure_model import PureModel
 from fcn_jax.predict import load_run
 from fcn_jax.pretrained import Provenance, model_file
-from fcn_jax.train import train
 from tests.in_process import run_command
-from tests.own_folder import command, small_config, write_folder
 
 
-@pytest.fixture(scope="module")
-def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("own")
-    write_folder(folder / "data", [f"train_{n:03}" for n in range(4)])
-    config = small_config(folder)
-    config.train.steps = config.train.eval_every_steps = 2
-    train(config, folder / "run")
-    return folder / "run"
-
-
-def test_an_exported_run_stands_for_the_run_on_its_own(run_folder: Path, tmp_path: Path) -> None:
-    run = load_run(run_folder)
-    export(run, tmp_path / "out", read_metrics(run_folder, 2)[0])
+def test_an_exported_run_replaces_the_run(trained_run: Path, tmp_path: Path) -> None:
+    run = load_run(trained_run)
+    export(run, tmp_path / "out", read_metrics(trained_run, 6)[0])
     elsewhere = tmp_path / "elsewhere"
     shutil.move(tmp_path / "out", elsewhere)
     again = load_run(elsewhere)
     assert again.class_names == run.class_names == shapes.CLASSES
-    assert again.step == 2
+    assert again.step == 6
     assert again.config.model == dataclasses.replace(run.config.model, preprocessing="torchvision")
     jax.tree.map(np.testing.assert_array_equal, again.variables, run.variables)
     image, _ = shapes.draw("val_000")
     np.testing.assert_array_equal(again(image), run(image))
-    # It says nothing of the machine that it was made on.
-    assert str(run_folder.parent) not in (elsewhere / "model.json").read_text()
+    # The export contains no paths of the machine that it was written on.
+    assert str(trained_run.parent) not in (elsewhere / "model.json").read_text()
 
 
-def test_the_model_card_holds_classes_scores_and_settings(run_folder: Path, tmp_path: Path) -> None:
-    metrics, others = read_metrics(run_folder, 2)
+def test_the_model_card_has_classes_scores_and_settings(trained_run: Path, tmp_path: Path) -> None:
+    metrics, others = read_metrics(trained_run, 6)
     assert not others
-    export(load_run(run_folder), tmp_path, metrics)
+    export(load_run(trained_run), tmp_path, metrics)
     card = (tmp_path / "README.md").read_text()
     assert card.startswith("---\nlibrary_name: fcn_jax\n")
     assert "0 background, 1 disc, 2 square" in card
-    written = json.loads((run_folder / "evaluation/val.json").read_text())
+    written = json.loads((trained_run / "evaluation/val.json").read_text())
     assert f"| val | {written['images']} | {written['mean_iou']:.4g} |" in card
     assert '"backbone": "small"' in card
 
 
-def test_an_exported_run_is_a_start_for_another(run_folder: Path, tmp_path: Path) -> None:
-    run = load_run(run_folder)
+def test_an_exported_run_is_a_start_for_another(trained_run: Path, tmp_path: Path) -> None:
+    run = load_run(trained_run)
     export(run, tmp_path / "out", {})
-    from_run, _ = load_weights(run_folder).apply(pretrained.zeros(run.network))
+    from_run, _ = load_weights(trained_run).apply(pretrained.zeros(run.network))
     from_export, report = load_weights(tmp_path / "out").apply(pretrained.zeros(run.network))
     jax.tree.map(np.testing.assert_array_equal, from_run, from_export)
     assert "unchanged" not in report
 
 
-def test_an_exported_run_scores_as_the_run_did(run_folder: Path, tmp_path: Path) -> None:
-    export(load_run(run_folder), tmp_path / "out", {})
-    arguments = [f"--workdir={tmp_path / 'out'}", f"--data_root={run_folder.parent / 'data'}"]
-    done = subprocess.run(
-        [sys.executable, "-m", "fcn_jax.evaluate", *arguments],
-        env={**os.environ, "HOME": str(tmp_path)},  # where data is prepared
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
+def test_an_exported_run_scores_as_the_run_did(
+    trained_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FCN_JAX_DATA", str(tmp_path / "prepared"))
+    export(load_run(trained_run), tmp_path / "out", {})
+    data_root = trained_run.parent / "data"
+    result = run_command("evaluate", f"--workdir={tmp_path / 'out'}", f"--data_root={data_root}")
+    assert result.returncode == 0, result.stderr
     before, now = (
         json.loads((folder / "evaluation/val.json").read_text())
-        for folder in (run_folder, tmp_path / "out")
+        for folder in (trained_run, tmp_path / "out")
     )
     assert now == before
 
 
-def test_drawn_images_are_scored_without_a_root(run_folder: Path) -> None:
-    done = command("evaluate", f"--workdir={run_folder}", "--data=shapes", "--data_root=mine")
-    assert done.returncode == 1
-    assert done.stderr.splitlines()[-1] == (
+def test_drawn_images_are_scored_without_a_root(trained_run: Path) -> None:
+    result = run_command(
+        "evaluate", f"--workdir={trained_run}", "--data=shapes", "--data_root=mine"
+    )
+    assert result.returncode == 1
+    assert result.stderr.splitlines()[-1] == (
         "evaluate: --data_root (=mine) is of no use to shapes, which are drawn: --data=folder or "
         "voc?"
     )
@@ -155,13 +139,13 @@ def test_out_to_torchvision_and_back_is_the_same_to_the_bit(
 
 
 def test_a_run_of_another_network_does_not_go_to_torchvision(
-    run_folder: Path, tmp_path: Path
+    trained_run: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(UserError, match="needs a run of torchvision's FCN"):
-        export_to_torchvision(load_run(run_folder), tmp_path / "fcn.pth")
+        export_to_torchvision(load_run(trained_run), tmp_path / "fcn.pth")
 
 
-def test_a_file_of_another_version_is_refused(run_folder: Path, tmp_path: Path) -> None:
+def test_a_file_of_another_version_is_refused(trained_run: Path, tmp_path: Path) -> None:
     tensors = {"backbone/x": np.zeros(2, np.float32)}
     model_file.save(tmp_path / "w.safetensors", tensors, Provenance(Config()))
     whole = (tmp_path / "w.safetensors").read_bytes()
@@ -173,10 +157,10 @@ def test_a_file_of_another_version_is_refused(run_folder: Path, tmp_path: Path) 
         load_run(tmp_path / "w.safetensors")
 
 
-def test_what_would_mix_up_runs_and_exports_is_refused(run_folder: Path, tmp_path: Path) -> None:
-    run = load_run(run_folder)
+def test_what_would_mix_up_runs_and_exports_is_refused(trained_run: Path, tmp_path: Path) -> None:
+    run = load_run(trained_run)
     with pytest.raises(UserError, match="is the folder of a run: give another"):
-        export(run, run_folder, {})
+        export(run, trained_run, {})
     export(run, tmp_path / "out", {})
     with pytest.raises(UserError, match="has no checkpoint best"):
         load_run(tmp_path / "out", "best")
@@ -188,21 +172,21 @@ def test_what_would_mix_up_runs_and_exports_is_refused(run_folder: Path, tmp_pat
 
 
 @pytest.mark.parametrize("name", ["README.md", "model.json", "model.safetensors"])
-def test_files_of_others_are_not_replaced(run_folder: Path, tmp_path: Path, name: str) -> None:
+def test_files_of_others_are_not_replaced(trained_run: Path, tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text("{}")
     with pytest.raises(UserError, match=f"{name} exists and .* give another --output"):
-        export(load_run(run_folder), tmp_path, {})
+        export(load_run(trained_run), tmp_path, {})
     assert [path.name for path in tmp_path.iterdir()] == [name]
     assert (tmp_path / name).read_text() == "{}"
 
 
-def test_an_export_replaces_an_export(run_folder: Path, tmp_path: Path) -> None:
+def test_an_export_replaces_an_export(trained_run: Path, tmp_path: Path) -> None:
     for _ in range(2):
-        export(load_run(run_folder), tmp_path, {})
+        export(load_run(trained_run), tmp_path, {})
 
 
-def test_a_run_is_not_exported_onto_itself(run_folder: Path, tmp_path: Path) -> None:
-    export(load_run(run_folder), tmp_path / "out", {})
+def test_a_run_is_not_exported_onto_itself(trained_run: Path, tmp_path: Path) -> None:
+    export(load_run(trained_run), tmp_path / "out", {})
     model = tmp_path / "out/model.safetensors"
     before = model.read_bytes()
     for workdir in (tmp_path / "out", model):
@@ -214,18 +198,18 @@ def test_a_run_is_not_exported_onto_itself(run_folder: Path, tmp_path: Path) -> 
     assert model.read_bytes() == before
 
 
-def test_scores_of_another_step_are_left_out(run_folder: Path, tmp_path: Path) -> None:
-    shutil.copytree(run_folder / "evaluation", tmp_path / "evaluation")
-    assert read_metrics(tmp_path, 7) == ({}, {"val": 2})
+def test_scores_of_another_step_are_left_out(trained_run: Path, tmp_path: Path) -> None:
+    shutil.copytree(trained_run / "evaluation", tmp_path / "evaluation")
+    assert read_metrics(tmp_path, 7) == ({}, {"val": 6})
     (tmp_path / "evaluation/val.json").write_text("{")
     with pytest.raises(UserError, match=r"val\.json cannot be read"):
         read_metrics(tmp_path, 7)
 
 
-def test_an_export_that_cannot_be_written_is_one_line(run_folder: Path, tmp_path: Path) -> None:
+def test_an_export_that_cannot_be_written_is_one_line(trained_run: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot write"):
-        export(load_run(run_folder), tmp_path / "file" / "out", {})
+        export(load_run(trained_run), tmp_path / "file" / "out", {})
 
 
 def test_features_scaled_before_the_head_do_not_go_to_torchvision(

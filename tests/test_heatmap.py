@@ -20,7 +20,7 @@ CATS = [281, 282, 283, 284, 285]  # ImageNet's five domestic cats
 
 
 def squeezenet_file(path: Path, *, without: str = "nothing") -> Path:
-    """SqueezeNet under Caffe's names, of ten classes, with numbers drawn at random."""
+    """Writes SqueezeNet with Caffe's names, ten classes and random numbers."""
     rng = np.random.default_rng(0)
 
     def kernel(*shape: int) -> np.ndarray:
@@ -47,7 +47,7 @@ def photo(tmp_path: Path) -> Path:
     return tmp_path / "photo.png"
 
 
-def test_upsampling_puts_each_value_on_the_pixel_that_its_grid_says():
+def test_upsampling_puts_each_value_on_its_grids_pixel():
     values = np.array([[0.0, 8.0], [4.0, 12.0]])
     upsampled = heatmap.upsample(values, Grid(stride=4, offset=2), (8, 10))
     assert upsampled[2, 2] == 0
@@ -81,7 +81,7 @@ def test_a_picture_is_written_with_the_names_given(tmp_path, photo):
         assert picture.width > 2 * picture.height  # the photo and two maps
 
 
-def test_mistakes_are_told_in_one_line(tmp_path, photo):
+def test_mistakes_are_one_line(tmp_path, photo):
     weights = squeezenet_file(tmp_path / "w.npz")
     result = run_command("heatmap", f"--weights={weights}", "--output=x.png", "--class=10", photo)
     assert result.returncode == 1
@@ -131,15 +131,15 @@ def test_the_backbone_is_built_as_it_was_trained(tmp_path):
     assert net.grid == net.backbone.grids[16].after(3, padding=0)
 
 
-def test_the_heat_of_a_small_photo_is_what_torchvision_sees_in_its_window(timm, torch, tmp_path):
+def test_the_heat_of_a_small_photo_is_torchvisions_softmax(timm, torch, tmp_path):
     network = published(timm, "resnet18").eval()
-    network.fc.weight.data *= 0.1  # or else one class takes it all
+    network.fc.weight.data *= 0.1  # otherwise one class has all the probability
     torch.save(network.state_dict(), tmp_path / "resnet18.pth")
     net = heatmap.load_classifier(str(tmp_path / "resnet18.pth"))
     photo = np.random.default_rng(0).integers(256, size=(32, 32, 3)).astype(np.uint8)
     heat, grid = heatmap.heat_map(net, photo)
     assert grid == Grid(32, 0)
-    # Around the photo lies the mean colour, which is normalised to zero, up to 224×224 pixels.
+    # The photo is padded to 224×224 pixels with the mean colour, which is normalised to zero.
     mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
     normalised = np.pad((photo / 255 - mean) / std, [(96, 96), (96, 96), (0, 0)])
     pixels = torch.tensor(normalised.transpose(2, 0, 1)[None].astype(np.float32))
@@ -149,8 +149,8 @@ def test_the_heat_of_a_small_photo_is_what_torchvision_sees_in_its_window(timm, 
     np.testing.assert_allclose(heat[0], expected, rtol=1e-3)
 
 
-@pytest.mark.skipif(not SHARED.is_dir(), reason="the real weights and VOC are not at hand")
-def test_the_heat_of_cats_lies_on_the_cat():
+@pytest.mark.skipif(not SHARED.is_dir(), reason="no real weights and VOC")
+def test_the_heat_of_cats_is_on_the_cat():
     net = heatmap.load_classifier(str(SHARED / "weights" / "squeezenet1_1_imagenet.npz"))
     voc = SHARED / "VOCdevkit" / "VOC2012"
     mask = read_mask(voc / "SegmentationClass" / "2007_000528.png")

@@ -1,4 +1,4 @@
-"""What a network was trained with: the content of `run.json` and of a model file's metadata.
+"""Provenance of a network's weights: the content of `run.json` and of a model file's metadata.
 
 A model file may come from a stranger, so every value is checked when it is read.
 """

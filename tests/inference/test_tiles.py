@@ -1,4 +1,4 @@
-"""An image in tiles has the label map of the whole image, however it is interrupted."""
+"""Tiles give the label map of the whole image, also after interruptions."""
 
 import json
 import os
@@ -27,7 +27,7 @@ from fcn_jax.inference import image_files, tiles
 from fcn_jax.inference.resume import UnfinishedTiles
 from fcn_jax.inference.tiles import Tiling, predict_tiles, receptive_field, tiling
 from fcn_jax.inference.trained import Predictor, load_run
-from fcn_jax.models.backbones import resnet
+from fcn_jax.models.backbones import resnet, vgg
 from fcn_jax.models.backbones.alexnet import AlexNet
 from fcn_jax.models.backbones.mobilenet import MobileNetV3Large
 from fcn_jax.models.backbones.resnet import ResNet
@@ -54,11 +54,11 @@ def picture(*shape: int) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (*shape, 3)).astype(np.uint8)
 
 
-# How an image is cut
+# Cutting an image
 
 
 def test_tiles_by_hand() -> None:
-    # Alignment 32: 100 becomes 96. What lies 40 before 96 is 56, so pixels from 32 on are seen.
+    # Alignment 32: 100 becomes 96. The halo of 40 starts at 56, so the input starts at 32.
     cut = tiling(ReceptiveField(1, -40, 25, alignment=32), 100)
     assert cut == Tiling(tile=96, before=40, after=25, alignment=32, is_exact=True)
     tiles = cut.tiles((200, 97))
@@ -71,7 +71,7 @@ def test_tiles_by_hand() -> None:
         (slice(0, 96), slice(0, 97)),
         (slice(96, 97), slice(32, 97)),
     ]
-    # The widest is seen from 64 before to 25 beyond, rounded up; the image itself is narrower.
+    # The largest input reaches from 64 before to 25 beyond, rounded up; the image is narrower.
     assert cut.canvas((200, 97)) == (192, 128)
     assert cut.multiple == 32
     assert tiling(ReceptiveField(alignment=24), 100).multiple == 48
@@ -97,12 +97,12 @@ def test_a_smaller_halo_is_approximate_and_a_larger_one_no_more_than_exact() -> 
         ),
     ],
 )
-def test_tiles_that_cannot_be_are_refused(field: ReceptiveField, tile: int, message: str) -> None:
+def test_impossible_tiles_are_refused(field: ReceptiveField, tile: int, message: str) -> None:
     with pytest.raises(UserError, match=message):
         tiling(field, tile)
 
 
-# The whole image's label map
+# The label map of the whole image
 
 
 def fcn(backbone: Callable[[], Any], **arguments: Any) -> Callable[[], FCN]:
@@ -139,7 +139,7 @@ NETWORKS: dict[str, tuple[Callable[[], FCN], tuple[int, int]]] = {
         (461, 100),
     ),
 }
-"""Networks, of random weights, and an image's height and width that take several tiles."""
+"""Networks, and heights and widths of images that need several tiles."""
 
 
 def tiled(network: PureModel, cut: Tiling, image: np.ndarray) -> dict[str, np.ndarray]:
@@ -165,11 +165,13 @@ def test_the_label_map_is_that_of_the_whole_image(
     name: str, randomised: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(resnet.DEPTHS, 50, (1, 1, 1, 1))
+    narrow = tuple((features // 8, depth) for features, depth in vgg.BLOCKS)
+    monkeypatch.setattr(vgg, "BLOCKS", narrow)
     make, size = NETWORKS[name]
     network = PureModel(randomised(make))
     cut = tiling(receptive_field(network, network.variables), 64)
     assert cut.is_exact
-    # Some tile sees neither the image's beginning nor its end.
+    # The input of some tile touches neither border of the image.
     assert any(
         (tile.input_rows.start and tile.input_rows.stop < size[0])
         or (tile.input_columns.start and tile.input_columns.stop < size[1])
@@ -179,7 +181,7 @@ def test_the_label_map_is_that_of_the_whole_image(
     logits = whole_logits(network, image)
     label = tiled(network, cut, image)[""]
     assert len(np.unique(label)) > 1
-    # Where two classes score the same to the last digits, either may come out.
+    # If two classes have nearly the same score, either may be predicted.
     decided = np.diff(np.sort(logits, -1)[..., -2:])[..., 0] > 1e-5 * np.ptp(logits)
     print(f"\n{name}: halo {cut.before} and {cut.after}, {(~decided).sum()} ties")
     assert decided.mean() > 0.999
@@ -216,7 +218,7 @@ def test_the_logits_are_those_of_the_whole_image(randomised: Any) -> None:
 
 
 def test_too_small_a_halo_changes_the_label_map(randomised: Any) -> None:
-    # Else the tests above would show nothing.
+    # Otherwise the tests above would show nothing.
     network = PureModel(randomised(NETWORKS["small, 32s"][0]))
     field = receptive_field(network, network.variables)
     image = picture(397, 150)
@@ -232,7 +234,7 @@ def test_all_tiles_share_one_compilation(randomised: Any, caplog: pytest.LogCapt
     assert caplog.text.count("Finished XLA compilation of jit(_labels)") == 1
 
 
-def test_squeeze_and_excitation_is_found_out() -> None:
+def test_squeeze_and_excitation_is_refused() -> None:
     model = nnx.eval_shape(fcn(lambda: MobileNetV3Large(rngs=nnx.Rngs(0)), skips=0))
     network = PureModel(model)
     field = receptive_field(network, network.variables)
@@ -265,6 +267,18 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def predictor(run_folder: Path) -> Predictor:
+    """The exported network, loaded once, so that the tests share its compilations."""
+    return load_run(run_folder)
+
+
+@pytest.fixture(scope="module")
+def cut(predictor: Predictor) -> Tiling:
+    """Exact tiles of 64 pixels."""
+    return tiling(receptive_field(predictor.network, predictor.variables), 64)
+
+
 def write_scene(path: Path, image: np.ndarray) -> np.ndarray:
     rasterio = pytest.importorskip("rasterio", reason="rasterio is not installed")
     with rasterio.open(
@@ -283,13 +297,12 @@ def write_scene(path: Path, image: np.ndarray) -> np.ndarray:
     return image
 
 
-def test_a_signal_amid_garbage_collection_ends_after_the_tile(
-    run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+def test_a_signal_during_garbage_collection_ends_after_the_tile(
+    predictor: Predictor, cut: Tiling, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
 ) -> None:
-    """Where Python would drop an exception that the handler raised."""
+    """Python would drop an exception that the signal's handler raised there."""
     Image.fromarray(picture(300, 200)).save(tmp_path / "a.png")
-    run, target = load_run(run_folder), tmp_path / "out/a.png"
-    cut = tiling(receptive_field(run.network, run.variables), 64)
+    target = tmp_path / "out/a.png"
     append = UnfinishedTiles.append
 
     def interrupted_append(self: UnfinishedTiles, labels: Any) -> None:
@@ -300,57 +313,72 @@ def test_a_signal_amid_garbage_collection_ends_after_the_tile(
     monkeypatch.setattr(UnfinishedTiles, "append", interrupted_append)
     with StopSignal("tile") as stop, pytest.raises(SystemExit) as ended:
         image_files.predict_file_in_tiles(
-            run, tmp_path / "a.png", target, cut, overlay=False, stop=stop
+            predictor, tmp_path / "a.png", target, cut, overlay=False, stop=stop
         )
     assert ended.value.code == 130
-    said = capsys.readouterr().out
-    assert "stopping after this tile" in said
-    assert "3 of 20 tiles are kept" in said
+    printed = capsys.readouterr().out
+    assert "stopping after this tile" in printed
+    assert "3 of 20 tiles are kept" in printed
     assert json.loads((tmp_path / "out/a.png.part.json").read_text())["tiles"] == 3
     assert not (tmp_path / "out/masks").exists()
 
 
-INTERRUPTIONS = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGKILL: -9}
-"""And the status that the process ends with."""
-
-
 def test_a_scene_interrupted_three_times_has_the_whole_images_label_map(
-    run_folder: Path, tmp_path: Path
+    run_folder: Path, predictor: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     image = write_scene(tmp_path / "scene.tif", picture(700, 600))
     out = tmp_path / "out"
     arguments = [f"--workdir={run_folder}", f"--output={out}", "--tile=64", "--overlay"]
+    arguments.append(str(tmp_path / "scene.tif"))
+    state = out / "scene.tif.part.json"
+
+    # A kill, which only a process of its own can show.
+    process = subprocess.Popen(
+        [sys.executable, "-m", "fcn_jax.predict", *arguments], cwd=ROOT, stdout=subprocess.PIPE
+    )
     done = 0
-    for interruption, status in INTERRUPTIONS.items():
-        process = subprocess.Popen(
-            [sys.executable, "-m", "fcn_jax.predict", *arguments, tmp_path / "scene.tif"],
-            cwd=ROOT,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-        )
-        try:
-            before = done
-            deadline = time.monotonic() + 120
-            while done < before + 5 and process.poll() is None and time.monotonic() < deadline:
-                time.sleep(0.01)
-                about = out / "scene.tif.part.json"
-                done = json.loads(about.read_text())["tiles"] if about.exists() else 0
-            process.send_signal(interruption)
-            said, errors = process.communicate(timeout=60)
-        finally:
-            process.kill()
-        assert process.returncode == status
-        assert (b"of 110 tiles are kept" in said) == (status > 0)
-        assert b"Traceback" not in errors
+    try:
+        deadline = time.monotonic() + 120
+        while done < 5 and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.01)
+            done = json.loads(state.read_text())["tiles"] if state.exists() else 0
+        process.kill()
+        process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == -signal.SIGKILL
+    assert 5 <= done < 110
+    assert not (out / "masks").exists()
+
+    append = UnfinishedTiles.append
+    for interruption in (signal.SIGINT, signal.SIGTERM):
+        done = json.loads(state.read_text())["tiles"]
+
+        def interrupted_append(
+            self: UnfinishedTiles,
+            labels: Any,
+            stop_at: int = done + 5,
+            number: int = interruption,
+        ) -> None:
+            append(self, labels)
+            if self.count == stop_at:
+                signal.raise_signal(number)
+
+        monkeypatch.setattr(UnfinishedTiles, "append", interrupted_append)
+        result = run_command("predict", *arguments)
+        assert result.returncode == 128 + interruption
+        assert f"{done + 5} of 110 tiles are kept" in result.stdout
+        assert "Traceback" not in result.stderr
         assert not (out / "masks").exists()
-    assert done < 110
-    result = run_command("predict", *arguments, tmp_path / "scene.tif")
+    monkeypatch.undo()
+
+    result = run_command("predict", *arguments)
     assert result.returncode == 0, result.stderr
     resumed = int(result.stderr.split("scene.tif: ")[1].split("/110 tiles")[0])
-    assert resumed >= done
+    assert resumed == done + 5
     assert "with a halo of" in result.stdout
     assert "(exact)" in result.stdout
-    expected = load_run(run_folder)(image)
+    expected = predictor(image)
     assert isinstance(expected, dict)
     for name, label in expected.items():
         np.testing.assert_array_equal(read_mask(out / name / "scene.tif"), label)
@@ -359,19 +387,21 @@ def test_a_scene_interrupted_three_times_has_the_whole_images_label_map(
     assert sorted(path.name for path in out.iterdir()) == ["heights", "masks"]
 
 
-def test_other_images_are_labelled_in_tiles_as_well(run_folder: Path, tmp_path: Path) -> None:
-    run = load_run(run_folder)
+def test_other_images_are_predicted_in_tiles_as_well(
+    predictor: Predictor, cut: Tiling, tmp_path: Path
+) -> None:
     image = picture(300, 200)
     Image.fromarray(image).save(tmp_path / "a.png")
-    cut = tiling(receptive_field(run.network, run.variables), 64)
     image_files.predict_file_in_tiles(
-        run, tmp_path / "a.png", tmp_path / "out/a.png", cut, overlay=False, stop=NEVER
+        predictor, tmp_path / "a.png", tmp_path / "out/a.png", cut, overlay=False, stop=NEVER
     )
-    for name, label in run.predict_maps(image).items():
+    for name, label in predictor.predict_maps(image).items():
         np.testing.assert_array_equal(read_mask(tmp_path / "out" / name / "a.png"), label)
 
 
-def test_finished_label_maps_are_left_as_they_are(run_folder: Path, tmp_path: Path) -> None:
+def test_finished_label_maps_are_not_predicted_again(
+    run_folder: Path, predictor: Predictor, tmp_path: Path
+) -> None:
     photos, out = tmp_path / "photos", tmp_path / "out"
     photos.mkdir()
     write_scene(photos / "a.tif", picture(100, 90))
@@ -389,28 +419,26 @@ def test_finished_label_maps_are_left_as_they_are(run_folder: Path, tmp_path: Pa
     assert again.returncode == 0, again.stderr
     assert "2 of 3 are up to date\n" in again.stdout
     assert [file.stat().st_mtime_ns for file in files] == made
-    run = load_run(run_folder)
-    for name, label in run.predict_maps(picture(30, 20)).items():
+    for name, label in predictor.predict_maps(picture(30, 20)).items():
         np.testing.assert_array_equal(read_mask(out / name / "c.png"), label)
 
 
 @pytest.mark.parametrize("name", ["a.tif", "a.png"])
-def test_label_maps_of_other_making_are_made_anew(
-    run_folder: Path, tmp_path: Path, name: str
+def test_label_maps_of_other_inputs_are_not_up_to_date(
+    predictor: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     image, target = tmp_path / name, tmp_path / "out" / name
     if name == "a.tif":
         write_scene(image, picture(30, 20))
     else:
         Image.fromarray(picture(30, 20)).save(image)
-    run = load_run(run_folder)
     cut = Tiling(64, 10, 10, 32, is_exact=False)
 
     def is_up_to_date(cut: Tiling = cut, *, overlay: bool = False) -> bool:
-        return image_files.is_up_to_date(run, image, target, cut, overlay=overlay)
+        return image_files.is_up_to_date(predictor, image, target, cut, overlay=overlay)
 
     assert not is_up_to_date()
-    image_files.predict_file_in_tiles(run, image, target, cut, overlay=False, stop=NEVER)
+    image_files.predict_file_in_tiles(predictor, image, target, cut, overlay=False, stop=NEVER)
     assert is_up_to_date()
     assert not is_up_to_date(overlay=True)
     assert not is_up_to_date(Tiling(64, 10, 11, 32, is_exact=False))
@@ -420,56 +448,54 @@ def test_label_maps_of_other_making_are_made_anew(
     assert not is_up_to_date()
     os.utime(image, ns=(about.st_atime_ns, about.st_mtime_ns))
     assert is_up_to_date()
-    # What stands there was interrupted before it was all written.
+    # An interrupted run has left its tiles.
     part = tmp_path / "out" / f"{name}.part"
     part.touch()
     assert not is_up_to_date()
     part.unlink()
-    # A label map that was made whole, or by someone else.
+    # A label map without a digest.
     whole = read_mask(tmp_path / "out/heights" / name)
     Image.fromarray(whole).save(tmp_path / "out/heights" / name)
     assert not is_up_to_date()
-    image_files.predict_file_in_tiles(run, image, target, cut, overlay=True, stop=NEVER)
+    image_files.predict_file_in_tiles(predictor, image, target, cut, overlay=True, stop=NEVER)
     assert is_up_to_date()
     assert is_up_to_date(overlay=True)
-    run.__dict__["digest"] = "of other weights"
+    monkeypatch.setitem(predictor.__dict__, "digest", "of other weights")
     assert not is_up_to_date()
 
 
-def test_a_scenes_missing_pixels_are_void(run_folder: Path, tmp_path: Path) -> None:
+def test_a_scenes_missing_pixels_are_ignored(
+    predictor: Predictor, cut: Tiling, tmp_path: Path
+) -> None:
     rasterio = pytest.importorskip("rasterio", reason="rasterio is not installed")
-    run = load_run(run_folder)
     image = picture(150, 90) | 1
     image[:70, :20] = 0
     write_scene(tmp_path / "a.tif", image)
     with rasterio.open(tmp_path / "a.tif", "r+") as file:
         file.nodata = 0
-    cut = tiling(receptive_field(run.network, run.variables), 64)
     image_files.predict_file_in_tiles(
-        run, tmp_path / "a.tif", tmp_path / "out/a.tif", cut, overlay=True, stop=NEVER
+        predictor, tmp_path / "a.tif", tmp_path / "out/a.tif", cut, overlay=True, stop=NEVER
     )
-    for name, label in run.predict_maps(image).items():
+    for name, label in predictor.predict_maps(image).items():
         label[:70, :20] = IGNORE_INDEX
         np.testing.assert_array_equal(read_mask(tmp_path / "out" / name / "a.tif"), label)
 
 
-def test_too_full_a_disk_is_told_before_anything_is_done(
-    run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_full_disk_is_reported_before_anything_is_done(
+    predictor: Predictor, cut: Tiling, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = load_run(run_folder)
     write_scene(tmp_path / "a.tif", picture(1000, 1000))
-    cut = tiling(receptive_field(run.network, run.variables), 64)
     free = type("Usage", (), {"free": 3_900_000})
     monkeypatch.setattr(image_files.shutil, "disk_usage", lambda _: free)
-    # Two label maps, twice: of the tiles and of the files that are made of them.
+    # Two label maps, each twice: as tiles and as files.
     with pytest.raises(UserError, match="out has 4 MB free, and up to 4 MB are needed"):
         image_files.predict_file_in_tiles(
-            run, tmp_path / "a.tif", tmp_path / "out/a.tif", cut, overlay=False, stop=NEVER
+            predictor, tmp_path / "a.tif", tmp_path / "out/a.tif", cut, overlay=False, stop=NEVER
         )
 
 
-def test_too_small_a_memory_is_told_with_the_remedy(
-    run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_too_little_memory_is_reported_with_the_remedy(
+    predictor: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def out_of_memory(*_: Any) -> None:
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
@@ -477,10 +503,9 @@ def test_too_small_a_memory_is_told_with_the_remedy(
     monkeypatch.setattr(tiles, "_labels", out_of_memory)
     Image.fromarray(picture(20, 20)).save(tmp_path / "a.png")
     cut = Tiling(64, 10, 10, 32, is_exact=True)
-    run = load_run(run_folder)
     with pytest.raises(UserError, match=r"tiles of 64 pixels .* device's memory: .*smaller"):
         image_files.predict_file_in_tiles(
-            run, tmp_path / "a.png", tmp_path / "out/a.png", cut, overlay=False, stop=NEVER
+            predictor, tmp_path / "a.png", tmp_path / "out/a.png", cut, overlay=False, stop=NEVER
         )
 
 
@@ -499,7 +524,7 @@ def test_too_small_a_memory_is_told_with_the_remedy(
 )
 @pytest.mark.parametrize("tiled", [False, True])
 def test_files_of_others_are_not_replaced(
-    run_folder: Path, tmp_path: Path, images: list[str], output: str, message: str, tiled: bool
+    predictor: Predictor, tmp_path: Path, images: list[str], output: str, message: str, tiled: bool
 ) -> None:
     write_scene(tmp_path / "a.tif", picture(70, 70))
     for name in ("b.png", "b.jpg", "out/masks/overlay/d.png", "labelled/heights/b.png"):
@@ -510,7 +535,7 @@ def test_files_of_others_are_not_replaced(
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     with pytest.raises(UserError, match=message):
         predict.predict_files(
-            load_run(run_folder),
+            predictor,
             [tmp_path / image for image in images],
             tmp_path / output,
             overlay=True,
@@ -542,7 +567,7 @@ def test_a_second_call_replaces_its_own_files(run_folder: Path, tmp_path: Path) 
         (["--tile=20"], "predict: --tile (=20) must be at least 64, in pixels"),
     ],
 )
-def test_mistakes_are_told_in_one_line(
+def test_mistakes_are_one_line(
     run_folder: Path, tmp_path: Path, options: list[str], message: str
 ) -> None:
     Image.fromarray(picture(20, 20)).save(tmp_path / "a.png")

@@ -1,4 +1,4 @@
-"""Where windows lie and how much they count, by hand and as in MONAI."""
+"""Positions and weights of windows, by hand and as in MONAI."""
 
 from types import ModuleType
 
@@ -11,7 +11,7 @@ from fcn_jax.inference.windows import window_starts, window_weights
 @pytest.mark.parametrize(
     ("size", "window", "overlap", "starts"),
     [
-        (10, 4, 0.25, [0, 3, 6]),  # steps of 3 end at the border
+        (10, 4, 0.25, [0, 3, 6]),  # steps of 3 reach the border
         (10, 4, 0.0, [0, 4, 6]),  # the last is moved back
         (10, 4, 0.5, [0, 2, 4, 6]),
         (10, 4, 0.3, [0, 2, 4, 6]),  # 0.7 · 4 = 2.8, whole steps of 2
@@ -22,11 +22,11 @@ from fcn_jax.inference.windows import window_starts, window_weights
         (1, 4, 0.0, [0]),
     ],
 )
-def test_windows_follow_each_other_to_the_border(size, window, overlap, starts):
+def test_windows_reach_the_border(size, window, overlap, starts):
     assert window_starts(size, window, overlap) == starts
 
 
-def test_how_often_each_pixel_is_covered():
+def test_number_of_windows_that_cover_each_pixel():
     covered = np.zeros(10, int)
     for start in window_starts(10, 4, 0.0):
         covered[start : start + 4] += 1
@@ -34,7 +34,7 @@ def test_how_often_each_pixel_is_covered():
 
 
 def test_a_gaussian_window_by_hand():
-    # σ is 0.5 of the rows and 1 of the columns, whose centres lie at ±0.5, ±1.5 and ±0.5 … ±3.5.
+    # σ is 0.5 along the rows and 1 along the columns; centres are at ±0.5, ±1.5 and ±0.5 … ±3.5.
     weights = window_weights("gaussian", (4, 8))
     assert weights[1, 3] == pytest.approx(np.exp(-0.5) * np.exp(-0.125), rel=1e-6)
     assert weights[1, 0] == pytest.approx(np.exp(-0.5) * np.exp(-6.125), rel=1e-6)
@@ -43,12 +43,12 @@ def test_a_gaussian_window_by_hand():
     np.testing.assert_array_equal(weights, weights[::-1, ::-1])
 
 
-def test_averaged_windows_count_alike():
+def test_averaged_windows_have_equal_weights():
     np.testing.assert_array_equal(window_weights("average", (2, 3)), [[1, 1, 1], [1, 1, 1]])
 
 
 @pytest.mark.parametrize("overlap", [0.0, 0.1, 0.25, 0.3, 0.5, 0.9])
-def test_windows_lie_where_monai_has_them(torch: ModuleType, monai: ModuleType, overlap: float):
+def test_windows_have_the_positions_of_monai(torch: ModuleType, monai: ModuleType, overlap: float):
     places = []
 
     def note(windows, place):
@@ -68,7 +68,7 @@ def test_windows_lie_where_monai_has_them(torch: ModuleType, monai: ModuleType, 
 
 
 @pytest.mark.parametrize("window_px", [(4, 8), (5, 7), (2, 3), (1, 6), (96, 64)])
-def test_windows_count_as_much_as_in_monai(torch: ModuleType, monai: ModuleType, window_px):
+def test_windows_have_the_weights_of_monai(torch: ModuleType, monai: ModuleType, window_px):
     from monai.data.utils import compute_importance_map
 
     expected = compute_importance_map(window_px, mode="gaussian", sigma_scale=0.125).numpy()

@@ -1,7 +1,7 @@
-"""The FCN authors' Caffe networks: their files run by OpenCV and by us give the same numbers.
+"""The FCN authors' Caffe networks give the same numbers when OpenCV and when we run them.
 
-Each network is written out here, as a prototxt and a .caffemodel of random weights, layer by layer
-as in the authors' code (fcn.berkeleyvision.org), with fc6 and fc7 narrowed.
+Each network is written here as a prototxt and a .caffemodel of random weights, layer by layer as in
+the authors' code (fcn.berkeleyvision.org), with narrow layers.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,8 +15,9 @@ from flax import nnx
 
 from fcn_jax import pretrained
 from fcn_jax.heatmap import load_classifier
+from fcn_jax.models.backbones import vgg
 from fcn_jax.models.backbones.alexnet import alexnet_caffe
-from fcn_jax.models.backbones.vgg import BLOCKS, VGG16
+from fcn_jax.models.backbones.vgg import VGG16
 from fcn_jax.models.fcn import FCN
 from tests.peers import check_segmentation, pictures
 
@@ -40,7 +41,7 @@ def varint(number: int) -> bytes:
 
 
 def field(number: int, content: bytes) -> bytes:
-    """A length-delimited field of a protocol buffer."""
+    """Returns a length-delimited field of a protocol buffer."""
     return varint(number << 3 | 2) + varint(len(content)) + content
 
 
@@ -128,21 +129,21 @@ class CaffeNet:
 def vgg16(skips: int, *, at_once: bool = False) -> CaffeNet:
     net = CaffeNet()
     x, before = "data", 3
-    for block, (features, depth) in enumerate(BLOCKS, start=1):
+    for block, (features, depth) in enumerate(vgg.BLOCKS, start=1):
         for number in range(1, depth + 1):
             pad = 100 if block == number == 1 else 1
             x = net.convolution(f"conv{block}_{number}", x, (features, before, 3), pad)
             x, before = net.rectified(x), features
         x = net.pool(f"pool{block}", x, 2)
-    x = net.convolution("score_fr", net.fully_connected(x, 512, 7), (CLASSES, FC_FEATURES, 1))
+    x = net.convolution("score_fr", net.fully_connected(x, before, 7), (CLASSES, FC_FEATURES, 1))
     if skips == 0:
         return finished(net, net.deconvolution("upscore", x, 64, 32), 19)
     x = net.deconvolution("upscore2", x, 4, 2)
-    x = net.add("fuse_pool4", x, skip(net, 4, 512, x, 5, 0.01 if at_once else 1.0))
+    x = net.add("fuse_pool4", x, skip(net, 4, vgg.BLOCKS[3][0], x, 5, 0.01 if at_once else 1.0))
     if skips == 1:
         return finished(net, net.deconvolution("upscore16", x, 32, 16), 27)
     x = net.deconvolution("upscore_pool4", x, 4, 2)
-    x = net.add("fuse_pool3", x, skip(net, 3, 256, x, 9, 0.0001 if at_once else 1.0))
+    x = net.add("fuse_pool3", x, skip(net, 3, vgg.BLOCKS[2][0], x, 9, 0.0001 if at_once else 1.0))
     return finished(net, net.deconvolution("upscore8", x, 16, 8), 31)
 
 
@@ -163,7 +164,7 @@ def alexnet() -> CaffeNet:
 
 
 def caffenet() -> CaffeNet:
-    """The classifier bvlc_reference_caffenet, of 10 classes."""
+    """Returns the classifier bvlc_reference_caffenet, of 10 classes."""
     net = CaffeNet()
     x = net.inner_product("fc6", alexnet_features(net, pad=0), (4096, 256 * 6 * 6))
     x = net.inner_product("fc7", net.rectified(x), (4096, 4096))
@@ -217,13 +218,15 @@ NETWORKS: dict[str, tuple[Callable[[], CaffeNet], Callable[[], FCN], str]] = {
 
 
 def blob_of(image: np.ndarray) -> np.ndarray:
-    """uint8 RGB (h, w, 3) as Caffe's data layer hands it on: float32 (1, 3, h, w), BGR."""
+    """Converts RGB uint8 (h, w, 3) like Caffe's data layer: float32 (1, 3, h, w), BGR."""
     mean = np.asarray([104.00699, 116.66877, 122.67892])
     return (image[..., ::-1] - mean).transpose(2, 0, 1)[None].astype(np.float32)
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_the_authors_networks(opencv: ModuleType, tmp_path: Path, name: str) -> None:
+def test_the_authors_networks(
+    opencv: ModuleType, narrow_vgg: None, tmp_path: Path, name: str
+) -> None:
     theirs, ours, source = NETWORKS[name]
     theirs().save(tmp_path)
     weights = pretrained.read(str(tmp_path / "net.caffemodel"))

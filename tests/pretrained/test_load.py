@@ -1,6 +1,7 @@
 """Weights of other projects get our names and layout, and every mismatch is reported."""
 
 import dataclasses
+import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from flax.traverse_util import flatten_dict
 from PIL import Image
 
 from fcn_jax import pretrained
@@ -17,7 +19,15 @@ from fcn_jax.config import Config, ModelConfig
 from fcn_jax.data.masks import read_mask
 from fcn_jax.errors import UserError
 from fcn_jax.inference.trained import load_weights
-from fcn_jax.models.build import build_model
+from fcn_jax.models.backbones.vgg import VGG16
+from fcn_jax.models.build import (
+    QUICKLY_COMPILED,
+    abstract_model,
+    backbone_preprocessing,
+    build_backbone,
+    build_model,
+)
+from fcn_jax.models.fcn import FCN
 from fcn_jax.models.pure_model import PureModel
 from fcn_jax.pretrained import Provenance, flat, model_file
 from fcn_jax.pretrained.convert import convert, empty_variables
@@ -29,13 +39,13 @@ WEIGHTS = Path(__file__).parents[3] / "shared" / "data" / "weights"
 
 
 def shapes_of(backbone: str, channels: int = 3, **settings: Any):
-    """The (params, batch_stats) of a network of 3 classes, all zero."""
+    """Returns the (params, batch_stats) of a network of 3 classes, all zero."""
     config = Config(model=ModelConfig(backbone=backbone, **settings))
     return empty_variables(config, 3, channels)
 
 
 def squeezenet_file(path: Path) -> dict[str, np.ndarray]:
-    """A file in the Caffe naming with numbers drawn at random."""
+    """Writes a file with Caffe's names and numbers drawn at random."""
     rng = np.random.default_rng(0)
     ours = flat(shapes_of("squeezenet"))
     tensors = {}
@@ -51,9 +61,19 @@ def initialize(variables, path):
     return load_weights(path).apply(variables)
 
 
+@functools.cache
+def names_of(backbone: str) -> set[str]:
+    """Returns the names of a backbone's tensors, without check_contract's runs."""
+    config = ModelConfig(backbone=backbone, padding="original")
+    preprocessing = backbone_preprocessing(config)
+    model = nnx.eval_shape(lambda: build_backbone(config, preprocessing, rngs=nnx.Rngs(0)))
+    state = nnx.to_pure_dict(nnx.state(model, nnx.Any(nnx.Param, nnx.BatchStat)))
+    return {f"backbone/{name}" for name in flatten_dict(state, sep="/")}
+
+
 @pytest.mark.parametrize("source", [*sources()], ids=lambda source: source.title)
 def test_a_table_names_every_tensor_of_its_backbone_once(source):
-    ours = {n for n in flat(shapes_of(source.backbone)) if n.startswith("backbone/")}
+    ours = names_of(source.backbone)
     absent = {n for n in ours if n.split("/")[1] in source.absent}
     assert {n for n in source.table if n.startswith("backbone/")} == ours - absent
     keys = [key for key, _ in source.table.values()]
@@ -130,19 +150,20 @@ def test_a_pth_file_gives_the_same_as_the_npz(tmp_path):
 
 
 def test_the_real_squeezenet_sees_a_cat():
-    """With conv10 on top, the features at stride 16 tell ImageNet's classes, so they are right."""
+    """The features at stride 16 are right: with conv10, they give ImageNet's classes."""
     if not WEIGHTS.is_dir():
         pytest.skip("the real weights are not at hand")
     path = WEIGHTS / "squeezenet1_1_imagenet.npz"
-    network = PureModel(build_model(ModelConfig(backbone="squeezenet"), 21, rngs=nnx.Rngs(0)))
-    variables, _ = initialize(network.variables, path)
+    network = PureModel(abstract_model(ModelConfig(backbone="squeezenet"), 21))
+    variables, _ = initialize(pretrained.zeros(network), path)
     voc = WEIGHTS.parent / "VOCdevkit/VOC2012"
     rows, columns = np.nonzero(read_mask(voc / "SegmentationClass/2007_000528.png") == 8)
     photo = Image.open(voc / "JPEGImages/2007_000528.jpg")
     cat = photo.crop((columns.min(), rows.min(), columns.max() + 1, rows.max() + 1))
     image = np.asarray(cat.resize((227, 227)))
 
-    features = network.model(variables).features(jnp.asarray(image)[None])["backbone16"].values
+    run = jax.jit(lambda v, x: network(v, x)[0]["backbone16"], compiler_options=QUICKLY_COMPILED)
+    features = np.asarray(run(variables, image[None]))
     with np.load(path) as file:
         scores = np.maximum(features @ file["conv10/w"][:, :, 0, 0].T + file["conv10/b"], 0)
     best = int(np.asarray(scores).mean((0, 1, 2)).argmax())
@@ -160,14 +181,24 @@ def test_the_real_vgg16_trunk_loads_and_names_what_it_lacks():
     assert "backbone/fc6, backbone/fc7" in report
 
 
-# Heads, channels and trunks that the source does not have
+# Heads, channels and trunks that the source lacks
+
+
+def narrow_fcn(**settings: Any) -> tuple[Any, Any]:
+    """Returns the variables of an FCN-32s on VGG16 with narrow fc6 and fc7, all zero."""
+
+    def make() -> FCN:
+        backbone = VGG16(fc_features=8, rngs=nnx.Rngs(0))
+        return FCN(backbone, 3, skips=0, rngs=nnx.Rngs(0), **settings)
+
+    return pretrained.zeros(PureModel(nnx.eval_shape(make)))
 
 
 def fcn_file(torch, path: Path) -> dict[str, Any]:
-    """torchfcn's FCN-32s with numbers drawn at random; fc6 and fc7 as wide as they are."""
+    """Writes torchfcn's FCN-32s, with narrow layers and numbers drawn at random."""
     rng = np.random.default_rng(0)
     tensors = {}
-    ours = flat(shapes_of("vgg16", skips=0))
+    ours = flat(narrow_fcn())
     turned = {from_oihw: (3, 2, 0, 1), from_iohw: (2, 3, 0, 1)}
     for name, (key, layout) in torchfcn_tables.torchfcn("FCN-32s").table.items():
         shape = (64, 64, 21, 21) if name == "head/upsample32/kernel" else ours[name].shape
@@ -180,10 +211,9 @@ def fcn_file(torch, path: Path) -> dict[str, Any]:
     return tensors
 
 
-def test_a_head_of_other_classes_is_not_used_and_reported(torch, tmp_path):
+def test_a_head_of_other_classes_is_not_used_and_reported(torch, narrow_vgg, tmp_path):
     fcn_file(torch, tmp_path / "fcn.pth")
-    ours = shapes_of("vgg16", skips=0)  # of 3 classes
-    (params, _), report = initialize(ours, tmp_path / "fcn.pth")
+    (params, _), report = initialize(narrow_fcn(), tmp_path / "fcn.pth")
     assert np.any(params["backbone"]["fc7"]["kernel"])
     assert not np.any(params["head"]["score32"]["kernel"])
     assert "of another shape in the file, so unchanged: head/score32, head/upsample32" in report
@@ -209,9 +239,9 @@ def test_a_classifiers_last_layers_are_not_used_and_reported(tmp_path, names, sh
     assert report.endswith(f"; the source's last layers are not used: {shown}")
 
 
-def test_layers_that_the_network_lacks_are_reported(torch, tmp_path):
+def test_layers_that_the_network_lacks_are_reported(torch, narrow_vgg, tmp_path):
     fcn_file(torch, tmp_path / "fcn.pth")
-    _, report = initialize(shapes_of("vgg16", skips=0, upsampling="fixed"), tmp_path / "fcn.pth")
+    _, report = initialize(narrow_fcn(upsampling="fixed"), tmp_path / "fcn.pth")
     assert "in the file, but not in this network: head/upsample32" in report
 
 
@@ -233,7 +263,7 @@ def test_other_channels_take_the_colours_filters(tmp_path, channels):
 
 
 def test_late_fusion_starts_as_the_mean_of_its_two_networks(tmp_path, randomised):
-    """Each trunk from a file of its own, with the scores of both (Long et al. 2015, NYUDv2)."""
+    """Each trunk has its own file, and the scores are their mean (Long et al. 2015, NYUDv2)."""
     networks = {}
     for name, seed in (("rgb", 0), ("hha", 1)):
         config = ModelConfig(backbone="squeezenet", skips=1, dropout=0.0)
@@ -254,24 +284,21 @@ def test_late_fusion_starts_as_the_mean_of_its_two_networks(tmp_path, randomised
     preprocessing = late.preprocessing
     assert preprocessing.channels == 6
 
-    def scores(network, variables, image, stage):
-        return network(variables, image)[0][f"score{stage}"]
+    def scores(network, variables, image):
+        run = jax.jit(lambda v, x: network(v, x)[0], compiler_options=QUICKLY_COMPILED)
+        return run(variables, image)
 
     first, first_variables = networks["rgb"]
     second, second_variables = networks["hha"]
     mean = np.mean(preprocessing.mean[:3])
     as_bgr = np.asarray(preprocessing.mean[2::-1]) - mean  # undoes the second's own means and order
     second_image = image[..., 3:][..., ::-1].astype(np.float32) + as_bgr
-    for stage in (16, 8):
-        expected = np.mean(
-            [
-                scores(first, first_variables, image[..., :3], stage),
-                scores(second, second_variables, jnp.asarray(second_image), stage),
-            ],
-            axis=0,
-        )
-        result = scores(late, variables, image, stage)
-        np.testing.assert_allclose(result, expected, atol=1e-4 * np.ptp(expected), rtol=0)
+    of_first = scores(first, first_variables, image[..., :3])
+    of_second = scores(second, second_variables, jnp.asarray(second_image))
+    of_both = scores(late, variables, image)
+    for name in ("score16", "score8"):
+        expected = (of_first[name] + of_second[name]) / 2
+        np.testing.assert_allclose(of_both[name], expected, atol=1e-4 * np.ptp(expected), rtol=0)
 
 
 def test_converted_weights_come_back_with_what_is_known_of_them(tmp_path):
@@ -293,7 +320,7 @@ def test_two_sources_are_for_late_fusion_alone(tmp_path):
         initialize(shapes_of("squeezenet"), f"{tmp_path}/a.npz,{tmp_path}/a.npz")
 
 
-def test_a_whole_network_must_fit_to_be_converted(torch, tmp_path):
+def test_a_whole_network_must_fit_to_be_converted(torch, narrow_vgg, tmp_path):
     tensors = fcn_file(torch, tmp_path / "fcn.pth")
     tensors["upscore.weight"] = torch.ones(21, 21, 32, 32)
     torch.save(tensors, tmp_path / "fcn.pth")

@@ -1,9 +1,10 @@
-"""Other projects' networks, their weights brought over by file, give the same numbers here.
+"""Other projects' networks give the same numbers here, with their weights read from a file.
 
-Each peer runs images of three sizes one by one; ours runs them together, on one canvas. What was
-measured is printed: `pytest -s tests/test_peers.py`.
+Each peer runs images of three sizes one by one; ours runs them together, on one canvas. The
+differences are printed: `pytest -s tests/pretrained/test_peers.py`.
 """
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -16,9 +17,11 @@ from flax import nnx
 
 from fcn_jax import pretrained
 from fcn_jax.config import ModelConfig
+from fcn_jax.models.backbones import vgg
+from fcn_jax.models.backbones.alexnet import AlexNet
 from fcn_jax.models.backbones.preprocess import PREPROCESSING
 from fcn_jax.models.backbones.vgg import VGG16
-from fcn_jax.models.build import build_backbone, build_model
+from fcn_jax.models.build import QUICKLY_COMPILED, build_backbone, build_model
 from fcn_jax.models.fcn import FCN
 from fcn_jax.models.feature_map import FeatureMap
 from tests.peers import (
@@ -31,7 +34,7 @@ from tests.peers import (
 )
 
 FC_FEATURES = 16
-"""Of fc6 and fc7 in the tests of whole VGG16 networks: 4096 would only take time and memory."""
+"""Width of fc6 and fc7 of VGG16 and AlexNet: 4096 would only take time and memory."""
 
 
 # Whole segmentation networks
@@ -76,10 +79,11 @@ def test_torchvisions_auxiliary_head(
         lambda: build_model(config, 21, rngs=nnx.Rngs(0)), tmp_path / "fcn.pth"
     )
     image = pictures([(65, 70)])[0]
-    peer.train()  # batch normalisation by the batch; it returns the head only then
+    peer.train()  # normalises by the batch; it returns the auxiliary head only then
     with torch.no_grad():
         expected = peer(to_torch(torch, image, PREPROCESSING["torchvision"]))
-    values, _ = jax.jit(lambda v, x: network(v, x, train=True))(variables, image[None])
+    run = jax.jit(lambda v, x: network(v, x, train=True), compiler_options=QUICKLY_COMPILED)
+    values, _ = run(variables, image[None])
     for ours, theirs in {"logits": "out", "logits_auxiliary": "aux"}.items():
         scores = expected[theirs].numpy().transpose(0, 2, 3, 1)
         np.testing.assert_allclose(values[ours], scores, atol=2e-4 * np.ptp(scores), rtol=0)
@@ -95,10 +99,19 @@ def small_vgg16(skips: int, **settings: Any) -> Callable[[], FCN]:
 
 @pytest.mark.parametrize("name", ["FCN32s", "FCN16s", "FCN8s", "FCN8sAtOnce"])
 def test_torchfcns_networks(
-    torch: ModuleType, torchfcn: ModuleType, tmp_path: Path, name: str
+    torch: ModuleType, torchfcn: ModuleType, narrow_vgg: None, tmp_path: Path, name: str
 ) -> None:
     peer = getattr(torchfcn, name)()
-    peer.fc6 = torch.nn.Conv2d(512, FC_FEATURES, 7)
+    before = 3
+    for block, (features, depth) in enumerate(vgg.BLOCKS, start=1):
+        for layer in range(1, depth + 1):
+            padding = 100 if block == layer == 1 else 1
+            convolution = torch.nn.Conv2d(before, features, 3, padding=padding)
+            setattr(peer, f"conv{block}_{layer}", convolution)
+            before = features
+        if hasattr(peer, f"score_pool{block}"):
+            setattr(peer, f"score_pool{block}", torch.nn.Conv2d(features, 21, 1))
+    peer.fc6 = torch.nn.Conv2d(before, FC_FEATURES, 7)
     peer.fc7 = torch.nn.Conv2d(FC_FEATURES, FC_FEATURES, 1)
     peer.score_fr = torch.nn.Conv2d(FC_FEATURES, 21, 1)
     randomised_peer(torch, peer)
@@ -125,7 +138,7 @@ def test_torchfcns_networks(
 ANY_SIZES = ((96, 64), (75, 101), (33, 120))
 
 ONE_POSITION = ((224, 224), (231, 225), (227, 239))
-"""Sizes of which the fully connected layers see all, without a pooling to a fixed size."""
+"""Sizes at which the fully connected layers have one position, without adaptive pooling."""
 
 CLASSIFIERS = {
     "alexnet": ("alexnet", ONE_POSITION),
@@ -141,29 +154,64 @@ CLASSIFIERS = {
     "resnet152": ("resnet152", ANY_SIZES),
     "efficientnet_lite0": ("efficientnet_lite0", ANY_SIZES),  # timm's
 }
-"""torchvision's name → ours, and the sizes that it is tried on."""
+"""torchvision's name -> ours, and the sizes of the test's images."""
 
 
 class Trunk(nnx.Module):
-    """A backbone alone, under the name that it has in an FCN."""
+    """A backbone with the name that it has in an FCN."""
 
     def __init__(self, backbone: Any):
         self.backbone = backbone
 
     def __call__(self, image: jax.Array, valid: jax.Array) -> FeatureMap:
-        """The last features."""
+        """Returns the last features."""
         features = self.backbone(FeatureMap(self.backbone.preprocessing(image), valid))
         return features[max(features)]
 
 
 def trunk_as_trained(backbone: str, preprocessing: str) -> Trunk:
-    """In the geometry of the classifier itself."""
+    """Returns a backbone in the geometry of the classifier."""
+    pixels, rngs = PREPROCESSING[preprocessing], nnx.Rngs(0)
+    narrow: dict[str, Any] = {"padding": "original", "fc_features": FC_FEATURES}
+    if backbone == "alexnet":
+        return Trunk(AlexNet(preprocessing=pixels, rngs=rngs, **narrow))
+    if backbone.startswith("vgg16"):
+        batch_norm = backbone == "vgg16_bn"
+        return Trunk(VGG16(batch_norm=batch_norm, preprocessing=pixels, rngs=rngs, **narrow))
     config = ModelConfig(backbone=backbone, padding="original")
-    return Trunk(build_backbone(config, PREPROCESSING[preprocessing], rngs=nnx.Rngs(0)))
+    return Trunk(build_backbone(config, pixels, rngs=rngs))
+
+
+def classifier(torch: ModuleType, request: pytest.FixtureRequest, name: str) -> Any:
+    """Returns torchvision's or timm's network; VGG16 and AlexNet are narrow."""
+    if name == "efficientnet_lite0":
+        return request.getfixturevalue("timm").create_model(name)
+    models = request.getfixturevalue("torchvision").models
+    if name == "googlenet":  # in the form of its published weights
+        return models.googlenet(
+            weights=None, init_weights=False, aux_logits=False, transform_input=True
+        )
+    if name not in ("alexnet", "vgg16", "vgg16_bn"):
+        return getattr(models, name)(weights=None)
+    if name == "alexnet":
+        with torch.device("meta"):
+            peer = models.alexnet(weights=None)
+        peer.features.to_empty(device="cpu")
+        inputs = {1: 256 * 6 * 6, 4: FC_FEATURES, 6: FC_FEATURES}
+    else:
+        widths = [w for features, depth in vgg.BLOCKS for w in (*[features] * depth, "M")]
+        layers = models.vgg.make_layers(widths, batch_norm=name == "vgg16_bn")
+        with torch.device("meta"):
+            peer = models.VGG(layers, init_weights=False)
+        inputs = {0: vgg.BLOCKS[-1][0] * 7 * 7, 3: FC_FEATURES, 6: FC_FEATURES}
+    for index, in_features in inputs.items():
+        out_features = 1000 if index == 6 else FC_FEATURES
+        peer.classifier[index] = torch.nn.Linear(in_features, out_features)
+    return peer
 
 
 def last_layers(peer: Any, name: str, features: Any) -> Any:
-    """Scores (k,) of one image by the peer's own last layers, from our features (h, w, c)."""
+    """Returns the scores (k,) that the peer's last layers give our features (h, w, c)."""
     if name in ("alexnet", "vgg16", "vgg16_bn"):
         assert features.shape[:2] == (1, 1)
         return peer.classifier[6](features[0, 0])
@@ -182,18 +230,14 @@ def last_layers(peer: Any, name: str, features: Any) -> Any:
     ],
 )
 def test_classifiers(
-    torch: ModuleType, request: pytest.FixtureRequest, tmp_path: Path, name: str
+    torch: ModuleType,
+    narrow_vgg: None,
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+    name: str,
 ) -> None:
     backbone, sizes = CLASSIFIERS[name]
-    if name == "efficientnet_lite0":
-        peer = request.getfixturevalue("timm").create_model(name)
-    else:
-        # As its published weights want it.
-        googlenet = {"init_weights": False, "aux_logits": False, "transform_input": True}
-        options = googlenet if name == "googlenet" else {}
-        make = getattr(request.getfixturevalue("torchvision").models, name)
-        peer = make(weights=None, **options)
-    peer = randomised_peer(torch, peer)
+    peer = randomised_peer(torch, classifier(torch, request, name))
     torch.save(peer.state_dict(), tmp_path / "weights.pth")
     weights = pretrained.read(str(tmp_path / "weights.pth"))
     assert weights.provenance.backbone == backbone
@@ -208,7 +252,7 @@ def test_classifiers(
     )
     variables, _ = weights.apply(empty)
 
-    @jax.jit
+    @functools.partial(jax.jit, compiler_options=QUICKLY_COMPILED)
     def run(variables: Any, image: jax.Array, valid: jax.Array) -> FeatureMap:
         for state, values in zip(states, variables, strict=True):
             nnx.replace_by_pure_dict(state, values)

@@ -1,4 +1,4 @@
-"""Every format of weights is read as its own library reads it, and nothing in a file is run."""
+"""Every format of weights is read as its own library reads it, and nothing in it is executed."""
 
 import argparse
 import collections
@@ -36,7 +36,7 @@ def save(torch, held, path: Path, zipped: bool) -> Path:
 
 
 def refusal(path: Path) -> str:
-    """The message about a file that is refused: one line, with its name."""
+    """Returns the message about a file that is refused: one line, with its name."""
     with pytest.raises(UserError) as error:
         read_weights(path)
     message = str(error.value)
@@ -53,7 +53,7 @@ def cut(path: Path, length: int) -> Path:
 
 @contextlib.contextmanager
 def peak_below(limit: int):
-    """Asserts that what is done inside never takes `limit` bytes of memory or more."""
+    """Asserts that the code inside uses less than `limit` bytes of memory."""
     tracemalloc.start()
     try:
         yield
@@ -140,7 +140,7 @@ class TestTorch:
         assert read["b"].tolist() == [1.5, 7]
 
     @FORMATS
-    def test_weights_are_found_among_what_a_training_script_keeps(self, torch, tmp_path, zipped):
+    def test_weights_are_found_in_a_training_scripts_checkpoint(self, torch, tmp_path, zipped):
         network = torch.nn.Linear(3, 2)
         optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9)
         network(torch.ones(1, 3)).sum().backward()
@@ -175,12 +175,12 @@ class TestTorch:
         assert list(read_weights(save(torch, held, tmp_path / "w.bin", zipped=True))) == ["a"]
 
     @pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod."])
-    def test_a_prefix_that_all_names_have_is_left_out(self, torch, tmp_path, prefix):
+    def test_a_prefix_of_all_names_is_removed(self, torch, tmp_path, prefix):
         held = {f"{prefix}a.weight": torch.ones(1), f"{prefix}b": torch.ones(1)}
         path = save(torch, held, tmp_path / "w.pth", zipped=True)
         assert list(read_weights(path)) == ["a.weight", "b"]
 
-    def test_a_prefix_that_not_all_names_have_is_part_of_them(self, torch, tmp_path):
+    def test_a_prefix_of_some_names_is_kept(self, torch, tmp_path):
         held = {"module.a": torch.ones(1), "b": torch.ones(1)}
         path = save(torch, held, tmp_path / "w.pth", zipped=True)
         assert list(read_weights(path)) == ["module.a", "b"]
@@ -242,7 +242,7 @@ class TestTorch:
 
 
 class Written:
-    """Pickles as if it were a global of PyTorch, whatever PyTorch there is."""
+    """Pickles as a global of PyTorch, also if PyTorch is not installed."""
 
     def __init__(self, module: str, name: str):
         self.module, self.name = module, name
@@ -257,7 +257,7 @@ class StorageReference(tuple):
     pass
 
 
-class HandPickler(pickle._Pickler):  # the one in Python, which can be told how to write a global
+class HandPickler(pickle._Pickler):  # the one in Python, whose output can be changed
     dispatch = pickle._Pickler.dispatch.copy()
 
     def persistent_id(self, obj):
@@ -305,7 +305,7 @@ def hand_made_legacy(path: Path, held, storages: dict[str, tuple[int, bytes]]) -
 
 
 def tensor(size, offset, shape, strides, view=None):
-    """A tensor of PyTorch 0.3: no gradients, and maybe a view of its storage."""
+    """Returns a tensor of PyTorch 0.3, without gradients, of a storage or a view of one."""
     reference = ("storage", Written("torch", "FloatStorage"), "7", "cuda:0", size)
     storage = StorageReference((*reference, view) if view else reference)
     return Call(Written("torch._utils", "_rebuild_tensor"), storage, offset, shape, strides)
@@ -379,7 +379,7 @@ class TestHandMadeCheckpoints:
     @pytest.mark.parametrize(
         "state", [b"}X\x01\x00\x00\x00xNs", b"N}X\x01\x00\x00\x00xNs\x86"], ids=["dict", "pair"]
     )
-    def test_what_stands_for_a_function_of_torch_cannot_be_changed(self, tmp_path, state):
+    def test_replacements_of_globals_cannot_be_changed(self, tmp_path, state):
         # The global, then {"x": None} or (None, {"x": None}), then BUILD: set the attribute.
         for (module, name), stand_in in ALLOWED.items():
             program = b"\x80\x02" + f"c{module}\n{name}\n".encode() + state + b"b."
@@ -433,7 +433,7 @@ class TestHandMadeCheckpoints:
         with peak_below(2**20):
             assert message in refusal(path)
 
-    def test_of_a_zip_bomb_that_lies_about_its_length_no_more_is_unpacked(self, tmp_path):
+    def test_a_zip_bomb_with_a_wrong_length_is_unpacked_to_that_length(self, tmp_path):
         path = tmp_path / "w.pth"
         with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
             archive.writestr("archive/data.pkl", hand_pickled({"a": tensor(1, 0, (1,), (1,))}))
@@ -450,12 +450,12 @@ class TestHandMadeCheckpoints:
             b"\x80\x05\x96\x00\x00\x00\x00\x08\x00\x00\x00.",  # a bytearray of 32 GB
         ],
     )
-    def test_a_number_that_asks_for_all_the_memory_is_refused(self, tmp_path, program):
+    def test_numbers_that_ask_for_all_memory_are_refused(self, tmp_path, program):
         with zipfile.ZipFile(tmp_path / "w.pth", "w") as archive:
             archive.writestr("archive/data.pkl", program)
         assert "its pickle is damaged" in refusal(tmp_path / "w.pth")
 
-    def test_the_name_of_a_refused_global_is_shown_harmlessly(self, tmp_path):
+    def test_the_name_of_a_refused_global_is_escaped(self, tmp_path):
         program = b"\x80\x04\x8c\x01a\x8c\x06b\n\x1b[2J\x93."
         with zipfile.ZipFile(tmp_path / "w.pth", "w") as archive:
             archive.writestr("archive/data.pkl", program)
@@ -482,7 +482,7 @@ class TestNumpyAndSafetensors:
         np.savez(tmp_path / "w.npz", a=np.array([1e300]))
         assert np.isinf(read_weights(tmp_path / "w.npz")["a"]).all()
 
-    def test_bfloat16_in_an_npz_is_known_though_numpy_forgets_its_name(self, tmp_path):
+    def test_bfloat16_in_an_npz_is_recognised_without_its_name(self, tmp_path):
         np.savez(tmp_path / "w.npz", a=np.array([1.5, -2], jnp.bfloat16))
         read = read_weights(tmp_path / "w.npz")["a"]
         np.testing.assert_array_equal(read, np.array([1.5, -2], np.float32), strict=True)
@@ -582,7 +582,7 @@ class TestNumpyAndSafetensors:
 
 @pytest.fixture(scope="module")
 def caffe():
-    """Caffe's messages with the types that caffe.proto gives them."""
+    """Caffe's messages with the types of caffe.proto."""
     field = descriptor_pb2.FieldDescriptorProto
     int32, int64, string = field.TYPE_INT32, field.TYPE_INT64, field.TYPE_STRING
     messages = {
@@ -648,7 +648,7 @@ def varint(number: int) -> bytes:
 
 
 def delimited(field: int, *parts: bytes) -> bytes:
-    """A field of a protocol buffer that has its length before it: wire type 2."""
+    """Returns a field of a protocol buffer with its length first: wire type 2."""
     body = b"".join(parts)
     return varint(field << 3 | 2) + varint(len(body)) + body
 
@@ -749,7 +749,7 @@ class TestCaffe:
         assert "upgrade_net_proto_binary" in refusal(path)
 
 
-class TestWhatIsNoFileOfWeights:
+class TestOtherFiles:
     def test_a_missing_file_and_a_folder_are_named(self, tmp_path):
         assert "there is no file" in refusal(tmp_path / "none.pth")
         assert "is a folder" in refusal(tmp_path)
@@ -774,9 +774,7 @@ class TestWhatIsNoFileOfWeights:
             (b"these are no weights at all", "fetch it again"),
         ],
     )
-    def test_what_a_failed_download_leaves_is_told_as_such(
-        self, tmp_path, ending, content, message
-    ):
+    def test_failed_downloads_are_recognised(self, tmp_path, ending, content, message):
         path = tmp_path / f"w.{ending}"
         path.write_bytes(content)
         assert message in refusal(path)

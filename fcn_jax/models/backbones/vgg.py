@@ -44,7 +44,8 @@ class VGG16(nnx.Module):
         self.preprocessing = preprocessing
         self.dropout_rate = dropout_rate
         self.ceil = padding != "original"
-        self.channels = {2: 64, 4: 128, 8: 256, 16: 512, 32: fc_features}
+        self.channels = {2**number: features for number, (features, _) in enumerate(BLOCKS, 1)}
+        self.channels[32] = fc_features
         input_padding = 100 if padding == "paper" else 1
         fc_padding = 3 if padding == "same" else 0
         grid = PIXELS.after(3, padding=input_padding)
@@ -66,7 +67,7 @@ class VGG16(nnx.Module):
                 in_features = features
             grid = self.grids[2**number] = grid.after(2, stride=2, padding=0)
         self.has_batch_norm = batch_norm
-        self.fc6 = Conv(512, fc_features, (7, 7), padding=fc_padding, rngs=rngs)
+        self.fc6 = Conv(in_features, fc_features, (7, 7), padding=fc_padding, rngs=rngs)
         self.fc7 = Conv(fc_features, fc_features, (1, 1), rngs=rngs)
         self.grids[32] = grid.after(7, padding=fc_padding)
 

@@ -1,4 +1,11 @@
-"""Where each tensor of a source belongs: one table of names per source, one file per origin."""
+"""One table of names per source of weights: our name -> the source's name and layout.
+
+caffe           the authors' FCNs and the classifiers that they start from
+torchvision     classifiers and segmentation networks
+torchfcn        the FCNs of Kentaro Wada
+timm            EfficientNet-Lite0
+classifiers     the last layers of all classifiers, for heat maps
+"""
 
 from collections.abc import Iterator
 
@@ -8,7 +15,7 @@ from fcn_jax.pretrained.tables import caffe, timm, torchfcn, torchvision
 
 
 def sources() -> Iterator[WeightSource]:
-    """All that are known."""
+    """Yields every known source."""
     yield caffe.squeezenet()
     yield caffe.vgg16_trunk()
     yield caffe.vgg16()

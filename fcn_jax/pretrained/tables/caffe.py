@@ -1,7 +1,7 @@
-"""Weights under the layer names of Caffe: the authors' own FCNs and the classifiers before them.
+"""Weights with Caffe's layer names: the authors' FCNs and the classifiers that they start from.
 
-A `.caffemodel` names a layer's kernel and bias 'layer/0' and 'layer/1'; .npz files of the same nets
-name them in ways of their own.
+In a `.caffemodel`, a layer's kernel and bias are named 'layer/0' and 'layer/1'. The .npz files of
+the same networks have other names.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ ALEXNET_CONVOLUTIONS = ("conv1", "conv2", "conv3", "conv4", "conv5")
 
 
 def squeezenet() -> WeightSource:
-    """SqueezeNet 1.1 (.npz)."""
+    """Returns SqueezeNet 1.1 (.npz)."""
     layers = {"backbone/conv1": "conv1"}
     for fire in SQUEEZENET_FIRES:
         for part in ("squeeze1x1", "expand1x1", "expand3x3"):
@@ -40,7 +40,7 @@ def squeezenet() -> WeightSource:
 
 
 def vgg16_trunk() -> WeightSource:
-    """The 13 convolutions of VGG16, kernels already HWIO (.npz)."""
+    """Returns the 13 convolutions of VGG16, whose kernels are HWIO already (.npz)."""
     layers = {f"backbone/{name}": name for name in VGG16_LAYERS[:-2]}
     return WeightSource(
         "VGG16 convolutions, Caffe names",
@@ -54,7 +54,7 @@ def vgg16_trunk() -> WeightSource:
 
 
 def vgg16() -> WeightSource:
-    """The classifier VGG_ILSVRC_16_layers (.caffemodel)."""
+    """Returns the classifier VGG_ILSVRC_16_layers (.caffemodel)."""
     return WeightSource(
         "VGG16, Caffe",
         "vgg16",
@@ -66,7 +66,7 @@ def vgg16() -> WeightSource:
 
 
 def vgg16_fcn(net: str) -> WeightSource:
-    """voc-fcn32s, -16s and -8s (.caffemodel)."""
+    """Returns voc-fcn32s, -16s or -8s (.caffemodel)."""
     scores, upsamplings = SKIP_LAYERS[net]
     last = list(upsamplings.values())[-1]
     return WeightSource(
@@ -82,7 +82,7 @@ def vgg16_fcn(net: str) -> WeightSource:
 
 
 def vgg16_fcn_at_once() -> WeightSource:
-    """voc-fcn8s-atonce (.caffemodel): its layers that scale pool4 and pool3 are a setting here."""
+    """Returns voc-fcn8s-atonce (.caffemodel), whose scaling of pool4 and pool3 is a setting."""
     trained_in_stages = vgg16_fcn("FCN-8s")
     return dataclasses.replace(
         trained_in_stages,
@@ -95,7 +95,7 @@ def vgg16_fcn_at_once() -> WeightSource:
 
 
 def alexnet() -> WeightSource:
-    """The classifier bvlc_reference_caffenet (.caffemodel)."""
+    """Returns the classifier bvlc_reference_caffenet (.caffemodel)."""
     return WeightSource(
         "AlexNet (CaffeNet), Caffe",
         "alexnet_caffe",
@@ -107,7 +107,7 @@ def alexnet() -> WeightSource:
 
 
 def alexnet_fcn() -> WeightSource:
-    """voc-fcn-alexnet (.caffemodel)."""
+    """Returns voc-fcn-alexnet (.caffemodel)."""
     scores, upsamplings = SKIP_LAYERS["FCN-32s"]
     return WeightSource(
         "FCN-32s on AlexNet, Caffe",
@@ -142,7 +142,7 @@ def _layers(layers: dict[str, str]) -> Table:
 
 
 def _fully_connected(sides: dict[str, int]) -> Table:
-    """Layers of that name, of inner products or of convolutions, and the side of their kernels."""
+    """Returns the entries of inner products or convolutions, by name and side of the kernel."""
     table: Table = {}
     for name, side in sides.items():
         layout = from_fully_connected(side, side)

@@ -1,7 +1,7 @@
-"""What each published classifier does with the features of our backbone.
+"""The last layers of each published classifier, behind the features of our backbone.
 
-The other tables leave its last layers out, which a segmentation network has no place for. As a
-fully convolutional classifier (`models/convolutionalize.py`) it has them.
+The other tables ignore these layers, because segmentation networks do not have them. Fully
+convolutional classifiers (`models/convolutionalize.py`) do.
 """
 
 from collections.abc import Set
@@ -13,15 +13,17 @@ from fcn_jax.models.backbones.resnet import DEPTHS
 from fcn_jax.models.convolutionalize import Average, ClassifierLayer
 
 Names = tuple[str, str]
-"""Theirs, of the weight and the bias of a fully connected layer, or of a 1×1 convolution."""
+"""The source's names of the weight and bias of a fully connected layer or a 1×1 convolution."""
 
 
 @dataclass(frozen=True)
 class Ending:
-    """The end of a classifier.
+    """The last layers of a classifier.
 
-    backbone: the `config.model.backbone` that is before it. steps: its layers by name, averages of
-    as many positions as there are on an image of the classifier's own size, and activations.
+    Args:
+        backbone: the `config.model.backbone` that they follow.
+        steps: layers by name, averages over the positions of an image of the classifier's own size,
+            and activations.
     """
 
     backbone: str
@@ -33,7 +35,7 @@ class Ending:
 
 
 def find(backbone: str, names: Set[str]) -> Ending | None:
-    """The ending of a backbone whose layers are among the names."""
+    """Returns the ending of a backbone whose layers are among the names, or None."""
     endings = (e for e in ENDINGS if e.backbone == backbone and e.names <= names)
     return next(endings, None)
 
@@ -47,11 +49,11 @@ def _caffe(layer: str) -> Names:
 
 
 ENDINGS = (
-    # Caffe's, the first of them under the names that the .npz has, and on 227×227 pixels.
+    # Caffe: the SqueezeNet of the .npz was trained on 227×227 pixels.
     Ending("squeezenet", (("conv10/w", "conv10/b"), jax.nn.relu, Average(14))),
     Ending("vgg16", (_caffe("fc8"),)),
     Ending("alexnet_caffe", (_caffe("fc8"),)),
-    # torchvision's.
+    # torchvision
     Ending("squeezenet", (_torch("classifier.1"), jax.nn.relu, Average(13))),
     *(Ending(f"resnet{depth}", (Average(7), _torch("fc"))) for depth in DEPTHS),
     Ending("googlenet", (Average(7), _torch("fc"))),
@@ -62,7 +64,7 @@ ENDINGS = (
     Ending("alexnet", (_torch("classifier.6"),)),
     Ending("vgg16", (_torch("classifier.6"),)),
     Ending("vgg16_bn", (_torch("classifier.6"),)),
-    # timm's.
+    # timm
     Ending("efficientnet_lite0", (Average(7), _torch("classifier"))),
 )
-"""Of all classifiers in the other tables."""
+"""The endings of all classifiers in the other tables."""

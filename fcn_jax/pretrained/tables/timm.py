@@ -1,4 +1,4 @@
-"""Ross Wightman's image models."""
+"""Ross Wightman's image models (timm)."""
 
 from fcn_jax.models.backbones.efficientnet import GROUPS
 from fcn_jax.pretrained.source import WeightSource, batch_norms, kernels
@@ -6,7 +6,7 @@ from fcn_jax.pretrained.tables.torchvision import COUNTERS
 
 
 def efficientnet_lite0() -> WeightSource:
-    """`efficientnet_lite0`, not `tf_efficientnet_lite0`, which pads as TensorFlow does."""
+    """Returns `efficientnet_lite0`, not `tf_efficientnet_lite0`, which pads like TensorFlow."""
     convolutions = {"backbone/conv1/conv": "conv_stem", "backbone/conv2/conv": "conv_head"}
     norms = {"backbone/conv1/bn": "bn1", "backbone/conv2/bn": "bn2"}
     for group, (count, _, _, expansion, _) in enumerate(GROUPS, start=1):
@@ -23,10 +23,10 @@ def efficientnet_lite0() -> WeightSource:
         "efficientnet_lite0",
         "torchvision",
         has=("conv_stem.weight", "blocks.5.3.conv_pwl.weight", "conv_head.weight"),
-        # Of EfficientNet-B0, and of Lite1 and larger.
+        # EfficientNet-B0 has the first, Lite1 and larger ones have the second.
         lacks=("blocks.1.0.se.conv_reduce.weight", "blocks.1.2.conv_pwl.weight"),
         table=kernels(convolutions) | batch_norms(norms),
         ignored=("classifier.", COUNTERS),
-        caveat="if this is tf_efficientnet_lite0, whose names are the same, its scores differ: it "
-        "wants TensorFlow's padding and other pixels",
+        caveat="if this is tf_efficientnet_lite0, which has the same names, its scores differ: it "
+        "needs TensorFlow's padding and another preprocessing",
     )

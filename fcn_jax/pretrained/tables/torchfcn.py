@@ -1,6 +1,6 @@
-"""The FCNs of `torchfcn` (Kentaro Wada), many of them converted from the authors' Caffe models.
+"""The FCNs of `torchfcn` (Kentaro Wada), often converted from the authors' Caffe models.
 
-FCN-8s at once has the same names as FCN-8s; it scales pool4 and pool3, so it wants
+FCN-8s at once has the same names as FCN-8s, but scales pool4 and pool3, so it needs
 `config.model.score_scales=1,0.01,0.0001`.
 """
 
@@ -29,12 +29,12 @@ SKIP_LAYERS = {
         {"upsample32": "upscore2", "upsample16": "upscore_pool4", "upsample8": "upscore8"},
     ),
 }
-"""Of each net: our score layers → theirs, our upsampling layers → theirs (the authors' names)."""
+"""Network -> (our score layers -> the authors', our upsampling layers -> the authors')."""
 
 PAPER_MODEL = {"padding": "paper", "upsampling": "learned"}
-"""Settings of the authors' networks. Their filters are taken as they are, bilinear or learned."""
+"""Settings of the authors' networks. "learned" keeps the file's filters, also bilinear ones."""
 
-AT_ONCE = "if this is FCN8sAtOnce, whose names are the same, it wants score_scales=1,0.01,0.0001"
+AT_ONCE = "if this is FCN8sAtOnce, which has the same names, it needs score_scales=1,0.01,0.0001"
 
 
 def torchfcn(net: str) -> WeightSource:
