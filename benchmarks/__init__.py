@@ -1,8 +1,8 @@
-"""How fast the parts that take the time are: `python -m benchmarks`.
+"""Measures the speed and memory of fcn_jax: `python -m benchmarks`.
 
 measuring.py       cases, contenders and rows; how they are measured
 workloads.py       the networks and their training
-settings.py        what the command line asks for
+settings.py        the options of the command line
 suite_*.py         a suite each
 largest_batch.py   a program of the suite `memory`
 torch_*.py         PyTorch doing the same: networks, training step, evaluation, contenders

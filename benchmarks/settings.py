@@ -1,4 +1,4 @@
-"""What the command line asks the suites for."""
+"""The options of the command line, for the suites."""
 
 import dataclasses
 import functools
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """What to measure, and on which images.
+    """The networks and images to measure, and the sizes.
 
     Attributes:
         workloads: the networks; suites that measure a single one take the first.

@@ -64,7 +64,7 @@ def iterations(workload: Workload, settings: Settings) -> Contenders:
 
     def contender(feed: Feed) -> Contender:
         run = partial(loop.run, feed, count)
-        # Run before it is timed, the prefetched batches are as many as in the middle of a run.
+        # An untimed run before leaves as many prefetched batches as there are in a long run.
         images = workload.config.train.batch_size
         return Contender(run, prepare=run, iterations=count, images=images, close=feed.close)
 

@@ -44,7 +44,7 @@ class Peer:
             )
         torch.set_num_threads(usable_cores())
         self.device = torch.device("cpu" if backend == "cpu" else "cuda")
-        # As JAX treats float32 on GPUs by default, and the fastest algorithm for each shape.
+        # TF32 is what JAX uses for float32 on GPUs; cuDNN picks the fastest algorithm by shape.
         torch.set_float32_matmul_precision("high")
         torch.backends.cudnn.allow_tf32 = True
         torch.backends.cudnn.benchmark = True

@@ -107,7 +107,7 @@ def plot(comparison: Comparison, path: Path) -> None:
 
     Names of classes that are absent from the truth are in brackets.
     """
-    # As in `plots.plot_confusion`: no display, no global state, a late import.
+    # See `plots.plot_confusion` for the late import and for `Figure` without pyplot.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

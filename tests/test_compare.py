@@ -31,7 +31,7 @@ def write_scored(
     stem: str = "val",
     boundary: np.ndarray | None = None,
 ) -> Path:
-    """What evaluate writes of a run, as far as a comparison reads it."""
+    """Writes the files of evaluate that a comparison reads."""
     names = names or [f"image {i}" for i in range(len(confusions))]
     folder = workdir / "evaluation"
     ImageCounts.of(names, confusions).save(folder / f"{stem}_images.npz")
@@ -42,9 +42,9 @@ def write_scored(
 
 
 def confusions_of(share_right: float, images: int = 40, seed: int = 0) -> np.ndarray:
-    """Of sky and road about that share is found; the rest is taken for the other. No boats."""
+    """About this share of sky and road is correct, the rest predicted as the other. No boats."""
     random = np.random.default_rng(seed)
-    truth = random.integers(200, 1000, (images, 2))  # the same whatever the share
+    truth = random.integers(200, 1000, (images, 2))  # the same for every share
     hits = np.rint(truth * random.normal(share_right, 0.05, (images, 2)).clip(0, 1)).astype(int)
     confusions = np.zeros((images, 3, 3), int)
     confusions[:, [0, 1], [0, 1]] = hits
@@ -56,7 +56,7 @@ def compared(a: Path, b: Path, stem: str = "val") -> Comparison:
     return compare(read_evaluation(a, stem), read_evaluation(b, stem))
 
 
-def test_a_clear_difference_is_told_as_one(tmp_path):
+def test_a_clear_difference_is_called_one(tmp_path):
     a = write_scored(tmp_path / "a", confusions_of(0.6))
     b = write_scored(tmp_path / "b", confusions_of(0.7))
     comparison = compared(a, b)
@@ -69,12 +69,12 @@ def test_a_clear_difference_is_told_as_one(tmp_path):
         "does not explain it. The interval does not include the variation over training seeds."
     )
     assert "points below A's" in verdict(compared(b, a))
-    # Paired, the interval is narrower than what the two by themselves would give.
-    of_each = [comparison.intervals_a.mean_iou, comparison.intervals_b.mean_iou]
-    assert of_each[0].low < of_each[0].high < of_each[1].low < of_each[1].high
+    # The intervals of the runs do not overlap.
+    interval_a, interval_b = comparison.intervals_a.mean_iou, comparison.intervals_b.mean_iou
+    assert interval_a.low < interval_a.high < interval_b.low < interval_b.high
 
 
-def test_a_difference_that_other_images_might_turn_round_is_told_as_such(tmp_path):
+def test_a_difference_that_other_images_may_reverse_is_called_one(tmp_path):
     one, other = confusions_of(0.6), confusions_of(0.6)
     other[0], other[1] = confusions_of(0.3)[0], confusions_of(1)[1]
     comparison = compared(write_scored(tmp_path / "a", one), write_scored(tmp_path / "b", other))
@@ -83,7 +83,7 @@ def test_a_difference_that_other_images_might_turn_round_is_told_as_such(tmp_pat
     assert "contains 0: the choice of the 40 images may explain it." in verdict(comparison)
 
 
-def test_a_run_beside_itself_and_runs_of_one_image_or_none_scored(tmp_path):
+def test_equal_runs_and_runs_of_one_or_no_valid_image(tmp_path):
     a = write_scored(tmp_path / "a", confusions_of(0.6))
     assert verdict(compared(a, a)) == (
         "A and B have the same mIoU in every resample of the images."
@@ -96,7 +96,7 @@ def test_a_run_beside_itself_and_runs_of_one_image_or_none_scored(tmp_path):
 
 
 def test_images_are_ranked_by_the_change_of_their_own_mean_iou(tmp_path):
-    # Of one class each, so that the mIoU of an image is its share of hits; the last is void.
+    # Images of a single class, whose mIoU is the share of correct pixels; the last is void.
     def images(*hits: int) -> np.ndarray:
         confusions = np.zeros((5, 3, 3), int)
         confusions[:4, 1, 1] = hits
@@ -164,8 +164,8 @@ def test_what_the_command_prints_and_writes(tmp_path):
     assert {(0x44, 0x77, 0xAA), (0xCC, 0x66, 0x33)} <= colours  # both runs are drawn
 
 
-def test_the_command_reads_label_maps_and_files_and_writes_where_it_is_told(tmp_path):
-    # Of a converted file, evaluate writes to the folder of its name.
+def test_the_command_reads_label_maps_and_files_and_writes_to_a_given_folder(tmp_path):
+    # For a model file, evaluate writes to the folder of the same name.
     (tmp_path / "net.v2.safetensors").touch()
     write_scored(tmp_path / "net.v2", confusions_of(0.5), stem="val_geometry")
     b = write_scored(tmp_path / "b", confusions_of(0.6), stem="val_geometry")
@@ -179,7 +179,7 @@ def test_the_command_reads_label_maps_and_files_and_writes_where_it_is_told(tmp_
     ]
 
 
-def test_the_command_tells_mistakes_in_one_line(tmp_path):
+def test_the_command_reports_mistakes_in_one_line(tmp_path):
     a = write_scored(tmp_path / "a", confusions_of(0.5))
     result = run_command("compare", a)
     assert result.returncode == 1
@@ -194,7 +194,7 @@ def test_the_command_tells_mistakes_in_one_line(tmp_path):
     assert len(result.stderr.splitlines()) == 1
 
 
-def test_runs_not_evaluated_are_told_how_to_be(tmp_path):
+def test_runs_not_evaluated_are_refused_with_the_command_that_does(tmp_path):
     with pytest.raises(UserError, match=r"^/.*/none does not exist$"):
         read_evaluation(tmp_path / "none", "val")
     (tmp_path / "new").mkdir()
@@ -216,7 +216,7 @@ def test_runs_not_evaluated_are_told_how_to_be(tmp_path):
         read_evaluation(a, "val")
 
 
-def test_files_that_do_not_belong_together_are_refused(tmp_path):
+def test_files_of_different_evaluations_are_refused(tmp_path):
     a = write_scored(tmp_path / "a", confusions_of(0.5))
     other = ImageCounts.of([f"{i}" for i in range(40)], confusions_of(0.6))
     other.save(a / "evaluation" / "val_images.npz")
@@ -254,7 +254,7 @@ def test_runs_of_different_images_classes_or_masks_are_refused(tmp_path):
         compared(nothing, nothing)
 
 
-def test_a_label_map_may_be_called_as_a_convention_is(tmp_path):
+def test_a_label_map_may_have_the_name_of_a_convention(tmp_path):
     a = write_scored(tmp_path / "a", confusions_of(0.5), stem="val_paper")
     assert read_evaluation(a, "val_paper").numbers["images"] == 40
 

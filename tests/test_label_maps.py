@@ -67,7 +67,7 @@ def test_the_map_that_only_depth_shows_is_learned_from_depth(run_folder: Path, d
         assert (swapped[name] == truth)[truth != 255].mean() > 0.9
 
 
-def test_the_run_says_what_it_was_made_with(run_folder: Path) -> None:
+def test_the_run_records_channels_classes_and_scores(run_folder: Path) -> None:
     stored = json.loads((run_folder / "run.json").read_text())
     assert stored["channels"] == 4
     assert stored["class_names"] == {"masks": ["ground", "disc"], "geometry": ["far", "near"]}
@@ -146,7 +146,7 @@ def test_late_fusion_trains_on_the_same_data(drawn: Path) -> None:
     }
 
 
-def test_settings_that_do_not_go_with_the_data(
+def test_settings_that_do_not_match_the_data_are_refused(
     run_folder: Path, drawn: Path, tmp_path: Path
 ) -> None:
     config = config_of(drawn)

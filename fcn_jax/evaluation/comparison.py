@@ -241,7 +241,7 @@ def comparison_to_json(comparison: Comparison) -> dict[str, Any]:
 def largest_changes(
     comparison: Comparison, count: int
 ) -> tuple[list[ImageChange], list[ImageChange]]:
-    """Returns up to `count` images with the largest gains in B, and as many with the losses.
+    """Returns up to `count` images with the largest gains in B, then those with the losses.
 
     The mIoU of each image, over the classes in its truth, decides: pixel accuracy would hide what
     happens to small objects.

@@ -54,7 +54,7 @@ def test_pytorchs_step_is_ours(torch: Any, torchvision: ModuleType) -> None:
     for name, parameter in step.module.named_parameters():
         moved = (expected[name] - start[name]).detach().numpy()
         update = (parameter - start[name]).detach().numpy()
-        # As vectors: where a rectifier's input is about zero, rounding decides on single numbers.
+        # Compared as vectors: if a rectifier's input is about zero, rounding decides on elements.
         length = np.linalg.norm(moved)
         assert length > 0, name
         assert np.linalg.norm(update - moved) < 0.02 * length, name

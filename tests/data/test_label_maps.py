@@ -144,7 +144,7 @@ def test_other_data_sets_have_three_channels_and_one_map(drawn: Path) -> None:
     )
 
 
-def test_channels_beside_an_image(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_channel_files_are_found_from_the_image(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(own / "images")
     assert find_channel_files(Path("a.png"), ["depth"]) == [own / "depth/a.png"]
     assert find_channel_files(Path("a.png"), []) == []

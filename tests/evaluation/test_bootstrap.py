@@ -22,13 +22,13 @@ def numbered(confusions: np.ndarray) -> ImageCounts:
 
 
 def some_confusions(images: int, k: int, seed: int) -> np.ndarray:
-    """Of each image a third of the classes."""
+    """Random confusion matrices of images that contain about a third of the classes each."""
     random = np.random.default_rng(seed)
     shown = random.random((images, k, 1)) < 0.3
     return shown * random.integers(0, 90, (images, k, k))
 
 
-def test_agrees_with_scoring_each_resample_by_itself():
+def test_agrees_with_scoring_each_resample_alone():
     confusions = some_confusions(images=4, k=3, seed=0)
     confusions[:2] = 0  # all void
     resampled = resample(numbered(confusions), resamples=50, seed=7)
@@ -37,7 +37,7 @@ def test_agrees_with_scoring_each_resample_by_itself():
     for name in ("mean_iou", "pixel_accuracy", "per_class_iou"):
         expected = np.array([getattr(result, name) for result in one_by_one])
         np.testing.assert_allclose(getattr(resampled, name), expected, rtol=1e-12)
-    # Both cases that need care are among them.
+    # A class and a whole resample without valid pixels occur.
     assert np.isnan(resampled.per_class_iou).any()
     assert np.isnan(resampled.mean_iou).any()
 
@@ -58,19 +58,19 @@ def test_the_seed_decides_the_draws():
     assert (resample(counts, resamples=20, seed=4).mean_iou != again.mean_iou).any()
 
 
-def test_identical_images_leave_nothing_to_chance():
+def test_identical_images_have_intervals_of_width_zero():
     counts = numbered(np.tile(np.array([[6, 2], [4, 4]]), (30, 1, 1)))
     result = intervals(counts)
-    # IoU 6 / 12 and 4 / 10, as of one image.
+    # The IoUs are 6 / 12 and 4 / 10, as those of a single image.
     assert result.per_class_iou == (Interval(0.5, 0.5), Interval(0.4, 0.4))
     assert result.mean_iou == pytest.approx(Interval(0.45, 0.45), abs=1e-15)
     assert result.pixel_accuracy == Interval(10 / 16, 10 / 16)
 
 
 def test_two_images_by_hand():
-    # One class beside a background that holds no pixel: right on 1 of 2 pixels, and on 9 of 10.
-    # A resample holds the first twice (1/4), the second twice (1/4) or both (1/2): IoU 1/2, 9/10
-    # or 10/12; so the middle 95 % goes from one end to the other.
+    # A single class: 1 of 2 pixels is correct in the first image, 9 of 10 in the second. A resample
+    # contains the first twice (1/4), the second twice (1/4) or both (1/2), with the IoU 1/2, 9/10
+    # or 10/12, so the middle 95 % extends from the smallest to the largest.
     counts = numbered(np.array([[[0, 0], [1, 1]], [[0, 0], [1, 9]]]))
     resampled = resample(counts, resamples=4000)
     values, times = np.unique(resampled.per_class_iou[:, 1], return_counts=True)
@@ -87,14 +87,14 @@ def test_percentiles_by_hand():
     assert percentile_interval(values) == pytest.approx((0.025, 0.975))
 
 
-def test_intervals_hold_the_truth_about_as_often_as_they_say():
+def test_intervals_contain_the_true_scores_as_often_as_their_level():
     random = np.random.default_rng(5)
 
     def draw(images: int) -> ImageCounts:
         shown = random.random((images, 3)) < [1, 0.5, 0.2]
         truth = shown * random.integers(100, 1000, (images, 3))
         hits = np.rint(truth * random.beta(4, [1, 2, 4], (images, 3))).astype(np.int64)
-        # What is missed is taken for the next class.
+        # Wrong pixels are predicted as the next class.
         predicted = hits + np.roll(truth - hits, 1, axis=1)
         return ImageCounts(tuple(map(str, range(images))), hits, truth, predicted)
 
@@ -113,8 +113,8 @@ def test_intervals_hold_the_truth_about_as_often_as_they_say():
 
 
 def test_differences_are_taken_on_the_same_images():
-    # Image i has i + 1 of its 20 pixels right by the first, and one more by the second: however
-    # they are drawn, pixel accuracy differs by exactly 1 / 20, while each by itself varies widely.
+    # The first network has i + 1 of the 20 pixels of image i correct, the second one more: in every
+    # resample pixel accuracy differs by exactly 1 / 20, while that of each network varies widely.
     right = np.arange(1, 11)
     a, b = (numbered(np.array([[[n, 20 - n], [0, 0]] for n in right + more])) for more in (0, 1))
     difference = intervals_of_difference(a, b)
@@ -124,7 +124,7 @@ def test_differences_are_taken_on_the_same_images():
     assert intervals_of_difference(b, a).mean_iou == pytest.approx((-1 / 20, -1 / 20))
 
 
-def test_of_one_image_there_is_no_interval_and_of_none_an_error():
+def test_one_image_has_no_interval_and_no_image_is_an_error():
     counts = numbered(np.array([[[3, 1], [0, 4]]]))
     result = intervals(counts)
     bounds = [*result.mean_iou, *result.pixel_accuracy, *np.ravel(result.per_class_iou)]
@@ -145,7 +145,7 @@ def test_a_score_and_its_interval_in_a_line():
     assert describe("mIoU", math.nan, none, 3) == "mIoU – (no valid pixel)"
 
 
-def test_classes_on_few_images_are_named():
+def test_classes_in_few_images_are_named():
     confusions = np.zeros((9, 3, 3), np.int64)
     confusions[:, 0, 0] = 1
     confusions[:4, 1, 2] = 1
@@ -154,7 +154,7 @@ def test_classes_on_few_images_are_named():
     assert line.startswith("in fewer than 5 images: road (4); ")
     confusions[4, 1, 2] = 1
     assert rare_classes(numbered(confusions), ["sky", "road", "boat"]) is None
-    # What is said of how often such a class is missing: (1 − 4/n)ⁿ is about e⁻⁴.
+    # Such a class is missing from a share of (1 − 4/n)ⁿ, about e⁻⁴, of the resamples.
     many = np.zeros((400, 2, 2), np.int64)
     many[:, 0, 0] = 1
     many[:4, 1, 1] = 1

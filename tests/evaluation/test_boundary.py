@@ -7,7 +7,7 @@ from fcn_jax.evaluation.boundary import boundary_counts, boundary_distance_px
 
 
 def zone_by_erosion(mask: np.ndarray, void: np.ndarray, distance_px: int) -> np.ndarray:
-    """What so many erosions take of the mask, counted where there is no void."""
+    """The valid pixels that `distance_px` erosions remove from the mask."""
     eroded = binary_erosion(mask | void, np.ones((3, 3)), iterations=distance_px, border_value=0)
     return mask & ~void & ~eroded
 
@@ -32,22 +32,22 @@ def draw_blocks(
 
 
 def test_seven_by_seven_by_hand():
-    # d = max(1, round(0.02 · 9.9)) = 1. Truth: a 5×5 square of class 1 amid class 0; prediction:
-    # the same, one column to the right, so that it touches the image's edge.
+    # d = max(1, round(0.02 · 9.9)) = 1. The truth is a 5×5 square of class 1 inside class 0; the
+    # prediction is the same square, one column to the right, where it touches the image's border.
     label = np.zeros((7, 7), np.uint8)
     label[1:6, 1:6] = 1
     prediction = np.roll(label, 1, axis=1)
     intersection, union = boundary_counts(label, prediction, 2)
-    # Class 1: of each square the ring, 16 pixels. They share rows 1 and 5 in columns 2…5, 8 pixels;
-    # the truth's sides are columns 1 and 5, the prediction's 2 and 6: of rows 2…4 none is in both.
+    # Class 1: the ring of each square, 16 pixels. They share rows 1 and 5 in columns 2…5, 8 pixels;
+    # in rows 2…4 the truth has columns 1 and 5, the prediction 2 and 6: none in common.
     assert (intersection[1], union[1]) == (8, 16 + 16 - 8)
-    # Class 0: in the truth all of its 24 pixels lie at the edge. In the prediction rows 0 and 6 and
-    # column 0 do, and column 1 lies beside the square: 24 too. They share rows 0, 6 and column 0.
+    # Class 0: in the truth all 24 pixels are at the border. In the prediction rows 0 and 6 and
+    # column 0 are, and column 1 is next to the square: 24 too. They share rows 0, 6 and column 0.
     assert (intersection[0], union[0]) == (7 + 7 + 5, 24 + 24 - 19)
 
 
 def test_inner_pixels_are_left_out():
-    # A right prediction of an image of one class has for a zone a frame of d pixels.
+    # The zone of a correct prediction with a single class is a frame of d pixels.
     label = np.full((100, 200), 3, np.uint8)
     distance_px = boundary_distance_px(100, 200)
     assert distance_px == 4  # 0.02 · 223.6
@@ -79,8 +79,8 @@ def test_agrees_with_repeated_erosion_of_each_class(size, void):
     assert pixels > 0
 
 
-def test_agrees_with_the_authors_way_where_nothing_is_void():
-    # Theirs: pad by one pixel of zeros, erode d times with OpenCV, cut the padding off again.
+def test_agrees_with_the_authors_code_without_void():
+    # The authors pad by one pixel of zeros, erode d times with OpenCV and remove the padding.
     cv2 = pytest.importorskip("cv2", reason="OpenCV is not installed")
     random = np.random.default_rng(2)
     label = draw_blocks(random, 281, 500, [0, 1, 2])
@@ -99,7 +99,7 @@ def test_agrees_with_the_authors_way_where_nothing_is_void():
 
 
 def with_voc_band(label: np.ndarray) -> np.ndarray:
-    """The label with void where a pixel of another class is at most two pixels away."""
+    """Makes pixels void that have a pixel of another class at most two pixels away."""
     banded = label.copy()
     for index in range(3):
         mask = label == index
@@ -107,7 +107,7 @@ def with_voc_band(label: np.ndarray) -> np.ndarray:
     return banded
 
 
-def test_what_is_predicted_at_void_changes_nothing():
+def test_predictions_at_void_pixels_change_nothing():
     random = np.random.default_rng(3)
     label = with_voc_band(draw_blocks(random, 200, 230, [0, 1, 2]))
     prediction = draw_blocks(random, 200, 230, [0, 1, 2])
@@ -118,7 +118,7 @@ def test_what_is_predicted_at_void_changes_nothing():
     )
 
 
-def test_right_wherever_the_truth_is_known_is_perfect():
+def test_a_prediction_that_is_correct_at_all_valid_pixels_is_perfect():
     whole = draw_blocks(np.random.default_rng(4), 200, 230, [0, 1, 2])
     intersection, union = boundary_counts(with_voc_band(whole), whole, 3)
     np.testing.assert_array_equal(intersection, union)
@@ -131,7 +131,7 @@ def test_a_missed_object_gets_no_contour_from_the_void_around_it():
     label = with_voc_band(label)
     intersection, union = boundary_counts(label, np.zeros_like(label), 2)
     frame = 200**2 - 188**2
-    # Around the object, 6 pixels from it, lie 2 of void, 4 of background.
+    # The 6 pixels around the object are 2 void pixels and 4 of background.
     assert label[80 + 2, 80 + 2] == 1
     ring = (40 - 4 + 2 * 6) ** 2 - (40 + 4) ** 2
     assert (intersection[0], union[0]) == (frame, frame + ring)

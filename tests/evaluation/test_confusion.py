@@ -1,4 +1,4 @@
-"""Confusion matrices: what is counted, by either way of counting."""
+"""Confusion matrices: which pixels are counted, by the histogram and by products."""
 
 from collections.abc import Callable
 
@@ -18,13 +18,13 @@ from fcn_jax.evaluation.confusion import (
 )
 
 
-@pytest.fixture(params=["this device's way", "by products"])
+@pytest.fixture(params=["on this device", "by products"])
 def count(request, monkeypatch) -> Callable[..., np.ndarray]:
-    """`confusion_matrices` as it is here, and as it is on accelerators; summed over the batch."""
+    """`confusion_matrices` on this device and as on accelerators, summed over the batch."""
     matrices = confusion_matrices
     if request.param == "by products":
         monkeypatch.setattr(confusion, "count_by_histogram", count_by_products)
-        matrices = confusion_matrices.__wrapped__  # what was compiled has the other way in it
+        matrices = confusion_matrices.__wrapped__  # the compiled function contains the histogram
 
     def count(label, prediction, num_classes):
         counts = matrices(jnp.asarray(label), jnp.asarray(prediction), num_classes)
@@ -47,7 +47,7 @@ def test_labels_outside_the_classes_are_left_out(count, outside):
     assert counts.tolist() == [[1, 0, 0], [0, 0, 0], [0, 0, 1]]
 
 
-def test_void_stays_void_where_there_are_more_than_255_classes(count):
+def test_the_ignore_index_is_void_among_more_than_255_classes(count):
     counts = count(np.array([[255, 256]]), np.array([[255, 256]]), 300)
     assert counts.sum() == 1
     assert counts[256, 256] == 1
@@ -71,17 +71,17 @@ def test_agrees_with_numpy_image_by_image(count, shape, dtype):
     np.testing.assert_array_equal(count(label, prediction, 21), expected.sum(axis=0))
 
 
-@pytest.mark.parametrize("way", [count_by_histogram, count_by_products])
-def test_counts_beyond_the_integers_of_float32_are_exact(way):
-    pixels = 2**24 + 1  # float32 cannot tell this from 2**24
+@pytest.mark.parametrize("count_by", [count_by_histogram, count_by_products])
+def test_counts_beyond_the_integers_of_float32_are_exact(count_by):
+    pixels = 2**24 + 1  # float32 rounds this to 2**24
     classes = jnp.zeros((1, pixels), jnp.int32)
-    assert jax.jit(way, static_argnums=2)(classes, classes, 2)[0, 0, 0] == pixels
+    assert jax.jit(count_by, static_argnums=2)(classes, classes, 2)[0, 0, 0] == pixels
 
 
 @pytest.mark.parametrize(
     "pixels", [PIXELS_PER_PRODUCT - 1, PIXELS_PER_PRODUCT, PIXELS_PER_PRODUCT + 1]
 )
-def test_products_do_not_count_what_fills_the_last_one_up(pixels):
+def test_products_do_not_count_the_padding_of_the_last_one(pixels):
     classes = jnp.zeros((2, pixels), jnp.int32)
     assert count_by_products(classes, classes, 1).tolist() == [[[pixels]]] * 2
 

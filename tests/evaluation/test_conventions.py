@@ -1,4 +1,4 @@
-"""Each convention against its source: sizes and pixels, void, and the means of its scores."""
+"""Each convention against its source: sizes, pixels, void, and the means of the scores."""
 
 import math
 from types import ModuleType
@@ -28,7 +28,7 @@ def record() -> dict:
 
 @pytest.fixture
 def predictions() -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Truth and prediction of three images. Class 3 is predicted only, class 4 in neither."""
+    """Truth and prediction of three images. Class 3 is only predicted, class 4 is in neither."""
     random = np.random.default_rng(1)
     truth = [random.integers(0, 3, (40, 50 + 10 * i)) for i in range(3)]
     guess = [
@@ -47,7 +47,7 @@ def confusion(truth: list[np.ndarray], guess: list[np.ndarray]) -> np.ndarray:
     return total
 
 
-def test_native_and_paper_leave_a_record_as_it_is(record):
+def test_native_and_paper_do_not_change_a_record(record):
     for convention in (NATIVE, PAPER):
         assert convention.prepare(record, 3) is record
         assert convention.image_size((375, 500)) == (375, 500)
@@ -58,7 +58,7 @@ def test_sizes_by_hand():
     assert TORCHVISION.image_size((375, 500)) == (520, 693)  # 693.33, rounded down
     assert TORCHVISION.image_size((500, 333)) == (780, 520)  # 780.78
     assert MMSEG.image_size((375, 500)) == (512, 683)  # 682.67, rounded to the nearest
-    assert MMSEG.image_size((100, 1000)) == (205, 2048)  # the longer side is what stops it
+    assert MMSEG.image_size((100, 1000)) == (205, 2048)  # limited by the longer side
     assert MMSEG.image_size((4000, 3000)) == (683, 512)
     assert not D2L.includes((319, 480))
     assert not D2L.includes((480, 320))
@@ -92,7 +92,7 @@ def test_d2l_cuts_a_window_and_counts_void_as_background(record):
     one = D2L.prepare(record, 0)
     assert one["image"].shape == (320, 480, 3)
     assert (one["label"] < CLASSES).all()
-    # The window is one of the picture's, the same for image and label, and the same again.
+    # The window is the same for image and label, and the same in a second call.
     again = D2L.prepare(record, 0)
     np.testing.assert_array_equal(one["image"], again["image"])
     void_as_background = np.where(record["label"] == 255, 0, record["label"])
@@ -112,14 +112,14 @@ def test_d2l_cuts_a_window_and_counts_void_as_background(record):
     )
 
 
-def test_a_split_holds_what_its_convention_takes(record):
+def test_a_split_contains_the_images_that_its_convention_includes(record):
     small = {**record, "image": record["image"][:100], "label": record["label"][:100]}
     records = [small, record, small, record]
     sizes = np.array([r["label"].shape for r in records])
-    taken = EvaluationSplit(records, sizes, D2L)
-    assert len(taken) == 2
-    assert taken.sizes.tolist() == taken.label_sizes.tolist() == [[320, 480]] * 2
-    np.testing.assert_array_equal(taken[1]["image"], D2L.prepare(record, 3)["image"])
+    included = EvaluationSplit(records, sizes, D2L)
+    assert len(included) == 2
+    assert included.sizes.tolist() == included.label_sizes.tolist() == [[320, 480]] * 2
+    np.testing.assert_array_equal(included[1]["image"], D2L.prepare(record, 3)["image"])
     resized = EvaluationSplit(records, sizes, MMSEG)
     assert resized.sizes.tolist() == [[410, 2048], [512, 683]] * 2
     assert resized.label_sizes.tolist() == sizes.tolist()
@@ -153,7 +153,7 @@ def test_the_papers_scores_are_those_of_its_code(predictions, torchfcn: ModuleTy
         expected,
         rtol=1e-12,
     )
-    # A class that was predicted where there is none lowers the mean, which ours does not count.
+    # A class that is absent and predicted lowers the mean; the native convention leaves it out.
     assert ours.mean_iou < metrics.scores(confusion(truth, guess), NATIVE.mean_over).mean_iou
 
 
@@ -169,7 +169,7 @@ def test_torchvisions_scores_are_those_of_its_formulas(predictions, torch: Modul
     iou = right / (matrix.sum(1) + matrix.sum(0) - matrix.diag())
     ours = metrics.scores(confusion(truth, guess), TORCHVISION.mean_over)
     assert ours.pixel_accuracy == pytest.approx((right.sum() / matrix.sum()).item(), rel=1e-12)
-    # Class 4 is nowhere: 0/0, and torchvision's mean over all classes is nan.
+    # Class 4 is in neither: its IoU is 0/0, and torchvision's mean over all classes is nan.
     assert math.isnan(iou.mean().item())
     assert math.isnan(ours.mean_iou)
     four = metrics.scores(confusion(truth, guess)[:4, :4], TORCHVISION.mean_over)

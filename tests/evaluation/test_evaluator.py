@@ -1,5 +1,7 @@
-"""Scoring a split: the same counts however the images are batched, on however many devices, and no
-more compilations than canvases. This file, run as a program, scores on fake devices."""
+"""The counts of a split do not depend on batches, canvases and devices.
+
+Run as a program, this file scores on fake devices.
+"""
 
 import json
 import logging
@@ -32,7 +34,7 @@ SIZES = [(40, 70)] * 3 + [(70, 40)] * 4 + [(64, 64)] * 3 + [(33, 50)] * 3
 
 
 class Drawn:
-    """Pieces of drawn pictures, of the sizes above, as a data set of one split."""
+    """A data set of one split: crops of drawn pictures with the sizes above."""
 
     def __init__(self) -> None:
         self.name = "drawn"
@@ -75,10 +77,10 @@ def evaluate(network: PureModel, **settings: Any) -> Evaluation:
     return score(network.variables)
 
 
-def labels_one_by_one(network: PureModel) -> list[np.ndarray]:
+def predict_one_by_one(network: PureModel) -> list[np.ndarray]:
     model = network.model(network.variables)
-    label_one = jax.jit(lambda image: jnp.argmax(model(image), -1).astype(jnp.uint8))
-    return [np.asarray(label_one(r["image"][None]))[0] for r in Drawn().split("val")]
+    predict = jax.jit(lambda image: jnp.argmax(model(image), -1).astype(jnp.uint8))
+    return [np.asarray(predict(r["image"][None]))[0] for r in Drawn().split("val")]
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +89,7 @@ def network() -> PureModel:
 
 
 def assert_counts(evaluation: Evaluation, confusions: np.ndarray) -> None:
-    """Of each image, and of all."""
+    """Checks the counts of each image and of all images."""
     scored = evaluation.by_map[""]
     np.testing.assert_array_equal(scored.confusion, confusions.sum(axis=0))
     names = tuple(f"val_{index}" for index in range(len(SIZES)))
@@ -99,9 +101,9 @@ def assert_counts(evaluation: Evaluation, confusions: np.ndarray) -> None:
 
 @pytest.fixture(scope="module")
 def one_by_one(network: PureModel) -> np.ndarray:
-    """The confusion matrix of each image, labelled alone on no canvas, counted by NumPy."""
+    """The confusion matrix of each image, predicted alone without a canvas, counted by NumPy."""
     confusions = np.zeros((len(SIZES), CLASSES, CLASSES), np.int64)
-    guesses = labels_one_by_one(network)
+    guesses = predict_one_by_one(network)
     for confusion, record, guess in zip(confusions, Drawn().split("val"), guesses, strict=True):
         truth = record["label"]
         counted = truth != 255
@@ -112,7 +114,7 @@ def one_by_one(network: PureModel) -> np.ndarray:
 @pytest.mark.parametrize(("batch_size", "canvases"), [(1, 4), (3, 2), (8, 4), (16, 1)])
 def test_batches_and_canvases_change_no_count(network, one_by_one, batch_size, canvases):
     evaluation = evaluate(network, batch_size=batch_size, canvases=canvases)
-    assert len(np.unique(one_by_one.sum(axis=(0, 1)))) > 2  # it predicts more than one class
+    assert len(np.unique(one_by_one.sum(axis=(0, 1)))) > 2  # several classes are predicted
     assert_counts(evaluation, one_by_one)
     assert 1 <= len(evaluation.canvases) <= canvases
 
@@ -141,7 +143,7 @@ def test_four_devices_count_the_same(one_by_one):
     np.testing.assert_array_equal(hits, np.diagonal(one_by_one, axis1=1, axis2=2))
 
 
-def test_as_many_compilations_as_canvases_and_none_the_second_time(network, caplog):
+def test_each_canvas_is_compiled_once(network, caplog):
     score = Evaluator(network, Drawn(), "val", EvalConfig(batch_size=2, canvases=3))  # type: ignore[arg-type]
 
     def compilations() -> tuple[int, Evaluation]:
@@ -157,7 +159,7 @@ def test_as_many_compilations_as_canvases_and_none_the_second_time(network, capl
     assert compilations()[0] == 0
 
 
-def test_the_sheet_shows_what_was_scored(network, one_by_one):
+def test_the_sheet_shows_the_scored_predictions(network, one_by_one):
     samples = evaluate(network, batch_size=4).by_map[""].sheet_rows
     assert [name for *_, name in samples] == [
         "val_0",
@@ -176,7 +178,7 @@ def test_the_sheet_shows_what_was_scored(network, one_by_one):
         np.testing.assert_array_equal(confusion, one_by_one[int(name.removeprefix("val_"))])
 
 
-def test_mmseg_brings_the_logits_back_as_pytorch_would(network, torch: ModuleType, monkeypatch):
+def test_mmseg_resizes_the_logits_as_pytorch_does(network, torch: ModuleType, monkeypatch):
     monkeypatch.setattr(conventions, "MMSEG_SHORTER_SIDE_PX", 48)
     scored = evaluate(network, batch_size=4, convention="mmseg").by_map[""].counts
     model = jax.jit(network.model(network.variables))
@@ -190,13 +192,13 @@ def test_mmseg_brings_the_logits_back_as_pytorch_would(network, torch: ModuleTyp
         guess, truth = at_native.argmax(1)[0].numpy(), record["label"]
         predicted = np.bincount(guess[truth != 255], minlength=CLASSES)
         hits = np.bincount(truth[truth == guess], minlength=CLASSES)
-        # Equal but for pixels whose two best classes are within rounding of each other.
+        # Rounding decides on pixels whose two largest logits are nearly equal.
         assert np.abs(scored.predicted[index] - predicted).sum() <= 2
         assert np.abs(scored.hits[index] - hits).sum() <= 1
 
 
-def test_images_labelled_one_by_one_are_counted_alike(network, one_by_one):
-    """A window that holds every image is the image itself."""
+def test_images_predicted_one_by_one_have_the_same_counts(network, one_by_one):
+    """A window that contains the whole image gives the same prediction."""
     window = Inference(windows="average", window_px=(96, 96))
     evaluation = evaluate(network, inference=window, boundary=True)
     assert_counts(evaluation, one_by_one)
@@ -207,19 +209,19 @@ def test_images_labelled_one_by_one_are_counted_alike(network, one_by_one):
     np.testing.assert_array_equal(evaluation.by_map[""].boundary, boundary)
     expected = sum(
         boundary_counts(record["label"], guess, CLASSES)
-        for record, guess in zip(Drawn().split("val"), labels_one_by_one(network), strict=True)
+        for record, guess in zip(Drawn().split("val"), predict_one_by_one(network), strict=True)
     )
     np.testing.assert_array_equal(boundary, expected)
 
 
-def test_mmseg_and_windows_do_not_go_together(network):
+def test_mmseg_cannot_be_combined_with_views(network):
     with pytest.raises(
         ArgumentError, match=r"convention \(=mmseg\) resizes images and their logits: .* windows"
     ):
         evaluate(network, convention="mmseg", inference=Inference(flip=True))
 
 
-def test_a_convention_that_takes_no_image_says_so(network):
+def test_a_convention_that_includes_no_image_is_refused(network):
     with pytest.raises(
         ArgumentError, match=r"convention \(=d2l\) includes none of the 13 images of val"
     ):

@@ -22,8 +22,8 @@ def test_total_is_the_score_of_the_summed_confusion():
     np.testing.assert_equal(vars(total), vars(scores(CONFUSIONS.sum(axis=0))))
 
 
-def test_mean_iou_of_an_image_is_over_the_classes_that_it_shows():
-    # First image: 6 / 9 and 3 / 6; the second shows the second class alone, 4 of its 8 pixels.
+def test_mean_iou_of_an_image_is_over_the_classes_in_its_truth():
+    # First image: 6 / 9 and 3 / 6. The second contains only the second class: 4 of 8 pixels.
     expected = [(6 / 9 + 3 / 6) / 2, 4 / 8, np.nan]
     np.testing.assert_allclose(ImageCounts.of(NAMES, CONFUSIONS).mean_iou_by_image, expected)
 
@@ -37,7 +37,7 @@ def test_saved_and_loaded_are_the_same(tmp_path):
     assert [entry.name for entry in path.parent.iterdir()] == [path.name]
 
 
-def test_no_images_can_be_saved_too(tmp_path):
+def test_counts_of_no_images_can_be_saved(tmp_path):
     counts = ImageCounts.of([], np.zeros((0, 2, 2), np.int64))
     counts.save(tmp_path / "a.npz")
     assert ImageCounts.load(tmp_path / "a.npz").names == ()
@@ -57,7 +57,7 @@ def cut_short(path):
     path.write_bytes(path.read_bytes()[:-40])
 
 
-def damage(path):
+def overwrite_bytes(path):
     data = bytearray(path.read_bytes())
     data[60:75] = bytes(15)
     path.write_bytes(data)
@@ -90,10 +90,10 @@ def make_folder(path):
 
 
 @pytest.mark.parametrize(
-    "spoil",
+    "damage",
     [
         cut_short,
-        damage,
+        overwrite_bytes,
         empty,
         write_one_array,
         write_other_arrays,
@@ -102,16 +102,16 @@ def make_folder(path):
         make_folder,
     ],
 )
-def test_a_spoilt_file_is_told_of_in_one_line(tmp_path, spoil):
+def test_a_damaged_file_is_reported_in_one_line(tmp_path, damage):
     path = tmp_path / "val_images.npz"
     ImageCounts.of(NAMES, CONFUSIONS).save(path)
-    spoil(path)
+    damage(path)
     with pytest.raises(UserError, match=r"val_images.npz cannot be read.*evaluate again") as error:
         ImageCounts.load(path)
     assert "\n" not in str(error.value)
 
 
-def test_a_missing_file_and_a_folder_that_cannot_be_made_are_told_of(tmp_path):
+def test_a_missing_file_and_a_folder_that_cannot_be_made_are_reported(tmp_path):
     with pytest.raises(UserError, match=r"there is no .*a.npz"):
         ImageCounts.load(tmp_path / "a.npz")
     (tmp_path / "file").touch()

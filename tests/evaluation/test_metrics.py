@@ -10,7 +10,8 @@ from rich.console import Console
 from fcn_jax.data.voc import VOC_CLASSES
 from fcn_jax.evaluation.metrics import Scores, scores, scores_from_counts, scores_table, to_json
 
-# Three classes, of which the truth lacks the third; four pixels of the second are taken for it.
+# Three classes; the third is absent from the truth, and four pixels of the second are predicted as
+# the third.
 CONFUSION = np.array([[6, 2, 0], [4, 4, 4], [0, 0, 0]])
 
 
@@ -23,7 +24,7 @@ def test_scores_by_hand():
     np.testing.assert_allclose(result.per_class_iou, [6 / (8 + 10 - 6), 4 / (12 + 6 - 4), math.nan])
     assert result.mean_iou == pytest.approx((1 / 2 + 2 / 7) / 2)
     assert result.frequency_weighted_iou == pytest.approx((8 * 1 / 2 + 12 * 2 / 7) / 20)
-    # All that was predicted as the third class is wrong.
+    # All pixels predicted as the third class are wrong.
     np.testing.assert_allclose(result.per_class_precision, [6 / 10, 4 / 6, 0])
     np.testing.assert_allclose(result.per_class_dice, [12 / 18, 8 / 18, math.nan])
     assert result.mean_dice == pytest.approx((12 / 18 + 8 / 18) / 2)
@@ -53,8 +54,8 @@ def test_dice_and_iou_and_precision_and_recall_agree():
     np.testing.assert_allclose(result.per_class_dice, harmonic_mean)
 
 
-def test_boundary_iou_is_over_the_classes_that_the_truth_holds():
-    # The first class has 3 of 4; the second no zone; the third, which the truth lacks, 5 pixels.
+def test_boundary_iou_is_over_the_classes_in_the_truth():
+    # The first class has 3 of 4 pixels; the second has no zone; the third, absent, has 5 pixels.
     result = scores(CONFUSION, boundary=np.array([[3, 0, 0], [4, 0, 5]]))
     np.testing.assert_allclose(result.per_class_boundary_iou, [3 / 4, math.nan, math.nan])
     assert result.mean_boundary_iou == pytest.approx(3 / 4)
@@ -105,7 +106,7 @@ def test_to_json_has_null_for_an_absent_class():
     }
 
 
-def test_to_json_has_boundary_iou_where_it_was_asked_for():
+def test_to_json_includes_boundary_iou_if_it_was_computed():
     result = scores(CONFUSION, boundary=np.array([[3, 1, 0], [4, 2, 5]]))
     document = json.loads(json.dumps(to_json(result, ["sky", "road", "boat"], images=3)))
     assert document["per_class_boundary_iou"] == {"sky": 0.75, "road": 0.5, "boat": None}
@@ -150,7 +151,7 @@ def test_scores_table_of_voc_fits_a_terminal_with_boundary_iou_too():
     assert ["frequency-weighted", "IoU", "100.0"] in rows
 
 
-def test_scores_table_keeps_its_numbers_beside_a_very_long_name():
+def test_scores_table_keeps_its_numbers_next_to_a_very_long_name():
     lines = _printed(scores(np.array([[4]])), ["word" * 40])
     assert max(map(len, lines)) <= 80
     assert any(line.split()[1:] == ["100.0"] * 5 for line in lines)
@@ -163,8 +164,8 @@ def test_names_must_match_the_classes():
         scores_table(scores(CONFUSION), ["sky", "road"])
 
 
-def test_what_the_means_are_over():
-    # The third class is predicted but not in the truth, the fourth in neither.
+def test_the_classes_that_means_are_taken_over():
+    # The third class is predicted and absent from the truth, the fourth is in neither.
     confusion = np.zeros((4, 4), np.int64)
     confusion[:3, :3] = CONFUSION
     iou = [6 / 12, 4 / 14]  # of t + p − hits: 8 + 10 − 6, 12 + 6 − 4

@@ -1,4 +1,4 @@
-"""Scoring in batches: what the host reads when, how much it holds, and what comes to it."""
+"""Scoring in batches: when the host fetches results, and how many images it holds."""
 
 import time
 import weakref
@@ -28,7 +28,7 @@ CONFUSION = {"": np.zeros((2, 2), np.int32)}
 
 
 class Watched:
-    """Records of 4×4 pixels of class 1, and how many of their images someone holds."""
+    """Records of 4×4 pixels of class 1; counts the images that are still referenced."""
 
     def __init__(self) -> None:
         self._given: list[weakref.ref[np.ndarray]] = []
@@ -48,20 +48,20 @@ class Watched:
 
 @pytest.fixture
 def score_by(monkeypatch) -> Callable[..., Any]:
-    """Scores watched records by a step of one's own, of one label map with two classes."""
+    """Scores watched records with a given step; a single label map with two classes."""
 
-    def score(records: Watched, step: Callable[..., Any], shown: set[int]) -> list[ScoredImages]:
+    def score(records: Watched, step: Callable[..., Any], wanted: set[int]) -> list[ScoredImages]:
         monkeypatch.setattr(data_parallel, "parallelize", lambda *_, **__: step)
         split = EvaluationSplit(records, np.full((IMAGES, 2), 4), conventions.NATIVE)
         settings = EvalConfig(batch_size=BATCH, canvases=1)
-        network: Any = None  # the step knows it
-        return list(BatchScorer(network, {"": 2}, split, settings, shown)({}))
+        network: Any = None  # the step replaces it
+        return list(BatchScorer(network, {"": 2}, split, settings, wanted)({}))
 
     return score
 
 
 class Result:
-    """An array that calls a function when the host reads it."""
+    """An array that calls a function when the host fetches it."""
 
     def __init__(self, when_read: Callable[[], None]) -> None:
         self._when_read = when_read
@@ -71,24 +71,24 @@ class Result:
         return np.zeros((BATCH, 2), np.int32)
 
 
-def test_a_batch_is_dispatched_before_the_one_before_it_is_read(score_by):
+def test_a_batch_is_dispatched_before_the_previous_one_is_fetched(score_by):
     events: list[str] = []
 
     def step(_, batch, variables):
         number = sum(event.startswith("dispatch") for event in events)
         events.append(f"dispatch {number}")
-        hits = Result(lambda: events.append(f"read {number}"))
+        hits = Result(lambda: events.append(f"fetch {number}"))
         return CONFUSION, {"": (hits, np.zeros((BATCH, 2)), np.zeros((BATCH, 2)))}, {}
 
-    score_by(Watched(), step, shown=set())
+    score_by(Watched(), step, wanted=set())
     batches = -(-IMAGES // BATCH)
     expected = ["dispatch 0"]
     for number in range(1, batches):
-        expected += [f"dispatch {number}", f"read {number - 1}"]
-    assert events == [*expected, f"read {batches - 1}"]
+        expected += [f"dispatch {number}", f"fetch {number - 1}"]
+    assert events == [*expected, f"fetch {batches - 1}"]
 
 
-def test_no_more_images_are_held_than_are_read_ahead_and_shown(score_by):
+def test_only_images_read_ahead_and_wanted_are_held(score_by):
     held: list[int] = []
     records = Watched()
 
@@ -97,30 +97,30 @@ def test_no_more_images_are_held_than_are_read_ahead_and_shown(score_by):
         labels = jnp.asarray(batch["label"])
         return CONFUSION, {"": (np.zeros((BATCH, 2)),) * 3}, {"": labels}
 
-    shown = {0, 57, IMAGES - 1}
-    received = score_by(records, step, shown)
-    # What the threads are at, what they have put aside, the batch at hand; the first for its shape.
+    wanted = {0, 57, IMAGES - 1}
+    received = score_by(records, step, wanted)
+    # Images that the threads read, have read ahead, and of the current batch; the first for shapes.
     ahead = READING_THREADS + max(READING_THREADS, 2 * BATCH) + BATCH + 1
     assert 2 * ahead < IMAGES
-    assert max(held) <= ahead + len(shown)
+    assert max(held) <= ahead + len(wanted)
     assert [index for scored in received for index in scored.indices] == list(range(IMAGES))
-    looked_at = {index: pair for scored in received for index, pair in scored.predictions.items()}
-    assert looked_at.keys() == shown
-    for index, (record, labels) in looked_at.items():
+    predicted = {index: pair for scored in received for index, pair in scored.predictions.items()}
+    assert predicted.keys() == wanted
+    for index, (record, labels) in predicted.items():
         assert record["name"] == str(index)
         np.testing.assert_array_equal(labels[""][:4, :4], record["label"])
 
 
-def test_what_was_read_ahead_is_let_go_where_scoring_fails(score_by):
+def test_images_read_ahead_are_released_if_scoring_fails(score_by):
     records = Watched()
 
     def step(_, batch, variables):
         raise UserError("the device is lost")
 
     with pytest.raises(UserError, match="the device is lost") as raised:
-        score_by(records, step, shown=set())
+        score_by(records, step, wanted=set())
     deadline = time.monotonic() + 60
-    # The traceback holds the batch at hand. Threads end what they are at.
+    # The traceback refers to the current batch. Threads finish the images that they read.
     while records.held > BATCH:
         assert time.monotonic() < deadline
         time.sleep(0.01)
@@ -163,7 +163,7 @@ def test_several_hosts_read_names_once(monkeypatch):
     assert asked == list(range(IMAGES))
 
 
-def test_nothing_of_full_size_but_classes_in_a_byte_comes_out_of_a_step():
+def test_the_only_full_size_results_of_a_step_are_classes_in_a_byte():
     maps = test_data_parallel.TWO_MAPS
     network = test_data_parallel.network(normalised=False, label_maps=maps)
     batch = test_data_parallel.batch(maps)
@@ -194,7 +194,7 @@ def test_nothing_of_full_size_but_classes_in_a_byte_comes_out_of_a_step():
         ("cpu", 1, 16, 445, 16),
     ],
 )
-def test_how_many_images_make_a_batch(monkeypatch, backend, devices, wanted, images, batch_size):
+def test_the_batch_size(monkeypatch, backend, devices, wanted, images, batch_size):
     monkeypatch.setattr(jax, "default_backend", lambda: backend)
     monkeypatch.setattr(jax, "device_count", lambda: devices)
     assert scorers.batch_size(EvalConfig(batch_size=wanted), images) == batch_size
