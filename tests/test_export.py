@@ -174,7 +174,7 @@ def test_what_would_mix_up_runs_and_exports_is_refused(trained_run: Path, tmp_pa
 @pytest.mark.parametrize("name", ["README.md", "model.json", "model.safetensors"])
 def test_files_of_others_are_not_replaced(trained_run: Path, tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text("{}")
-    with pytest.raises(UserError, match=f"{name} exists and .* give another --output"):
+    with pytest.raises(UserError, match=f"{name} exists and .* give another (--)?output"):
         export(load_run(trained_run), tmp_path, {})
     assert [path.name for path in tmp_path.iterdir()] == [name]
     assert (tmp_path / name).read_text() == "{}"

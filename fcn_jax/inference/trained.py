@@ -230,8 +230,8 @@ def _load_model_file(path: Path) -> Predictor:
         )
     if not provenance.label_maps:
         raise UserError(
-            f"{path} holds the features of a classifier, not a whole network: train from it, "
-            f"--config.model.backbone={provenance.backbone} --config.init={path}"
+            f"{path} holds the features of a classifier, not a whole network: train a run with "
+            f"model.backbone={provenance.backbone} and init={path}"
         )
     network = _network(provenance)
     # The settings may come from a stranger. Nothing of the size that they describe is allocated

@@ -171,13 +171,13 @@ def _check_network(predictor: Predictor, competition: str) -> None:
 def _other_data(config: Config) -> str:
     """Returns the setting that shows that a run used more than VOC's own data, or ""."""
     if config.data.name != "voc":
-        return f"config.data.name is {config.data.name}"
+        return f"data.name is {config.data.name}"
     for start in config.init.split(",") if config.init else ():
         if not (Path(start) / "run.json").exists():  # weights of another project
-            return f"config.init is {start}"
+            return f"init is {start}"
         other_data = _other_data(read_settings(Path(start)).config)
         if other_data:
-            return f"config.init is {start}, whose {other_data}"
+            return f"init is {start}, whose {other_data}"
     return ""
 
 

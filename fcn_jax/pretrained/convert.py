@@ -33,8 +33,8 @@ def convert(
     """
     if not weights.origins:
         raise UserError(
-            f"{weights.path} holds weights of fcn_jax already: --config.init accepts it, and "
-            "python -m fcn_jax.export makes one folder of a run"
+            f"{weights.path} holds weights of fcn_jax already: use it as it is, as the init of a "
+            "run for example"
         )
     provenance = weights.provenance
     class_counts = [t.shape[-1] for name, t in weights.tensors.items() if _is_score_bias(name)]

@@ -53,11 +53,11 @@ def check_replaceable(path: Path) -> None:
     """Raises UserError if `save` would replace a file that it has not written."""
     description = path.with_suffix(".json")
     if path.exists() and not _is_model_file(path):
-        raise UserError(f"{path} exists and is not a model file of fcn_jax: give another --output")
+        raise UserError(f"{path} exists and is not a model file of fcn_jax: give another output")
     if description.exists() and not _describes_model(description):
         raise UserError(
             f"{description} exists and does not describe a model of fcn_jax, and would be "
-            "replaced: give another --output"
+            "replaced: give another output"
         )
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from flax import traverse_util
 
 from fcn_jax.config import ModelConfig
-from fcn_jax.errors import UserError
+from fcn_jax.errors import ArgumentError, UserError
 from fcn_jax.models.backbones.preprocess import COLOURS
 from fcn_jax.models.build import preprocessing_name
 from fcn_jax.models.pure_model import PureModel
@@ -82,9 +82,8 @@ class Weights:
         # The network has two trunks, and the file has the weights of one.
         for_both_trunks = trunks.is_late(ours) and not trunks.is_late(self.tensors)
         if self.other is not None and not for_both_trunks:
-            raise UserError(
-                f"config.init names two sources, {self.path} and {self.other.path}: that needs "
-                "config.model.fusion=late"
+            raise ArgumentError(
+                "init", f"{self.path},{self.other.path}", "names two sources: set model.fusion=late"
             )
         if for_both_trunks:
             first, second = trunks.split(ours)
@@ -107,7 +106,7 @@ class Weights:
             if weights is not None and weights.provenance.preprocessing != preprocessing:
                 notes.append(
                     f"{weights.path} was trained with {weights.provenance.preprocessing} "
-                    f"preprocessing, and config.model.preprocessing is {preprocessing}"
+                    f"preprocessing, and model.preprocessing is {preprocessing}"
                 )
         for name, theirs in self.provenance.label_maps.items():
             ours = label_maps.get(name, ())
@@ -126,8 +125,8 @@ class Weights:
             ]
             if differing:
                 notes.append(
-                    f"the score layers of {self.path} were trained with other settings of "
-                    f"config.model: {', '.join(differing)}"
+                    f"the score layers of {self.path} were trained with other model settings: "
+                    f"{', '.join(differing)}"
                 )
         return notes
 
@@ -138,7 +137,7 @@ class Weights:
             fusion = ", fusion=late" if trunks.is_late(self.tensors) else ""
             raise UserError(
                 f"{self.path} holds {self.provenance.source}, which fits "
-                f"config.model.backbone={self.provenance.backbone}{fusion}, not the backbone of "
+                f"model.backbone={self.provenance.backbone}{fusion}, not the backbone of "
                 "this run: set this backbone, or give other weights"
             )
         matched, problems = {}, list(self.problems)

@@ -302,12 +302,12 @@ def test_comp5_is_for_vocs_own_data_alone(make_run, voc, tmp_path, monkeypatch):
     enlarged = voc_config()
     enlarged.data.name = "voc/trainaug"
     for config, reason in (
-        (voc_config("squeezenet.npz"), "config.init is squeezenet.npz"),
+        (voc_config("squeezenet.npz"), "init is squeezenet.npz"),
         (
             voc_config("scratch,pretrained"),
-            "config.init is pretrained, whose config.init is squeezenet.npz",
+            "init is pretrained, whose init is squeezenet.npz",
         ),
-        (enlarged, "config.data.name is voc/trainaug"),
+        (enlarged, "data.name is voc/trainaug"),
     ):
         with pytest.raises(UserError, match=f"must be comp6.*{reason}"):
             send(make_run(config=config), voc, tmp_path / "refused", competition="comp5")

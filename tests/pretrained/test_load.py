@@ -120,7 +120,7 @@ def test_every_mismatch_is_reported_at_once(tmp_path):
 
 def test_weights_of_another_backbone_are_refused(tmp_path):
     squeezenet_file(tmp_path / "w.npz")
-    with pytest.raises(UserError, match=r"fits config\.model\.backbone=squeezenet"):
+    with pytest.raises(UserError, match=r"fits model\.backbone=squeezenet"):
         initialize(shapes_of("resnet18"), tmp_path / "w.npz")
 
 
@@ -316,7 +316,7 @@ def test_converted_weights_come_back_with_what_is_known_of_them(tmp_path):
 
 def test_two_sources_are_for_late_fusion_alone(tmp_path):
     squeezenet_file(tmp_path / "a.npz")
-    with pytest.raises(UserError, match=r"names two sources.*needs config.model.fusion=late"):
+    with pytest.raises(UserError, match=r"names two sources: set model.fusion=late"):
         initialize(shapes_of("squeezenet"), f"{tmp_path}/a.npz,{tmp_path}/a.npz")
 
 
@@ -350,7 +350,7 @@ def test_differences_from_the_run_of_the_weights_are_noted():
     (note,) = weights.notes(fitting, {"": tuple(map(str, range(21)))})
     assert "same number of classes, but other ones (class 0, class 1, class 2, class 3, …)" in note
     (note,) = weights.notes(dataclasses.replace(fitting, preprocessing="torchvision"), voc)
-    assert "trained with caffe preprocessing, and config.model.preprocessing is torchvision" in note
+    assert "trained with caffe preprocessing, and model.preprocessing is torchvision" in note
 
 
 def test_the_caveat_of_a_source_is_noted(torch, tmp_path):
