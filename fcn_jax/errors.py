@@ -37,6 +37,8 @@ class ArgumentError(UserError, ValueError):
 def format_value(value: Any) -> str:
     """Formats a value as it is given on the command line, in about 200 characters at most."""
     if isinstance(value, tuple):
+        if not value:
+            return "()"
         more = ",…" if len(value) > 16 else ""
         return ",".join(map(format_value, value[:16])) + more
     if isinstance(value, int) and abs(value) > 10**40:  # Python refuses to print 10**5000

@@ -21,6 +21,10 @@ from fcn_jax.errors import ArgumentError, UserError, suggestion
 T = TypeVar("T", bound=Callable[..., Any])
 
 
+class UnregisteredError(ArgumentError):
+    """A setting names code that is neither built in, nor installed, nor imported."""
+
+
 class Registry:
     """Names of one kind of code.
 
@@ -66,7 +70,7 @@ class Registry:
         """Returns the registered function or class, imported on first use.
 
         Raises:
-            ArgumentError: the name is unknown; suggests the nearest one.
+            UnregisteredError: the name is unknown; suggests the nearest one.
             UserError: the installed package that has the name cannot be imported.
         """
         self.check(name)
@@ -86,14 +90,14 @@ class Registry:
             ) from error
 
     def check(self, name: str) -> None:
-        """Raises ArgumentError for an unknown name, with the nearest known one."""
+        """Raises UnregisteredError for an unknown name, with the nearest known one."""
         if name not in self:
             names = self.names
-            raise ArgumentError(
+            raise UnregisteredError(
                 self._setting,
                 name,
-                f"must be one of {', '.join(names)}, or registered by a module that is imported"
-                f"{suggestion(str(name), names)}",
+                f"must be one of {', '.join(names)}, or registered by a module that is imported "
+                f"(--import=FILE){suggestion(str(name), names)}",
             )
 
     def _entry_points(self) -> dict[str, importlib.metadata.EntryPoint]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from fcn_jax.config import Config, settings
 from fcn_jax.errors import ArgumentError, UserError, format_value
 from fcn_jax.pretrained import Provenance, model_file
+from fcn_jax.registry import UnregisteredError
 from fcn_jax.terminal.atomic_files import write_whole
 from fcn_jax.terminal.progress import say
 
@@ -52,6 +53,8 @@ def read_settings(workdir: Path) -> Provenance:
             f"{workdir} is not the folder of a run: it has no run.json (give the workdir of the "
             "training)"
         ) from None
+    except UnregisteredError as error:
+        raise UserError(f"{path}: {error}") from error
     except (ValueError, OSError, RecursionError, UserError) as error:
         raise UserError(
             f"{path} does not hold settings of a run that this version can read: {error}"

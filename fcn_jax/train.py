@@ -111,7 +111,6 @@ def _train(config: Config, workdir: Path) -> Evaluation:
         dataset.channels,
         train_images=f"{len(records)} images (names {statistics.names_digest})",
     )
-    runs.claim(workdir, run, len(records))
 
     # --- model, optimizer, steps
     network = PureModel(
@@ -124,6 +123,7 @@ def _train(config: Config, workdir: Path) -> Evaluation:
         config.loss.class_weights, dataset.num_classes, statistics.label_counts
     )
     train_step = make_train_step(network, optimizer, config, weights_by_map)
+    runs.claim(workdir, run, len(records))  # once the settings of model and loss are checked
     evaluate = Evaluator(network, dataset, config.data.eval_split, config.eval)
     learning_rate = jax.jit(optim.learning_rate_schedule(config.optim, total_steps))
     first_state = jax.jit(partial(create_train_state, optimizer=optimizer), donate_argnums=0)

@@ -16,6 +16,7 @@ def test_an_error_of_an_argument_is_a_value_error_that_names_it():
 def test_values_are_shown_as_on_the_command_line_and_never_at_length():
     assert format_value((64, 0.5)) == "64,0.5"
     assert format_value(None) == "None"
+    assert format_value(()) == "()"
     assert format_value((1,) * 17) == "1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,…"
     assert format_value("a" * 300) == "a" * 200 + "…"
     assert format_value(10**5000) == "a whole number of 16610 bits"  # 5000 · log2(10) = 16609.6

@@ -9,6 +9,7 @@ import pytest
 from fcn_jax.config import Config, settings
 from fcn_jax.errors import ArgumentError, UserError
 from fcn_jax.registry import Registry, backbones, datasets, losses
+from tests.in_process import run_command
 from tests.own_folder import command
 
 
@@ -67,10 +68,10 @@ def test_an_unknown_name_is_refused_with_the_nearest_one(registry):
     with pytest.raises(
         ArgumentError,
         match=r"^model.backbone \(=paht\) must be one of path, os, or registered by a module that "
-        r"is imported; did you mean path\?$",
+        r"is imported \(--import=FILE\); did you mean path\?$",
     ):
         registry["paht"]
-    with pytest.raises(ArgumentError, match=r"that is imported$"):
+    with pytest.raises(ArgumentError, match=r"that is imported \(--import=FILE\)$"):
         registry.check("xyz")
 
 
@@ -108,7 +109,7 @@ def test_commands_import_modules_that_register_names(tmp_path):
     file.write_text(MINE)
     unknown = command("train", "--config.model.backbone=mine", "--config.eval.canvases=0")
     assert "(=mine) must be one of small" in unknown.stderr
-    assert "or registered by a module that is imported" in unknown.stderr
+    assert "or registered by a module that is imported (--import=FILE)" in unknown.stderr
     known = command(
         "train", f"--import={file}", "--config.model.backbone=mine", "--config.eval.canvases=0"
     )
@@ -116,7 +117,19 @@ def test_commands_import_modules_that_register_names(tmp_path):
     shown = command("train", f"--import={file}", "--help").stdout
     (line,) = (line for line in shown.splitlines() if "model.backbone=" in line)
     assert line.endswith(", mine")
-    assert "\n  --import: modules or .py files to import" in shown
+    assert "\n  --import: modules or .py files that register your own code: a,b,…" in shown
+
+
+@pytest.mark.parametrize("form", ["repeated", "joined"])
+def test_several_modules_are_imported(tmp_path, form):
+    files = [tmp_path / f"code_{form}_{name}.py" for name in ("a", "b", "c")]
+    for file in files:
+        file.write_text(f"print('importing {file.stem}')")
+    sources = [",".join(map(str, files))] if form == "joined" else files
+    result = run_command("predict", *[f"--import={source}" for source in sources], "--help")
+    assert [line for line in result.stdout.splitlines() if line.startswith("importing")] == [
+        f"importing {file.stem}" for file in files
+    ]
 
 
 @pytest.mark.parametrize(

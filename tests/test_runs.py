@@ -158,6 +158,19 @@ def test_a_run_json_of_another_program_is_not_replaced(tmp_path, config):
     assert (tmp_path / "run.json").read_text() == '{"distance_km": 10}'
 
 
+def test_a_run_needs_its_loss_to_train_and_its_backbone_always(tmp_path, config):
+    config.loss.name = "tversky"
+    claim(tmp_path, config)
+    assert runs.read_settings(tmp_path).config.loss.name == "tversky"
+    with pytest.raises(ArgumentError, match=r"loss\.name \(=tversky\) .* \(--import=FILE\)"):
+        config.check()
+    config.model.backbone = "patches"
+    claim(tmp_path, config)
+    message = r"run\.json: model\.backbone \(=patches\) must be one of .* \(--import=FILE\)"
+    with pytest.raises(UserError, match=message):
+        runs.read_settings(tmp_path)
+
+
 def test_a_folder_of_no_run_is_named(tmp_path):
     with pytest.raises(UserError, match=f"{tmp_path} is not the folder of a run"):
         runs.read_settings(tmp_path)

@@ -429,6 +429,14 @@ def test_class_weights_must_fit_the_classes(trained_folder, tmp_path):
         train(config, tmp_path / "run")
 
 
+def test_an_option_that_the_loss_does_not_take_leaves_no_run(trained_folder, tmp_path):
+    config = small_config(trained_folder)
+    config.loss.options = ("alpha=0.9",)
+    with pytest.raises(UserError, match="'alpha' that loss.name=cross_entropy does not take"):
+        train(config, tmp_path / "run")
+    assert not (tmp_path / "run" / "run.json").exists()
+
+
 def test_without_a_workdir_the_run_lies_under_the_name_of_its_config(tmp_path):
     result = subprocess.run(
         [

@@ -164,8 +164,10 @@ def assign(section: Any, name: str, value: Any) -> None:
     setattr(section, last, value)
 
 
-def check_ranges(section: Any, prefix: str = "") -> None:
+def check_ranges(section: Any, prefix: str = "", *, may_be_unregistered: str = "") -> None:
     """Checks the type, the range and the choices of every setting.
+
+    The name in the setting `may_be_unregistered` need not be in its registry.
 
     Raises:
         ArgumentError: names the first setting whose value has another type, is out of range, or is
@@ -178,7 +180,8 @@ def check_ranges(section: Any, prefix: str = "") -> None:
             _refuse(item, item.value)
         choices = item.rules.get("choices")
         if isinstance(choices, Registry):
-            choices.check(item.value)
+            if item.name != may_be_unregistered:
+                choices.check(item.value)
         elif choices and item.value not in choices:
             _refuse(item, item.value)
 

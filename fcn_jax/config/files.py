@@ -123,6 +123,8 @@ def override(config: Config, name: str, text: str) -> None:
 def from_dict(values: Mapping[str, Any]) -> Config:
     """Returns the config from the JSON values that this or an earlier version has stored.
 
+    The loss need not be registered: only training uses it.
+
     Raises:
         UserError: this version does not have one of the settings.
         ArgumentError: a value cannot be used.
@@ -139,7 +141,7 @@ def from_dict(values: Mapping[str, Any]) -> Config:
                 raise UserError(
                     f"config.{dotted} (={value}) is not a setting of this version of fcn_jax"
                 )
-    check_ranges(config)
+    check_ranges(config, may_be_unregistered="loss.name")
     return config
 
 

@@ -17,7 +17,10 @@ SUB_FOLDER = Pattern(
     f"names of sub-folders (letters, digits, _ and -; not {', '.join(RESERVED_FOLDERS)})",
 )
 
-LOSS_OPTION = Pattern(r"[A-Za-z_]\w*=[-+.\w]+", "options name=number")
+LOSS_OPTION = Pattern(
+    r"[A-Za-z_]\w*=[-+.\w]+",
+    'options name=number, such as ("alpha=0.3", "beta=0.7") in a config file',
+)
 
 DATA_SET_NAME = Pattern(r"(?![/.~])(?!.*\.\.)[^\s\\]+", "the name of a data set, which is no path")
 
@@ -286,7 +289,8 @@ class Config(Section):
             raise ArgumentError(
                 "train.steps",
                 train.steps,
-                f"must be None if train.epochs (={train.epochs:g}) is given",
+                f"must be None if train.epochs (={train.epochs:g}) is given: set "
+                "config.train.epochs = None to train for steps, or leave config.train.steps None",
             )
         if train.batch_size % train.accumulation_steps:
             raise ArgumentError(

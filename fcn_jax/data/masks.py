@@ -55,8 +55,9 @@ def mask_labels(
         )
     if palette is None:
         raise UserError(
-            f"{name}: the mask is in colour, but masks hold class indices; say which class a "
-            "colour is with --config.data.mask_palette=voc, or =FILE with a line 'R G B' per class"
+            f"{name}: the mask is in colour, but masks hold class indices; define the class of "
+            "each colour: for a folder by --config.data.mask_palette=voc, or =FILE with a line "
+            "'R G B' per class, for a data set of your own by the `palette` of its RawDataset"
         )
     return labels_from_colours(np.asarray(image.convert("RGB")), palette, name)
 

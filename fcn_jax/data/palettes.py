@@ -74,7 +74,7 @@ def labels_from_colours(rgb: np.ndarray, palette: np.ndarray, name: str) -> np.n
         shown = "; ".join(format_colour(colour) for colour in colours[:4])
         raise UserError(
             f"{name}: colour {shown}{'; …' if len(colours) > 4 else ''} (R G B) "
-            "is not in the palette; fix the mask or --config.data.mask_palette"
+            "is not in the palette; correct the mask, or add the colour to the palette"
         )
     return label.astype(np.uint8)
 

@@ -29,7 +29,7 @@ from typing import Any, NamedTuple, TextIO
 
 from fcn_jax import registry
 from fcn_jax.config import DataConfig
-from fcn_jax.data.raw import RawDataset, open_raw, raise_for_notes
+from fcn_jax.data.raw import RawDataset, list_samples, open_raw, raise_for_notes
 from fcn_jax.errors import UserError
 from fcn_jax.terminal.atomic_files import write_whole
 from fcn_jax.terminal.progress import say
@@ -91,7 +91,7 @@ def open_prepared(data: DataConfig) -> PreparedRecords:
     raw = open_raw(data)
     assert raw is not None, f"{data.name} is not registered"
     if raw.files is None:
-        raw = dataclasses.replace(raw, samples=list(raw.samples))
+        raw = dataclasses.replace(raw, samples=list_samples(raw, data))
     raise_for_notes(raw.notes, data)
     folder = base / _digest(_state(raw, data))
     with contextlib.suppress(_UnusableError):

@@ -17,12 +17,12 @@ One registered function adds a data set for training, preparation and the doctor
 If a mask is not an image file, pass a `SourceFile` with a function that reads the class indices.
 """
 
-import contextlib
 import dataclasses
+import traceback
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path, PurePath
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -33,6 +33,8 @@ from fcn_jax.data.labels import IGNORE_INDEX
 from fcn_jax.errors import UserError, listed
 
 T = TypeVar("T")
+
+PACKAGE = Path(__file__).parents[1]
 
 NAMES_SHOWN = 5
 """Number of names that an error message lists."""
@@ -70,6 +72,10 @@ class Note(NamedTuple):
     error: str = ""
 
 
+class ReaderError(UserError):
+    """An error that the function which reads a file raised. The message names the line."""
+
+
 class SourceFile(NamedTuple):
     """A file of an image, a mask or extra channels, with the function that reads it.
 
@@ -84,9 +90,16 @@ class SourceFile(NamedTuple):
     read: Callable[[Path], bytes | np.ndarray] = read_bytes
 
     def load(self) -> bytes | np.ndarray:
-        """Reads the file. Raises UserError if it cannot be read."""
-        with named_errors(str(self.path)):
-            return self.read(self.path)
+        """Reads the file.
+
+        Raises:
+          UserError: the file cannot be read.
+          ReaderError: `read` raised another error.
+        """
+        try:
+            return call_own_code(self.read, self.path, place=str(self.path))
+        except _OwnCodeError as error:
+            raise ReaderError(f"{self.path}: {error}") from error
 
     def load_bytes(self) -> bytes:
         """Reads an image or extra channels as the bytes of an image file; encodes arrays as PNG.
@@ -97,12 +110,13 @@ class SourceFile(NamedTuple):
         content = self.load()
         if isinstance(content, bytes):
             return content
-        if content.dtype != np.uint8 or content.ndim != 3 or content.shape[-1] not in (1, 3):
+        pixels = np.asarray(content)
+        if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[-1] not in (1, 3):
             raise UserError(
-                f"{self.path}: the image is {content.dtype} {content.shape}; it must be "
+                f"{self.path}: the image is {pixels.dtype} {pixels.shape}; it must be "
                 "uint8 (h, w, 3) or (h, w, 1)"
             )
-        return encode_png(content)
+        return encode_png(pixels)
 
     @property
     def name(self) -> str:
@@ -163,11 +177,15 @@ class RawDataset:
         records are prepared, not whenever they are opened.
       files: files and folders; if the name, size or modification time of one changes, the records
         are prepared again. A folder stands for the files in it. None for the files of `samples`.
-      palette: the colours of the classes in colour masks, uint8 (k, 3); see `read_palette`.
+      palette: the colours of the classes in colour masks, uint8 (k, 3) or a list of RGB triples;
+        see `read_palette`.
       splits: names of the splits; required only if a split may be empty.
       complete_sizes: split -> number of samples in the complete data set, if the raw files may be
         only a part of it.
       notes: faults found while the files were listed. A data set may raise `UserError` instead.
+
+    Raises:
+      ValueError: the palette does not consist of RGB triples from 0 to 255.
     """
 
     class_names: Sequence[str] | Mapping[str, Sequence[str]]
@@ -177,6 +195,16 @@ class RawDataset:
     splits: Sequence[str] = ()
     complete_sizes: Mapping[str, int] = dataclasses.field(default_factory=dict)
     notes: Sequence[Note] = ()
+
+    def __post_init__(self) -> None:
+        if self.palette is None:
+            return
+        palette = np.asarray(self.palette)
+        if palette.ndim != 2 or palette.shape[1] != 3 or palette.dtype.kind not in "ui":
+            raise ValueError("`palette` must be whole numbers (k, 3): the RGB of each class")
+        if palette.size and not 0 <= palette.min() <= palette.max() <= 255:
+            raise ValueError("`palette` must contain numbers from 0 to 255")
+        object.__setattr__(self, "palette", palette.astype(np.uint8, copy=False))
 
     @property
     def label_maps(self) -> dict[str, tuple[str, ...]]:
@@ -190,21 +218,45 @@ def open_raw(data: DataConfig) -> RawDataset | None:
     """Lists the raw files of a registered data set; returns None for the name of a TFDS data set.
 
     Raises:
-      UserError: `data.root` is missing, or the files cannot be listed.
-      TypeError: the registered function returned something else.
+      UserError: `data.root` is missing, the files cannot be listed, or the registered function
+        raises an error or returns something else.
     """
     if data.name not in registry.datasets:
         return None
-    with named_errors(data.root or data.name):
-        raw = registry.datasets[data.name](data)
+    raw = _call_data_set(registry.datasets[data.name], data, data=data)
     if not isinstance(raw, RawDataset):
-        raise TypeError(
-            f"the data set {data.name!r} returned a {type(raw).__name__}, not a RawDataset"
+        raise UserError(
+            f"the function of the data set {data.name!r} returned {type(raw).__name__}, not a "
+            "RawDataset"
         )
     for class_names in raw.label_maps.values():
         if class_names:
             check_class_names(class_names, data.name)
     return raw
+
+
+def list_samples(raw: RawDataset, data: DataConfig) -> list[Sample]:
+    """Lists the samples, which may come from a generator.
+
+    Raises:
+      UserError: the generator raises an error, or yields something else.
+    """
+    samples: list[Sample] = _call_data_set(list, raw.samples, data=data)
+    for sample in samples:
+        if not isinstance(sample, Sample):
+            raise UserError(
+                f"the samples of the data set {data.name!r} contain {type(sample).__name__}, not "
+                "only Sample"
+            )
+    return samples
+
+
+def _call_data_set(call: Callable[..., T], *arguments: Any, data: DataConfig) -> T:
+    """Calls code of the data set; raises UserError for its errors."""
+    try:
+        return call_own_code(call, *arguments, place=data.root or data.name)
+    except _OwnCodeError as error:
+        raise UserError(f"{error} (in the data set {data.name!r})") from error
 
 
 def data_root(data: DataConfig) -> Path:
@@ -255,14 +307,33 @@ def raise_for_notes(notes: Sequence[Note], data: DataConfig) -> None:
             )
 
 
-@contextlib.contextmanager
-def named_errors(place: str) -> Iterator[None]:
-    """Converts an OSError to a UserError that begins with its file name, or `place` without one."""
+class _OwnCodeError(Exception):
+    """An error of code outside this package: "FILE:LINE: ERROR: MESSAGE"."""
+
+
+def call_own_code(call: Callable[..., T], *arguments: Any, place: str) -> T:
+    """Calls a function that may belong to the user.
+
+    Raises:
+      UserError: begins with the file of an OSError, or `place` if the error names none.
+      _OwnCodeError: the function is not part of this package and raises another error. The message
+        names the last line that ran in the function's file.
+    """
     try:
-        yield
+        return call(*arguments)
+    except UserError:
+        raise
     except OSError as error:
         reason = error.strerror or str(error)
         raise UserError(f"{error.filename or place}: {reason}") from error
+    except Exception as error:
+        _, *frames = traceback.extract_tb(error.__traceback__)
+        if frames and Path(frames[0].filename).is_relative_to(PACKAGE):
+            raise
+        lines = [frame.lineno for frame in frames if frame.filename == frames[0].filename]
+        line = f"{frames[0].filename}:{lines[-1]}: " if lines else ""
+        message = " ".join(f"{type(error).__name__}: {error}".split())
+        raise _OwnCodeError(f"{line}{message}") from error
 
 
 def repeated(names: Iterable[T]) -> list[T]:

@@ -25,7 +25,7 @@ from fcn_jax.data.raw import (
     Sample,
     SourceFile,
     check_image_names,
-    named_errors,
+    list_samples,
     repeated,
 )
 from fcn_jax.errors import UserError, format_value, listed, width_by_height
@@ -169,8 +169,7 @@ def _list_samples(raw: RawDataset, data: DataConfig) -> list[Sample]:
         channels and label maps that the settings do not name.
     """
     place = data.root or data.name
-    with named_errors(place):
-        samples = list(raw.samples)
+    samples = list_samples(raw, data)
     if not samples:
         raise UserError(f"{place}: the data set has no images")
     check_image_names((sample.name for sample in samples), place)

@@ -122,7 +122,9 @@ def examine(subject: Subject, config: Config) -> tuple[Survey, list[Finding]]:
             notes += [note._replace(images=(index,)) for note in image.notes]
             bar.advance()
     survey = Survey(subject.label_maps, subject.splits, train_splits, reports, subject.is_part)
-    return survey, group_by_kind([*notes, *check_set(survey)])
+    return survey, group_by_kind(
+        [*notes, *check_set(survey)], is_folder=config.data.name == "folder"
+    )
 
 
 def check_output(path: Path) -> None:

@@ -13,7 +13,7 @@ from fcn_jax.data.images import image_pixels, is_lossy, open_image, png_bits
 from fcn_jax.data.labels import IGNORE_INDEX, LABELS_SHOWN, by_map
 from fcn_jax.data.masks import as_labels, mask_labels
 from fcn_jax.data.palettes import format_colour, voc_palette
-from fcn_jax.data.raw import Note, Sample, SourceFile
+from fcn_jax.data.raw import Note, ReaderError, Sample, SourceFile
 from fcn_jax.data.splits import Split
 from fcn_jax.data.voc import VOC_CLASSES
 from fcn_jax.doctor.artefacts import Artefact, find_artefact
@@ -145,7 +145,7 @@ def _examine_image(report: ImageReport, file: SourceFile) -> int:
         image = open_image(data, file.name)
         pixels = image_pixels(image, file.name)
     except UserError as error:
-        report.note("image_unreadable", file.name, _reason(error, file.name))
+        _note_unreadable(report, "image_unreadable", file, error)
         return UPRIGHT
     report.size, report.mode = (image.height, image.width), image.mode
     report.digest = _digest(pixels)
@@ -168,7 +168,7 @@ def _examine_mask(
             return mask, (label.shape[0], label.shape[1])
         image = open_image(content, file.name)
     except UserError as error:
-        report.note("mask_unreadable", file.name, _reason(error, file.name))
+        _note_unreadable(report, "mask_unreadable", file, error)
         return None, None
     size = image.height, image.width
     if is_lossy(image, content):
@@ -235,12 +235,17 @@ def _examine_channels(report: ImageReport, folder: str, file: SourceFile) -> Non
     try:
         channels = decode_channels(file.load_bytes(), file.name)
     except UserError as error:
-        report.note("channels_unreadable", file.name, _reason(error, file.name))
+        _note_unreadable(report, "channels_unreadable", file, error)
         return
     size = channels.shape[0], channels.shape[1]
     if report.size is not None and size != report.size:
         _note_sizes(report, "channels_size", file.name, size)
     report.channels[folder] = channels.shape[-1], bool((channels == channels[..., :1]).all())
+
+
+def _note_unreadable(report: ImageReport, kind: str, file: SourceFile, error: UserError) -> None:
+    kind = "reader_failed" if isinstance(error, ReaderError) else kind
+    report.note(kind, file.name, _reason(error, file.name))
 
 
 def _note_sizes(report: ImageReport, kind: str, name: str, size: tuple[int, int]) -> None:

@@ -54,6 +54,8 @@ mask_unreadable: unreadable masks
     open the file in a viewer; copy it again from its source, or remove the image
 channels_unreadable: unusable extra channels
     follow the message, or copy the file again from its source
+reader_failed: files whose reader raises an error
+    correct the function of the data set that reads them, or the files
 record_unusable: unusable records
     follow the message
 mask_size: masks that differ in size from their image
@@ -138,6 +140,19 @@ image_16_bits: images of more than 8 bits per channel
 """)
 
 KINDS = FAULTS | REMARKS
+
+REMEDIES_WITHOUT_LISTS = {
+    "split_missing": "set config.data.train_split and config.data.eval_split to existing splits",
+    "split_empty": "add images to these splits, or remove the splits",
+    "image_without_mask": "add the mask or remove the image",
+    "mask_colours": "define the class of each colour by the `palette` of the RawDataset",
+    "mask_stray_colours": "add the colours to the palette of the data set, or correct the masks",
+    "palettes_differ": "check in the picture that they show the same classes; some programs number "
+    "the colours of each file differently: then save the masks as RGB and give the RawDataset a "
+    "`palette`",
+}
+"""Remedies for data sets that are not a folder of `images/`, `masks/` and lists of images."""
+
 MAX_IMAGES = 3
 OTHER_FAULTS_FIRST = "correct the other faults first, which may hide pixels; then: "
 
@@ -164,8 +179,13 @@ class Finding:
         return self.kind in FAULTS
 
 
-def group_by_kind(notes: Iterable[Note]) -> list[Finding]:
-    """Returns a finding for each kind that occurs, in the order of `KINDS`: faults first."""
+def group_by_kind(notes: Iterable[Note], *, is_folder: bool) -> list[Finding]:
+    """Returns a finding for each kind that occurs, in the order of `KINDS`: faults first.
+
+    Args:
+        notes: the notes of the whole data set.
+        is_folder: the data set is "folder", which `config.data` and lists of images describe.
+    """
     by_kind: dict[str, list[Note]] = {kind: [] for kind in KINDS}
     for note in notes:
         by_kind[note.kind].append(note)
@@ -180,6 +200,8 @@ def group_by_kind(notes: Iterable[Note]) -> list[Finding]:
             if len(images) < MAX_IMAGES:  # all images of a note, so that pairs stay together
                 images |= dict.fromkeys(note.images[:MAX_IMAGES])
         remedy = KINDS[kind].remedy
+        if not is_folder:
+            remedy = REMEDIES_WITHOUT_LISTS.get(kind, remedy)
         if kind == "class_untrained" and findings:
             remedy = OTHER_FAULTS_FIRST + remedy
         findings.append(Finding(kind, tuple(places), tuple(images), remedy))

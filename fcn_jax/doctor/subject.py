@@ -12,7 +12,7 @@ from fcn_jax.data.datasets import Dataset, open_dataset
 from fcn_jax.data.images import decode_image, image_pixels, open_image
 from fcn_jax.data.labels import by_map
 from fcn_jax.data.masks import as_labels, decode_mask
-from fcn_jax.data.raw import Note, RawDataset, Sample, named_errors, open_raw
+from fcn_jax.data.raw import Note, RawDataset, Sample, list_samples, open_raw
 from fcn_jax.doctor.examine import ImageReport, examine_record, examine_sample
 from fcn_jax.errors import UserError
 from fcn_jax.pictures.contact_sheet import Entry
@@ -48,9 +48,7 @@ def open_subject(data: DataConfig) -> Iterator[Subject]:
     if raw is None:
         yield _from_records(open_dataset(data))
     else:
-        with named_errors(data.root or data.name):
-            samples = list(raw.samples)
-        yield _from_files(raw, samples)
+        yield _from_files(raw, list_samples(raw, data))
 
 
 def _from_files(raw: RawDataset, samples: Sequence[Sample]) -> Subject:

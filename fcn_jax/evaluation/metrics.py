@@ -151,7 +151,7 @@ def scores_table(scores: Scores, class_names: Sequence[str]) -> Table:
         "precision": scores.per_class_precision,
         "recall\n(accuracy)": scores.per_class_recall,
         **({} if boundary is None else {"boundary\nIoU": boundary}),
-        "pixels": np.where(np.isnan(scores.per_class_iou), np.nan, scores.pixel_shares),
+        "% of\npixels": np.where(np.isnan(scores.per_class_iou), np.nan, scores.pixel_shares),
     }
     table = Table(
         box=box.SIMPLE_HEAD,

@@ -15,6 +15,7 @@ from safetensors.numpy import save_file
 
 from fcn_jax.errors import UserError
 from fcn_jax.pretrained.provenance import Provenance
+from fcn_jax.registry import UnregisteredError
 from fcn_jax.terminal.atomic_files import write_whole
 
 FORMAT = "fcn_jax"
@@ -82,6 +83,8 @@ def read_provenance(path: Path) -> Provenance | None:
         if ":" in re.sub(r":[\d.]+$", "", name):  # a version may follow a colon
             raise ValueError(f"the data set {name} has a namespace")
         return provenance
+    except UnregisteredError as error:
+        raise UserError(f"{path}: {error}") from error
     except (ValueError, UserError, RecursionError) as error:
         raise UserError(
             f"{path} holds metadata that this version of fcn_jax cannot use ({error}): export the "

@@ -40,12 +40,15 @@ def begin(*, with_config: bool = False) -> None:
     arguments = with_underscores(sys.argv[1:])
     options = [argument for argument in arguments if argument not in HELP_FLAGS]
     program = f"python -m {_module_name()}"
-    flags.DEFINE_list("import", [], "modules or .py files to import, which register your own code")
+    flags.DEFINE_multi_string(
+        "import", [], "modules or .py files that register your own code: a,b,…, or given repeatedly"
+    )
     try:
         given = _define_config(options) if with_config else []
         rest = flags.FLAGS([sys.argv[0], *options])[1:]
-        for source in flags.FLAGS["import"].value or ():
-            config_lib.import_code(source)
+        for sources in flags.FLAGS["import"].value or ():
+            for source in filter(None, map(str.strip, sources.split(","))):
+                config_lib.import_code(source)
         if with_config:
             config = flags.FLAGS.config or default_config()
             for name, text in given:

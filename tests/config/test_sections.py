@@ -188,10 +188,26 @@ def test_texts_of_the_command_line_are_values_of_the_settings_type(name, text, v
     check_ranges(config)
 
 
+def test_the_form_of_the_options_of_a_loss_is_shown():
+    config = default_config()
+    config.loss.options = {"alpha": 0.3}  # type: ignore[assignment]
+    message = (
+        r'options name=number, such as \("alpha=0.3", "beta=0.7"\) in a config file, separated'
+    )
+    with pytest.raises(ArgumentError, match=message):
+        config.check()
+    config.loss.options = ("alpha=0.3", "beta=0.7")
+    config.check()
+
+
 def test_either_steps_or_epochs_are_given():
     config = default_config()
     config.train.steps = 5
-    with pytest.raises(ArgumentError, match=r"train.steps \(=5\) must be None if train.epochs"):
+    with pytest.raises(
+        ArgumentError,
+        match=r"train.steps \(=5\) must be None if train.epochs \(=24\) is given: set "
+        r"config.train.epochs = None to train for steps, or leave config.train.steps None$",
+    ):
         config.check()
     config.train.steps = config.train.epochs = None
     with pytest.raises(ArgumentError, match=r"train.steps \(=None\) must be given, or train.ep"):

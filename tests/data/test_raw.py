@@ -1,8 +1,9 @@
 """Registering a data set: one function serves training, preparing and the doctor."""
 
 import dataclasses
+import inspect
 import json
-import traceback
+import re
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from fcn_jax.data.raw import RawDataset, Sample, SourceFile
 from fcn_jax.doctor.subject import open_subject
 from fcn_jax.errors import UserError
 from tests.data import labelme
+from tests.doctor.example_set import examine
 
 SQUARE = [[2, 2], [5, 2], [5, 6], [2, 6]]
 
@@ -141,7 +143,7 @@ def test_images_and_masks_may_be_arrays(tmp_path, register):
         (changed(samples=[Sample("train", image(), {}, "x")]), "1 images without a mask: x"),
         (
             changed(samples=[Sample("train", image(), mask(), "x", {"depth": image()})]),
-            r"data\.extra_channels \(=\) must name the channels beside RGB of mine, which has de",
+            r"data\.extra_channels \(=\(\)\) must name the channels beside RGB of mine, which has",
         ),
         (changed(samples=[Sample("all", image(), mask())]), "'all' cannot be the name of a split"),
         (changed(samples=[Sample("a/b", image(), mask())]), "'a/b' cannot be the name of a split"),
@@ -171,22 +173,97 @@ def test_settings_that_do_not_apply_are_refused(tmp_path):
         open_dataset(settings(tmp_path / "cells", label_maps=("a", "b")))
 
 
-def test_a_reader_may_print_and_its_errors_name_the_sample(tmp_path, register, capsys):
+def line_of(function, text: str) -> str:
+    """Returns FILE:LINE of the first line with a text in the source of a function."""
+    lines, first = inspect.getsourcelines(function)
+    offset = next(n for n, line in enumerate(lines) if text in line)
+    return f"{__file__}:{first + offset}"
+
+
+def test_a_reader_may_print_and_its_errors_name_the_file_and_the_line(tmp_path, register, capsys):
     def read(path):
         print(f"reading {path}")
         return {"no": "mask"}["mask"]
 
     register(lambda data: changed(samples=[Sample("train", image(), SourceFile(Path("b"), read))]))
-    with pytest.raises(KeyError) as raised:
+    reason = f"{line_of(read, '[')}: KeyError: 'mask'"
+    with pytest.raises(UserError) as raised:
         open_dataset(settings(tmp_path / "", "mine"))
+    assert str(raised.value).startswith(f"b: {reason} (`python -m fcn_jax.doctor`")
     assert capsys.readouterr().out == "reading b\n"
-    assert "while preparing a (drawn/a.png)" in "".join(traceback.format_exception(raised.value))
+    with open_subject(settings(tmp_path / "", "mine")) as subject:
+        (note,) = (note for note in subject.examine(0).notes if note.where == "b")
+    assert (note.kind, note.detail) == ("reader_failed", reason)
 
 
-def test_a_function_that_returns_something_else(tmp_path, register):
-    register(lambda data: ["a.png"])
-    with pytest.raises(TypeError, match="'mine' returned a list, not a RawDataset"):
+@pytest.mark.parametrize("opened", [open_dataset, lambda data: open_subject(data).__enter__()])
+def test_an_error_in_the_function_or_its_generator_names_the_line(tmp_path, register, opened):
+    data = settings(tmp_path / "", "mine")
+
+    def read(text: str):
+        return json.loads(text)  # the error is raised in another file
+
+    register(lambda data: read("{"))
+    with pytest.raises(UserError) as raised:
+        opened(data)
+    line = line_of(read, "json.loads")
+    assert str(raised.value).startswith(f"{line}: JSONDecodeError: Expecting property name")
+    assert str(raised.value).endswith("(in the data set 'mine')")
+
+    def samples():
+        yield GOOD.samples[0]
+        yield {}["mask"]
+
+    registry.datasets._registered.pop("mine")
+    register(lambda data: changed(samples=samples()))
+    with pytest.raises(UserError) as raised:
+        opened(data)
+    line = line_of(samples, '["mask"]')
+    assert str(raised.value) == f"{line}: KeyError: 'mask' (in the data set 'mine')"
+
+
+@pytest.mark.parametrize(
+    ("returned", "message"),
+    [
+        (None, r"^the function of the data set 'mine' returned NoneType, not a RawDataset$"),
+        (["a.png"], r"^the function of the data set 'mine' returned list, not a RawDataset$"),
+        (
+            changed(samples=["a.png"]),
+            "^the samples of the data set 'mine' contain str, not",
+        ),
+    ],
+)
+def test_a_function_that_returns_something_else(tmp_path, register, returned, message):
+    register(lambda data: returned)
+    with pytest.raises(UserError, match=message):
         open_dataset(settings(tmp_path / "", "mine"))
+
+
+def test_a_palette_may_be_a_list_of_colours(tmp_path, register):
+    colours = [(0, 0, 0), (255, 0, 0)]
+    Image.new("RGB", (5, 4), colours[1]).save(tmp_path / "m.png")
+    samples = [Sample("train", image(), tmp_path / "m.png")]
+    register(lambda data: changed(samples=samples, palette=colours))
+    label = open_dataset(settings(tmp_path / "", "mine")).split("train").label(0)
+    np.testing.assert_array_equal(label, np.ones((4, 5)))
+    for wrong in ([0, 0, 0], [(0, 0, 256)], [(0.5, 0, 0)]):
+        with pytest.raises(ValueError, match="`palette` must"):
+            changed(palette=wrong)
+
+
+def test_remedies_for_a_data_set_in_code_name_neither_lists_nor_settings_of_a_folder(
+    tmp_path, register
+):
+    Image.new("RGB", (5, 4), (9, 9, 9)).save(tmp_path / "m.png")
+    samples = [Sample("train", image(), tmp_path / "m.png")]
+    register(lambda data: changed(samples=samples, palette=[(0, 0, 0), (255, 0, 0)]))
+    with pytest.raises(UserError, match=r"colour 9 9 9 \(R G B\) is not in the palette") as raised:
+        open_dataset(settings(tmp_path / "", "mine"))
+    assert "mask_palette" not in str(raised.value)
+    remedies = {kind: found.remedy for kind, found in examine(tmp_path, "mine").items()}
+    assert {"split_missing", "mask_stray_colours"} <= remedies.keys()
+    for remedy in remedies.values():
+        assert not re.search(r"mask_palette|\blists?\b|palette's file", remedy)
 
 
 def test_a_file_that_the_function_misses_is_named(tmp_path, register):

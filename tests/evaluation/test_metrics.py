@@ -129,6 +129,7 @@ def test_scores_table_lists_classes_then_the_overall_scores():
     assert max(map(len, lines)) <= 80
     rows = [line.split() for line in lines if line.strip()]
     assert ["class", "IoU", "Dice", "precision", "(accuracy)", "pixels"] in rows
+    assert ["recall", "%", "of"] in rows
     assert ["sky", "50.0", "66.7", "60.0", "75.0", "40.0"] in rows
     assert ["road", "28.6", "44.4", "66.7", "33.3", "60.0"] in rows
     assert ["[boat]", "–", "–", "0.0", "–", "–"] in rows

@@ -352,7 +352,7 @@ def test_an_image_of_one_pixel_has_views_too(network, variables):
         ({"overlap": 1.0}, "overlap (=1.0) must be at least 0 and below 1"),
         ({"overlap": -0.1}, "overlap (=-0.1)"),
         ({"overlap": float("nan")}, "overlap (=nan)"),
-        ({"scales": ()}, "scales (=) must be 1 to 12 numbers"),
+        ({"scales": ()}, "scales (=()) must be 1 to 12 numbers"),
         ({"scales": tuple(range(1, 14))}, "must be 1 to 12 numbers"),
         ({"scales": (1.0, 0.0)}, "scales (=1.0,0.0) must each be in 0.1…4.0"),
         ({"scales": (-0.5,)}, "scales (=-0.5)"),

@@ -67,7 +67,6 @@ def test_paths_in_a_model_file_are_ignored(model_path: Path, tmp_path: Path) -> 
         lambda values: values.update(class_names={"..": CLASSES}),
         lambda values: values.update(class_names=[f"class {n}" for n in range(300)]),
         lambda values: values.update(channels=2**30),
-        lambda values: values["config"]["model"].update(backbone="os.system"),
         lambda values: values["config"]["model"].update(context_features=10**12),
         lambda values: values["config"]["data"].update(name="kubric:kubric_frame"),
         "[" * 100_000,
@@ -83,6 +82,23 @@ def test_metadata_that_cannot_be_used_is_one_line(
     with pytest.raises(UserError, match=r"holds metadata that this version .* cannot use") as error:
         load_run(path)
     assert "\n" not in str(error.value)
+
+
+def test_the_code_of_a_model_file_is_never_imported_but_asked_for_if_it_predicts(
+    model_path: Path, tmp_path: Path
+) -> None:
+    """Only training needs the loss."""
+
+    def with_loss(values: dict[str, Any]) -> None:
+        values["config"]["loss"]["name"] = "os.system"
+
+    def with_backbone(values: dict[str, Any]) -> None:
+        values["config"]["model"]["backbone"] = "os.system"
+
+    assert load_run(with_metadata(model_path, tmp_path, with_loss)).config.loss.name == "os.system"
+    message = r"m\.safetensors: model\.backbone \(=os\.system\) must .* \(--import=FILE\)$"
+    with pytest.raises(UserError, match=message):
+        load_run(with_metadata(model_path, tmp_path, with_backbone))
 
 
 @pytest.mark.parametrize(
