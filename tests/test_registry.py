@@ -117,7 +117,10 @@ def test_commands_import_modules_that_register_names(tmp_path):
     shown = command("train", f"--import={file}", "--help").stdout
     (line,) = (line for line in shown.splitlines() if "model.backbone=" in line)
     assert line.endswith(", mine")
-    assert "\n  --import: modules or .py files that register your own code: a,b,…" in shown
+    assert (
+        "\n  --import: modules or .py files that register your own code: a,b,…, or the flag"
+        in shown
+    )
 
 
 @pytest.mark.parametrize("form", ["repeated", "joined"])

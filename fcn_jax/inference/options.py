@@ -78,7 +78,7 @@ class Inference:
         elif len(set(self.scales)) < len(self.scales):
             problem = "names a scale twice"
         if problem:
-            raise ArgumentError("scales", _joined(self.scales), problem)
+            raise ArgumentError("scales", self.scales, problem)
 
     @property
     def description(self) -> str:

@@ -40,9 +40,11 @@ def begin(*, with_config: bool = False) -> None:
     arguments = with_underscores(sys.argv[1:])
     options = [argument for argument in arguments if argument not in HELP_FLAGS]
     program = f"python -m {_module_name()}"
-    flags.DEFINE_multi_string(
-        "import", [], "modules or .py files that register your own code: a,b,…, or given repeatedly"
-    )
+    flags.DEFINE_multi_string("import", [], "")
+    # Set here, because absl adds a second line to the help of a flag that may be repeated.
+    flags.FLAGS[
+        "import"
+    ].help = "modules or .py files that register your own code: a,b,…, or the flag repeatedly"
     try:
         given = _define_config(options) if with_config else []
         rest = flags.FLAGS([sys.argv[0], *options])[1:]

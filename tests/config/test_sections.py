@@ -191,9 +191,7 @@ def test_texts_of_the_command_line_are_values_of_the_settings_type(name, text, v
 def test_the_form_of_the_options_of_a_loss_is_shown():
     config = default_config()
     config.loss.options = {"alpha": 0.3}  # type: ignore[assignment]
-    message = (
-        r'options name=number, such as \("alpha=0.3", "beta=0.7"\) in a config file, separated'
-    )
+    message = r'options name=number, such as \("alpha=0.3", "beta=0.7"\) in a config file'
     with pytest.raises(ArgumentError, match=message):
         config.check()
     config.loss.options = ("alpha=0.3", "beta=0.7")

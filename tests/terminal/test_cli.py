@@ -48,7 +48,7 @@ def test_hyphens_in_the_names_of_flags_are_underscores(own_flags, given, underst
 
 def test_help_shows_flags_with_underscores():
     shown = command("evaluate", "--data-root=x", "--help")
-    assert "\n  --data_root: where its raw files are (default: where they were)\n" in shown.stdout
+    assert "\n  --data_root: folder of its raw files (default: the run's)\n" in shown.stdout
 
 
 def test_a_setting_takes_hyphens():
