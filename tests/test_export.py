@@ -11,6 +11,7 @@ import jax
 import numpy as np
 import pytest
 from flax import nnx
+from safetensors.numpy import save_file
 
 from fcn_jax import pretrained
 from fcn_jax.config import Config, ModelConfig
@@ -148,11 +149,10 @@ def test_a_run_of_another_network_does_not_go_to_torchvision(
 def test_a_file_of_another_version_is_refused(trained_run: Path, tmp_path: Path) -> None:
     tensors = {"backbone/x": np.zeros(2, np.float32)}
     model_file.save(tmp_path / "w.safetensors", tensors, Provenance(Config()))
-    whole = (tmp_path / "w.safetensors").read_bytes()
-    (tmp_path / "w.safetensors").write_bytes(whole.replace(b"channels", b"chanzels"))
+    text = (tmp_path / "w.json").read_text().replace("channels", "chanzels")
+    save_file(tensors, tmp_path / "other.safetensors", {"format": "fcn_jax", "fcn_jax": text})
     with pytest.raises(UserError, match="metadata that this version of fcn_jax cannot use"):
-        pretrained.read(tmp_path / "w.safetensors")
-    (tmp_path / "w.safetensors").write_bytes(whole)
+        pretrained.read(tmp_path / "other.safetensors")
     with pytest.raises(UserError, match="features of a classifier"):
         load_run(tmp_path / "w.safetensors")
 

@@ -23,7 +23,7 @@ def read(path: str | Path) -> Weights:
     """
     path = Path(path)
     tensors = read_weights(path)
-    provenance = model_file.read_provenance(path)
+    provenance = model_file.read_provenance(path, tensors)
     if provenance is not None:
         return Weights(path, provenance, tensors, problems=_not_finite(tensors))
     return _rename(path, tensors, _recognize(path, tensors))

@@ -3,6 +3,7 @@
 It holds an exported run or the converted weights of another project.
 """
 
+import hashlib
 import json
 import re
 from collections.abc import Mapping
@@ -20,6 +21,9 @@ from fcn_jax.terminal.atomic_files import write_whole
 
 FORMAT = "fcn_jax"
 """Name of the metadata entry that holds the provenance."""
+
+CHECKSUM = "fcn_jax_sha256"
+"""Name of the metadata entry that holds the SHA-256 of the provenance and the tensors."""
 
 SUFFIX = ".safetensors"
 
@@ -45,7 +49,7 @@ def save(path: Path, tensors: Mapping[str, np.ndarray], provenance: Provenance) 
     text = json.dumps(values, indent=2, ensure_ascii=False) + "\n"
     contiguous = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
     # The provenance is inside the file too, so that the file alone is enough.
-    metadata = {"format": FORMAT, FORMAT: text}
+    metadata = {"format": FORMAT, FORMAT: text, CHECKSUM: _checksum(text, contiguous)}
     write_whole(path, lambda part: save_file(contiguous, part, metadata=metadata))
     write_whole(path.with_suffix(".json"), lambda part: part.write_text(text, encoding="utf-8"))
 
@@ -62,21 +66,31 @@ def check_replaceable(path: Path) -> None:
         )
 
 
-def read_provenance(path: Path) -> Provenance | None:
+def read_provenance(path: Path, tensors: Mapping[str, np.ndarray]) -> Provenance | None:
     """Reads the provenance in a model file, which may come from a stranger.
 
     Paths in it are removed. A data set of a namespace ("kubric:name") is refused, because TFDS
     would download and execute its code.
 
+    Args:
+        path: the file.
+        tensors: the tensors in it, to be compared with the checksum. Files of earlier versions have
+            none.
+
     Returns:
         The provenance, or None if the file is not a model file of fcn_jax.
 
     Raises:
-        UserError: the file's metadata cannot be used.
+        UserError: the file is damaged, or its metadata cannot be used.
     """
-    text = _metadata(path).get(FORMAT)
+    metadata = _metadata(path)
+    text = metadata.get(FORMAT)
     if text is None:
         return None
+    if metadata.get(CHECKSUM) not in (None, _checksum(text, tensors)):
+        raise UserError(
+            f"{path} is damaged: its content does not match its checksum; fetch it again"
+        )
     try:
         provenance = Provenance.from_json(json.loads(text)).without_paths()
         name = provenance.config.data.name
@@ -90,6 +104,14 @@ def read_provenance(path: Path) -> Provenance | None:
             f"{path} holds metadata that this version of fcn_jax cannot use ({error}): export the "
             "run again, or convert the weights again"
         ) from error
+
+
+def _checksum(text: str, tensors: Mapping[str, np.ndarray]) -> str:
+    digest = hashlib.sha256(text.encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tensor.shape}".encode())
+        digest.update(np.ascontiguousarray(tensor).data)
+    return digest.hexdigest()
 
 
 def _metadata(path: Path) -> dict[str, str]:

@@ -79,7 +79,7 @@ class Provenance:
 
     @property
     def preprocessing(self) -> str:
-        """The preprocessing that the network was trained with, never "auto"."""
+        """The preprocessing that the network was trained with; "auto" if it has no name."""
         return preprocessing_name(self.config.model)
 
     def without_paths(self) -> "Provenance":
@@ -99,7 +99,7 @@ class Provenance:
         return dataclasses.replace(self, config=config)
 
     def to_json(self) -> dict[str, Any]:
-        """Returns the values for `json.dumps`; unknown ones are left out."""
+        """Returns the values for `json.dumps`, without those that are unknown."""
         only_map = tuple(self.label_maps) == ("",)
         values = {
             "source": self.source,
@@ -110,7 +110,8 @@ class Provenance:
             "metrics": self.metrics,
             "train_images": self.train_images,
         }
-        return {name: value for name, value in values.items() if value not in ("", None, {})}
+        optional = {name for name, value in values.items() if value in ("", None, {})}
+        return {name: values[name] for name in values if name not in optional - {"class_names"}}
 
     @classmethod
     def from_json(cls, values: Any) -> "Provenance":
@@ -124,7 +125,7 @@ class Provenance:
             values["class_names"] = values.pop("classes")
         if unknown := values.keys() - KEYS:
             raise ValueError(f"{min(unknown)!r} is not known")
-        names = values.get("class_names", {})
+        names = values.get("class_names")
         by_map = names if isinstance(names, dict) else {"": names}
         label_maps = {
             name: tuple(

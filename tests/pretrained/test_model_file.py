@@ -51,6 +51,19 @@ def test_a_model_file_gives_back_what_was_saved(model_path: Path) -> None:
     jax.tree.map(np.testing.assert_array_equal, predictor.variables, zeros(predictor.network))
 
 
+def test_a_changed_byte_is_noticed(model_path: Path, tmp_path: Path) -> None:
+    whole = model_path.read_bytes()
+    path = tmp_path / "m.safetensors"
+    for position in (*range(200, 2000, 90), len(whole) // 2, len(whole) - 1):
+        changed = bytearray(whole)
+        changed[position] ^= 1
+        path.write_bytes(changed)
+        with pytest.raises(UserError, match=r"m\.safetensors"):
+            load_run(path)
+    path.write_bytes(whole)
+    load_run(path)
+
+
 def test_paths_in_a_model_file_are_ignored(model_path: Path, tmp_path: Path) -> None:
     def change(values: dict[str, Any]) -> None:
         values["config"]["data"] |= {"prepared_dir": "/victim", "root": "/victim"}
