@@ -1,8 +1,8 @@
-"""A training loop of your own: own batches, own optimizer, own step; then one image is predicted.
+"""A training loop of your own: own batches, own optimizer, own step; then a model file is saved.
 
     python examples/own_loop.py [STEPS]
 
-fcn_jax contributes a data set, a model and a loss. Everything else is in this file.
+fcn_jax contributes a data set, a model, a loss and a predictor. All else is in this file.
 """
 
 import sys
@@ -48,8 +48,11 @@ for step in range(1, STEPS + 1):
     if step % 50 == 0 or step == STEPS:
         print(f"step {step}: loss {value:.3f}", flush=True)
 
+predictor = fcn_jax.Predictor.from_model(
+    model, config=config, label_maps=dataset.label_maps, step=STEPS
+)
+predictor.save("runs/own_loop.safetensors")  # python -m fcn_jax.evaluate --workdir=THIS_FILE
 record = dataset.split("val")[0]  # of any size, odd ones included
-logits = model(record["image"][None])[0]
-label_map, truth = np.asarray(logits.argmax(axis=-1)), record["label"]
+label_map, truth = predictor(record["image"]), record["label"]
 accuracy = (label_map == truth)[truth != 255].mean()
 print(f"{record['name']}: {truth.shape[0]} × {truth.shape[1]} pixels, accuracy {accuracy:.1%}")

@@ -107,13 +107,10 @@ def export(predictor: Predictor, folder: Path, metrics: dict[str, Any]) -> None:
             f"{card_path} exists and is not the model card of an exported run: give another "
             "--output"
         )
-    provenance = predictor.provenance.without_paths()
-    model = dataclasses.replace(provenance.config.model, preprocessing=provenance.preprocessing)
-    config = dataclasses.replace(provenance.config, model=model)
     provenance = dataclasses.replace(
-        provenance, config=config, metrics=metrics or predictor.metrics
+        predictor.provenance.portable(), metrics=metrics or predictor.metrics
     )
-    tensors = {name: np.asarray(value) for name, value in flat(predictor.variables).items()}
+    tensors = predictor.tensors()
     model_file.save(folder / model_file.FILE, tensors, provenance)
     card = model_card(provenance, tensors)
     write_whole(card_path, lambda part: part.write_text(card, encoding="utf-8"))

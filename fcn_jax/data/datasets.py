@@ -135,14 +135,25 @@ class Dataset:
         return statistics
 
 
-def open_dataset(data: DataConfig) -> Dataset:
+def open_dataset(data: DataConfig | str) -> Dataset:
     """Opens the data set that `data.name` names, prepared first if it has not been.
 
     The names are those registered by `@register_dataset`, then TFDS's.
 
+    Args:
+      data: the settings `data`; or a name, for `DataConfig(name=name)`.
+
     Raises:
       UserError: no such data set, raw files missing or wrong, or a preparation that failed.
+      TypeError: `data` is neither.
     """
+    if isinstance(data, str):
+        data = DataConfig(name=data)
+    if not isinstance(data, DataConfig):
+        raise TypeError(
+            f"`data` is a {type(data).__name__}, and must be a name or a DataConfig: give "
+            "config.data"
+        )
     check_ranges(data, "data.")
     if data.name not in registry.datasets:
         return _open_tfds(data)

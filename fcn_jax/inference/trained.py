@@ -8,7 +8,7 @@ import dataclasses
 import functools
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from fcn_jax.errors import ArgumentError, UserError, listed
 from fcn_jax.inference.options import WHOLE, Inference
 from fcn_jax.inference.views import ViewPredictor
 from fcn_jax.models.build import abstract_model
+from fcn_jax.models.fcn import FCN
 from fcn_jax.models.pure_model import PureModel
 from fcn_jax.pretrained import Provenance, Weights, model_file
 from fcn_jax.pretrained.weights import MAX_LISTED, replaced
@@ -31,7 +32,8 @@ from fcn_jax.training.checkpoint import CheckpointReader, DamagedError
 class Predictor:
     """A trained network that predicts the label maps of images.
 
-    `load_run` makes one from a run's folder or a model file.
+    `load_run` makes one from a run's folder or a model file, `from_model` from a model of your own
+    training loop.
 
     Args:
         network: the network as a pure function.
@@ -46,6 +48,73 @@ class Predictor:
         self.provenance = provenance
         self._canvases: list[Size] = []
         self._view_predictors: dict[Inference, ViewPredictor] = {}
+
+    @classmethod
+    def from_model(
+        cls,
+        model: FCN,
+        *,
+        config: Config,
+        label_maps: Mapping[str, Sequence[str]],
+        step: int = 0,
+    ) -> "Predictor":
+        """Makes a predictor of a model that was trained in a loop of your own.
+
+            predictor = Predictor.from_model(model, config=config, label_maps=dataset.label_maps)
+            predictor.save("mine.safetensors")
+
+        Args:
+            model: a network of `init_model` or `build_model`.
+            config: the settings; `config.model` must be those that the model was built with.
+            label_maps: class names by label map, such as `Dataset.label_maps`; {"": names} for a
+                single label map.
+            step: number of training steps, for people.
+
+        Raises:
+            ValueError: `config.model` and `label_maps` describe another network.
+        """
+        provenance = Provenance(
+            config,
+            {name: tuple(class_names) for name, class_names in label_maps.items()},
+            model.backbone.preprocessing.channels,
+            source="a training loop of its own",
+            step=step,
+        )
+        network, variables = _network(provenance), PureModel(model).variables
+        shapes, expected = (
+            {name: leaf.shape for name, leaf in pretrained.flat(tree).items()}
+            for tree in (variables, network.variables)
+        )
+        differing = sorted(
+            name
+            for name in shapes.keys() | expected.keys()
+            if shapes.get(name) != expected.get(name)
+        )
+        if differing:
+            raise ValueError(
+                "`config.model` and `label_maps` do not describe `model`: they differ in "
+                f"{listed(differing, MAX_LISTED)}"
+            )
+        return cls(network, variables, provenance)
+
+    def save(self, path: str | Path) -> None:
+        """Writes a model file, which `load_run` and the commands' `--workdir` accept.
+
+        Args:
+            path: a name that ends in .safetensors; a .json of the same name describes the file.
+
+        Raises:
+            ValueError: the name ends in something else.
+            UserError: the file cannot be written, or would replace one that is not a model file.
+        """
+        path = Path(path)
+        if path.suffix != model_file.SUFFIX:
+            raise ValueError(f"`path` (={path}) must end in {model_file.SUFFIX}")
+        model_file.save(path, self.tensors(), self.provenance.portable())
+
+    def tensors(self) -> dict[str, np.ndarray]:
+        """Returns parameters and batch statistics by path, such as "backbone/conv1/kernel"."""
+        return {name: np.asarray(value) for name, value in pretrained.flat(self.variables).items()}
 
     @property
     def config(self) -> Config:
@@ -215,9 +284,7 @@ def load_weights(init: str | Path) -> Weights:
     if not path.is_dir():
         return pretrained.read(path)
     predictor = load_run(path)
-    variables = pretrained.flat(predictor.variables)
-    tensors = {name: np.asarray(value) for name, value in variables.items()}
-    return Weights(path, predictor.provenance, tensors)
+    return Weights(path, predictor.provenance, predictor.tensors())
 
 
 def _load_model_file(path: Path) -> Predictor:

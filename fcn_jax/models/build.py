@@ -84,8 +84,14 @@ def build_model(
 
     Raises:
         ArgumentError: a setting that cannot be used with the backbone, or with these channels.
-        ValueError: the backbone breaks its contract (see `models/backbones/contract.py`).
+        ValueError: `config` is no `ModelConfig`, or the backbone breaks its contract (see
+            `models/backbones/contract.py`).
     """
+    if not isinstance(config, ModelConfig):
+        raise ValueError(
+            f"`config` is a {type(config).__name__}, and must be the settings of the network, a "
+            "ModelConfig: give config.model"
+        )
     pixels = backbone_preprocessing(config)
     if config.fusion == "late" and channels <= COLOURS:
         raise ArgumentError(

@@ -109,6 +109,7 @@ class FCN(nnx.Module):
 
         by_name = num_classes if isinstance(num_classes, Mapping) else {"": num_classes}
         self.label_maps = tuple(by_name)
+        self.num_classes = dict(by_name)
         for name, count in by_name.items():
             setattr(self, f"head{suffix(name)}", head(count, self.stages, hidden=hidden))
         self.has_auxiliary = auxiliary
@@ -127,8 +128,8 @@ class FCN(nnx.Module):
         """Scores every pixel.
 
         Args:
-            image: channels in 0…255, uint8 or float (b, h, w, c), of any size: RGB, then whatever
-                else the backbone was built for.
+            image: channels in 0…255 in any dtype, also float32, never 0…1; (b, h, w, c) of any
+                size: RGB, then the extra channels that the backbone was built for.
             train: whether batch normalisation uses, and updates by, the batch's statistics, and
                 dropout is on where `keys` are given.
             valid: int32 (b, 2), rows and columns of each canvas that are image; None: all. The
@@ -137,6 +138,9 @@ class FCN(nnx.Module):
 
         Returns:
             logits: float32 (b, h, w, k), or by name where there are several label maps.
+
+        Raises:
+            ValueError: the image has no batch axis, or another number of channels.
         """
         named = self.features(image, train=train, valid=valid, keys=keys)
         if self.label_maps == ("",):
@@ -159,6 +163,11 @@ class FCN(nnx.Module):
 
         tile: where the canvases were cut out of larger images (see `tiles.py`).
         """
+        if image.ndim < 4:
+            raise ValueError(
+                f"`image` (of shape {image.shape}) must have a batch axis: (b, h, w, c); "
+                "for a single image, image[None]"
+            )
         pixels = FeatureMap(self.backbone.preprocessing(image, self.dtype), valid, tile)
         by_stage = self.backbone(pixels, train=train, keys=keys)
         named = {"pixels": pixels} | {f"backbone{stage}": x for stage, x in by_stage.items()}

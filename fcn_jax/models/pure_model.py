@@ -22,6 +22,7 @@ class PureModel:
     Attributes:
         preprocessing: see `Backbone`.
         label_maps: the names of the label maps; ("",) for a single one.
+        num_classes: number of classes by label map.
     """
 
     def __init__(self, model: FCN):
@@ -30,6 +31,7 @@ class PureModel:
         self._graph, self._params, self._batch_stats = parts
         self.preprocessing = model.backbone.preprocessing
         self.label_maps = model.label_maps
+        self.num_classes = dict(model.num_classes)
 
     @property
     def variables(self) -> tuple[Any, Any]:

@@ -98,6 +98,13 @@ class Provenance:
         config = dataclasses.replace(self.config, init=names or None, data=data)
         return dataclasses.replace(self, config=config)
 
+    def portable(self) -> "Provenance":
+        """Returns the content of a model file: without paths, with the preprocessing's own name."""
+        provenance = self.without_paths()
+        model = dataclasses.replace(provenance.config.model, preprocessing=self.preprocessing)
+        config = dataclasses.replace(provenance.config, model=model)
+        return dataclasses.replace(provenance, config=config)
+
     def to_json(self) -> dict[str, Any]:
         """Returns the values for `json.dumps`, without those that are unknown."""
         only_map = tuple(self.label_maps) == ("",)

@@ -17,11 +17,13 @@ Write a loss in one of two ways, and register it by name:
         def sums(self, logits, label): ...
         def value(self, sums): ...
 
-The constructor takes `class_weights`, and the options of the loss as further keyword arguments.
+The constructor takes the keyword argument `class_weights=None` first, and the options of the loss
+as further keyword arguments. `loss_check.check_loss` checks a loss on a few pixels, as the
+training step does when it is built.
 """
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -44,10 +46,12 @@ class Loss:
     time is a further forward pass of the network. A `PixelLoss` needs neither.
 
     Args:
-        class_weights: float32 (k,); None: 1 for every class.
+        class_weights: (k,), an array or a sequence of numbers; None: 1 for every class.
     """
 
-    def __init__(self, class_weights: jax.Array | None = None):
+    def __init__(self, class_weights: jax.Array | Sequence[float] | None = None):
+        if class_weights is not None:
+            class_weights = jnp.asarray(class_weights, jnp.float32)
         self.class_weights = class_weights
 
     def sums(self, logits: jax.Array, label: jax.Array) -> Any:
@@ -67,7 +71,12 @@ class Loss:
         raise NotImplementedError
 
     def __call__(self, logits: jax.Array, label: jax.Array) -> jax.Array:
-        """Returns the loss of a batch on one device; the arguments are those of `sums`."""
+        """Returns the loss of a batch on one device; the arguments are those of `sums`.
+
+        Raises:
+            ValueError: `label` does not have the shape of the logits without their last axis.
+        """
+        _check_shapes(logits, label)
         return self.value(self.sums(logits, label))
 
 
@@ -92,6 +101,7 @@ class PixelLoss(Loss):
         raise NotImplementedError
 
     def sums(self, logits: jax.Array, label: jax.Array) -> tuple[jax.Array, jax.Array]:
+        _check_shapes(logits, label)
         weights = self._weights(label)
         valid = label != IGNORE_INDEX
         losses = self.per_pixel(logits, _target(label))
@@ -169,6 +179,7 @@ class Dice(Loss):
 
     def sums(self, logits: jax.Array, label: jax.Array) -> tuple[jax.Array, ...]:
         """Returns Σ p·g, Σ p and Σ g of each class: float32 (k,) each."""
+        _check_shapes(logits, label)
         valid = (label != IGNORE_INDEX)[..., None]
         truth = _one_hot(logits, _target(label)) & valid
         predicted = jnp.where(valid, jax.nn.softmax(logits, axis=-1), 0)
@@ -200,6 +211,12 @@ def build_losses(
         ArgumentError: no loss has the name, or it does not take these options.
     """
     make = registry.losses[config.name]
+    if not takes_class_weights(make):
+        raise ArgumentError(
+            "loss.name",
+            config.name,
+            "cannot be used: its constructor must take the keyword argument class_weights=None",
+        )
     options = _options(config)
     known = [name for name in inspect.signature(make).parameters if name != "class_weights"]
     for name in options:
@@ -209,8 +226,10 @@ def build_losses(
                 "loss.options", config.options, problem + (", ".join(known) or "it has none")
             )
     try:
-        losses = {name: make(class_weights.get(name), **options) for name in label_maps}
-    except ValueError as error:
+        losses = {
+            name: make(class_weights=class_weights.get(name), **options) for name in label_maps
+        }
+    except (TypeError, ValueError) as error:
         raise ArgumentError("loss.options", config.options, f"cannot be used: {error}") from error
     if config.normalization == "sum" and not isinstance(losses[label_maps[0]], PixelLoss):
         raise ArgumentError(
@@ -227,6 +246,22 @@ def _options(config: LossConfig) -> dict[str, float]:
         return {name.strip(): float(value) for name, value in pairs}
     except ValueError:
         raise ArgumentError("loss.options", config.options, "must be name=number,…") from None
+
+
+def takes_class_weights(make: Callable[..., Loss]) -> bool:
+    """Returns whether a constructor takes the keyword argument `class_weights`."""
+    parameters = inspect.signature(make).parameters
+    return "class_weights" in parameters or any(
+        parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()
+    )
+
+
+def _check_shapes(logits: jax.Array, label: jax.Array) -> None:
+    if label.shape != logits.shape[:-1]:
+        raise ValueError(
+            f"`label` (of shape {label.shape}) must have the shape of the logits {logits.shape} "
+            f"without their last axis, {logits.shape[:-1]}"
+        )
 
 
 def _target(label: jax.Array) -> jax.Array:

@@ -18,9 +18,11 @@ from jax import lax
 from fcn_jax.config import Config
 from fcn_jax.data.augment import Crop
 from fcn_jax.data.labels import IGNORE_INDEX, by_map
+from fcn_jax.errors import ArgumentError
 from fcn_jax.models.pure_model import PureModel
 from fcn_jax.models.row_blocks import RowBlocks
 from fcn_jax.parallel.data_parallel import DATA_AXIS
+from fcn_jax.training.loss_check import find_problem
 from fcn_jax.training.losses import Loss, PixelLoss, build_losses
 
 
@@ -46,6 +48,10 @@ class Objective:
         self._parts = config.train.accumulation_steps
         self._minimises_sum = config.loss.normalization == "sum"
         losses = build_losses(config.loss, network.label_maps, class_weights)
+        for name, loss in losses.items():
+            problem = find_problem(loss, network.num_classes[name])
+            if problem:
+                raise ArgumentError("loss.name", config.loss.name, f"cannot be used: {problem}")
         self._first, *_ = network.label_maps
         self._heads = {name: Head(name, loss, 1.0) for name, loss in losses.items()}
         if config.model.auxiliary_weight:

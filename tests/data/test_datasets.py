@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fcn_jax.config import DataConfig
+from fcn_jax.config import Config, DataConfig
 from fcn_jax.data import datasets, shapes
 from fcn_jax.data.datasets import Dataset, open_dataset
 from fcn_jax.errors import UserError
@@ -217,3 +217,10 @@ def test_class_names_of_other_tfds_sets(tmp_path):
     without_other = open_dataset(foreign(tmp_path, label_offset=-1))
     assert without_other.class_names == ("sky", "sea", "land")
     np.testing.assert_array_equal(without_other.split("train")[0]["label"], [[255, 0, 2]])
+
+
+def test_a_data_set_is_opened_by_its_name(tmp_path, monkeypatch):
+    monkeypatch.setenv("FCN_JAX_DATA", str(tmp_path))
+    assert open_dataset("shapes").label_maps == open_shapes(tmp_path).label_maps
+    with pytest.raises(TypeError, match=r"`data` is a Config, .*: give config\.data"):
+        open_dataset(Config())

@@ -270,3 +270,14 @@ def test_classes_by_label_map_give_logits_by_label_map() -> None:
         "things": (1, 32, 40, 4),
         "ground": (1, 32, 40, 3),
     }
+
+
+def test_a_whole_config_is_not_the_settings_of_a_model():
+    with pytest.raises(ValueError, match=r"`config` is a Config, .*: give config\.model"):
+        init_model(default_config(), 6, seed=0)
+
+
+def test_an_image_without_batch_axis_is_refused():
+    model = init_model(ModelConfig(backbone="small"), 6, seed=0)
+    with pytest.raises(ValueError, match=r"of shape \(40, 50, 3\)\) must have a batch axis"):
+        model(jnp.zeros((40, 50, 3), jnp.uint8))

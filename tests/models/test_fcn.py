@@ -306,7 +306,7 @@ def test_too_many_skips_are_refused(skips: int) -> None:
 
 
 def test_a_score_scale_is_wanted_for_each_stride() -> None:
-    message = r"model.score_scales \(=\(0.1,\)\) must have at least 2 factors.* strides 32, 16"
+    message = r"model.score_scales \(=0.1\) must have at least 2 factors.* strides 32, 16"
     with pytest.raises(ArgumentError, match=message):
         FCN(
             Coordinates((32, 16, 8), between_pixels=True),

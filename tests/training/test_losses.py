@@ -145,6 +145,19 @@ def test_a_batch_of_ignored_pixels_gives_zero_and_no_gradient(make: Any, weights
     assert not np.any(gradient)
 
 
+@pytest.mark.parametrize("make", [CrossEntropy, Focal, Dice])
+def test_labels_of_another_shape_do_not_broadcast(make: Any) -> None:
+    logits, label = jnp.zeros((1, 2, 3, 4)), jnp.zeros((1, 2, 3, 1), jnp.int32)
+    for run in (make(), make().sums):
+        with pytest.raises(ValueError, match=r"`label` \(of shape \(1, 2, 3, 1\)\) must have"):
+            run(logits, label)
+
+
+def test_class_weights_may_be_a_list() -> None:
+    expected = CrossEntropy(jnp.asarray([2.0, 0.5]))(LOGITS, LABEL)
+    assert CrossEntropy([2, 0.5])(LOGITS, LABEL) == expected
+
+
 def test_each_label_map_has_its_own_weights() -> None:
     config = LossConfig(name="focal", options=("gamma=0.5",))
     losses = build_losses(config, ("a", "b"), {"b": jnp.ones(3)})
