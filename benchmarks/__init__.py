@@ -4,7 +4,6 @@ measuring.py       cases, contenders and rows; how they are measured
 workloads.py       the networks and their training
 settings.py        the options of the command line
 suite_*.py         a suite each
-largest_batch.py   a program of the suite `memory`
 torch_*.py         PyTorch doing the same: networks, training step, evaluation, contenders
 cost.py            operations of a program, peaks of devices
 hardware.py        the machine and the versions

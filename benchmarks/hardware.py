@@ -3,6 +3,7 @@
 import importlib.metadata
 import os
 import platform
+import re
 from pathlib import Path
 from typing import Any
 
@@ -19,29 +20,22 @@ DEVICE_LIBRARIES = (
 
 def usable_cores() -> int:
     """Returns how many cores this process may run on; XLA uses all of them."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return cores or 1
 
 
 def hardware() -> dict[str, Any]:
     """Describes the machine: CPU, cores, memory, and JAX's devices with their memory."""
+    info = Path("/proc/cpuinfo")
+    model = re.search(r"^model name\s*: (.*)", info.read_text(), re.M) if info.exists() else None
     return {
-        "cpu": _cpu(),
+        "cpu": model[1] if model else platform.processor() or platform.machine(),
         "cores": os.cpu_count(),
         "cores_used": usable_cores(),
         "memory_bytes": machine_bytes(),
         "devices": [f"{device.platform}:{device.device_kind}" for device in jax.devices()],
         "device_memory_bytes": device_bytes(),
     }
-
-
-def _cpu() -> str:
-    if Path("/proc/cpuinfo").exists():
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 def versions() -> dict[str, str]:

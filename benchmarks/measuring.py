@@ -6,6 +6,7 @@ other load on the machine slows all of them alike.
 """
 
 import dataclasses
+import sys
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -14,8 +15,6 @@ import numpy as np
 
 from benchmarks.cost import share_of_peak
 from fcn_jax.errors import UserError
-
-WARM_UP_CALLS = 2
 
 
 class NotMeasuredError(Exception):
@@ -31,8 +30,7 @@ class Contender:
         prepare: called before each call that is measured; its own time does not count.
         iterations: how often one call does it; the row reports a single iteration.
         images: images in an iteration, for the images per second; 0 if there are none.
-        flops: computes the operations of an iteration on one device. It is called after the calls
-            that are measured, when the program is compiled.
+        flops: computes the operations of an iteration on one device; called after `call`.
         dtype: the type of those operations, float32 or bfloat16.
         note: makes the row's note from the last result of `call`.
         peer: whether this is another project's code, whose every error becomes a note in its row.
@@ -71,19 +69,16 @@ class Case:
     build: Callable[[], Contenders]
     unit: str = "s"
     timed: bool = True
-    warm_up_calls: int = WARM_UP_CALLS
-    max_repeats: int | None = None
+    warm_up_calls: int = 2
+    max_repeats: int = sys.maxsize
 
 
 @dataclasses.dataclass
 class Row:
-    """A row of the report; None where a number does not apply or could not be measured.
+    """A row of the report: numbers of one iteration, and of one device; None if not measured.
 
-    Attributes:
-        median, lower_quartile, upper_quartile: in `unit`, of one iteration.
-        ratio: this median divided by that of the case's first contender; of images its inverse.
-        flops, flops_per_second, share_of_peak: of one device.
-        note: a remark, or the reason why there is no median.
+    `ratio` is the median divided by that of the case's first contender; of images its inverse.
+    `note` is a remark, or the reason why there is no median.
     """
 
     suite: str
@@ -103,14 +98,9 @@ class Row:
 
 
 def run_case(suite: str, case: Case, repeats: int) -> list[Row]:
-    """Measures the contenders of a case in turn.
+    """Measures the contenders of a case in turn, each `repeats` times.
 
     Of contenders whose names differ only in what is in brackets, the fastest is reported.
-
-    Args:
-        suite: name of the suite, for the rows.
-        case: what to measure.
-        repeats: calls of each contender that are measured, at most `case.max_repeats`.
 
     Raises:
         UserError: images that cannot be read.
@@ -124,9 +114,8 @@ def run_case(suite: str, case: Case, repeats: int) -> list[Row]:
     numbers: dict[str, list[float]] = {name: [] for name in contenders}
     results: dict[str, Any] = {}
     failed: set[str] = set()
-    repeats = min(repeats, case.max_repeats or repeats)
     try:
-        for turn in range(-case.warm_up_calls, repeats):
+        for turn in range(-case.warm_up_calls, min(repeats, case.max_repeats)):
             for name, contender in contenders.items():
                 if name in failed:
                     continue

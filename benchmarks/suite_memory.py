@@ -4,27 +4,34 @@ pass, and the peak memory of a training step.
 XLA reports the peak of a compiled program on each device: arguments, results and temporaries, less
 the arguments whose memory the results take over. PyTorch reports such a number only on GPUs, and
 only after the step has run.
+
+    python -m benchmarks.suite_memory "fcn_jax|fcn_jax with remat|PyTorch" SMALL
+
+is the program that the suite starts to find the largest batch, with the device to itself. SMALL is
+1 for tiny sizes and batches of at most two images.
 """
 
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from benchmarks.largest_batch import SIDE_PX
-from benchmarks.measuring import Case, Contender, Contenders, NotMeasuredError
+from benchmarks.measuring import Case, Contender, Contenders, NotMeasuredError, is_out_of_memory
 from benchmarks.settings import Settings, on_gpu
-from benchmarks.workloads import Workload
+from benchmarks.workloads import Workload, workloads
 from fcn_jax.data.labels import IGNORE_INDEX
 from fcn_jax.parallel.data_parallel import DATA_AXIS
 from fcn_jax.parallel.memory import device_bytes
 from fcn_jax.training.losses import CrossEntropy
+
+SIDE_PX = 512
+MAX_BATCH_SIZE = 1024
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "fcn_jax": {},
@@ -40,7 +47,7 @@ def cases(settings: Settings) -> Iterator[Case]:
     """Yields the largest batch first, while nothing else uses the device's memory."""
     number = partial(Case, timed=False, warm_up_calls=0, max_repeats=1)
     title = f"FCN-ResNet-50 {SIDE_PX}×{SIDE_PX} bfloat16: largest batch"
-    yield number(title, partial(largest, settings), unit="images")
+    yield number(title, partial(largest_batches, settings), unit="images")
     for workload in settings.workloads:
         title = f"{workload.title}: activations saved per image"
         yield number(title, partial(saved, workload, settings), unit="bytes")
@@ -129,20 +136,20 @@ def compiled_peak(workload: Workload) -> int:
     )
 
 
-def largest(settings: Settings) -> Contenders:
+def largest_batches(settings: Settings) -> Contenders:
     if device_bytes() is None:
         raise NotMeasuredError("no GPU")
     names = ["fcn_jax", "fcn_jax with remat", *(["PyTorch"] if settings.peer else [])]
-    return {name: Contender(partial(largest_of, name, settings.small)) for name in names}
+    return {name: Contender(partial(largest_batch, name, settings.small)) for name in names}
 
 
-def largest_of(contender: str, small: bool) -> int:
+def largest_batch(contender: str, small: bool) -> int:
     """Returns the largest batch that runs, found by a process that has the device to itself."""
     finished = subprocess.run(
-        [sys.executable, "-m", "benchmarks.largest_batch", contender, str(int(small))],
-        # PyTorch's process asks JAX for its device as well, and needs the memory for PyTorch.
+        [sys.executable, "-m", "benchmarks.suite_memory", contender, str(int(small))],
         env=os.environ
-        | {"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.95"}
+        | {"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.95", "TF_CPP_MIN_LOG_LEVEL": "3"}
+        # PyTorch's process asks JAX for its device as well, and needs the memory for PyTorch.
         | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false" if contender == "PyTorch" else "true"},
         capture_output=True,
         text=True,
@@ -151,3 +158,65 @@ def largest_of(contender: str, small: bool) -> int:
         lines = finished.stderr.strip().splitlines() or [f"status {finished.returncode}"]
         raise NotMeasuredError(lines[-1])
     return json.loads(finished.stdout.splitlines()[-1])
+
+
+def find_largest_batch(contender: str, small: bool) -> None:
+    """Prints the largest batch of a contender, by doubling and then by bisection."""
+    _, workload, _ = workloads(small)
+    if not small:
+        workload = workload.changed(augment__crop_px=(SIDE_PX, SIDE_PX))
+    if contender == "fcn_jax with remat":
+        workload = workload.changed(model__remat=True)
+    run = torch_steps if contender == "PyTorch" else two_steps
+    try:
+        print(bisect(lambda size: fits(run, workload, size), 2 if small else MAX_BATCH_SIZE))
+    except NotMeasuredError as error:
+        sys.exit(str(error))
+
+
+def bisect(fits: Callable[[int], bool], maximum: int) -> int:
+    """Returns the largest size up to `maximum` that fits; 0 if none does.
+
+    If a size fits, all smaller ones must fit too.
+    """
+    low, high = 0, 1
+    while high <= maximum and fits(high):
+        low, high = high, 2 * high
+    high = min(high, maximum + 1)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low
+
+
+def fits(run: Callable[[Workload], None], workload: Workload, batch_size: int) -> bool:
+    """Returns whether the memory suffices to run a workload with a batch size on each device."""
+    try:
+        run(workload.changed(train__batch_size=batch_size * jax.device_count()))
+    except Exception as error:
+        if is_out_of_memory(error):
+            return False
+        raise
+    return True
+
+
+def two_steps(workload: Workload) -> None:
+    step = workload.step()
+    state = workload.state()
+    for _ in range(2):
+        state, _ = step(state, workload.batch())
+    jax.block_until_ready(state)
+
+
+def torch_steps(workload: Workload) -> None:
+    from benchmarks.torch_peer import Peer
+
+    peer = Peer()
+    try:
+        peer.two_steps(workload)
+    finally:
+        peer.release()
+
+
+if __name__ == "__main__":
+    find_largest_batch(sys.argv[1], sys.argv[2] == "1")

@@ -53,43 +53,34 @@ def _program(*arguments: str) -> Contender:
 def _starts(measure: "Callable[[Trainings, str], float]") -> Contenders:
     open_dataset(DataConfig(name="shapes"))  # prepares them, if need be, before any start is timed
     trainings = Trainings()
-    return {
-        name: Contender(partial(measure, trainings, name), close=trainings.close) for name in STARTS
-    }
+    close = trainings.folder.cleanup
+    return {name: Contender(partial(measure, trainings, name), close=close) for name in STARTS}
 
 
 class Trainings:
     """Trainings with a home folder of their own, a new one for each first start."""
 
     def __init__(self) -> None:
-        self._folder = tempfile.TemporaryDirectory(prefix="fcn_jax_startup_")
-        self._homes = 0
-
-    def close(self) -> None:
-        self._folder.cleanup()
-
-    @property
-    def home(self) -> Path:
-        return Path(self._folder.name) / f"home{self._homes}"
+        self.folder = tempfile.TemporaryDirectory(prefix="fcn_jax_startup_")
+        self.home = Path()
 
     def compilations(self, start: str) -> int:
         """Returns how many programs a start compiles, because its cache does not hold them."""
-        if start == "first start":
-            self.seconds(start)
-            return compiled_programs(self.home)
-        before = compiled_programs(self.home)
+
+        def compiled() -> int:
+            return sum(1 for _ in (self.home / ".cache/fcn_jax/compiled").rglob("*-cache"))
+
+        before = 0 if start == "first start" else compiled()
         self.seconds(start)
-        return compiled_programs(self.home) - before
+        return compiled() - before
 
     def seconds(self, start: str) -> float:
         """Returns the seconds from the start of the program to the log line of its first step."""
         if start == "first start":
-            self._homes += 1
-            self.home.mkdir()
+            self.home = Path(tempfile.mkdtemp(dir=self.folder.name))
         workdir = self.home / STARTS[start]
-        log = workdir / "log.jsonl"
+        log, errors = workdir / "log.jsonl", self.home / "errors"
         steps_before = _logged_steps(log)
-        errors = self.home / "errors"
         environment = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}
         started = time.perf_counter()
         with errors.open("w") as stderr:
@@ -124,13 +115,5 @@ def flags_of_training() -> list[str]:
     ]
 
 
-def compiled_programs(home: Path) -> int:
-    """Returns how many programs the compilation cache of a home folder holds."""
-    return sum(1 for _ in (home / ".cache/fcn_jax/compiled").rglob("*-cache"))
-
-
 def _logged_steps(log: Path) -> int:
-    try:
-        return log.read_text().count('"kind": "train"')
-    except FileNotFoundError:
-        return 0
+    return log.read_text().count('"kind": "train"') if log.exists() else 0
