@@ -51,7 +51,7 @@ for step in range(1, STEPS + 1):
 predictor = fcn_jax.Predictor.from_model(
     model, config=config, label_maps=dataset.label_maps, step=STEPS
 )
-predictor.save("runs/own_loop.safetensors")  # python -m fcn_jax.evaluate --workdir=THIS_FILE
+predictor.save("runs/own_loop.safetensors")  # fcn_jax.evaluate --workdir=FILE --data=shapes
 record = dataset.split("val")[0]  # of any size, odd ones included
 label_map, truth = predictor(record["image"]), record["label"]
 accuracy = (label_map == truth)[truth != 255].mean()
