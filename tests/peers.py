@@ -18,6 +18,9 @@ from fcn_jax.models.build import QUICKLY_COMPILED
 from fcn_jax.models.fcn import FCN
 from fcn_jax.models.pure_model import PureModel
 
+FC_FEATURES = 16
+"""Width of fc6 and fc7 of VGG16 and AlexNet in the comparisons."""
+
 
 def pictures(sizes: Sequence[tuple[int, int]]) -> list[np.ndarray]:
     """Returns images of smooth colours with noise: uint8 (h, w, 3)."""

@@ -19,9 +19,9 @@ from fcn_jax.models.backbones import vgg
 from fcn_jax.models.backbones.alexnet import alexnet_caffe
 from fcn_jax.models.backbones.vgg import VGG16
 from fcn_jax.models.fcn import FCN
-from tests.peers import check_segmentation, pictures
+from tests.peers import FC_FEATURES, check_segmentation, pictures
 
-CLASSES, FC_FEATURES = 21, 16
+CLASSES = 21
 
 
 @pytest.fixture
@@ -166,9 +166,9 @@ def alexnet() -> CaffeNet:
 def caffenet() -> CaffeNet:
     """Returns the classifier bvlc_reference_caffenet, of 10 classes."""
     net = CaffeNet()
-    x = net.inner_product("fc6", alexnet_features(net, pad=0), (4096, 256 * 6 * 6))
-    x = net.inner_product("fc7", net.rectified(x), (4096, 4096))
-    net.inner_product("fc8", net.rectified(x), (10, 4096))
+    x = net.inner_product("fc6", alexnet_features(net, pad=0), (FC_FEATURES, 256 * 6 * 6))
+    x = net.inner_product("fc7", net.rectified(x), (FC_FEATURES, FC_FEATURES))
+    net.inner_product("fc8", net.rectified(x), (10, FC_FEATURES))
     return net
 
 
@@ -193,14 +193,14 @@ def finished(net: CaffeNet, x: str, offset: int) -> CaffeNet:
 
 def ours_vgg16(skips: int, score_scales: Sequence[float] = ()) -> Callable[[], FCN]:
     def make() -> FCN:
-        backbone = VGG16(padding="paper", fc_features=FC_FEATURES, rngs=nnx.Rngs(0))
+        backbone = VGG16(padding="paper", rngs=nnx.Rngs(0))
         return FCN(backbone, CLASSES, skips=skips, score_scales=score_scales, rngs=nnx.Rngs(0))
 
     return make
 
 
 def ours_alexnet() -> FCN:
-    backbone = alexnet_caffe(padding="paper", fc_features=FC_FEATURES, rngs=nnx.Rngs(0))
+    backbone = alexnet_caffe(padding="paper", rngs=nnx.Rngs(0))
     return FCN(backbone, CLASSES, skips=0, rngs=nnx.Rngs(0))
 
 
@@ -224,9 +224,7 @@ def blob_of(image: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_the_authors_networks(
-    opencv: ModuleType, narrow_vgg: None, tmp_path: Path, name: str
-) -> None:
+def test_the_authors_networks(opencv: ModuleType, narrow: None, tmp_path: Path, name: str) -> None:
     theirs, ours, source = NETWORKS[name]
     theirs().save(tmp_path)
     weights = pretrained.read(str(tmp_path / "net.caffemodel"))
@@ -245,7 +243,7 @@ def test_the_authors_networks(
 
 
 def test_the_classifiers_inner_products_become_convolutions(
-    opencv: ModuleType, tmp_path: Path
+    opencv: ModuleType, narrow: None, tmp_path: Path
 ) -> None:
     caffenet().save(tmp_path)
     (image,) = pictures([(227, 227)])

@@ -19,7 +19,6 @@ from fcn_jax.config import Config, ModelConfig
 from fcn_jax.data.masks import read_mask
 from fcn_jax.errors import UserError
 from fcn_jax.inference.trained import load_weights
-from fcn_jax.models.backbones.vgg import VGG16
 from fcn_jax.models.build import (
     QUICKLY_COMPILED,
     abstract_model,
@@ -27,7 +26,6 @@ from fcn_jax.models.build import (
     build_backbone,
     build_model,
 )
-from fcn_jax.models.fcn import FCN
 from fcn_jax.models.pure_model import PureModel
 from fcn_jax.pretrained import Provenance, flat, model_file
 from fcn_jax.pretrained.convert import convert, empty_variables
@@ -184,21 +182,11 @@ def test_the_real_vgg16_trunk_loads_and_names_what_it_lacks():
 # Heads, channels and trunks that the source lacks
 
 
-def narrow_fcn(**settings: Any) -> tuple[Any, Any]:
-    """Returns the variables of an FCN-32s on VGG16 with narrow fc6 and fc7, all zero."""
-
-    def make() -> FCN:
-        backbone = VGG16(fc_features=8, rngs=nnx.Rngs(0))
-        return FCN(backbone, 3, skips=0, rngs=nnx.Rngs(0), **settings)
-
-    return pretrained.zeros(PureModel(nnx.eval_shape(make)))
-
-
 def fcn_file(torch, path: Path) -> dict[str, Any]:
     """Writes torchfcn's FCN-32s, with narrow layers and numbers drawn at random."""
     rng = np.random.default_rng(0)
     tensors = {}
-    ours = flat(narrow_fcn())
+    ours = flat(shapes_of("vgg16", skips=0))
     turned = {from_oihw: (3, 2, 0, 1), from_iohw: (2, 3, 0, 1)}
     for name, (key, layout) in torchfcn_tables.torchfcn("FCN-32s").table.items():
         shape = (64, 64, 21, 21) if name == "head/upsample32/kernel" else ours[name].shape
@@ -211,9 +199,9 @@ def fcn_file(torch, path: Path) -> dict[str, Any]:
     return tensors
 
 
-def test_a_head_of_other_classes_is_not_used_and_reported(torch, narrow_vgg, tmp_path):
+def test_a_head_of_other_classes_is_not_used_and_reported(torch, narrow, tmp_path):
     fcn_file(torch, tmp_path / "fcn.pth")
-    (params, _), report = initialize(narrow_fcn(), tmp_path / "fcn.pth")
+    (params, _), report = initialize(shapes_of("vgg16", skips=0), tmp_path / "fcn.pth")
     assert np.any(params["backbone"]["fc7"]["kernel"])
     assert not np.any(params["head"]["score32"]["kernel"])
     assert "of another shape in the file, so unchanged: head/score32, head/upsample32" in report
@@ -239,9 +227,9 @@ def test_a_classifiers_last_layers_are_not_used_and_reported(tmp_path, names, sh
     assert report.endswith(f"; the source's last layers are not used: {shown}")
 
 
-def test_layers_that_the_network_lacks_are_reported(torch, narrow_vgg, tmp_path):
+def test_layers_that_the_network_lacks_are_reported(torch, narrow, tmp_path):
     fcn_file(torch, tmp_path / "fcn.pth")
-    _, report = initialize(narrow_fcn(upsampling="fixed"), tmp_path / "fcn.pth")
+    _, report = initialize(shapes_of("vgg16", skips=0, upsampling="fixed"), tmp_path / "fcn.pth")
     assert "in the file, but not in this network: head/upsample32" in report
 
 
@@ -320,7 +308,7 @@ def test_two_sources_are_for_late_fusion_alone(tmp_path):
         initialize(shapes_of("squeezenet"), f"{tmp_path}/a.npz,{tmp_path}/a.npz")
 
 
-def test_a_whole_network_must_fit_to_be_converted(torch, narrow_vgg, tmp_path):
+def test_a_whole_network_must_fit_to_be_converted(torch, narrow, tmp_path):
     tensors = fcn_file(torch, tmp_path / "fcn.pth")
     tensors["upscore.weight"] = torch.ones(21, 21, 32, 32)
     torch.save(tensors, tmp_path / "fcn.pth")

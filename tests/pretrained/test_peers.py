@@ -18,13 +18,13 @@ from flax import nnx
 from fcn_jax import pretrained
 from fcn_jax.config import ModelConfig
 from fcn_jax.models.backbones import vgg
-from fcn_jax.models.backbones.alexnet import AlexNet
 from fcn_jax.models.backbones.preprocess import PREPROCESSING
 from fcn_jax.models.backbones.vgg import VGG16
 from fcn_jax.models.build import QUICKLY_COMPILED, build_backbone, build_model
 from fcn_jax.models.fcn import FCN
 from fcn_jax.models.feature_map import FeatureMap
 from tests.peers import (
+    FC_FEATURES,
     canvases,
     check_segmentation,
     initialized,
@@ -32,10 +32,6 @@ from tests.peers import (
     randomised_peer,
     to_torch,
 )
-
-FC_FEATURES = 16
-"""Width of fc6 and fc7 of VGG16 and AlexNet: 4096 would only take time and memory."""
-
 
 # Whole segmentation networks
 
@@ -91,7 +87,7 @@ def test_torchvisions_auxiliary_head(
 
 def small_vgg16(skips: int, **settings: Any) -> Callable[[], FCN]:
     def make() -> FCN:
-        backbone = VGG16(padding="paper", fc_features=FC_FEATURES, rngs=nnx.Rngs(0))
+        backbone = VGG16(padding="paper", rngs=nnx.Rngs(0))
         return FCN(backbone, 21, skips=skips, rngs=nnx.Rngs(0), **settings)
 
     return make
@@ -99,7 +95,7 @@ def small_vgg16(skips: int, **settings: Any) -> Callable[[], FCN]:
 
 @pytest.mark.parametrize("name", ["FCN32s", "FCN16s", "FCN8s", "FCN8sAtOnce"])
 def test_torchfcns_networks(
-    torch: ModuleType, torchfcn: ModuleType, narrow_vgg: None, tmp_path: Path, name: str
+    torch: ModuleType, torchfcn: ModuleType, narrow: None, tmp_path: Path, name: str
 ) -> None:
     peer = getattr(torchfcn, name)()
     before = 3
@@ -171,15 +167,8 @@ class Trunk(nnx.Module):
 
 def trunk_as_trained(backbone: str, preprocessing: str) -> Trunk:
     """Returns a backbone in the geometry of the classifier."""
-    pixels, rngs = PREPROCESSING[preprocessing], nnx.Rngs(0)
-    narrow: dict[str, Any] = {"padding": "original", "fc_features": FC_FEATURES}
-    if backbone == "alexnet":
-        return Trunk(AlexNet(preprocessing=pixels, rngs=rngs, **narrow))
-    if backbone.startswith("vgg16"):
-        batch_norm = backbone == "vgg16_bn"
-        return Trunk(VGG16(batch_norm=batch_norm, preprocessing=pixels, rngs=rngs, **narrow))
     config = ModelConfig(backbone=backbone, padding="original")
-    return Trunk(build_backbone(config, pixels, rngs=rngs))
+    return Trunk(build_backbone(config, PREPROCESSING[preprocessing], rngs=nnx.Rngs(0)))
 
 
 def classifier(torch: ModuleType, request: pytest.FixtureRequest, name: str) -> Any:
@@ -231,7 +220,7 @@ def last_layers(peer: Any, name: str, features: Any) -> Any:
 )
 def test_classifiers(
     torch: ModuleType,
-    narrow_vgg: None,
+    narrow: None,
     request: pytest.FixtureRequest,
     tmp_path: Path,
     name: str,
