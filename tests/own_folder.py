@@ -43,6 +43,7 @@ def small_config(folder: Path) -> Config:
     config.train.eval_every_steps = 3
     config.train.log_every_steps = 1
     config.eval.batch_size = 2
+    config.eval.canvases = 1
     return config
 
 

@@ -17,6 +17,7 @@ from fcn_jax.evaluate import report
 from fcn_jax.evaluation.confusion import count_confusion
 from fcn_jax.evaluation.evaluator import Evaluation
 from fcn_jax.evaluation.metrics import scores
+from fcn_jax.export import read_metrics
 from fcn_jax.inference.options import Inference
 from fcn_jax.inference.trained import Predictor
 from fcn_jax.models.build import init_model
@@ -189,3 +190,30 @@ def test_mistakes_are_reported_by_the_flag(
     assert ended.returncode == 1
     assert ended.stderr.startswith(message)
     assert len(ended.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--split=tset"], "tset"),
+        (["--checkpoint=5"], "has no checkpoint 5 (it holds: 3, 6)"),
+    ],
+)
+def test_what_a_run_lacks_is_reported(trained_run: Path, flags: list[str], message: str) -> None:
+    ended = run_command("evaluate", f"--workdir={trained_run}", *flags)
+    assert ended.returncode == 1
+    assert message in ended.stderr
+    assert len(ended.stderr.splitlines()) == 1
+
+
+def test_scores_by_another_convention_are_not_what_a_run_is_judged_by(trained_run: Path) -> None:
+    ended = run_command(
+        "evaluate", f"--workdir={trained_run}", "--convention=torchvision", "--boundary"
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert "convention torchvision: as its reference scripts" in ended.stdout
+    written = json.loads((trained_run / "evaluation/val_torchvision.json").read_text())
+    assert (written["convention"], written["inference"]) == ("torchvision", "whole images")
+    assert written["intervals"] is None
+    assert 0 <= written["mean_boundary_iou"] <= 1
+    assert set(read_metrics(trained_run, 6)[0]) == {"val"}

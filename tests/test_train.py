@@ -1,5 +1,6 @@
-"""The whole line: train, interrupt, resume, evaluate, predict, and what happens with bad input."""
+"""Training from a config to a score: runs that are interrupted, resumed, and refused."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -10,24 +11,22 @@ import time
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
 
 from fcn_jax.data import shapes
-from fcn_jax.data.canvases import Bucket
-from fcn_jax.data.masks import read_mask
-from fcn_jax.data.palettes import voc_palette
-from fcn_jax.data.pipeline import evaluation_batches
 from fcn_jax.errors import UserError
 from fcn_jax.evaluation.evaluator import Evaluator
-from fcn_jax.evaluation.image_counts import ImageCounts
-from fcn_jax.export import read_metrics
-from fcn_jax.inference.options import Inference
-from fcn_jax.predict import load_run
+from fcn_jax.inference.trained import load_run
+from fcn_jax.pretrained import flat
+from fcn_jax.runs import read_settings
 from fcn_jax.train import train
 from fcn_jax.training.checkpoint import CheckpointReader
-from tests.own_folder import ROOT, command, small_config, write_folder
+from fcn_jax.training.feed import open_feed
+from tests.in_process import run_command
+from tests.own_folder import ROOT, small_config, write_folder
 
 
 def test_a_run_leaves_its_numbers_its_pictures_and_its_curves(trained_run):
@@ -60,86 +59,57 @@ def test_scores_are_those_of_each_image_labelled_alone(trained_run, trained_fold
     assert set(written["per_class_iou"]) == set(shapes.CLASSES)
 
 
-def test_evaluate_scores_by_other_conventions_and_in_other_ways(trained_run):
-    by_torchvision = command(
-        "evaluate", f"--workdir={trained_run}", "--convention=torchvision", "--boundary"
-    )
-    assert by_torchvision.returncode == 0, by_torchvision.stderr
-    assert "convention torchvision: as its reference scripts" in by_torchvision.stdout
-    scores = json.loads((trained_run / "evaluation/val_torchvision.json").read_text())
-    assert (scores["convention"], scores["inference"]) == ("torchvision", "whole images")
-    assert scores["intervals"] is None
-    assert 0 <= scores["mean_boundary_iou"] <= 1
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
+def test_a_run_that_is_stopped_in_a_step_ends_in_the_same_bits(
+    how, trained_run, trained_folder, tmp_path, monkeypatch
+):
+    def open_stopping(*arguments):
+        feed = open_feed(*arguments)
+        run = feed.__call__
 
-    in_views = command("evaluate", f"--workdir={trained_run}", "--scales=0.5,1", "--flip")
-    assert in_views.returncode == 0, in_views.stderr
-    assert "2 images, whole images, in sizes 0.5, 1, mirrored too" in in_views.stdout
-    scores = json.loads((trained_run / "evaluation/val_scales_0.5_1_flip.json").read_text())
-    run = load_run(trained_run)
-    inference = Inference(scales=(0.5, 1), flip=True)
-    right = pixels = 0
-    for name in scored_names(trained_run, "val_scales_0.5_1_flip"):
-        image, truth = shapes.draw(name)
-        counted = truth != 255
-        right += (run(image, inference) == truth)[counted].sum()
-        pixels += counted.sum()
-    assert scores["pixel_accuracy"] == pytest.approx(right / pixels, abs=1e-12)
-    # Neither is taken for what the run is judged by.
-    assert set(read_metrics(trained_run, run.step)[0]) == {"val"}
+        class Stopping(type(feed)):
+            def __call__(self, state, steps):
+                if int(state.step) == 3:
+                    signal.raise_signal(how)
+                return run(state, steps)
 
+        feed.__class__ = Stopping
+        return feed
 
-def scored_names(trained_run: Path, stem: str) -> tuple[str, ...]:
-    names = ImageCounts.load(trained_run / f"evaluation/{stem}_images.npz").names
-    assert len(names) == 2
-    return tuple(Path(name).stem for name in names)
-
-
-def test_every_image_is_scored_once_and_the_last_batch_is_filled_with_void():
-    class Records:
-        def __len__(self):
-            return 5
-
-        def __getitem__(self, index):
-            side = 4 + index
-            label = np.full((side, 3), index, np.uint8)
-            return {"image": np.zeros((side, 3, 3), np.uint8), "label": label, "name": str(index)}
-
-    buckets = [Bucket((6, 3), (0, 2)), Bucket((8, 4), (1, 3, 4))]
-    batches = list(evaluation_batches(Records(), buckets, batch_size=2))
-    assert [batch.images for batch in batches] == [(0, 2), (1, 3), (4,)]
-    assert [[r["name"] for r in batch.records.values()] for batch in batches] == [
-        ["0", "2"],
-        ["1", "3"],
-        ["4"],
-    ]
-    assert [b.canvases["label"].shape for b in batches] == [(2, 6, 3), (2, 8, 4), (2, 8, 4)]
-    last = batches[-1].canvases
-    assert last["size"].tolist() == [[8, 3], [8, 4]]
-    assert (last["label"][0, :, :3] == 4).all()
-    assert (last["label"][0, :, 3] == 255).all()
-    assert (last["label"][1] == 255).all()
+    config = small_config(trained_folder)
+    with monkeypatch.context() as patched:
+        patched.setattr("fcn_jax.train.open_feed", open_stopping)
+        with pytest.raises(SystemExit) as ended:
+            train(config, tmp_path / "run")
+    assert ended.value.code == 128 + how
+    checkpoints = CheckpointReader(tmp_path / "run/checkpoints")
+    assert (checkpoints.latest, checkpoints.best) == (4, 3)
+    train(config, tmp_path / "run")
+    check_same_run(tmp_path / "run", trained_run)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-def test_an_interrupted_run_ends_in_the_same_bits(trained_run, trained_folder, tmp_path, how):
+def test_a_run_that_is_killed_ends_in_the_same_bits(trained_run, tmp_path):
+    config = read_settings(trained_run).config
     workdir = tmp_path / "run"
-    config = small_config(trained_folder)
     arguments = [
-        f"--config.data.root={config.data.root}",
-        f"--config.data.prepared_dir={config.data.prepared_dir}",
-        "--config.data.name=folder",
-        "--config.augment.crop_px=64,64",
-        "--config.optim.warmup_steps=0",
-        "--config.train.batch_size=2",
-        "--config.train.steps=6",
-        "--config.train.eval_every_steps=3",
-        "--config.train.log_every_steps=1",
-        "--config.eval.batch_size=2",
-        f"--workdir={workdir}",
+        f"--config.{name}={value}"
+        for name, value in {
+            "data.root": config.data.root,
+            "data.prepared_dir": config.data.prepared_dir,
+            "data.name": "folder",
+            "augment.crop_px": "64,64",
+            "optim.warmup_steps": 0,
+            "train.batch_size": 2,
+            "train.steps": 6,
+            "train.eval_every_steps": 3,
+            "train.log_every_steps": 1,
+            "eval.batch_size": 2,
+            "eval.canvases": 1,
+        }.items()
     ]
     started = subprocess.Popen(
-        [sys.executable, "-m", "fcn_jax.train", *arguments],
+        [sys.executable, "-m", "fcn_jax.train", *arguments, f"--workdir={workdir}"],
         cwd=ROOT,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -150,12 +120,11 @@ def test_an_interrupted_run_ends_in_the_same_bits(trained_run, trained_folder, t
     while started.poll() is None and not (log.exists() and '"step": 4' in log.read_text()):
         assert time.monotonic() < deadline
         time.sleep(0.02)
-    started.send_signal(how)
-    started.wait(timeout=120)
-
-    resumed = command("train", *arguments)
-    assert resumed.returncode == 0, resumed.stderr
+    started.kill()
+    assert started.wait(timeout=120) == -signal.SIGKILL
+    train(config, workdir)
     check_same_run(workdir, trained_run)
+    assert CheckpointReader(workdir / "checkpoints").steps == [3, 6]
 
 
 def check_same_run(one: Path, other: Path) -> None:
@@ -172,8 +141,6 @@ def check_same_run(one: Path, other: Path) -> None:
         ]
 
     assert numbers(one) == numbers(other)
-    steps = [CheckpointReader(run / "checkpoints").steps for run in (one, other)]
-    assert steps[0] == steps[1]
 
 
 @pytest.mark.parametrize("stopped_at", [pytest.param(3, marks=pytest.mark.slow), 6])
@@ -209,6 +176,7 @@ def test_a_run_that_is_stopped_in_an_evaluation_ends_in_the_same_bits(
     assert not (checkpoints / f"{stopped_at}/metrics").exists()
     train(config, workdir)
     check_same_run(workdir, trained_run)
+    assert CheckpointReader(checkpoints).steps == [3, 6]
     for step in (3, 6):
         score = (checkpoints / f"{step}/metrics/metrics").read_text()
         assert score == (trained_run / f"checkpoints/{step}/metrics/metrics").read_text()
@@ -224,6 +192,7 @@ def test_a_run_whose_newest_checkpoint_is_damaged_ends_in_the_same_bits(
     train(small_config(trained_folder), tmp_path / "run")
     assert "training continues from step 3: steps 4 to 6 are lost" in capsys.readouterr().out
     check_same_run(tmp_path / "run", trained_run)
+    assert CheckpointReader(tmp_path / "run/checkpoints").steps == [3, 6]
 
 
 @pytest.mark.slow
@@ -237,8 +206,8 @@ def test_two_images_are_learned_by_heart(tmp_path):
     config.augment.scale = (1.0, 1.0)
     config.augment.flip = False
     config.optim.learning_rate = 1e-2
-    config.train.steps = 300
-    config.train.eval_every_steps = 300
+    config.train.steps = 150
+    config.train.eval_every_steps = 150
     scores = train(config, tmp_path / "run").scores
     assert scores.mean_iou > 0.99
     assert scores.pixel_accuracy > 0.999
@@ -256,9 +225,20 @@ def test_a_finished_run_started_again_only_reports(trained_run, trained_folder):
     assert evaluation.scores.mean_iou == written["mean_iou"]
 
 
+def counting_step(*_):
+    """Stands for `make_train_step`: counts steps, and changes no parameter."""
+
+    def step(state, batch):
+        state = dataclasses.replace(state, step=state.step + 1)
+        return state, {"loss": state.step / 2}
+
+    return step
+
+
 def test_a_finished_run_goes_on_when_it_is_given_more_steps(
-    trained_run, trained_folder, tmp_path, capsys
+    trained_run, trained_folder, tmp_path, monkeypatch, capsys
 ):
+    monkeypatch.setattr("fcn_jax.train.make_train_step", counting_step)
     shutil.copytree(trained_run, tmp_path / "run")
     config = small_config(trained_folder)
     config.train.steps, config.train.eval_every_steps = 7, 7
@@ -293,7 +273,8 @@ def test_a_run_whose_training_images_have_changed_is_not_resumed(
     assert (trained_run / "run.json").read_bytes() == before
 
 
-def test_a_run_that_never_began_does_not_bind_its_folder(trained_folder, tmp_path):
+def test_a_run_that_never_began_does_not_bind_its_folder(trained_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("fcn_jax.train.make_train_step", counting_step)
     config = small_config(trained_folder)
     config.train.steps = 1
     config.init = "none.npz"
@@ -305,8 +286,9 @@ def test_a_run_that_never_began_does_not_bind_its_folder(trained_folder, tmp_pat
 
 
 def test_a_run_starts_from_another_run_and_names_what_it_lacks(
-    trained_run, trained_folder, tmp_path, capsys
+    trained_run, trained_folder, tmp_path, monkeypatch, capsys
 ):
+    monkeypatch.setattr("fcn_jax.train.make_train_step", counting_step)
     config = small_config(trained_folder)
     config.init = str(trained_run)
     config.model.skips = 3
@@ -315,95 +297,28 @@ def test_a_run_starts_from_another_run_and_names_what_it_lacks(
     assert "fcn_jax on folder, step 6; not in the file, so unchanged: head/score4" in (
         capsys.readouterr().out
     )
+    before, after = (flat(load_run(run).variables) for run in (trained_run, tmp_path / "run"))
+    for name, value in before.items():
+        np.testing.assert_array_equal(after[name], value, err_msg=name)
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_says_what_to_do(trained_folder, tmp_path):
-    config = small_config(trained_folder)
-    config.optim.learning_rate = 1e30
+def test_a_loss_that_is_not_finite_stops_the_run_and_says_what_to_do(
+    trained_folder, tmp_path, monkeypatch
+):
+    def diverging_step(*_):
+        step = counting_step()
+
+        def diverge(state, batch):
+            state, metrics = step(state, batch)
+            return state, {"loss": jnp.where(state.step < 2, metrics["loss"], jnp.nan)}
+
+        return diverge
+
+    monkeypatch.setattr("fcn_jax.train.make_train_step", diverging_step)
     with pytest.raises(
-        UserError, match=r"the (loss|gradient norm) is (nan|inf) at step \d: try a lower .*no step"
+        UserError, match=r"the loss is nan at step 2: try a lower .* that of no step"
     ):
-        train(config, tmp_path / "run")
-
-
-def test_predict_labels_every_kind_of_image_at_its_own_size(trained_run, tmp_path):
-    image, _ = shapes.draw("val_000")
-    source = tmp_path / "in"
-    source.mkdir()
-    picture = Image.fromarray(image)
-    picture.save(source / "colour.jpg")
-    picture.resize((131, 97)).convert("L").save(source / "grey.png")
-    picture.convert("RGBA").save(source / "rgba.webp", lossless=True)
-    (source / "cut.jpg").write_bytes((source / "colour.jpg").read_bytes()[:2000])
-    (source / "words.png").write_text("no image")
-    result = command(
-        "predict", f"--workdir={trained_run}", f"--output={tmp_path}/out", "--overlay", source
-    )
-    assert result.returncode == 1
-    assert "2 of 5 images failed" in result.stderr
-    assert "cut.jpg" in result.stderr
-    assert "words.png" in result.stderr
-    written = sorted(path.name for path in (tmp_path / "out").glob("*.png"))
-    assert written == ["colour.png", "grey.png", "rgba.png"]
-    with Image.open(tmp_path / "out/grey.png") as label:
-        assert (label.mode, label.size) == ("P", (131, 97))
-        assert label.getpalette()[:9] == voc_palette()[:3].ravel().tolist()
-    # Lossless, so the file gives what the array gives.
-    np.testing.assert_array_equal(
-        read_mask(tmp_path / "out/rgba.png"), load_run(trained_run)(image)
-    )
-    with Image.open(tmp_path / "out/overlay/colour.png") as overlay:
-        assert overlay.height > image.shape[0]
-
-
-def test_predict_refuses_what_would_overwrite(trained_run, tmp_path):
-    image, _ = shapes.draw("val_000")
-    for name in ("x.png", "x.jpg"):
-        Image.fromarray(image).save(tmp_path / name)
-    before = (tmp_path / "x.png").read_bytes()
-    onto_itself = command(
-        "predict", f"--workdir={trained_run}", f"--output={tmp_path}", tmp_path / "x.png"
-    )
-    assert f"{tmp_path} is the folder of {tmp_path}/x.png" in onto_itself.stderr
-    twice = command("predict", f"--workdir={trained_run}", f"--output={tmp_path}/out", tmp_path)
-    assert "would both be written" in twice.stderr
-    assert onto_itself.returncode == twice.returncode == 1
-    assert (tmp_path / "x.png").read_bytes() == before
-
-
-@pytest.mark.parametrize(
-    ("module", "arguments", "message"),
-    [
-        ("evaluate", ["--workdir={empty}"], "is not the folder of a run"),
-        ("evaluate", ["--workdir={run}", "--split=tset"], "tset"),
-        ("evaluate", ["--workdir={run}", "--checkpoint=5"], "has no checkpoint 5 (it holds: 3, 6)"),
-        ("predict", ["--workdir={run}", "--output={empty}/o", "{empty}"], "holds no images"),
-        ("predict", ["--workdir={run}", "--output={empty}/o", "none*.jpg"], "none*.jpg: no such"),
-        ("predict", ["--workdir={run}"], "are needed"),
-    ],
-)
-def test_a_mistake_is_told_in_one_line(trained_run, tmp_path, module, arguments, message):
-    places = {"run": trained_run, "empty": tmp_path}
-    result = command(module, *[argument.format(**places) for argument in arguments])
-    assert result.returncode == 1
-    assert message in result.stderr
-    assert result.stderr.count("\n") == 1, result.stderr
-
-
-def test_a_checkpoint_of_another_network_is_refused(trained_run, tmp_path):
-    copy = tmp_path / "changed"
-    shutil.copytree(trained_run, copy)
-    settings = json.loads((copy / "run.json").read_text())
-    settings["class_names"] = settings["class_names"][:-1]
-    (copy / "run.json").write_text(json.dumps(settings))
-    with pytest.raises(UserError, match="does not hold this network"):
-        load_run(copy)
-
-
-def test_an_image_of_other_channels_is_refused_by_number(trained_run):
-    image, _ = shapes.draw("val_000")
-    with pytest.raises(ValueError, match=r"must be uint8 \(h, w, 3\), RGB"):
-        load_run(trained_run)(image[..., :1])
+        train(small_config(trained_folder), tmp_path / "run")
 
 
 def test_an_unwritable_workdir_is_refused(trained_folder, tmp_path):
@@ -437,20 +352,17 @@ def test_an_option_that_the_loss_does_not_take_leaves_no_run(trained_folder, tmp
     assert not (tmp_path / "run" / "run.json").exists()
 
 
-def test_without_a_workdir_the_run_lies_under_the_name_of_its_config(tmp_path):
-    result = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "fcn_jax.train",
-            "--config.train.steps=1",
-            "--config.data.eval_split=val[:2]",
-        ],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "FCN_JAX_DATA": str(tmp_path / "data")},
-        capture_output=True,
-        text=True,
-        timeout=300,
+def test_without_a_workdir_the_run_is_under_the_name_of_its_config(
+    trained_run, trained_folder, tmp_path, monkeypatch
+):
+    """It finds the run there, which has other settings."""
+    shutil.copytree(trained_run, tmp_path / "runs/mine")
+    (tmp_path / "mine.py").write_text("from fcn_jax.config import default_config as get_config\n")
+    monkeypatch.chdir(tmp_path)
+    data = small_config(trained_folder).data
+    flags = [f"--config.data.{n}={getattr(data, n)}" for n in ("name", "root", "prepared_dir")]
+    ended = run_command("train", "--config=mine.py", *flags)
+    assert ended.returncode == 1
+    assert (
+        "runs/mine holds a run with other settings (augment.crop_px is 64,64 there" in ended.stderr
     )
-    assert result.returncode == 0, result.stderr
-    assert load_run(tmp_path / "runs" / "shapes").step == 1

@@ -148,3 +148,29 @@ def test_hosts_share_a_training_batch(monkeypatch):
         assert [numbers(batch) for batch in own] == [
             numbers(batch)[2 * host : 2 * host + 2] for batch in whole
         ]
+
+
+def test_every_image_is_scored_once_and_the_last_batch_is_filled_with_void():
+    class Records:
+        def __len__(self):
+            return 5
+
+        def __getitem__(self, index):
+            side = 4 + index
+            label = np.full((side, 3), index, np.uint8)
+            return {"image": np.zeros((side, 3, 3), np.uint8), "label": label, "name": str(index)}
+
+    buckets = [Bucket((6, 3), (0, 2)), Bucket((8, 4), (1, 3, 4))]
+    batches = list(evaluation_batches(Records(), buckets, batch_size=2))
+    assert [batch.images for batch in batches] == [(0, 2), (1, 3), (4,)]
+    assert [[r["name"] for r in batch.records.values()] for batch in batches] == [
+        ["0", "2"],
+        ["1", "3"],
+        ["4"],
+    ]
+    assert [b.canvases["label"].shape for b in batches] == [(2, 6, 3), (2, 8, 4), (2, 8, 4)]
+    last = batches[-1].canvases
+    assert last["size"].tolist() == [[8, 3], [8, 4]]
+    assert (last["label"][0, :, :3] == 4).all()
+    assert (last["label"][0, :, 3] == 255).all()
+    assert (last["label"][1] == 255).all()

@@ -1,0 +1,99 @@
+"""The command `fcn_jax.predict` on image files, and the predictor of a run."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fcn_jax.data import shapes
+from fcn_jax.data.masks import read_mask
+from fcn_jax.data.palettes import voc_palette
+from fcn_jax.errors import UserError
+from fcn_jax.inference.trained import load_run
+from tests.in_process import run_command
+
+
+def test_predict_labels_every_kind_of_image_at_its_own_size(trained_run, tmp_path):
+    image, _ = shapes.draw("val_000")
+    source = tmp_path / "in"
+    source.mkdir()
+    picture = Image.fromarray(image)
+    picture.save(source / "colour.jpg")
+    picture.resize((131, 97)).convert("L").save(source / "grey.png")
+    picture.convert("RGBA").save(source / "rgba.webp", lossless=True)
+    (source / "cut.jpg").write_bytes((source / "colour.jpg").read_bytes()[:2000])
+    (source / "words.png").write_text("no image")
+    result = run_command(
+        "predict", f"--workdir={trained_run}", f"--output={tmp_path}/out", "--overlay", source
+    )
+    assert result.returncode == 1
+    assert "2 of 5 images failed" in result.stderr
+    assert "cut.jpg" in result.stderr
+    assert "words.png" in result.stderr
+    written = sorted(path.name for path in (tmp_path / "out").glob("*.png"))
+    assert written == ["colour.png", "grey.png", "rgba.png"]
+    with Image.open(tmp_path / "out/grey.png") as label:
+        assert (label.mode, label.size) == ("P", (131, 97))
+        assert label.getpalette()[:9] == voc_palette()[:3].ravel().tolist()
+    # Lossless, so the file gives what the array gives.
+    np.testing.assert_array_equal(
+        read_mask(tmp_path / "out/rgba.png"), load_run(trained_run)(image)
+    )
+    with Image.open(tmp_path / "out/overlay/colour.png") as overlay:
+        assert overlay.height > image.shape[0]
+
+
+def test_predict_refuses_what_would_overwrite(trained_run, tmp_path):
+    image, _ = shapes.draw("val_000")
+    for name in ("x.png", "x.jpg"):
+        Image.fromarray(image).save(tmp_path / name)
+    before = (tmp_path / "x.png").read_bytes()
+    onto_itself = run_command(
+        "predict", f"--workdir={trained_run}", f"--output={tmp_path}", tmp_path / "x.png"
+    )
+    assert f"{tmp_path} is the folder of {tmp_path}/x.png" in onto_itself.stderr
+    twice = run_command("predict", f"--workdir={trained_run}", f"--output={tmp_path}/out", tmp_path)
+    assert "would both be written" in twice.stderr
+    assert onto_itself.returncode == twice.returncode == 1
+    assert (tmp_path / "x.png").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--workdir={empty}", "--output={empty}/o", "{images}"], "is not the folder of a run"),
+        (
+            ["--workdir={run}", "--checkpoint=5", "--output={empty}/o", "{images}"],
+            "has no checkpoint 5 (it holds: 3, 6)",
+        ),
+        (["--workdir={run}", "--output={empty}/o", "{empty}"], "holds no images"),
+        (["--workdir={run}", "--output={empty}/o", "none*.jpg"], "none*.jpg: no such"),
+        (["--workdir={run}"], "are needed"),
+    ],
+)
+def test_mistakes_are_reported_in_one_line(
+    trained_run, trained_folder, tmp_path, arguments, message
+):
+    places = {"run": trained_run, "empty": tmp_path, "images": trained_folder / "data/images"}
+    result = run_command("predict", *[argument.format(**places) for argument in arguments])
+    assert result.returncode == 1
+    assert message in result.stderr
+    assert result.stderr.count("\n") == 1, result.stderr
+
+
+def test_a_checkpoint_of_another_network_is_refused(trained_run, tmp_path):
+    copy = tmp_path / "changed"
+    shutil.copytree(trained_run, copy)
+    settings = json.loads((copy / "run.json").read_text())
+    settings["class_names"] = settings["class_names"][:-1]
+    (copy / "run.json").write_text(json.dumps(settings))
+    with pytest.raises(UserError, match="does not hold this network"):
+        load_run(copy)
+
+
+def test_an_image_of_other_channels_is_refused_by_number(trained_run):
+    image, _ = shapes.draw("val_000")
+    with pytest.raises(ValueError, match=r"must be uint8 \(h, w, 3\), RGB"):
+        load_run(trained_run)(image[..., :1])
