@@ -1,4 +1,4 @@
-"""A second start of a run compiles nothing, and what is drawn at the first one is as ever."""
+"""A second start of a run compiles nothing; one program draws the weights as the layers would."""
 
 import os
 import shutil
@@ -17,13 +17,13 @@ from tests.own_folder import ROOT, write_folder
 
 
 @pytest.mark.slow
-def test_the_second_start_compiles_nothing_and_so_does_going_on(tmp_path: Path):
+def test_the_second_start_and_a_resumed_one_compile_nothing(tmp_path: Path):
     write_folder(tmp_path / "data", [f"train_{n:03}" for n in range(6)])
     home = {**os.environ, "HOME": str(tmp_path / "home")}
     home.pop("JAX_COMPILATION_CACHE_DIR", None)
 
     def start(workdir: str) -> tuple[dict[str, int], str]:
-        """What JAX told of its programs, and what was printed."""
+        """Returns the programs that JAX asked its cache for and compiled, and the output."""
         events = tmp_path / "events"
         events.write_text("")
         arguments = [
@@ -32,8 +32,10 @@ def test_the_second_start_compiles_nothing_and_so_does_going_on(tmp_path: Path):
             "--config.augment.crop_px=64,64",
             "--config.train.batch_size=2",
             "--config.eval.batch_size=2",
-            "--config.train.steps=8",
-            "--config.train.eval_every_steps=4",
+            "--config.model.skips=0",
+            "--config.eval.canvases=1",
+            "--config.train.steps=2",
+            "--config.train.eval_every_steps=1",
             "--config.train.log_every_steps=1",
             f"--workdir={tmp_path / workdir}",
         ]
@@ -47,18 +49,18 @@ def test_the_second_start_compiles_nothing_and_so_does_going_on(tmp_path: Path):
         )
         assert ended.returncode == 0, ended.stderr
         assert "arning" not in ended.stderr
-        told = events.read_text().split()
-        asked, hits = told.count("requests"), told.count("hits")
+        words = events.read_text().split()
+        asked, hits = words.count("requests"), words.count("hits")
         return {"asked": asked, "compiled": asked - hits}, ended.stdout
 
     first, _ = start("first")
     assert first["compiled"] > 0
     second, _ = start("second")
     assert second == {"asked": first["asked"], "compiled": 0}
-    # Interrupted after its first checkpoint, as far as the folder tells.
-    shutil.rmtree(tmp_path / "second/checkpoints/8")
-    resumed, said = start("second")
-    assert "resumed from step 4" in said
+    # As if it had been interrupted after its first checkpoint.
+    shutil.rmtree(tmp_path / "second/checkpoints/2")
+    resumed, output = start("second")
+    assert "resumed from step 1" in output
     assert resumed["compiled"] == 0
     assert resumed["asked"] < second["asked"]
 
@@ -91,7 +93,7 @@ def key_bits(key: jax.Array) -> tuple[int, ...]:
     return tuple(jax.random.key_data(key).tolist())
 
 
-def test_an_outline_has_the_shapes_and_no_weights():
+def test_an_abstract_model_has_the_shapes_and_no_weights():
     config = ModelConfig(backbone="small")
     shapes = nnx.to_pure_dict(nnx.state(abstract_model(config, 5)))
     weights = nnx.to_pure_dict(nnx.state(build_model(config, 5, rngs=nnx.Rngs(0))))

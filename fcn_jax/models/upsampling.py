@@ -265,7 +265,9 @@ class ConvTranspose(Upsample):
 
     def __init__(self, features: int, filter_size: int, *, stride: int, crop: int, ndim: int = 2):
         super().__init__(filter_size, stride=stride, crop=crop)
-        self.kernel = nnx.Param(jnp.asarray(bilinear_kernel(filter_size, features, ndim)))
+        # Weight decay would pull the kernel from interpolation towards zero.
+        kernel = jnp.asarray(bilinear_kernel(filter_size, features, ndim))
+        self.kernel = nnx.Param(kernel, decay=False)
 
     def in_blocks(
         self, x: FeatureMap, like: FeatureMap, *, single_block: bool = False
