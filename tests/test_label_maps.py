@@ -156,6 +156,7 @@ def test_settings_that_do_not_match_the_data_are_refused(
     config.data.extra_channels, config.model.fusion = (), "late"
     with pytest.raises(UserError, match=r"needs images of more than 3 channels, not 3"):
         train(config, tmp_path / "colour")
+    config.loss.class_weights, config.model.fusion = None, "early"
     with pytest.raises(UserError, match=r"its images have 4 channels, not 3"):
         train(config, run_folder)
 

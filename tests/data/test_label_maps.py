@@ -130,7 +130,8 @@ def test_bad_maps_are_named_before_training(own: Path) -> None:
     ],
 )
 def test_names_that_cannot_be_folders_are_refused(drawn: Path, setting: str, value: tuple) -> None:
-    message = rf"data\.{setting} \(={','.join(value)}\) must be different names of sub-folders"
+    given = ",".join(value) or r"\(\)"
+    message = rf"data\.{setting} \(={given}\) must be different names of sub-folders"
     refuses(drawn, message, **{setting: value})
 
 
