@@ -171,7 +171,7 @@ class Summing:
         """Returns all rows in one block."""
         values, _ = self(*arguments, **named)
         logits = values["logits"]
-        return {"": SimpleNamespace(each=lambda classes: classes(logits))}, None
+        return {"": SimpleNamespace(map=lambda classes: classes(logits))}, None
 
 
 def test_gaussian_windows_by_hand():
