@@ -35,6 +35,7 @@ def predictor(tmp_path_factory: pytest.TempPathFactory) -> Predictor:
     folder = tmp_path_factory.mktemp("run")
     write_split_folder(folder / "data")
     config = small_config(folder)
+    config.model.skips = 0
     network = PureModel(init_model(config.model, CLASSES, seed=0))
     params, batch_stats = network.variables
     random = np.random.default_rng(0)

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from fcn_jax.config import EvalConfig, ModelConfig
+from fcn_jax.config import EvalConfig
 from fcn_jax.data import shapes
 from fcn_jax.data.datasets import Statistics
 from fcn_jax.errors import ArgumentError
@@ -25,7 +25,8 @@ from fcn_jax.evaluation.evaluator import Evaluation, Evaluator
 from fcn_jax.evaluation.image_counts import ImageCounts
 from fcn_jax.evaluation.scorers import ScoredImages
 from fcn_jax.inference.options import WHOLE, Inference
-from fcn_jax.models.build import build_model
+from fcn_jax.models.backbones.small import SmallNet
+from fcn_jax.models.fcn import FCN
 from fcn_jax.models.pure_model import PureModel
 from tests.fake_devices import output_on_four_devices
 
@@ -54,7 +55,8 @@ class Drawn:
 
 
 def random_network() -> PureModel:
-    model = build_model(ModelConfig(), CLASSES, rngs=nnx.Rngs(0))
+    rngs = nnx.Rngs(0)
+    model = FCN(SmallNet(features=(8, 16, 24), rngs=rngs), CLASSES, skips=1, rngs=rngs)
     random = np.random.default_rng(0)
     for stage in model.stages:
         kernel = getattr(model.head, f"score{stage}").kernel
