@@ -53,9 +53,7 @@ import dataclasses
 import json
 import math
 import re
-import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import jax
@@ -247,14 +245,7 @@ def _write(scored: MapEvaluation, numbers: dict[str, Any], stem: Path) -> None:
         raise UserError(f"cannot write to {stem.parent} ({error.strerror or error})") from error
 
 
-class _CallableModule(ModuleType):
-    """Makes `fcn_jax.evaluate(…)` call the function: the name also is that of this module."""
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Evaluation:
-        return evaluate(*args, **kwargs)
-
-
-sys.modules[__name__].__class__ = _CallableModule
+cli.make_callable(__name__, evaluate)
 
 if __name__ == "__main__":
     cli.run(main)

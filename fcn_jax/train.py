@@ -22,9 +22,7 @@ if __name__ == "__main__":
 import contextlib
 import dataclasses
 import math
-import sys
 import time
-import types
 from functools import partial
 from pathlib import Path
 
@@ -105,23 +103,16 @@ def _train(config: Config, workdir: Path) -> Evaluation:
     if not len(records):
         raise UserError(f"split {config.data.train_split} of {dataset.name} has no images")
     total_steps = config.train.total_steps(len(records))
-    run = pretrained.Provenance(
-        config,
-        dataset.label_maps,
-        dataset.channels,
-        train_images=f"{len(records)} images (names {statistics.names_digest})",
-    )
+    num_classes, channels = dataset.num_classes, dataset.channels
+    images = f"{len(records)} images (names {statistics.names_digest})"
+    run = pretrained.Provenance(config, dataset.label_maps, channels, train_images=images)
 
     # --- model, optimizer, steps
     network = PureModel(
-        abstract_model(
-            config.model, dataset.num_classes, channels=dataset.channels, axis_name=DATA_AXIS
-        )
+        abstract_model(config.model, num_classes, channels=channels, axis_name=DATA_AXIS)
     )
     optimizer = optim.build_optimizer(config.optim, network.decay_mask, total_steps)
-    weights_by_map = class_weights(
-        config.loss.class_weights, dataset.num_classes, statistics.label_counts
-    )
+    weights_by_map = class_weights(config.loss.class_weights, num_classes, statistics.label_counts)
     train_step = make_train_step(network, optimizer, config, weights_by_map)
     runs.claim(workdir, run, len(records))  # once the settings of model and loss are checked
     evaluate = Evaluator(network, dataset, config.data.eval_split, config.eval)
@@ -133,11 +124,9 @@ def _train(config: Config, workdir: Path) -> Evaluation:
         if checkpoints.latest is not None:
             state = checkpoints.restore(jax.eval_shape(first_state, network.variables))
         else:
-            first_model = init_model(
-                config.model, dataset.num_classes, channels=dataset.channels, seed=config.seed
-            )
-            variables = PureModel(first_model).variables
-            del first_model
+            model = init_model(config.model, num_classes, channels=channels, seed=config.seed)
+            variables = PureModel(model).variables
+            del model
             if weights is not None:
                 variables, loaded = weights.apply(variables)
                 notes = weights.notes(config.model, dataset.label_maps)
@@ -230,9 +219,8 @@ def _with_preprocessing(
         resolved = weights.provenance.preprocessing
     else:
         resolved = preprocessing_name(config.model)
-    return dataclasses.replace(
-        config, model=dataclasses.replace(config.model, preprocessing=resolved)
-    )
+    model = dataclasses.replace(config.model, preprocessing=resolved)
+    return dataclasses.replace(config, model=model)
 
 
 def _headline(config: Config, dataset: Dataset, network: PureModel) -> str:
@@ -262,14 +250,7 @@ def _log_evaluation(log: RunLog, step: int, evaluation: Evaluation, dataset: Dat
     log.write("eval", step, numbers)
 
 
-class _CallableModule(types.ModuleType):
-    """Makes this module callable as `fcn_jax.train(config, workdir)`, like its function `train`."""
-
-    def __call__(self, config: Config, workdir: str | Path) -> Evaluation:
-        return train(config, workdir)
-
-
-sys.modules[__name__].__class__ = _CallableModule
+cli.make_callable(__name__, train)
 
 if __name__ == "__main__":
     cli.run(main)

@@ -196,7 +196,7 @@ def test_a_run_whose_newest_checkpoint_is_damaged_ends_in_the_same_bits(
 
 
 @pytest.mark.slow
-def test_two_images_are_learned_by_heart(tmp_path):
+def test_two_images_are_memorised(tmp_path):
     write_folder(tmp_path / "data", ["train_000", "train_001"])
     names = "train_000\ntrain_001\n"
     (tmp_path / "data/train.txt").write_text(names)
@@ -216,7 +216,7 @@ def test_two_images_are_learned_by_heart(tmp_path):
 def test_a_finished_run_started_again_only_reports(trained_run, trained_folder):
     before = (trained_run / "log.jsonl").read_text()
     config = small_config(trained_folder)
-    # Of another network or run the folder would be refused; these are free to change.
+    # A resumed run may change these settings.
     config.model.remat = True
     config.train.steps_per_dispatch = 3
     evaluation = train(config, trained_run)

@@ -6,6 +6,7 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from absl import flags
@@ -99,6 +100,18 @@ def run(main: Callable[[list[str]], None]) -> None:
         os._exit(1)  # skips exit handlers, which would fail for the same reason
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def make_callable(module: str, function: Callable[..., Any]) -> None:
+    """Lets a module be called like its function of the same name, as in `fcn_jax.train(…)`.
+
+    Importing the module sets that attribute of the package to the module, not to the function.
+    """
+
+    class CallableModule(ModuleType):
+        __call__ = staticmethod(function)
+
+    sys.modules[module].__class__ = CallableModule
 
 
 def _message(error: Exception) -> str:

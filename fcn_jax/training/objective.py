@@ -1,4 +1,4 @@
-"""What a training step minimises: the losses of all heads, over blocks, parts and devices.
+"""The objective of a training step: the losses of all heads, over blocks, parts and devices.
 
 Sums over pixels are added over blocks of rows, accumulation parts and devices (`psum` over
 `DATA_AXIS`), and turned into the loss once. So the loss does not depend on how the batch is
@@ -27,7 +27,7 @@ from fcn_jax.training.losses import Loss, PixelLoss, build_losses
 
 
 class Head(NamedTuple):
-    """A head of the network in the objective: what it is compared with, and its factor."""
+    """A head of the network: its label map, its loss, and the factor of its loss."""
 
     label_map: str
     loss: Loss

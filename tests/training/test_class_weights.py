@@ -26,7 +26,7 @@ def test_median_frequency_weights() -> None:
 COUNTS = np.array([98, 2] + 253 * [0] + [900])  # of which the last are ignored
 
 
-def test_what_the_setting_asks_for() -> None:
+def test_the_weights_of_each_setting() -> None:
     assert class_weights(None, {"": 2}, {"": COUNTS}) == {}
     (numbers,) = class_weights((1, 0.5), {"": 2}, {"": COUNTS}).values()
     assert numbers.tolist() == [1, 0.5]

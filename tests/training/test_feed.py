@@ -1,5 +1,4 @@
-"""Where training's images come from: what is chosen, what is said of it, and that it changes
-nothing."""
+"""Feeds: which one is chosen and why, and that all give the same batches."""
 
 import dataclasses
 import json
@@ -134,7 +133,7 @@ def test_steps_in_one_call_are_not_left_out_silently(capsys):
 
 
 @pytest.mark.parametrize(("cache", "workers"), [("device", 0), ("none", 0), ("none", 1)])
-def test_a_damaged_record_is_told_of_alike(cache, workers):
+def test_a_damaged_record_is_reported_alike(cache, workers):
     def take_three_steps() -> None:
         held = opened(Blank(11, damaged=7), cache, workers=workers)
         state = TrainState(jax.numpy.int32(0), {}, {}, {})
@@ -146,7 +145,7 @@ def test_a_damaged_record_is_told_of_alike(cache, workers):
     assert str(raised.value) == "7.jpg: the image is damaged"
 
 
-def test_no_stretch_passes_what_is_due():
+def test_no_chunk_passes_a_step_with_something_due():
     assert [list(steps) for steps in step_chunks(2, 13, 3, (5, 8))] == [
         [3, 4, 5],
         [6, 7, 8],
@@ -167,7 +166,7 @@ def test_a_streamed_step_is_compiled_once_and_takes_nothing_but_its_batch(
     with jax.log_compiles():
         for _ in range(3):
             caplog.clear()
-            # What is copied is copied by name: `device_put` of the batch and of the first state.
+            # Explicit copies are allowed: `device_put` of the batch and of the first state.
             with jax.transfer_guard("disallow"):
                 given, (state, _) = state, held(state, 1)
             compilations.append(caplog.text.count("Finished XLA compilation"))
@@ -229,7 +228,7 @@ def test_a_run_logs_each_step_however_it_is_fed(folder, monkeypatch, capsys):
     assert len(set(pixels[0])) > 1
 
 
-def test_a_call_of_more_steps_than_lie_between_evaluations_is_told_of(folder, monkeypatch, capsys):
+def test_more_steps_per_call_than_between_evaluations_are_reported(folder, monkeypatch, capsys):
     monkeypatch.setattr("fcn_jax.train.make_train_step", counting_step)
     logged(folder, "four", train__steps_per_dispatch=4)
     assert (
@@ -238,7 +237,7 @@ def test_a_call_of_more_steps_than_lie_between_evaluations_is_told_of(folder, mo
     ) in capsys.readouterr().out
 
 
-def test_the_first_weights_do_not_stay_beside_the_state(folder, monkeypatch):
+def test_the_initial_weights_are_freed_before_training(folder, monkeypatch):
     leaves: list[jax.Array] = []
 
     def remembered(*arguments: Any, **settings: Any) -> Any:

@@ -1,4 +1,4 @@
-"""What the log holds of each window of steps, worked out by hand on a clock of its own."""
+"""Means and pace of each window of steps, worked out by hand on a fake clock."""
 
 from typing import Any
 

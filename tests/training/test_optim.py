@@ -169,8 +169,8 @@ def test_an_unknown_optimizer_is_refused() -> None:
         build_optimizer(OptimConfig(name="adam"), decay_mask(), STEPS)
 
 
-def test_what_decays_is_as_ever_in_every_network() -> None:
-    """Formerly: parameters called kernel, but in layers called upsample…"""
+def test_the_decay_masks_of_all_networks_are_unchanged() -> None:
+    """Earlier versions decayed parameters called kernel, except in layers called upsample…"""
     for backbone in registry.backbones.names:
         config = ModelConfig(backbone=backbone, head="hidden", auxiliary_weight=0.4)
         config.context_features = 8

@@ -1,4 +1,4 @@
-"""The training step: its program, and what it computes whatever the loss."""
+"""The program of the training step."""
 
 from collections.abc import Iterator
 from typing import Any
