@@ -104,8 +104,7 @@ def build_model(
         build_backbone(config, preprocessing, axis_name=axis_name, rngs=rngs)
         for preprocessing in by_trunk
     )
-    if config.padding in ("same", "paper"):
-        check_contract(backbone, padding=config.padding, axis_name=axis_name)
+    check_contract(backbone, padding=config.padding, axis_name=axis_name)
     model = FCN(
         LateFusion(backbone, *others) if others else backbone,
         num_classes,

@@ -107,8 +107,8 @@ def check_contract(
 
     Args:
         backbone: its parameters may be shapes alone (`nnx.eval_shape`).
-        padding: "same" if a stage of stride s must have ceil(n / s) positions; otherwise it may
-            have any number that reaches every pixel.
+        padding: "same" if a stage of stride s must have ceil(n / s) positions; "paper" if it may
+            have more, as an image padded by 100 has; "original" if it may have any number.
         axis_name: the axis over which every `BatchNorm` must take its statistics.
 
     Raises:
@@ -123,9 +123,9 @@ def check_contract(
                 f"{axis_name!r}: a backbone must pass its argument axis_name on to every BatchNorm"
             )
     # One more than a multiple of every stride, and a multiple: a count that is right for both is
-    # right for every size, since it grows by one with each stride.
+    # right for every size, since it grows by one with each stride. Classifiers need large images.
     coarsest = max(grid.stride for grid in backbone.grids.values())
-    size = (coarsest + 1, 2 * coarsest)
+    size = (8 * coarsest + 1, 9 * coarsest)
     features = abstract_features(backbone, (1, *size, backbone.preprocessing.channels))
     if not features.keys() == backbone.channels.keys() == backbone.grids.keys():
         raise ValueError(
@@ -139,14 +139,15 @@ def check_contract(
                 f"stage {stage} of {name} has {x.values.shape[-1]} features; channels[{stage}] "
                 f"is {backbone.channels[stage]}"
             )
+        expected, rule = x.spatial, ""
         if padding == "same":
-            expected, rule = tuple(-(-n // grid.stride) for n in size), f"ceil(n / {grid.stride})"
-            wrong = x.spatial != expected
-        else:
+            expected = tuple(-(-n // grid.stride) for n in size)
+            rule = f"ceil(n / {grid.stride})"
+        elif padding == "paper":
             reach = [math.floor((n - 1 - grid.offset) / grid.stride) + 1 for n in size]
-            expected, rule = tuple(max(1, n) for n in reach), "enough to reach every pixel"
-            wrong = any(n < least for n, least in zip(x.spatial, expected, strict=True))
-        if wrong:
+            expected = tuple(map(max, x.spatial, reach))
+            rule = "to reach every pixel"
+        if x.spatial != expected:
             raise ValueError(
                 f"stage {stage} of {name} has {_by(x.spatial)} positions on an image of "
                 f"{_by(size)} pixels; expected {_by(expected)}, {rule}: the padding of each window "

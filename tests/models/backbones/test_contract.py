@@ -57,7 +57,7 @@ def test_an_unpadded_stem_loses_the_last_rows_and_is_refused() -> None:
     assert not logits[0, 6].any()
     assert logits[0, 5].any()
     message = (
-        r"stage 4 of OneLayer has 1×2 positions on an image of 5×8 pixels; expected 2×2, "
+        r"stage 4 of OneLayer has 8×9 positions on an image of 33×36 pixels; expected 9×9, "
         r"ceil\(n / 4\)"
     )
     with pytest.raises(ValueError, match=message):
@@ -123,7 +123,7 @@ def test_padding_of_the_image_must_reach_every_pixel() -> None:
         return OneLayer(layer, PIXELS.after(5, 4, border))
 
     check_contract(padded(20), padding="paper")
-    with pytest.raises(ValueError, match=r"expected 1×2, enough to reach every pixel"):
+    with pytest.raises(ValueError, match=r"expected 8×9, to reach every pixel"):
         check_contract(padded(0), padding="paper")
 
 
@@ -132,7 +132,7 @@ def test_a_network_is_checked_when_it_is_built(monkeypatch: pytest.MonkeyPatch) 
         return stem(0)
 
     monkeypatch.setattr(BACKBONES, "_registered", {"stem": make})
-    with pytest.raises(ValueError, match=r"stage 4 of OneLayer has 1×2 positions"):
+    with pytest.raises(ValueError, match=r"stage 4 of OneLayer has 8×9 positions"):
         abstract_model(ModelConfig(backbone="stem", skips=0), 2)
 
 
