@@ -77,6 +77,7 @@ def test_a_run_that_is_stopped_in_a_step_ends_in_the_same_bits(
         return feed
 
     config = small_config(trained_folder)
+    config.data.cache = "device"  # also for the four images that are left
     with monkeypatch.context() as patched:
         patched.setattr("fcn_jax.train.open_feed", open_stopping)
         with pytest.raises(SystemExit) as ended:
@@ -111,6 +112,7 @@ def test_a_run_that_is_killed_ends_in_the_same_bits(trained_run, tmp_path):
     started = subprocess.Popen(
         [sys.executable, "-m", "fcn_jax.train", *arguments, f"--workdir={workdir}"],
         cwd=ROOT,
+        env={**os.environ, "JAX_DEFAULT_MATMUL_PRECISION": "highest"},  # as in conftest.py
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
