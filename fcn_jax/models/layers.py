@@ -80,7 +80,10 @@ class Conv(nnx.Module):
         rngs: nnx.Rngs,
     ):
         if padding is None and not all(size % 2 for size in kernel_size):
-            raise ValueError(f"`kernel_size` (={tuple(kernel_size)}) must be odd on every axis")
+            raise ValueError(
+                f"`kernel_size` (={tuple(kernel_size)}) must be odd on every axis if no `padding` "
+                "is given; a size k takes padding=(before, after) with before + after = k − 1"
+            )
         if in_features % groups or out_features % groups:
             raise ValueError(
                 f"`in_features` (={in_features}) and `out_features` (={out_features}) must be "
