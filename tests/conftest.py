@@ -1,6 +1,7 @@
 import getpass
 import importlib.util
 import os
+import signal
 import sys
 import tempfile
 import warnings
@@ -25,6 +26,10 @@ import pytest
 from flax import nnx
 
 M = TypeVar("M", bound=nnx.Module)
+
+# A shell ignores Ctrl-C for jobs in the background, and programs inherit that; tests raise it.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # GPUs and TPUs round float32 products otherwise; here they are compared with exact ones.
 jax.config.update("jax_default_matmul_precision", "highest")
