@@ -23,9 +23,12 @@ class TorchEvaluation:
         self.num_classes = workload.num_classes
         self.normalise = Normaliser(workload, device)
 
-    @torch.no_grad()
     def __call__(self, split: Split) -> np.ndarray:
         """Returns the confusion matrix of a split, int64 (k, k): true by predicted class."""
+        with torch.no_grad():
+            return self._confusion(split)
+
+    def _confusion(self, split: Split) -> np.ndarray:
         k = self.num_classes
         confusion = torch.zeros(k * k, dtype=torch.int64, device=self.device)
         for index in range(len(split)):
