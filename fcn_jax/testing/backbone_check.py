@@ -1,19 +1,8 @@
-"""Checks that other projects can run on their own backbones.
+"""Checks that a backbone keeps its contract: `check_backbone`."""
 
-    from fcn_jax.testing import check_backbone
-
-    print(check_backbone(MyBackbone))
-
-`check_backbone` builds the backbone with random weights, runs it, and raises an error that names
-the layer and what is wrong with it. On a CPU it takes seconds.
-"""
-
-import contextlib
 import dataclasses
-import functools
 import math
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -30,7 +19,15 @@ from fcn_jax.models.backbones.contract import (
 from fcn_jax.models.feature_map import FeatureMap, TilePosition
 from fcn_jax.models.layers import BatchNorm
 from fcn_jax.models.remat import modules_with_blocks, remat_blocks
-from fcn_jax.training.loss_check import check_loss as check_loss
+from fcn_jax.testing.recording import (
+    Problem,
+    backbone_program,
+    compiled_layers,
+    derivatives,
+    first_problem,
+    modules_by_name,
+)
+from fcn_jax.testing.report import BackboneReport
 
 SIZE = (45, 21)
 """Height and width of an image that no stride divides."""
@@ -43,51 +40,6 @@ TOLERANCE = 1e-4
 
 ROUNDING = 10
 """Largest difference of features, relative to the effect of the last bit of the pixels."""
-
-UNOPTIMISED = {"xla_backend_optimization_level": 0}
-"""Compiler options of programs that run a few times: several times as fast to compile."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Layer:
-    """A module that a backbone calls.
-
-    Attributes:
-        name: the attribute of the backbone.
-        kind: its class.
-        output: (h, w, c) on an image of 64×64 pixels.
-        compile_seconds: the time to compile it by itself for inference.
-    """
-
-    name: str
-    kind: str
-    output: tuple[int, ...]
-    compile_seconds: float
-
-
-@dataclasses.dataclass(frozen=True)
-class BackboneReport:
-    """The result of `check_backbone`. Printed, it is a table.
-
-    Attributes:
-        backbone: the class of the backbone.
-        checks: what was checked -> what was found.
-        layers: the layers in the order of their calls, if compile times were wanted.
-    """
-
-    backbone: str
-    checks: Mapping[str, str]
-    layers: Sequence[Layer] = ()
-
-    def __str__(self) -> str:
-        lines = [self.backbone, *_table(list(self.checks.items()))]
-        if self.layers:
-            rows = [("layer", "class", "output", "compiled in")]
-            for layer in self.layers:
-                output = "×".join(map(str, layer.output))
-                rows.append((layer.name, layer.kind, output, f"{layer.compile_seconds:.2f} s"))
-            lines += ["", *_table(rows)]
-        return "\n".join(lines)
 
 
 def check_backbone(
@@ -129,7 +81,7 @@ def check_backbone(
     stages = [f"{stage}: {x.stride}·i + {x.offset:g}" for stage, x in model.grids.items()]
     checks = {"positions and grids": ", ".join(stages)}
     with jax.default_matmul_precision("highest"):
-        layers = _compiled_layers(model) if compile_times else []
+        layers = compiled_layers(model) if compile_times else []
         checks |= _Check(model).results()
     return BackboneReport(type(model).__name__, checks, layers)
 
@@ -158,10 +110,6 @@ def random_weights(make: Callable[[], Any]) -> Any:
     return nnx.merge(graph, state)
 
 
-Problem = Callable[[FeatureMap, FeatureMap], str | None]
-"""Compares two feature maps; returns what is wrong with the second, if anything."""
-
-
 class _Check:
     """The checks of one backbone, in an order in which they share programs and results."""
 
@@ -169,7 +117,7 @@ class _Check:
         self._model = model
         self._name = type(model).__name__
         graph, self._state = nnx.split(model)
-        self._program = _program(graph)
+        self._program = backbone_program(graph)
         self._random = np.random.default_rng(0)
         channels = model.preprocessing.channels
         fields = [x.field for x in abstract_features(model, (1, *SIZE, channels)).values()]
@@ -304,16 +252,16 @@ class _Check:
         pixels = FeatureMap(jnp.asarray(self._image[None]))
         _, calls, _ = self._program.eval_shape(self._state, pixels, record=True)
         calls_by_name = {call.name: call for call in calls}
-        names = {id(module): name for name, module in _modules(self._model).items()}
+        names = {id(module): name for name, module in modules_by_name(self._model).items()}
         for module in {type(module): module for module in reversed(modules)}.values():
             name, x, options = names[id(module)], pixels, {"train": True}
             if name:  # not the backbone itself
                 call = calls_by_name[name]
                 x = FeatureMap(jnp.asarray(self._noise(*call.input.values.shape)))
                 options = {key: key == "train" or value for key, value in call.keywords}
-            expected = _derivatives(module, x, options)
+            expected = derivatives(module, x, options)
             remat_blocks(module)
-            self._same(expected, _derivatives(module, x, options), "differs under remat", name)
+            self._same(expected, derivatives(module, x, options), "differs under remat", name)
         return None
 
     def _run(self, pixels: FeatureMap, *, train: bool = False, record: bool = False) -> Any:
@@ -334,7 +282,7 @@ class _Check:
             found = problem(*(features[stage] for features, *_ in results))
             if found:
                 recorded = [self._run(pixels, train=train, record=True) for pixels in inputs]
-                where, what = _first_problem(problem, *(calls for _, calls, _ in recorded))
+                where, what = first_problem(problem, *(calls for _, calls, _ in recorded))
                 raise AssertionError(
                     f"{self._check}: {where} {what or found} (seen in stage {stage} of "
                     f"{self._name})"
@@ -385,139 +333,6 @@ class _Check:
         return self._random.standard_normal(shape).astype(np.float32)
 
 
-# Running, and recording the calls of modules
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class _Call:
-    """A call of a module: its name in the backbone, its input and its output.
-
-    depth: number of modules within which it was called.
-    """
-
-    name: str = dataclasses.field(metadata={"static": True})
-    depth: int = dataclasses.field(metadata={"static": True})
-    keywords: tuple[tuple[str, Any], ...] = dataclasses.field(metadata={"static": True})
-    input: FeatureMap
-    output: FeatureMap
-
-
-def _program(graph: Any) -> Any:
-    """Compiles a backbone: (state, pixels) -> features by stage, calls, and the state after it."""
-
-    def run(state: Any, pixels: FeatureMap, *, train: bool = False, record: bool = False) -> Any:
-        model = nnx.merge(graph, state)
-        with contextlib.ExitStack() as stack:
-            calls = stack.enter_context(_recorded(model)) if record else []
-            features = model(pixels, train=train)
-        return features, calls, nnx.state(model)
-
-    return jax.jit(run, static_argnames=("train", "record"), compiler_options=UNOPTIMISED)
-
-
-def _derivatives(module: Any, x: FeatureMap, options: Mapping[str, Any]) -> Any:
-    """Returns a loss of a module's output, its gradient in the input, and the state after it."""
-    graph, state = nnx.split(module)
-
-    def loss(values: jax.Array, state: Any) -> Any:
-        module = nnx.merge(graph, state)
-        outputs = module(dataclasses.replace(x, values=values), **options)
-        outputs = outputs.values() if isinstance(outputs, dict) else [outputs]
-        return sum(jnp.sin(y.values).sum() for y in outputs), nnx.state(module)
-
-    def run(values: jax.Array, state: Any) -> Any:
-        # Statistics can be updated within a gradient only if it is taken in them as well.
-        differentiated = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)
-        (value, after), (gradient, _) = differentiated(values, state)
-        return {"loss": value, "gradient": gradient, "state": nnx.to_pure_dict(after)}
-
-    return jax.jit(run, compiler_options=UNOPTIMISED)(x.values, state)
-
-
-def _modules(model: nnx.Module) -> dict[str, nnx.Module]:
-    """Returns the modules of a model by name; its own name is empty."""
-    return {".".join(map(str, path)): module for path, module in nnx.iter_modules(model)}
-
-
-@contextlib.contextmanager
-def _recorded(model: nnx.Module) -> Iterator[list[_Call]]:
-    """Records the calls of a model's modules in the order in which they end."""
-    names = {id(module): name for name, module in _modules(model).items() if name}
-    kinds = {type(module) for module in _modules(model).values() if module is not model}
-    calls: list[_Call] = []
-    active: list[int] = []
-
-    def recording(call: Callable[..., Any]) -> Callable[..., Any]:
-        @functools.wraps(call)
-        def run(module: nnx.Module, *arguments: Any, **keywords: Any) -> Any:
-            if id(module) in active:  # the method of a base class
-                return call(module, *arguments, **keywords)
-            active.append(id(module))
-            result = call(module, *arguments, **keywords)
-            active.pop()
-            if isinstance(result, FeatureMap) and isinstance(arguments[0], FeatureMap):
-                name, options = names[id(module)], tuple(keywords.items())
-                calls.append(_Call(name, len(active), options, arguments[0], result))
-            return result
-
-        return run
-
-    originals = {kind: vars(kind)["__call__"] for kind in kinds if "__call__" in vars(kind)}
-    try:
-        for kind, call in originals.items():
-            kind.__call__ = recording(call)  # type: ignore[method-assign]
-        yield calls
-    finally:
-        for kind, call in originals.items():
-            kind.__call__ = call  # type: ignore[method-assign]
-
-
-def _first_problem(
-    problem: Problem, expected: list[_Call], found: list[_Call]
-) -> tuple[str, str | None]:
-    """Returns where two runs differ first, in a layer or between two, and how."""
-    previous = "the image"
-    for a, b in zip(expected, found, strict=True):
-        before = problem(a.input, b.input)
-        if before:
-            return f"what is between {previous} and {b.name}", before
-        what = problem(a.output, b.output)
-        if what:
-            return b.name, what
-        previous = b.name
-    return f"what is after {previous}", None
-
-
-def _compiled_layers(model: Any) -> list[Layer]:
-    """Compiles the layers that a backbone calls, each by itself; equal ones once."""
-    graph, state = nnx.split(model)
-    modules = _modules(model)
-    pixels = FeatureMap(jnp.zeros((1, 64, 64, model.preprocessing.channels)))
-    _, calls, _ = _program(graph).eval_shape(state, pixels, record=True)
-    layers = []
-    seconds: dict[str, float] = {}
-    for call in calls:
-        if call.depth:
-            continue
-        inner, weights = nnx.split(modules[call.name])
-
-        def run(weights: Any, x: FeatureMap, inner: Any = inner, call: _Call = call) -> Any:
-            return nnx.merge(inner, weights)(x, **dict(call.keywords))
-
-        program = repr((inner, call.keywords, call.input))
-        if program not in seconds:
-            started = time.perf_counter()
-            jax.jit(run).lower(weights, call.input).compile()
-            seconds[program] = time.perf_counter() - started
-        kind = type(modules[call.name]).__name__
-        layers.append(Layer(call.name, kind, call.output.values.shape[1:], seconds[program]))
-    return layers
-
-
-# Arrays
-
-
 def _placed(images: Sequence[np.ndarray], canvas: tuple[int, int], outside: float) -> FeatureMap:
     """Places images (h, w, c) at the top left of canvases."""
     values = np.full((len(images), *canvas, images[0].shape[-1]), outside, np.float32)
@@ -535,11 +350,3 @@ def _size(x: FeatureMap) -> tuple[int, ...]:
 def _rows_with_nan(x: FeatureMap) -> np.ndarray:
     """Returns which rows of each image have NaNs: bool (b, h)."""
     return np.isnan(np.asarray(x.values)).any((2, 3))
-
-
-def _table(rows: Sequence[Sequence[str]]) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    ]
