@@ -1,4 +1,4 @@
-"""Six images of six sizes on one canvas give what each gives alone: every backbone, every head."""
+"""Images of three sizes on one canvas give what each gives alone: every backbone, every head."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -25,8 +25,9 @@ from fcn_jax.models.backbones.vgg import VGG16
 from fcn_jax.models.fcn import FCN
 from fcn_jax.models.feature_map import FeatureMap
 from fcn_jax.models.layers import BatchNorm
+from fcn_jax.testing.recording import UNOPTIMISED
 
-SIZES = [(97, 131), (120, 80), (64, 64), (33, 140), (101, 67), (75, 128)]
+SIZES = [(97, 131), (120, 80), (33, 140)]
 CANVAS = (128, 160)
 VOC = Path(__file__).parents[3] / "shared/data/VOCdevkit/VOC2012"
 
@@ -88,11 +89,11 @@ class EveryHead(nnx.Module):
         }
 
 
-def six_images() -> list[np.ndarray]:
+def images_of_three_sizes() -> list[np.ndarray]:
     """Photos where they are at hand, else drawn pictures; a piece of each."""
-    photos = sorted((VOC / "JPEGImages").glob("*.jpg"))[:6]
+    photos = sorted((VOC / "JPEGImages").glob("*.jpg"))[:3]
     pictures = [read_image(path) for path in photos] or [
-        shapes.draw(f"val_{index:03}")[0] for index in range(6)
+        shapes.draw(f"val_{index:03}")[0] for index in range(3)
     ]
     tiled = [np.tile(picture, (3, 3, 1)) for picture in pictures]
     return [picture[:height, :width] for picture, (height, width) in zip(tiled, SIZES, strict=True)]
@@ -100,17 +101,20 @@ def six_images() -> list[np.ndarray]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", BACKBONES)
-def test_six_images_on_one_canvas_give_what_each_gives_alone(name: str, randomised: Any) -> None:
+def test_images_on_one_canvas_give_what_each_gives_alone(name: str, randomised: Any) -> None:
     model = randomised(lambda: EveryHead(BACKBONES[name]()))
     channels = model.backbone.preprocessing.channels
-    images = [picture[..., :channels] for picture in six_images()]
-    canvases = np.full((6, *CANVAS, channels), 77, np.uint8)
+    images = [picture[..., :channels] for picture in images_of_three_sizes()]
+    canvases = np.full((len(SIZES), *CANVAS, channels), 77, np.uint8)
     for canvas, picture in zip(canvases, images, strict=True):
         canvas[: picture.shape[0], : picture.shape[1]] = picture
     sizes = jnp.asarray(SIZES, jnp.int32)
     _normalise(model, canvases, sizes)
     graph, state = nnx.split(model)
-    run = jax.jit(lambda state, *arguments: nnx.merge(graph, state)(*arguments))
+    run = jax.jit(
+        lambda state, *arguments: nnx.merge(graph, state)(*arguments),
+        compiler_options=UNOPTIMISED,
+    )
     together = run(state, canvases, sizes)
     worst, ties = 0.0, 0
     for index, (picture, (height, width)) in enumerate(zip(images, SIZES, strict=True)):
@@ -144,7 +148,7 @@ def _normalise(model: EveryHead, canvases: np.ndarray, sizes: jax.Array) -> None
         model(canvases, sizes, train=True)
         return nnx.state(model)
 
-    nnx.update(model, jax.jit(statistics)(state))
+    nnx.update(model, jax.jit(statistics, compiler_options=UNOPTIMISED)(state))
 
 
 def _ties(ours: np.ndarray, expected: np.ndarray) -> int:
