@@ -1,8 +1,9 @@
-"""Runs one device's step on all devices: `pmap` on one host, a mesh across hosts.
+"""Data parallelism: runs a step on all devices, with `pmap` on one host or a mesh across hosts.
 
-A step is a function (state, batch, *kept) -> results of one device's share of the batch, that sums
-over the axis `DATA_AXIS` whatever concerns the whole batch. The state, and what is kept as it is,
-are the same everywhere. Both ways give the same numbers.
+A step is a function `(state, batch, *constants) -> results`. It sees one device's shard of the
+batch, and sums over the axis `DATA_AXIS` every result that concerns the whole batch. The state and
+the constants, which are arrays that the step does not change, are replicated: equal on all devices.
+`pmap` and the mesh give the same numbers.
 """
 
 import dataclasses
@@ -17,14 +18,20 @@ from jax.sharding import PartitionSpec as P
 from fcn_jax.errors import ArgumentError
 
 DATA_AXIS = "data"
-"""Name of the mapped axis over which the batch is sharded: the devices."""
+"""Name of the axis of devices over which the batch is sharded."""
 
 
 def check_batch_divides(batch_size: int, argument: str, parts: int = 1) -> None:
-    """Checks that every device gets the same number of images in every accumulation part.
+    """Checks that a batch divides evenly over the devices and the accumulation steps.
+
+    Args:
+        batch_size: images per batch, over all hosts.
+        argument: name of the setting that holds the batch size, for the error.
+        parts: number of accumulation steps.
 
     Raises:
-        ArgumentError: it does not; names the `argument` and the next smaller size that would do.
+        ArgumentError: the batch does not divide evenly. The message suggests the next smaller size
+            that does, or the smallest one if there is no smaller size.
     """
     devices = jax.device_count()
     if batch_size % (devices * parts):
@@ -39,17 +46,21 @@ def check_batch_divides(batch_size: int, argument: str, parts: int = 1) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class ParallelStep:
-    """A step on all devices: called with the state, this host's share of the batch, what is kept.
+    """A step that runs on all devices.
 
-    lower: from the state and batch of a step that is given no more, or their shapes and types, the
-    program that is run, for what it takes.
+    Called as `step(state, batch, *constants)` with this host's part of the batch.
+
+    Attributes:
+        run: the function that the call forwards to.
+        lower: lowers the program of a step without constants, given its state and batch or their
+            `ShapeDtypeStruct`s. The lowered program can be compiled for its memory and FLOPs.
     """
 
     run: Callable[..., Any]
     lower: Callable[[Any, Any], jax.stages.Lowered]
 
-    def __call__(self, state: Any, batch: Any, *kept: Any) -> Any:
-        return self.run(state, batch, *kept)
+    def __call__(self, state: Any, batch: Any, *constants: Any) -> Any:
+        return self.run(state, batch, *constants)
 
 
 def parallelize(
@@ -59,18 +70,23 @@ def parallelize(
     split_results: Any = False,
     use_mesh: bool | None = None,
 ) -> ParallelStep:
-    """Compiles `step` to take the state, this host's share of the batch, and more.
+    """Compiles a step of one device to run on all devices.
 
-    The batch: numpy arrays, or what `shard_batch` or `data/resident.py` made of them.
+    The compiled step takes the state, this host's part of the batch and the constants. The batch
+    may hold NumPy arrays, or arrays that `shard_batch` or `data/resident.py` placed on the devices.
 
     Args:
-        step: (state, one device's share of the batch, *kept) -> results; what is kept is given as
-            `replicate` places it, so that not every call has to look whether it is.
-        split_results: a prefix of the tree of results: True where a result has one row per image
-            (read it with `local_shards`), False where it is equal on all devices.
-        donate_state: whether the state's memory is given to the results.
-        use_mesh: `jit(shard_map)` over all hosts' devices instead of `pmap` over this host's;
-            None: where there are several hosts, whose batches then make up one.
+        step: `(state, one device's shard of the batch, *constants) -> results`. Pass the constants
+            through `replicate` first: the compiled step does not check where they are.
+        donate_state: whether the results may reuse the state's memory.
+        split_results: a prefix of the tree of results: True if a result has one row per image (read
+            it with `local_shards`), False if it is equal on all devices.
+        use_mesh: True for `jit(shard_map)` over the devices of all hosts, whose parts together make
+            one batch; False for `pmap` over this host's devices; None for the mesh if there are
+            several hosts.
+
+    Returns:
+        The step on all devices.
     """
     if use_mesh is None:
         use_mesh = _spans_hosts()
@@ -80,33 +96,34 @@ def parallelize(
     replicated, split = NamedSharding(mesh, P()), NamedSharding(mesh, P(DATA_AXIS))
 
     def placed(state):
-        # As a step returns it; from a state placed otherwise the second call would compile again.
+        # A step returns its state with this sharding. If the first call's state had another, the
+        # second call would compile again.
         return replicate(state, use_mesh=use_mesh)
 
-    # Of two arguments, the second a pair: were `in_axes` plain numbers, and as many as there are
-    # arrays, pmap would take each for that of an array, whichever argument it belongs to.
-    def step_of(state, given):
-        batch, kept = given
-        return step(state, batch, *kept)
+    # The batch and the constants are one argument, a pair. If `in_axes` were a flat tuple with as
+    # many entries as the arguments have arrays, pmap would match the entries to the arrays.
+    def step_of_two(state, batch_and_constants):
+        batch, constants = batch_and_constants
+        return step(state, batch, *constants)
 
-    def shapes(state):
+    def state_shapes(state):
         return jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=replicated), state
         )
 
-    def whole(share):
-        shape = (share.shape[0] * jax.process_count(), *share.shape[1:])
-        return jax.ShapeDtypeStruct(shape, share.dtype, sharding=split)
+    def global_shape(local):
+        shape = (local.shape[0] * jax.process_count(), *local.shape[1:])
+        return jax.ShapeDtypeStruct(shape, local.dtype, sharding=split)
 
-    def dealt(share):
+    def stacked_shape(local):
         devices = jax.local_device_count()
-        shape = (devices, share.shape[0] // devices, *share.shape[1:])
-        return jax.ShapeDtypeStruct(shape, share.dtype, sharding=split)
+        shape = (devices, local.shape[0] // devices, *local.shape[1:])
+        return jax.ShapeDtypeStruct(shape, local.dtype, sharding=split)
 
     if use_mesh:
         compiled = jax.jit(
             jax.shard_map(
-                step_of,
+                step_of_two,
                 mesh=mesh,
                 in_specs=(P(), (P(DATA_AXIS), P())),
                 out_specs=jax.tree.map(
@@ -117,35 +134,40 @@ def parallelize(
             donate_argnums=donated,
         )
 
-        def run_on_mesh(state, batch, *kept):
-            return compiled(placed(state), (shard_batch(batch, use_mesh), kept))
+        def run_on_mesh(state, batch, *constants):
+            return compiled(placed(state), (shard_batch(batch, use_mesh), constants))
 
         def lower_on_mesh(state, batch):
-            return compiled.lower(shapes(state), (jax.tree.map(whole, batch), ()))
+            return compiled.lower(state_shapes(state), (jax.tree.map(global_shape, batch), ()))
 
         return ParallelStep(run_on_mesh, lower_on_mesh)
 
     mapped = jax.pmap(
-        step_of,
+        step_of_two,
         axis_name=DATA_AXIS,
         in_axes=(None, (0, None)),
         out_axes=jax.tree.map(lambda is_split: 0 if is_split else None, split_results),
         donate_argnums=donated,
     )
 
-    def run_on_host(state, batch, *kept):
-        return mapped(placed(state), (shard_batch(batch, use_mesh), kept))
+    def run_on_host(state, batch, *constants):
+        return mapped(placed(state), (shard_batch(batch, use_mesh), constants))
 
-    def lower(state, batch):
-        return mapped.lower(shapes(state), (jax.tree.map(dealt, batch), ()))
+    def lower_on_host(state, batch):
+        return mapped.lower(state_shapes(state), (jax.tree.map(stacked_shape, batch), ()))
 
-    return ParallelStep(run_on_host, lower)
+    return ParallelStep(run_on_host, lower_on_host)
 
 
 def replicate(values: Any, *, use_mesh: bool | None = None) -> Any:
-    """The same arrays on all devices, for a step of `parallelize`, which is not to donate them.
+    """Copies arrays to all devices, as the state or a constant of a step of `parallelize`.
 
-    use_mesh: as of `parallelize`.
+    Args:
+        values: a tree of arrays.
+        use_mesh: as in `parallelize`.
+
+    Returns:
+        The tree with replicated arrays.
     """
     if use_mesh is None:
         use_mesh = _spans_hosts()
@@ -153,31 +175,40 @@ def replicate(values: Any, *, use_mesh: bool | None = None) -> Any:
 
 
 def shard_batch(batch: Any, use_mesh: bool | None = None) -> Any:
-    """This host's share of a batch, numpy arrays, dealt to the devices; copied in their own time.
+    """Shards this host's part of a batch over the devices; the copies are asynchronous.
 
-    Arrays that lie there already stay as they are. use_mesh: as of `parallelize`.
+    Args:
+        batch: a tree of arrays, (b, …). Arrays that are on the devices already are left unchanged.
+        use_mesh: as in `parallelize`.
+
+    Returns:
+        The tree with sharded arrays: (b of all hosts, …) on a mesh, else (devices, b / devices, …).
     """
     if use_mesh is None:
         use_mesh = _spans_hosts()
     sharding = NamedSharding(data_mesh(use_mesh), P(DATA_AXIS))
     devices = jax.local_device_count()
 
-    def place(share):
-        if isinstance(share, jax.Array):
-            return share
+    def place(local):
+        if isinstance(local, jax.Array):
+            return local
         if use_mesh:
-            return jax.make_array_from_process_local_data(sharding, share)
-        dealt = share.reshape(devices, share.shape[0] // devices, *share.shape[1:])
-        return jax.device_put(dealt, sharding)
+            return jax.make_array_from_process_local_data(sharding, local)
+        stacked = local.reshape(devices, local.shape[0] // devices, *local.shape[1:])
+        return jax.device_put(stacked, sharding)
 
     return jax.tree.map(place, batch)
 
 
 def data_mesh(use_mesh: bool) -> Mesh:
-    """The devices of all hosts, or of this one, in the order in which they share a batch."""
-    # Each host's together: its share of the batch is one piece.
-    of_all = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
-    return Mesh(np.asarray(of_all if use_mesh else jax.local_devices()), (DATA_AXIS,))
+    """Returns a mesh of the devices, in the order in which they take the shards of a batch.
+
+    Args:
+        use_mesh: True for the devices of all hosts, False for those of this host.
+    """
+    # The devices of one host are consecutive, because its part of the batch is contiguous.
+    all_devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
+    return Mesh(np.asarray(all_devices if use_mesh else jax.local_devices()), (DATA_AXIS,))
 
 
 def _spans_hosts() -> bool:
@@ -185,12 +216,16 @@ def _spans_hosts() -> bool:
 
 
 def local_shards(result: jax.Array, ndim: int) -> np.ndarray:
-    """What a step gave for each of this host's images, in their order, on the host.
+    """Fetches the rows of a result that belong to this host's images, in the images' order.
 
     Args:
-        result: one that `split_results` marks; (b, …), to which pmap adds an axis of devices.
-        ndim: axes of (b, …).
+        result: a result that `split_results` marks True: (b, …) on a mesh, (devices, b / devices,
+            …) from pmap.
+        ndim: the number of axes of (b, …).
+
+    Returns:
+        The rows of this host's images, (b of this host, …).
     """
     shards = sorted(result.addressable_shards, key=lambda shard: shard.index[0].start or 0)
-    together = np.concatenate([np.asarray(shard.data) for shard in shards])
-    return together.reshape(-1, *result.shape[result.ndim - ndim + 1 :])
+    rows = np.concatenate([np.asarray(shard.data) for shard in shards])
+    return rows.reshape(-1, *result.shape[result.ndim - ndim + 1 :])

@@ -1,4 +1,4 @@
-"""How much memory there is, and how much of it is free: of the machine, and of a device."""
+"""Total and available memory of the host and of a device."""
 
 import contextlib
 import os
@@ -8,7 +8,7 @@ import jax
 
 
 def machine_bytes() -> int | None:
-    """All that the machine has; None where it does not tell."""
+    """Returns the host's total memory in bytes, or None if unknown."""
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):  # not on Windows
@@ -16,13 +16,16 @@ def machine_bytes() -> int | None:
 
 
 def device_bytes() -> int | None:
-    """What programs may have of the first device; None where it does not tell, as on CPUs."""
+    """Returns the bytes that JAX may allocate on the first device, or None if unknown (CPUs)."""
     statistics = jax.local_devices()[0].memory_stats() or {}
     return statistics.get("bytes_limit")
 
 
 def free_bytes() -> int | None:
-    """Of each device's memory; of CPUs, an equal part of the machine's. None: it does not tell."""
+    """Returns the free bytes on each device, or None if unknown.
+
+    The CPU devices share the host's available memory equally.
+    """
     device, *_ = jax.local_devices()
     if device.platform == "cpu":
         return available_bytes() // jax.local_device_count()
@@ -33,24 +36,29 @@ def free_bytes() -> int | None:
 
 
 def available_bytes(root: Path = Path("/")) -> int:
-    """What the machine can still give, and a container's limit lets it.
+    """Returns the bytes that this process can still allocate on the host.
 
-    Where that is not told, half of all it has; else 4 GiB.
+    This is Linux's `MemAvailable`, within the limit of the container (cgroup v2). Elsewhere it is
+    half of the host's memory, or 4 GiB if that is unknown.
+
+    Args:
+        root: the file system's root, in which `proc` and `sys` are read.
     """
     with contextlib.suppress(OSError, KeyError, ValueError):
         lines = (root / "proc/meminfo").read_text().splitlines()
-        told = dict(line.split(":", 1) for line in lines)
-        available = int(told["MemAvailable"].split()[0]) * 1024
+        meminfo = dict(line.split(":", 1) for line in lines)
+        available = int(meminfo["MemAvailable"].split()[0]) * 1024
         group = root / "sys/fs/cgroup"
-        with contextlib.suppress(OSError, KeyError, ValueError):  # no limit is written as "max"
+        # A group without a limit has "max" in `memory.max`, which is a ValueError here.
+        with contextlib.suppress(OSError, KeyError, ValueError):
             limit, used = (
                 int((group / name).read_text()) for name in ("memory.max", "memory.current")
             )
-            # What it has read of files counts as used, and is given up where memory is asked for.
-            of_files = dict(
+            # The page cache counts as used, but the kernel reclaims it when memory is needed.
+            statistics = dict(
                 line.split() for line in (group / "memory.stat").read_text().splitlines()
             )
-            used -= int(of_files["inactive_file"])
+            used -= int(statistics["inactive_file"])
             available = min(available, max(limit - used, 0))
         return available
     machine = machine_bytes()

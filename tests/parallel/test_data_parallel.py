@@ -1,5 +1,8 @@
-"""One device and four give the same numbers. Fake devices need a process of their own, since their
-number is fixed when JAX starts: this file, run as a program, trains and prints what came out."""
+"""One device and four devices give the same numbers.
+
+The number of devices is fixed when JAX starts, so four fake devices need another process. There
+this file runs as a program, which trains and prints its results as JSON.
+"""
 
 import json
 from collections.abc import Mapping
@@ -48,13 +51,13 @@ def settings(accumulation_steps: int = 1) -> Config:
 
 
 class Pooled(nnx.Module):
-    """Two layers, with batch normalisation over the devices or without."""
+    """A backbone of two convolutions, with or without batch normalisation over the devices."""
 
     def __init__(self, *, normalised: bool) -> None:
         self.preprocessing = TORCHVISION
         self.channels = {2: 6, 4: 8}
         self.grids = {2: Grid(2), 4: Grid(4, 1.0)}
-        # A bias before the normalisation would get no gradient but noise.
+        # The gradient of a bias before the normalisation would be rounding noise.
         self.conv1 = Conv(3, 6, (3, 3), stride=2, use_bias=not normalised, rngs=nnx.Rngs(0))
         self.conv2 = Conv(6, 8, (3, 3), rngs=nnx.Rngs(1))
         self.normalised = normalised
@@ -70,7 +73,7 @@ class Pooled(nnx.Module):
 
 
 def network(normalised: bool, label_maps: Mapping[str, int] = ONE_MAP) -> PureModel:
-    """A tiny FCN whose score layers have begun to learn."""
+    """Returns a tiny FCN whose score layers are random instead of zero."""
     model = FCN(Pooled(normalised=normalised), label_maps, skips=1, rngs=nnx.Rngs(0))
     random = np.random.default_rng(1)
     for label_map in label_maps:
@@ -81,9 +84,9 @@ def network(normalised: bool, label_maps: Mapping[str, int] = ONE_MAP) -> PureMo
 
 
 def batch(label_maps: Mapping[str, int] = ONE_MAP) -> dict[str, np.ndarray]:
-    """Canvases of which each has less image and more void than the one before.
+    """Returns canvases with less and less image and more and more ignored pixels.
 
-    A second label map is valid where the first is 0, which is more in some canvases than in others.
+    A second label map is valid where the first one is 0: a different number of pixels per canvas.
     """
     random = np.random.default_rng(0)
     image = random.integers(0, 256, (BATCH, 48, 40, 3)).astype(np.uint8)
@@ -105,7 +108,7 @@ def train(
     normalised: bool = True,
     label_maps: Mapping[str, int] = ONE_MAP,
 ) -> dict[str, list[float]]:
-    """Trains for a few steps; returns each metric by step, and the state it ended with."""
+    """Trains for a few steps; returns each metric by step, the final state and an evaluation."""
     config = settings(accumulation_steps)
     net = network(normalised, label_maps)
     optimizer = optim.build_optimizer(config.optim, net.decay_mask, STEPS)
@@ -144,7 +147,7 @@ def on_one_device() -> dict[str, list[float]]:
 
 @cache
 def on_four_devices() -> dict[str, Any]:
-    """Results by 'pmap' and 'mesh', and the message for a batch of 6."""
+    """Returns the results of `main`, from a process with four devices."""
     return output_on_four_devices(__file__)
 
 
@@ -156,21 +159,21 @@ def assert_same(result: dict[str, list[float]], expected: dict[str, list[float]]
 
 
 @pytest.mark.parametrize("way", ["pmap", "mesh"])
-def test_four_devices_give_the_numbers_of_one(way: str) -> None:
+def test_four_devices_equal_one(way: str) -> None:
     assert_same(on_four_devices()[way], on_one_device())
 
 
-def test_a_mesh_gives_the_numbers_of_pmap() -> None:
+def test_a_mesh_equals_pmap() -> None:
     assert_same(train(use_mesh=True), on_one_device())
 
 
-def test_parts_of_a_batch_add_up_to_it() -> None:
+def test_accumulation_steps_equal_the_whole_batch() -> None:
     whole = train(use_mesh=False, normalised=False)
     assert_same(train(use_mesh=False, accumulation_steps=4, normalised=False), whole)
 
 
-def test_each_label_maps_mean_is_over_all_devices_and_parts() -> None:
-    """Neither a device nor a part holds an equal share of each map's valid pixels."""
+def test_each_label_maps_mean_is_over_all_devices_and_accumulation_steps() -> None:
+    """The devices, and the accumulation steps, hold different numbers of valid pixels."""
     parts = train(use_mesh=False, accumulation_steps=4, normalised=False, label_maps=TWO_MAPS)
     assert_same(on_four_devices()["two maps"], parts)
 
@@ -195,7 +198,7 @@ def test_a_step_is_compiled_once(use_mesh: bool, caplog: pytest.LogCaptureFixtur
 
 
 @pytest.mark.parametrize("use_mesh", [False, True])
-def test_the_state_is_donated_and_what_is_kept_is_not(use_mesh: bool) -> None:
+def test_the_state_is_donated_and_constants_are_not(use_mesh: bool) -> None:
     def add(state: jax.Array, batch: jax.Array, factor: jax.Array) -> jax.Array:
         return state + factor * jax.lax.psum(batch.sum(), DATA_AXIS)
 
@@ -209,8 +212,8 @@ def test_the_state_is_donated_and_what_is_kept_is_not(use_mesh: bool) -> None:
 
 
 @pytest.mark.parametrize("use_mesh", [False, True])
-def test_as_many_arrays_as_arguments_are_no_axes_of_their_own(use_mesh: bool) -> None:
-    """A state of two, a batch of one and nothing kept: three, for three arguments."""
+def test_pmap_does_not_match_in_axes_to_arrays(use_mesh: bool) -> None:
+    """The state and batch hold three arrays, as many as `step` takes arguments at most."""
 
     def add(state: Any, batch: jax.Array) -> Any:
         first, second = state
@@ -231,7 +234,7 @@ class Device(NamedTuple):
     process_index: int
 
 
-def test_a_hosts_devices_lie_together(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_devices_of_a_host_are_consecutive(monkeypatch: pytest.MonkeyPatch) -> None:
     devices = [Device(0, 0), Device(1, 1), Device(2, 0), Device(3, 1)]
     monkeypatch.setattr(jax, "devices", lambda: devices)
     monkeypatch.setattr(data_parallel, "Mesh", lambda devices, axes: devices)
@@ -239,7 +242,7 @@ def test_a_hosts_devices_lie_together(monkeypatch: pytest.MonkeyPatch) -> None:
     assert order.tolist() == [[0, 0], [2, 0], [1, 1], [3, 1]]
 
 
-def test_training_changes_everything() -> None:
+def test_training_changes_every_parameter_and_statistic() -> None:
     start = network(normalised=True).variables
     leaves, _ = jax.tree_util.tree_flatten_with_path(tuple(start))
     for path, leaf in leaves:
@@ -255,7 +258,7 @@ def test_the_confusion_matrix_counts_every_valid_pixel_once() -> None:
     assert hits.sum() == np.trace(np.reshape(on_one_device()["confusion"], (CLASSES, CLASSES)))
 
 
-def test_a_batch_that_does_not_divide_is_refused_with_one_that_does() -> None:
+def test_a_batch_that_does_not_divide_is_refused_with_a_suggestion() -> None:
     assert on_four_devices()["refusal"] == (
         "train.batch_size (=6) does not divide over 4 devices; 4 would"
     )

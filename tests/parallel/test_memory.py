@@ -1,11 +1,11 @@
-"""How much memory the machine has, from files that stand for those of Linux."""
+"""The available memory is read from copies of Linux's `/proc` and `/sys` files."""
 
 from pathlib import Path
 
 from fcn_jax.parallel.memory import available_bytes
 
 
-def test_the_memory_is_what_the_machine_and_the_containers_limit_leave(tmp_path: Path) -> None:
+def test_available_memory_is_within_the_limit_of_the_container(tmp_path: Path) -> None:
     (tmp_path / "proc").mkdir()
     (tmp_path / "proc/meminfo").write_text("MemTotal: 4000 kB\nMemAvailable:   3000 kB\n")
     assert available_bytes(tmp_path) == 3000 * 1024
@@ -17,5 +17,5 @@ def test_the_memory_is_what_the_machine_and_the_containers_limit_leave(tmp_path:
     assert available_bytes(tmp_path) == 3000 * 1024
     (limits / "memory.max").write_text("2500\n")
     assert available_bytes(tmp_path) == 2000
-    # Where neither file exists: this machine's memory.
+    # Neither file exists: the fallback is half of this machine's memory.
     assert 1e8 < available_bytes(tmp_path / "nowhere") < 1e14
