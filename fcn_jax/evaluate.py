@@ -20,6 +20,15 @@ With several label maps, each has its files: SPLIT_MAP.json and so on. Another c
 scales or mirror images also add to the names: SPLIT_mmseg.json, SPLIT_scales_0.75_1_1.25_flip.json.
 `fcn_jax/evaluation/conventions.py` and `fcn_jax/inference/options.py` describe them.
 
+A large split can be scored by several jobs on any machines, and their counts added up:
+
+    python -m fcn_jax.evaluate --workdir=DIR --shard=2/8 [...]
+    python -m fcn_jax.evaluate --merge DIR...
+
+--shard=2/8 scores every eighth image beginning with the third, of shards 0/8 to 7/8, and writes
+DIR/evaluation/shards/SPLIT_shard_2_of_8.npz. --merge reads these files in all the DIRs, and prints
+and writes, to the first DIR, what evaluate without shards would, to the last digit.
+
 From Python:
 
     evaluation = fcn_jax.evaluate("runs/voc", "val")
@@ -47,6 +56,8 @@ if __name__ == "__main__":  # --help and wrong flags do not wait for the imports
     flags.DEFINE_bool("boundary", False, "also compute boundary IoU")
     define_view_flags()
     flags.DEFINE_string("checkpoint", "latest", "latest, best (by mIoU), or a step")
+    flags.DEFINE_string("shard", None, "i/n: score only shard i, from 0, of n that share the split")
+    flags.DEFINE_bool("merge", False, "add up the shards that are in the folders DIR...")
     cli.begin()
 
 import dataclasses
@@ -61,8 +72,9 @@ import numpy as np
 
 from fcn_jax.config import DataConfig
 from fcn_jax.data.datasets import Dataset, open_dataset
+from fcn_jax.data.shard import Shard
 from fcn_jax.errors import ArgumentError, UserError
-from fcn_jax.evaluation import bootstrap, metrics
+from fcn_jax.evaluation import bootstrap, metrics, shards
 from fcn_jax.evaluation.evaluator import Evaluation, Evaluator, MapEvaluation
 from fcn_jax.inference.options import WHOLE, Inference
 from fcn_jax.inference.trained import Predictor, load_run
@@ -75,9 +87,12 @@ from fcn_jax.terminal.progress import say
 
 
 def main(arguments: list[str]) -> None:
+    options = flags.FLAGS
+    if options.merge:
+        _merge([Path(argument) for argument in arguments])
+        return
     if arguments:
         raise UserError(f"unexpected argument {arguments[0]!r} (see --help)")
-    options = flags.FLAGS
     if not options.workdir:
         raise UserError("--workdir=DIR is needed: the folder of a run")
     workdir = Path(options.workdir)
@@ -86,13 +101,16 @@ def main(arguments: list[str]) -> None:
         raise UserError("--data=NAME and --data_root=DIR are needed: model files name no data set")
     split = options.split or predictor.config.data.eval_split
     inference = Inference(**view_arguments())
+    shard = Shard.parse(options.shard) if options.shard else None
+    dataset = _dataset(predictor.config.data, options.data, options.data_root)
     evaluation = evaluate(
         predictor,
         split,
-        dataset=_dataset(predictor.config.data, options.data, options.data_root),
+        dataset=dataset,
         convention=options.convention,
         inference=inference,
         boundary=options.boundary,
+        shard=shard,
     )
     # Scores on other data, or by another convention or inference, do not replace the run's own.
     name = f"{options.data.replace('/', '_')}_{split}" if options.data else split
@@ -100,7 +118,51 @@ def main(arguments: list[str]) -> None:
         name += f"_{evaluation.convention.name}"
     if inference != WHOLE:
         name += f"_{inference.tag}"
-    report(evaluation, workdir, name, step=predictor.step)
+    if shard is None:
+        report(evaluation, workdir, name, step=predictor.step)
+    else:
+        _save_shard(evaluation, workdir, name, shard, _shard_inputs(predictor, dataset, split))
+
+
+def _shard_inputs(predictor: Predictor, dataset: Dataset, split: str) -> dict[str, Any]:
+    """Returns what must be equal in all shards beside the way of scoring."""
+    return {
+        "step": predictor.step,
+        "weights": predictor.digest[:16],
+        "data": dataset.name,
+        "split": split,
+        "images": dataset.statistics(split).names_digest,
+    }
+
+
+def _save_shard(
+    evaluation: Evaluation, workdir: Path, name: str, shard: Shard, inputs: dict[str, Any]
+) -> None:
+    if jax.process_index():  # all hosts have the same counts; one of them writes
+        return
+    path = evaluation_folder(workdir) / shards.FOLDER / f"{name}_{shard.tag}.npz"
+    shards.EvaluatedShard(shard, inputs, evaluation).save(path)
+    total = evaluation.image_count
+    say(
+        f"step {inputs['step']} on {name}, shard {shard}: {len(evaluation.names)} of {total} images"
+    )
+    say(f"counts: {path} (with all shards: python -m fcn_jax.evaluate --merge {workdir})")
+
+
+def _merge(workdirs: list[Path]) -> None:
+    """Adds up the shards in the folders of runs, and reports the scores of each split."""
+    own = ("workdir", "split", "data", "data_root", "convention", "boundary", "checkpoint", "shard")
+    views = ("windows", "window_px", "overlap", "scales", "flip")
+    given = [f"--{name}" for name in (*own, *views) if flags.FLAGS[name].present]
+    if given or not workdirs:
+        beside = f", and no {given[0]}" if given else ""
+        raise UserError(f"--merge needs the folders DIR... that hold evaluated shards{beside}")
+    folders = {folder.resolve(): folder for folder in map(evaluation_folder, workdirs)}.values()
+    for name, paths in shards.find_shards(folders).items():
+        parts = {path: shards.EvaluatedShard.load(path) for path in paths}
+        evaluation = shards.merge(parts)
+        step = next(iter(parts.values())).inputs["step"]
+        report(evaluation, workdirs[0], name, step=step)
 
 
 def _dataset(trained_on: DataConfig, name: str | None, root: str | None) -> Dataset:
@@ -125,6 +187,7 @@ def evaluate(
     convention: str = "native",
     inference: Inference = WHOLE,
     boundary: bool = False,
+    shard: Shard | None = None,
 ) -> Evaluation:
     """Scores a trained network on a split of a data set; writes no files.
 
@@ -136,6 +199,7 @@ def evaluate(
         convention: the way of scoring, a key of `conventions.CONVENTIONS`.
         inference: windows, scales and mirror images to average over.
         boundary: whether to compute boundary IoU as well.
+        shard: the share of the images to score; None for all.
 
     Returns:
         The scores: `evaluation.scores` are those of the first label map.
@@ -170,6 +234,7 @@ def evaluate(
         conventions.CONVENTIONS[convention],
         inference,
         boundary=boundary,
+        shard=shard,
     )
     return evaluator(predictor.variables)
 

@@ -8,7 +8,13 @@ shows them in VOC's colours. --overlay also writes OUT/overlay/x.png: the image 
 drawn over it, and a legend. If the network has several label maps, each is written to its own
 folder, OUT/MAP. If it was trained with extra channels, each is read from its own folder next to the
 images: with `depth`, the channel of photos/images/x.jpg is photos/depth/x.png. The command replaces
-only files that it wrote itself.
+only files that it wrote itself. Started again, after an interruption or with more images, it skips
+the label maps that are up to date with the image, the network and the flags.
+
+    python -m fcn_jax.predict --workdir=DIR --output=OUT --shard=2/8 PATH...
+
+predicts every eighth of the images, sorted by name, beginning with the third: 0/8 to 7/8 are the
+jobs of a Slurm array or the pods of an indexed Kubernetes Job (launch/).
 
 By default the network processes each image once, as a whole and at its own size. These flags
 average predictions over several scales and mirror images, or over windows as other projects do
@@ -23,9 +29,8 @@ predicts an image of any size in tiles, with constant memory. The label map equa
 image, because the network's input is each tile with its receptive field around it. TIFFs are read
 and written by window (pip install rasterio). OUT/scene.tif is tiled and compressed, has VOC's
 colours and the scene's georeference, and is 255 where the scene has no data. The same command
-resumes after an interruption and skips label maps that are up to date with the image, the network
-and the flags. A smaller --halo makes prediction faster and approximate. The overlay is at most
-2000 pixels wide and high.
+resumes after an interruption, within the scene. A smaller --halo makes prediction faster and
+approximate. The overlay is at most 2000 pixels wide and high.
 
     python -m fcn_jax.predict --workdir=DIR --output=OUT --voc_submission=VOCdevkit
 
@@ -70,6 +75,7 @@ if __name__ == "__main__":  # --help and mistakes in flags do not wait for the i
     )
     flags.DEFINE_string("checkpoint", "latest", "latest, best (by mIoU), or a step")
     define_view_flags()
+    flags.DEFINE_string("shard", None, "i/n: only shard i, from 0, of n that share the images")
     flags.DEFINE_string(
         "voc_submission", None, "VOCdevkit folder: predict its test images and pack a submission"
     )
@@ -89,6 +95,7 @@ from pathlib import Path
 import numpy as np
 
 from fcn_jax.data.images import IMAGE_SUFFIXES, header_size, is_tiff
+from fcn_jax.data.shard import Shard
 from fcn_jax.errors import UserError
 from fcn_jax.inference.image_files import (
     is_up_to_date,
@@ -109,14 +116,18 @@ def main(arguments: list[str]) -> None:
     options = flags.FLAGS
     if not options.workdir or not options.output or not (arguments or options.voc_submission):
         raise UserError("--workdir=DIR, --output=OUT and at least one PATH are needed (see --help)")
-    if options.voc_submission and (arguments or options.overlay):
-        raise UserError("--voc_submission uses VOC's own list: give no PATH and no --overlay")
+    if options.voc_submission and (arguments or options.overlay or options.shard):
+        raise UserError(
+            "--voc_submission uses VOC's own list and packs all of it: give no PATH, no --overlay "
+            "and no --shard"
+        )
     for name in ("split", "competition"):
         if options[name].present and not options.voc_submission:
             raise UserError(f"--{name} needs --voc_submission=VOCdevkit")
     if options.halo is not None and options.tile is None:
         raise UserError(f"--halo (={options.halo}) needs --tile, such as --tile=1024")
     inference = Inference(**view_arguments())
+    shard = Shard.parse(options.shard) if options.shard else None
     if options.tile is not None and inference != WHOLE:
         raise UserError(
             "--tile cannot be combined with --windows, --scales or --flip: it reproduces the label "
@@ -135,6 +146,7 @@ def main(arguments: list[str]) -> None:
         overlay=options.overlay,
         inference=inference,
         cut=_tiling(predictor) if options.tile is not None else None,
+        shard=shard,
     )
 
 
@@ -171,8 +183,9 @@ def predict_files(
     overlay: bool = False,
     inference: Inference = WHOLE,
     cut: Tiling | None = None,
+    shard: Shard | None = None,
 ) -> None:
-    """Writes the label maps of image files.
+    """Writes the label maps of image files, except those that are up to date.
 
     Args:
         predictor: the network.
@@ -181,6 +194,7 @@ def predict_files(
         overlay: also draw the classes over the images.
         inference: windows, scales and mirror images to average over.
         cut: sizes of the tiles; None to predict whole images.
+        shard: the share of the images, sorted by name, to predict; None for all.
 
     Raises:
         UserError: before any prediction, if two images have the same label-map file, or `output`
@@ -189,15 +203,18 @@ def predict_files(
     """
     targets = _targets(paths, output, tiled=cut is not None)
     _check_outputs(predictor, targets, output, overlay=overlay)
-    done: set[Path] = set()
+    if shard is not None:
+        images = len(paths)
+        paths = list(shard.of(sorted(paths, key=lambda path: targets[path].name)))
+        say(f"shard {shard}: {len(paths)} of {images} images")
+    method = inference if cut is None else cut
+    done = {x for x in paths if is_up_to_date(predictor, x, targets[x], method, overlay=overlay)}
+    if done:
+        say(f"{len(done)} of {len(paths)} are up to date")
     if cut is None:
-        sizes = [size for path in paths if (size := header_size(path))]
+        sizes = [size for path in paths if path not in done and (size := header_size(path))]
         if sizes:
             predictor.choose_canvases(np.array(sizes))
-    else:
-        done = {x for x in paths if is_up_to_date(predictor, x, targets[x], cut, overlay=overlay)}
-        if done:
-            say(f"{len(done)} of {len(paths)} are up to date")
     failures = []
     with (
         StopSignal("image" if cut is None else "tile") as stop,

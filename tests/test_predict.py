@@ -97,3 +97,32 @@ def test_an_image_of_other_channels_is_refused_by_number(trained_run):
     image, _ = shapes.draw("val_000")
     with pytest.raises(ValueError, match=r"must be uint8 \(h, w, 3\), RGB"):
         load_run(trained_run)(image[..., :1])
+
+
+def test_shards_predict_every_image_once_and_do_not_repeat_themselves(
+    trained_run, trained_folder, tmp_path
+):
+    images = sorted((trained_folder / "data/images").iterdir())
+
+    def predict(folder, *flags):
+        given = [f"--workdir={trained_run}", f"--output={tmp_path / folder}", *flags]
+        ended = run_command("predict", *given, images[3], trained_folder / "data/images")
+        assert ended.returncode == 0, ended.stderr
+        return ended.stdout
+
+    def written(folder):
+        return {path.name: path.read_bytes() for path in (tmp_path / folder).glob("*.png")}
+
+    predict("whole")
+    assert "shard 1/3: 2 of 7 images" in predict("shared", "--shard=1/3")
+    assert sorted(written("shared")) == [images[1].name, images[4].name]
+    for index in (0, 2):
+        predict("shared", f"--shard={index}/3")
+    assert written("shared") == written("whole")
+    label = tmp_path / "shared" / images[1].name
+    made = label.stat().st_mtime_ns
+    assert "2 of 2 are up to date" in predict("shared", "--shard=1/3")
+    assert label.stat().st_mtime_ns == made
+    assert "up to date" not in predict("shared", "--shard=1/3", "--flip")
+    assert label.stat().st_mtime_ns != made
+    assert "shard 8/9: 0 of 7 images" in predict("shared", "--shard=8/9")

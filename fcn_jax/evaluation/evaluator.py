@@ -12,12 +12,19 @@ from fcn_jax.config import EvalConfig
 from fcn_jax.data.canvases import Size
 from fcn_jax.data.datasets import Dataset
 from fcn_jax.data.labels import by_map
+from fcn_jax.data.shard import Shard
 from fcn_jax.errors import ArgumentError, UserError
 from fcn_jax.evaluation import conventions, metrics
 from fcn_jax.evaluation.boundary import boundary_counts
 from fcn_jax.evaluation.conventions import Convention, EvaluationSplit
 from fcn_jax.evaluation.image_counts import ImageCounts
-from fcn_jax.evaluation.scorers import BatchScorer, ScoredImages, Scorer, ViewScorer
+from fcn_jax.evaluation.scorers import (
+    BatchScorer,
+    ScoredImages,
+    Scorer,
+    ViewScorer,
+    images_of,
+)
 from fcn_jax.inference.options import WHOLE, Inference
 from fcn_jax.models.pure_model import PureModel
 from fcn_jax.pictures.sheets import SheetRow
@@ -58,6 +65,7 @@ class Evaluation:
     Attributes:
         by_map: the evaluation of each label map by its name; a single label map is called "".
         names: names of the images.
+        image_count: number of images of the split that are scored, with those of other shards.
         canvases: heights and widths of the canvases that whole images were placed on.
         empty_share: share of the canvases' pixels that are outside the images.
         convention: the way of scoring.
@@ -66,6 +74,7 @@ class Evaluation:
 
     by_map: Mapping[str, MapEvaluation]
     names: tuple[str, ...]
+    image_count: int
     canvases: tuple[Size, ...]
     empty_share: float
     convention: Convention
@@ -95,6 +104,7 @@ class Evaluator:
         convention: the way of scoring.
         inference: windows, scales and mirror images to average over.
         boundary: whether to compute boundary IoU, which takes the host a while.
+        shard: the share of the images to score, in the order of the split; None for all.
 
     Raises:
         ArgumentError: the split is empty, the convention includes none of its images or cannot be
@@ -113,6 +123,7 @@ class Evaluator:
         inference: Inference = WHOLE,
         *,
         boundary: bool = False,
+        shard: Shard | None = None,
     ):
         images = dataset.split(split)
         if not len(images):
@@ -133,14 +144,19 @@ class Evaluator:
         self._label_maps = dataset.label_maps
         self._split, self._convention, self._inference = split, convention, inference
         self._boundary = boundary
-        count = len(records)
-        self._sampled = set(np.linspace(0, count - 1, SHEET_ROWS).round().astype(int).tolist())
+        count = self._image_count = len(records)
+        self._images = images_of(shard, count)
+        self._sampled = set(sheet_images(count))
         self._scorer: Scorer
         if inference == WHOLE:
             wanted = range(count) if boundary else self._sampled
-            self._scorer = BatchScorer(network, dataset.num_classes, records, settings, wanted)
+            self._scorer = BatchScorer(
+                network, dataset.num_classes, records, settings, wanted, shard
+            )
         else:
-            self._scorer = ViewScorer(network, dataset.num_classes, records, settings, inference)
+            self._scorer = ViewScorer(
+                network, dataset.num_classes, records, settings, inference, shard
+            )
         # A host reads, and learns the names of, its own images only.
         self._names = [records.name(index) if several_hosts else "" for index in range(count)]
 
@@ -159,7 +175,7 @@ class Evaluator:
         }
         scored_images = self._scorer(variables)
         with (
-            progress_bar(f"scoring {self._split}", len(names)) as bar,
+            progress_bar(f"scoring {self._split}", len(self._images)) as bar,
             contextlib.closing(scored_images),
         ):
             for scored in scored_images:
@@ -171,12 +187,18 @@ class Evaluator:
                     total.add(label_map, scored)
                 self._look_at(scored, totals)
                 bar.advance(len(scored.indices))
+        names, images = [names[index] for index in self._images], list(self._images)
         return Evaluation(
             {
                 label_map: MapEvaluation(
                     class_names=self._label_maps[label_map],
                     confusion=total.confusion,
-                    counts=ImageCounts(tuple(names), total.hits, total.truth, total.predicted),
+                    counts=ImageCounts(
+                        tuple(names),
+                        total.hits[images],
+                        total.truth[images],
+                        total.predicted[images],
+                    ),
                     sheet_rows=[row for _, row in sorted(total.sheet_rows.items())],
                     mean_over=self._convention.mean_over,
                     boundary=total.boundary,
@@ -184,6 +206,7 @@ class Evaluator:
                 for label_map, total in totals.items()
             },
             tuple(names),
+            self._image_count,
             self._scorer.canvases,
             self._scorer.empty_share,
             self._convention,
@@ -201,6 +224,12 @@ class Evaluator:
                     total.sheet_rows[index] = _sheet_row(record, truth, predicted)
                 if total.boundary is not None:
                     total.boundary += boundary_counts(truth, predicted, len(total.confusion))
+
+
+def sheet_images(count: int) -> list[int]:
+    """Returns the indices, in ascending order, of the images that a sheet of `count` shows."""
+    rows = np.linspace(0, count - 1, SHEET_ROWS).round().astype(int)
+    return sorted(set(rows.tolist()))
 
 
 class _Totals:

@@ -5,7 +5,7 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Container, Generator, Mapping
+from collections.abc import Container, Generator, Mapping, Sequence
 from typing import Any, Protocol, Self
 
 import jax
@@ -15,6 +15,7 @@ from fcn_jax.config import EvalConfig
 from fcn_jax.data.canvases import Size, empty_share, fill_buckets, round_up
 from fcn_jax.data.labels import by_map
 from fcn_jax.data.pipeline import EvaluationBatch, evaluation_batches
+from fcn_jax.data.shard import Shard
 from fcn_jax.errors import ArgumentError
 from fcn_jax.evaluation.confusion import class_counts, count_confusion
 from fcn_jax.evaluation.conventions import EvaluationSplit
@@ -73,6 +74,8 @@ class BatchScorer:
         records: the images.
         settings: batch size, and the maximum number of canvases.
         wanted: indices of the images whose predictions are yielded.
+        shard: the share of the images to score; None for all. Each is on the canvas that it has
+            among all images.
 
     Raises:
         ArgumentError: the batch does not divide over the devices.
@@ -85,10 +88,11 @@ class BatchScorer:
         records: EvaluationSplit,
         settings: EvalConfig,
         wanted: Container[int],
+        shard: Shard | None = None,
     ):
         self._records, self._wanted = records, wanted
         self._batch_size = batch_size(settings, len(records))
-        self._buckets = fill_buckets(
+        buckets = fill_buckets(
             records.sizes,
             max_canvases=settings.canvases,
             batch_size=self._batch_size,
@@ -99,8 +103,13 @@ class BatchScorer:
             donate_state=False,
             split_results=(False, False, True),
         )
-        self.canvases = tuple(bucket.canvas_px for bucket in self._buckets)
-        self.empty_share = empty_share(records.sizes, self._buckets)
+        self.canvases = tuple(bucket.canvas_px for bucket in buckets)
+        self.empty_share = empty_share(records.sizes, buckets)
+        scored = images_of(shard, len(records))
+        self._buckets = [
+            dataclasses.replace(bucket, images=tuple(i for i in bucket.images if i in scored))
+            for bucket in buckets
+        ]
 
     def __call__(self, variables: Any) -> Generator[ScoredImages]:
         variables = data_parallel.replicate(variables)
@@ -161,6 +170,11 @@ class _Dispatched:
         )
 
 
+def images_of(shard: Shard | None, count: int) -> Sequence[int]:
+    """Returns the indices of a shard's images in a split of `count`; all without a shard."""
+    return range(count) if shard is None else shard.of(range(count))
+
+
 def batch_size(settings: EvalConfig, num_images: int) -> int:
     """Returns the number of images that are scored at once, on all devices together.
 
@@ -188,6 +202,7 @@ class ViewScorer:
         records: the images.
         settings: the maximum number of canvases.
         inference: the views.
+        shard: as for `BatchScorer`.
 
     Raises:
         ArgumentError: the convention resizes logits, or the network cannot be used with the views.
@@ -200,6 +215,7 @@ class ViewScorer:
         records: EvaluationSplit,
         settings: EvalConfig,
         inference: Inference,
+        shard: Shard | None = None,
     ):
         if records.convention.resizes_logits:
             raise ArgumentError(
@@ -209,13 +225,14 @@ class ViewScorer:
                 "flip",
             )
         self._network, self._num_classes, self._records = network, num_classes, records
+        self._images = images_of(shard, len(records))
         buckets = fill_buckets(records.sizes, max_canvases=settings.canvases)
         self.canvases = tuple(bucket.canvas_px for bucket in buckets)
         self.empty_share = empty_share(records.sizes, buckets)
         self._predictor = ViewPredictor(network, inference, self.canvases)
 
     def __call__(self, variables: Any) -> Generator[ScoredImages]:
-        for index in range(len(self._records)):
+        for index in self._images:
             record = self._records[index]
             classes = self._predictor.predict_maps(variables, record["image"])
             labels = by_map(record["label"], self._network.label_maps)

@@ -1,6 +1,7 @@
 """Predicts the label maps of one image file, and writes them and their overlays."""
 
 import contextlib
+import dataclasses
 import functools
 import math
 import shutil
@@ -37,6 +38,8 @@ def predict_file(
 ) -> None:
     """Predicts the label maps of an image file.
 
+    The files contain a digest by which `is_up_to_date` knows them.
+
     Args:
         predictor: the network.
         path: the image.
@@ -48,7 +51,8 @@ def predict_file(
         UserError: the image or its extra channels cannot be read, or a file cannot be written.
     """
     image = read_input(predictor, path)
-    text = output_digest.png_text("")  # marks the files as ours
+    digest = output_digest.digest_of(_inputs(predictor, path, inference))
+    text = output_digest.png_text(digest)
     for name, label in predictor.predict_maps(image, inference).items():
         map_path = label_map_path(target, name)
         overlays.save_label_map(map_path, label, text=text)
@@ -124,22 +128,29 @@ def _end_if_requested(stop: StopSignal, done: UnfinishedTiles, tiles: int) -> No
 
 
 def is_up_to_date(
-    predictor: Predictor, path: Path, target: Path, cut: Tiling, *, overlay: bool
+    predictor: Predictor, path: Path, target: Path, method: Tiling | Inference, *, overlay: bool
 ) -> bool:
-    """Returns whether all files of `predict_file_in_tiles` exist and depend on the same inputs."""
+    """Returns whether the label maps and overlays of an image exist and depend on the same inputs.
+
+    method: how the image is predicted, in tiles (`predict_file_in_tiles`) or not (`predict_file`).
+    """
     maps = [label_map_path(target, name) for name in predictor.label_maps]
     files = maps + [overlay_path(map_path) for map_path in maps if overlay]
     if part_of(target).exists() or not all(file.exists() for file in files):
         return False
     try:
-        digest = output_digest.digest_of(_inputs(predictor, path, cut))
+        digest = output_digest.digest_of(_inputs(predictor, path, method))
     except (OSError, UserError):  # reported when the image is read
         return False
     return all(output_digest.read_digest(file) == digest for file in files)
 
 
-def _inputs(predictor: Predictor, path: Path, cut: Tiling) -> dict[str, Any]:
+def _inputs(predictor: Predictor, path: Path, method: Tiling | Inference) -> dict[str, Any]:
     """Returns everything that the label maps of an image and their overlays depend on."""
+    if isinstance(method, Tiling):
+        settings: dict[str, Any] = {"tile": method.tile, "halo": [method.before, method.after]}
+    else:
+        settings = {"inference": dataclasses.asdict(method)}
     image = path.stat()
     extra = [] if is_tiff(path) else find_channel_files(path, predictor.config.data.extra_channels)
     return {
@@ -150,8 +161,7 @@ def _inputs(predictor: Predictor, path: Path, cut: Tiling) -> dict[str, Any]:
         "weights": predictor.digest,
         "step": predictor.step,
         "classes": {name: list(names) for name, names in predictor.label_maps.items()},
-        "tile": cut.tile,
-        "halo": [cut.before, cut.after],
+        **settings,
     }
 
 

@@ -1,0 +1,292 @@
+"""A split scored in shards: DIR/evaluation/shards/SPLIT_shard_2_of_8.npz, and their sum.
+
+Each shard is scored by a job of its own, on any machine. All scores are functions of counts, so the
+sum over the shards gives the scores, intervals and pictures of the whole split, to the last digit.
+"""
+
+import dataclasses
+import json
+import re
+import zipfile
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+
+from fcn_jax.data.shard import Shard
+from fcn_jax.errors import UserError, listed
+from fcn_jax.evaluation import conventions
+from fcn_jax.evaluation.evaluator import Evaluation, MapEvaluation, sheet_images
+from fcn_jax.evaluation.image_counts import ImageCounts
+from fcn_jax.inference.options import Inference
+from fcn_jax.terminal.atomic_files import write_whole
+
+FOLDER = "shards"
+"""The folder of the files of shards, in the folder that `evaluate` writes to."""
+
+MAX_LISTED = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluatedShard:
+    """The scores of one shard of a split.
+
+    Attributes:
+        shard: which of how many.
+        inputs: JSON values that must be equal in all shards: `weights` (a digest), `step`, and what
+            identifies the images.
+        evaluation: the scores of the shard's images.
+    """
+
+    shard: Shard
+    inputs: Mapping[str, Any]
+    evaluation: Evaluation
+
+    def save(self, path: Path) -> None:
+        """Writes an .npz file atomically.
+
+        Raises:
+            UserError: it cannot be written.
+        """
+        arrays: dict[str, np.ndarray] = {}
+        for number, scored in enumerate(self.evaluation.by_map.values()):
+            arrays |= {f"{number}/{name}": x for name, x in _arrays(scored).items()}
+        arrays["about"] = np.array(json.dumps(self._about))
+        arrays["names"] = np.array(self.evaluation.names, dtype=np.str_)
+
+        def write(part: Path) -> None:
+            with part.open("wb") as file:  # NumPy appends .npz to other names
+                np.savez_compressed(file, allow_pickle=False, **arrays)
+
+        write_whole(path, write)
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Reads a file that `save` wrote.
+
+        Raises:
+            UserError: the file cannot be read, is damaged, or holds something else.
+        """
+        try:
+            # Opened here, because NumPy does not close a damaged file.
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
+                return cls._of(json.loads(str(stored["about"])), stored)
+        except (
+            OSError,
+            EOFError,
+            KeyError,
+            ValueError,
+            TypeError,
+            AttributeError,
+            zipfile.BadZipFile,
+            zlib.error,
+        ) as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise UserError(
+                f"{path} cannot be read ({reason}): evaluate this shard again"
+            ) from error
+
+    @property
+    def _about(self) -> dict[str, Any]:
+        evaluation = self.evaluation
+        return {
+            "shard": str(self.shard),
+            "image_count": evaluation.image_count,
+            "inputs": dict(self.inputs),
+            "classes": {name: list(m.class_names) for name, m in evaluation.by_map.items()},
+            "canvases": evaluation.canvases,
+            "empty_share": evaluation.empty_share,
+            "convention": evaluation.convention.name,
+            "inference": dataclasses.asdict(evaluation.inference),
+        }
+
+    @classmethod
+    def _of(cls, about: dict[str, Any], stored: Mapping[str, np.ndarray]) -> Self:
+        shard, count = Shard.parse(about["shard"]), int(about["image_count"])
+        names = tuple(stored["names"].tolist())
+        if len(names) != len(shard.of(range(count))):
+            raise ValueError(f"{len(names)} images in shard {shard} of {count}")
+        inference: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in about["inference"].items()
+        }
+        convention = conventions.CONVENTIONS[about["convention"]]
+        by_map = {
+            name: _map_evaluation(f"{number}/", tuple(classes), names, convention, stored)
+            for number, (name, classes) in enumerate(about["classes"].items())
+        }
+        evaluation = Evaluation(
+            by_map,
+            names,
+            count,
+            tuple((int(height), int(width)) for height, width in about["canvases"]),
+            float(about["empty_share"]),
+            convention,
+            Inference(**inference),
+        )
+        return cls(shard, about["inputs"], evaluation)
+
+    def differences(self, other: "EvaluatedShard") -> list[str]:
+        """Names what of the settings of two shards differs, with the values of both."""
+        ours, theirs = self._about, other._about
+        pairs = {name: (ours["inputs"].get(name), x) for name, x in other.inputs.items()}
+        names = ("image_count", "classes", "convention", "inference")
+        pairs |= {name: (ours[name], theirs[name]) for name in names}
+        with_boundary = [
+            any(scored.boundary is not None for scored in one.evaluation.by_map.values())
+            for one in (self, other)
+        ]
+        pairs["boundary"] = with_boundary[0], with_boundary[1]
+        return [
+            f"{name.replace('_', ' ')} {_short(a)} and {_short(b)}"
+            for name, (a, b) in pairs.items()
+            if a != b
+        ]
+
+
+def merge(shards: Mapping[Path, EvaluatedShard]) -> Evaluation:
+    """Adds up the shards of a split.
+
+    Args:
+        shards: all shards of a split, by their files.
+
+    Returns:
+        The evaluation of the split: the same as without shards.
+
+    Raises:
+        UserError: a shard is missing or there twice, or two were scored with different settings,
+            weights or images.
+    """
+    (first_path, first), *others = shards.items()
+    paths: dict[int, Path] = {}
+    for path, one in shards.items():
+        if one.shard.count != first.shard.count:
+            raise UserError(
+                f"{first_path} is one of {first.shard.count} shards, {path} one of "
+                f"{one.shard.count}: remove the files of those that are not to be merged"
+            )
+        if one.shard.index in paths:
+            raise UserError(
+                f"{paths[one.shard.index]} and {path} are the same shard: give one of them"
+            )
+        paths[one.shard.index] = path
+    for path, one in others:
+        if differences := first.differences(one):
+            raise UserError(
+                f"{first_path} and {path} were scored differently ({'; '.join(differences)}): "
+                "evaluate their shards again"
+            )
+    missing = [str(Shard(i, first.shard.count)) for i in range(first.shard.count) if i not in paths]
+    if missing:
+        raise UserError(
+            f"{first_path} is one of {first.shard.count} shards; missing: "
+            f"{listed(missing, MAX_LISTED)} (evaluate them, or give the folders that hold them)"
+        )
+    ordered = [shards[path] for _, path in sorted(paths.items())]
+    names = _interleaved([np.array(one.evaluation.names, object) for one in ordered], first)
+    return dataclasses.replace(
+        first.evaluation,
+        by_map={name: _merged(name, ordered) for name in first.evaluation.by_map},
+        names=tuple(names.tolist()),
+    )
+
+
+def find_shards(folders: Iterable[Path]) -> dict[str, list[Path]]:
+    """Finds the files of shards in folders that `evaluate` wrote to, by the name of the split.
+
+    Raises:
+        UserError: a folder has none.
+    """
+    found: dict[str, list[Path]] = {}
+    for folder in folders:
+        names = {path: re.match(r"(.+)_shard_\d+_of_\d+\.npz$", path.name) for path in _in(folder)}
+        if not any(names.values()):
+            raise UserError(
+                f"{folder} holds no evaluated shards (evaluate --shard=i/n writes them)"
+            )
+        for path, name in names.items():
+            if name is not None:
+                found.setdefault(name[1], []).append(path)
+    return found
+
+
+def _in(folder: Path) -> Sequence[Path]:
+    return sorted((folder / FOLDER).glob("*.npz"))
+
+
+def _arrays(scored: MapEvaluation) -> dict[str, np.ndarray]:
+    arrays = {
+        "confusion": scored.confusion,
+        "hits": scored.counts.hits,
+        "truth": scored.counts.truth,
+        "predicted": scored.counts.predicted,
+    }
+    if scored.boundary is not None:
+        arrays["boundary"] = scored.boundary
+    for number, (image, truth, predicted, name) in enumerate(scored.sheet_rows):
+        row = f"row{number}"
+        arrays |= {f"{row}/image": image, f"{row}/truth": truth, f"{row}/predicted": predicted}
+        arrays[f"{row}/name"] = np.array(name)
+    return arrays
+
+
+def _map_evaluation(
+    prefix: str,
+    class_names: tuple[str, ...],
+    names: tuple[str, ...],
+    convention: conventions.Convention,
+    stored: Mapping[str, np.ndarray],
+) -> MapEvaluation:
+    rows, number = [], 0
+    while f"{prefix}row{number}/name" in stored:
+        image, truth, predicted, name = (
+            stored[f"{prefix}row{number}/{x}"] for x in ("image", "truth", "predicted", "name")
+        )
+        rows.append((image, truth, predicted, str(name)))
+        number += 1
+    counts = (stored[f"{prefix}{name}"] for name in ("hits", "truth", "predicted"))
+    boundary = f"{prefix}boundary"
+    return MapEvaluation(
+        class_names=class_names,
+        confusion=stored[f"{prefix}confusion"],
+        counts=ImageCounts(names, *counts),
+        sheet_rows=rows,
+        mean_over=convention.mean_over,
+        boundary=stored.get(boundary),
+    )
+
+
+def _merged(label_map: str, ordered: Sequence[EvaluatedShard]) -> MapEvaluation:
+    """Adds up one label map of all shards, which are in order."""
+    maps = [one.evaluation.by_map[label_map] for one in ordered]
+    first = ordered[0]
+    names = [np.array(one.evaluation.names, object) for one in ordered]
+    counts = [
+        _interleaved([getattr(scored.counts, name) for scored in maps], first)
+        for name in ("hits", "truth", "predicted")
+    ]
+    rows = [iter(scored.sheet_rows) for scored in maps]
+    shown = sheet_images(first.evaluation.image_count)
+    boundaries = [scored.boundary for scored in maps if scored.boundary is not None]
+    return dataclasses.replace(
+        maps[0],
+        confusion=np.sum([scored.confusion for scored in maps], axis=0),
+        counts=ImageCounts(tuple(_interleaved(names, first).tolist()), *counts),
+        sheet_rows=[next(rows[index % len(maps)]) for index in shown],
+        boundary=np.sum(boundaries, axis=0) if boundaries else None,
+    )
+
+
+def _interleaved(parts: Sequence[np.ndarray], first: EvaluatedShard) -> np.ndarray:
+    """Puts the rows of each shard, in the shards' order, where they are in the split."""
+    whole = np.zeros((first.evaluation.image_count, *parts[0].shape[1:]), parts[0].dtype)
+    for index, rows in enumerate(parts):
+        whole[index :: len(parts)] = rows
+    return whole
+
+
+def _short(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value)
+    return text if len(text) <= 60 else f"{text[:60]}…"
