@@ -64,7 +64,7 @@ def iterations(workload: Workload, settings: Settings) -> Contenders:
 
     def contender(feed: Feed) -> Contender:
         run = partial(loop.run, feed, count)
-        # An untimed run before leaves as many prefetched batches as there are in a long run.
+        # The untimed run fills the prefetch buffers, as they are in a long run.
         images = workload.config.train.batch_size
         return Contender(run, prepare=run, iterations=count, images=images, close=feed.close)
 

@@ -67,11 +67,14 @@ def torch() -> ModuleType:
 
 @pytest.fixture(scope="session")
 def torchvision() -> ModuleType:
-    """torchvision, whose networks are peers; its compiled operations, which they do not use, are
-    declared and no more: there is no build of them for CPUs alone."""
+    """torchvision, whose networks are peers.
+
+    Its compiled operations, which the networks do not use, are only declared: there is no build of
+    them for CPUs alone.
+    """
     torch = pytest.importorskip("torch", reason="PyTorch is not installed")
     library = torch.library.Library("torchvision", "DEF")
-    _KEPT.append(library)  # what a library declares goes with it
+    _KEPT.append(library)  # its declarations end with it
     library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
     library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
     library.define(
@@ -89,13 +92,13 @@ def timm(torchvision: ModuleType) -> ModuleType:
 
 @pytest.fixture(scope="session")
 def torchfcn() -> ModuleType:
-    """The networks of Kentaro Wada's torchfcn; what the package needs beside them is left out."""
+    """The networks of Kentaro Wada's torchfcn, without its data sets and trainers."""
     pytest.importorskip("torch", reason="PyTorch is not installed")
     specification = importlib.util.find_spec("torchfcn")
     if specification is None:
         pytest.skip("torchfcn is not installed")
     sys.modules.setdefault("fcn", ModuleType("fcn"))  # fetches weights
-    package = ModuleType("torchfcn")  # instead of its own, which imports data sets and trainers
+    package = ModuleType("torchfcn")  # its own `__init__` imports data sets and trainers
     package.__path__ = list(specification.submodule_search_locations or ())
     sys.modules["torchfcn"] = package
     return _importorskip("torchfcn.models")
@@ -103,7 +106,7 @@ def torchfcn() -> ModuleType:
 
 @pytest.fixture(scope="session")
 def monai() -> ModuleType:
-    """MONAI, of which PyTorch alone is needed for windows; it tells what else it misses."""
+    """MONAI's sliding windows, which need only PyTorch of MONAI's dependencies."""
     pytest.importorskip("torch", reason="PyTorch is not installed")
     return _importorskip("monai.inferers")
 

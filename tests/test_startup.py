@@ -57,7 +57,7 @@ def test_the_second_start_and_a_resumed_one_compile_nothing(tmp_path: Path):
     assert first["compiled"] > 0
     second, _ = start("second")
     assert second == {"asked": first["asked"], "compiled": 0}
-    # As if it had been interrupted after its first checkpoint.
+    # This leaves the folder of a run that was interrupted after its first checkpoint.
     shutil.rmtree(tmp_path / "second/checkpoints/2")
     resumed, output = start("second")
     assert "resumed from step 1" in output

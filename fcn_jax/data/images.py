@@ -134,7 +134,7 @@ def header_size(path: str | Path) -> tuple[int, int] | None:
 
 
 def is_tiff(path: Path) -> bool:
-    """Returns whether a file begins as a TIFF does, whatever its name."""
+    """Returns whether a file has the first bytes of a TIFF; its name does not matter."""
     try:
         if not path.is_file():
             return False

@@ -1,4 +1,4 @@
-"""The network that a config names."""
+"""Builds the network that a config describes."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -17,10 +17,10 @@ from fcn_jax.models.fcn import FCN
 from fcn_jax.models.remat import remat_blocks
 
 INIT_STREAM = 2**32 - 1
-"""Folded into the key of the initial weights. Training folds in the step, which is smaller."""
+"""Folded into the seed's key for the initial weights; training folds in steps, all smaller."""
 
 QUICKLY_COMPILED = {"xla_backend_optimization_level": 1}
-"""For a program that runs once: a third of the time to compile, and the same bits."""
+"""Options for a program that runs once: it compiles in a third of the time, to the same bits."""
 
 
 def abstract_model(
@@ -30,7 +30,7 @@ def abstract_model(
     channels: int = 3,
     axis_name: str | None = None,
 ) -> FCN:
-    """Builds the network of `build_model` with shapes in place of weights; compiles nothing."""
+    """Builds the network of `build_model` with shapes instead of weights, without compiling."""
     return nnx.eval_shape(
         lambda: build_model(
             config, num_classes, channels=channels, rngs=nnx.Rngs(0), axis_name=axis_name
@@ -58,7 +58,7 @@ def init_model(
 
 
 def init_key(seed: int) -> jax.Array:
-    """Returns the PRNG key of the initial weights: the seed's, which training uses, folded."""
+    """Returns the PRNG key of the initial weights, which differs from every key of training."""
     return jax.random.fold_in(jax.random.key(seed), INIT_STREAM)
 
 
@@ -70,27 +70,29 @@ def build_model(
     rngs: nnx.Rngs,
     axis_name: str | None = None,
 ) -> FCN:
-    """Builds the network of a config, layer by layer (`init_model` compiles one program for it).
+    """Builds the network of a config, one layer after another.
+
+    `init_model` does the same in one compiled program.
 
         model = build_model(ModelConfig(backbone="small"), 21, rngs=nnx.Rngs(0))
         logits = model(image)  # uint8 (b, h, w, 3) -> float32 (b, h, w, 21)
 
     Args:
         config: the settings of the network.
-        num_classes: scores per pixel, or by label map if there are several (see `FCN`).
-        channels: channels of the images: RGB, and then any others.
+        num_classes: scores per pixel, or their number by label map (see `FCN`).
+        channels: number of channels of the images: RGB, then any others.
         rngs: streams of random keys for the initial weights.
         axis_name: the mapped axis over which batch normalisation takes its statistics in training.
 
     Raises:
         ArgumentError: a setting that cannot be used with the backbone, or with these channels.
-        ValueError: `config` is no `ModelConfig`, or the backbone breaks its contract (see
+        ValueError: `config` is not a `ModelConfig`, or the backbone breaks the contract (see
             `models/backbones/contract.py`).
     """
     if not isinstance(config, ModelConfig):
         raise ValueError(
-            f"`config` is a {type(config).__name__}, and must be the settings of the network, a "
-            "ModelConfig: give config.model"
+            f"`config` must be the settings of the network, a ModelConfig, not a "
+            f"{type(config).__name__}: give config.model"
         )
     pixels = backbone_preprocessing(config)
     if config.fusion == "late" and channels <= COLOURS:
@@ -148,13 +150,18 @@ def build_backbone(
     axis_name: str | None = None,
     rngs: nnx.Rngs,
 ) -> Backbone:
-    """Builds the backbone of a config, for images of as many channels as `preprocessing` has.
+    """Builds the backbone of a config.
 
-    `config.padding` may also be "original", the geometry in which the classifier was trained. It
-    serves for classifiers only: without padding, the border of an image has no features.
+    Args:
+        config: the settings of the network. `config.padding` may also be "original", the geometry
+            in which the classifier was trained. It is for classifiers only: without padding, the
+            border of an image has no features.
+        preprocessing: the normalisation of the images, which also sets the number of channels.
+        axis_name: see `BatchNorm`.
+        rngs: streams of random keys for the initial weights.
 
     Raises:
-        ArgumentError: an unknown backbone, or a setting that it does not support.
+        ArgumentError: the backbone is unknown, or does not support a setting.
     """
     factory = registry.backbones[config.backbone]
     for option, usual in (("padding", ("same", "original")), ("output_stride", (32,))):

@@ -1,23 +1,23 @@
-"""Net surgery: a classifier becomes a fully convolutional network that gives the same scores.
+"""Net surgery: turns a classifier into a fully convolutional network with the same scores.
 
-A classifier ends in fully connected layers, which want one size of image. But a fully connected
-layer on a feature map of h×w positions is a convolution whose window covers all of them, so the
-same weights, put into an h×w kernel, also slide over larger maps: on an image of the classifier's
-own size there is one position, with the classifier's scores, and on a larger one a map of them
-(Long, Shelhamer & Darrell 2015, section 3.1; for strings of digits Matan et al. 1991). In the same
-way the average over all positions becomes an average that slides.
+A classifier ends in fully connected layers, which need a fixed image size. A fully connected layer
+on a feature map of h×w positions equals a convolution with an h×w kernel, which also slides over
+larger maps. On an image of the classifier's input size the result has one position, with the
+classifier's scores; on a larger image it is a map of scores (Long, Shelhamer & Darrell 2015,
+section 3.1; for strings of digits Matan et al. 1991). In the same way the average over all
+positions becomes a sliding average.
 
     LeNet       [FullyConnected(w, b, window=5), relu, FullyConnected(w, b), …]
-    VGG16       [FullyConnected(w, b)]       fc6 and fc7 are convolutions of our backbone already
+    VGG16       [FullyConnected(w, b)]       fc6 and fc7 are convolutions of the backbone already
     ResNet      [Average(7), FullyConnected(w, b)]
     MobileNetV3 [Average(7), FullyConnected(w, b), hard_swish, FullyConnected(w, b)]
     SqueezeNet  [FullyConnected(w, b), relu, Average(13)]
 
-How far map and classifier agree: where no layer of the backbone pads, each entry of the map is the
-classifier's score of the crop that its window sees. Padding breaks this, since around a crop the
-classifier sees zeros where the map sees the rest of the image; and so does what looks at the whole
-image at once, as the squeezes of MobileNetV3 do. On an image of the classifier's own size the two
-agree in any case.
+If no layer of the backbone pads, every position of the map has the classifier's scores of the crop
+in its window. Two things break this: padding, because the classifier pads a crop with zeros where
+the map reads the rest of the image; and layers that average over the whole image, such as the
+squeeze-and-excitation of MobileNetV3. On an image of the classifier's input size the two always
+agree.
 """
 
 import dataclasses
@@ -37,12 +37,14 @@ from fcn_jax.models.layers import Conv, average_pool
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class FullyConnected:
-    """A fully connected layer as PyTorch and Caffe keep it: weight @ features + bias.
+    """A fully connected layer in the format of PyTorch and Caffe: weight @ features + bias.
 
-    weight: (out, in·window·window), the flattened map channels first; of a convolution the same
-    numbers as (out, in, window, window). bias: (out,). window: height and width of the map that
-    was flattened, in positions; 1 for a layer behind another one, behind an average, or for a 1×1
-    convolution.
+    Attributes:
+        weight: (out, in·window·window), for a map that was flattened channels first; or the kernel
+            of a convolution, (out, in, window, window).
+        bias: (out,).
+        window: side of the map that was flattened, in positions; 1 after another fully connected
+            layer or an average, and for a 1×1 convolution.
     """
 
     weight: np.ndarray
@@ -52,27 +54,27 @@ class FullyConnected:
 
 @dataclasses.dataclass(frozen=True)
 class Average:
-    """The mean over a map of `window` × `window` positions."""
+    """The mean over a feature map of `window` × `window` positions."""
 
     window: int
 
 
 ClassifierLayer = FullyConnected | Average | Callable[[jax.Array], jax.Array]
-"""Of a classifier's end: a layer, or an activation such as `jax.nn.relu`."""
+"""A step after the backbone: a layer, or an activation such as `jax.nn.relu`."""
 
 
 def convolutionalize(
     backbone: Backbone, steps: Sequence[ClassifierLayer], *, stage: int | None = None
 ) -> "Classifier":
-    """The network that scores every window of an image as the classifier scored its whole image.
+    """Builds the network that scores every window of an image as the classifier scores an image.
 
     Args:
-        backbone: with the classifier's weights, and padded as it was (padding="original").
-        steps: what the classifier did with the backbone's features, in its order.
-        stage: of the features; None: the coarsest.
+        backbone: the backbone with the classifier's weights and padding (padding="original").
+        steps: the classifier's layers after the backbone, in order.
+        stage: the stage that the first of them reads; None for the coarsest.
 
     Raises:
-        ValueError: a weight that does not fit what comes before it.
+        ValueError: the shape of a weight does not match its input or its bias.
     """
     stage = max(backbone.channels) if stage is None else stage
     grid, features = backbone.grids[stage], backbone.channels[stage]
@@ -92,12 +94,20 @@ def convolutionalize(
 
 
 def convolution(layer: FullyConnected, in_features: int) -> Conv:
-    """The same weights in a kernel (window, window, in, out), which slides without padding."""
+    """Converts a fully connected layer to a convolution without padding.
+
+    Args:
+        layer: the weights.
+        in_features: number of channels of the map that the layer flattens.
+
+    Raises:
+        ValueError: the shape of the weight does not match `in_features` or the bias.
+    """
     out_features, side = len(layer.bias), layer.window
     if layer.weight.size != out_features * in_features * side * side:
         raise ValueError(
             f"`weight` (of shape {layer.weight.shape}) must be "
-            f"({out_features}, {in_features}·{side}·{side}), for its bias and its input"
+            f"({out_features}, {in_features}·{side}·{side}), to match its bias and its input"
         )
     weight = np.reshape(layer.weight, (out_features, in_features, side, side))
     kernel = jnp.asarray(weight.transpose(2, 3, 1, 0), jnp.float32)
@@ -114,10 +124,13 @@ def convolution(layer: FullyConnected, in_features: int) -> Conv:
 
 
 class Classifier(nnx.Module):
-    """A backbone and what makes scores of its features, position by position.
+    """A backbone followed by the sliding layers of a classifier.
 
-    grid: where the windows of the score map lie: position (i, j) is centred on pixel
-    (stride·i + offset, stride·j + offset).
+    Attributes:
+        stage: the stage of the backbone that the layers read.
+        grid: grid of the score map: the window of position (i, j) is centred on pixel
+            (stride·i + offset, stride·j + offset).
+        num_classes: scores per position.
     """
 
     def __init__(
@@ -139,11 +152,11 @@ class Classifier(nnx.Module):
         """Scores every window.
 
         Args:
-            image: channels in 0…255, uint8 or float (b, h, w, c), no smaller than what the
-                classifier was trained on.
+            image: channels in 0…255, uint8 or float (b, h, w, c), at least as large as the
+                classifier's input.
 
         Returns:
-            Scores: float32 (b, h', w', k), before any softmax.
+            Scores, float32 (b, h', w', k), before any softmax.
 
         Raises:
             ValueError: the image is smaller than one window.
@@ -154,6 +167,6 @@ class Classifier(nnx.Module):
             x = layer(x)
         if 0 in x.spatial:
             raise ValueError(
-                f"`image` (of shape {image.shape}) is smaller than the classifier's own input"
+                f"`image` (of shape {image.shape}) is smaller than the classifier's input"
             )
         return x.values

@@ -1,8 +1,8 @@
-"""Fully convolutional networks: a backbone's features, scored, fused and brought to full size.
+"""Fully convolutional networks: backbone, score layers, fusion and upsampling to full size.
 
-FCN-32s scores the coarsest features and upsamples the scores; FCN-16s first doubles them and adds
-scores of the next finer features; FCN-8s does that once more (Long, Shelhamer & Darrell 2015,
-section 4). On a backbone whose coarsest stride is not 32 the same holds from its own stride on.
+FCN-32s scores the coarsest features and upsamples the scores. FCN-16s first upsamples the scores by
+two and adds the scores of the next finer features; FCN-8s does so twice (Long, Shelhamer & Darrell
+2015, section 4). If the coarsest stride of a backbone is not 32, the fusion begins at that stride.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,30 +20,36 @@ from fcn_jax.models.row_blocks import RowBlocks
 
 
 class FCN(nnx.Module):
-    """A backbone, score layers on the fused stages, and upsampling to the image's size.
+    """A backbone, score layers on the fused stages, and upsampling to the size of the image.
 
-    Score layers start at zero; upsampling starts, or stays, bilinear.
+    Score layers start at zero. Learned upsampling starts bilinear; fixed upsampling is bilinear.
 
     Args:
         backbone: see `models/backbones`.
-        num_classes: scores per pixel, background among them; or, by name, those of several label
-            maps that are predicted from the one trunk, each by a head of its own (section 5, SIFT
-            Flow).
-        skips: finer stages fused: 0, 1, 2 for FCN-32s, 16s, 8s.
-        hidden: whether a 3×3 convolution comes before the coarsest scores, as in torchvision.
-        auxiliary: whether a second head of that kind scores the stage before the last, to be
-            trained beside the first; it is not run otherwise.
-        context_features: where above 0, `Context` adds a stride twice the backbone's coarsest.
-        score_scales: factors of the features before they are scored, or widened by `Context`,
-            coarse to fine; 1 for those beyond. The at-once FCN-8s has (1, 0.01, 0.0001); features
-            of about unit size let all score layers learn at one rate.
-        upsampling: learned, fixed (both start bilinear), or interpolate (`Interpolate`).
-        half_pixel: upsample as if each coarse position were centred on the block of pixels that it
-            stands for (PyTorch's `align_corners=False`, d2l's padding of stride/2), instead of
-            where the backbone's layers put it.
-        dropout_rate: of hidden features.
-        dtype: of the backbone's activations; scores and logits are float32.
+        num_classes: scores per pixel, the background class included; or their number by label map,
+            if several label maps are predicted from one backbone, each by its own head (section 5,
+            SIFT Flow).
+        skips: number of finer stages to fuse: 0, 1, 2 for FCN-32s, FCN-16s, FCN-8s.
+        hidden: whether a 3×3 convolution precedes the coarsest score layer, as in torchvision.
+        auxiliary: whether training adds a second head with a hidden layer, on the stage before the
+            coarsest. It is used in training only.
+        context_features: features of a `Context` that adds a stage at twice the coarsest stride of
+            the backbone; None for no `Context`.
+        score_scales: factors of the features before a score layer or `Context`, from coarse to
+            fine; 1 for the stages that are not listed. The at-once FCN-8s has (1, 0.01, 0.0001).
+            Features of about unit size let all score layers learn at the same rate.
+        upsampling: "learned", "fixed" (both start bilinear) or "interpolate" (`Interpolate`).
+        half_pixel: whether upsampling assumes that each coarse position is centred on its block of
+            pixels (PyTorch's `align_corners=False`, d2l's padding of stride/2). If False, it uses
+            the centres that follow from the backbone's layers (its grids).
+        dropout_rate: dropout of the hidden features, in 0…1.
+        dtype: dtype of the backbone's activations; scores and logits are float32.
         axis_name: see `BatchNorm`.
+        rngs: streams of random keys for the initial weights.
+
+    Raises:
+        ArgumentError: the backbone has fewer stages than `skips` needs, or `score_scales` is
+            shorter than the fused stages.
     """
 
     def __init__(
@@ -128,19 +134,21 @@ class FCN(nnx.Module):
         """Scores every pixel.
 
         Args:
-            image: channels in 0…255 in any dtype, also float32, never 0…1; (b, h, w, c) of any
-                size: RGB, then the extra channels that the backbone was built for.
-            train: whether batch normalisation uses, and updates by, the batch's statistics, and
-                dropout is on where `keys` are given.
-            valid: int32 (b, 2), rows and columns of each canvas that are image; None: all. The
-                logits inside are those of the image alone; outside they mean nothing.
-            keys: PRNG keys for dropout, (b,): one for each image.
+            image: canvases (b, h, w, c) of any size and dtype. The channels are RGB and then the
+                extra channels that the backbone was built for, with values in 0…255 (also in
+                float32; never 0…1).
+            train: whether batch normalisation uses the statistics of the batch and updates the
+                running ones; also enables dropout if there are `keys`.
+            valid: height and width of the image on each canvas, int32 (b, 2); None if the images
+                fill their canvases. The logits inside are those of the image alone; those outside
+                are undefined.
+            keys: PRNG keys for dropout, (b,), one for each image; None for no dropout.
 
         Returns:
-            logits: float32 (b, h, w, k), or by name where there are several label maps.
+            Logits, float32 (b, h, w, k); a dictionary of them if there are several label maps.
 
         Raises:
-            ValueError: the image has no batch axis, or another number of channels.
+            ValueError: the image has no batch axis or the wrong number of channels.
         """
         named = self.features(image, train=train, valid=valid, keys=keys)
         if self.label_maps == ("",):
@@ -156,12 +164,20 @@ class FCN(nnx.Module):
         tile: TilePosition | None = None,
         keys: jax.Array | None = None,
     ) -> dict[str, FeatureMap]:
-        """Everything in between, by name: pixels, backbone2 …, score32 …, fused16 …, logits.
+        """Computes all intermediate features and the logits.
 
-        With several label maps the heads' names end in theirs: score32_geometric; of an auxiliary
-        head, in training, in `auxiliary`.
+        Args:
+            image, train, valid, keys: see `__call__`.
+            tile: the place of each canvas in the larger image that it was cut out of (see
+                `inference/tiles.py`); None if the canvases hold whole images.
 
-        tile: where the canvases were cut out of larger images (see `tiles.py`).
+        Returns:
+            Features by name: pixels, backbone2, …, context, score32, …, fused16, …, logits. If
+            there are several label maps, the names of a head's features end in the name of its map
+            (score32_geometric). Those of the auxiliary head, in training, end in `_auxiliary`.
+
+        Raises:
+            ValueError: the image has no batch axis or the wrong number of channels.
         """
         if image.ndim < 4:
             raise ValueError(
@@ -176,21 +192,27 @@ class FCN(nnx.Module):
             named["context"] = self.context(to_score[max(by_stage)])
             to_score[2 * max(by_stage)] = scaled(named["context"], self.scales[2 * max(by_stage)])
         for index, (name, head) in enumerate(self._heads(train=train).items(), start=1):
-            sees = by_stage if name == "auxiliary" else to_score
-            # Keys of its own: the backbone has drawn from the given ones.
+            inputs = by_stage if name == "auxiliary" else to_score
+            # The backbone has used the given keys, so every head derives its own.
             head_keys = (
                 None if keys is None else jax.vmap(jax.random.fold_in, (0, None))(keys, index)
             )
-            scores = head(sees, pixels, train=train, keys=head_keys)
+            scores = head(inputs, pixels, train=train, keys=head_keys)
             named |= {f"{key}{suffix(name)}": x for key, x in scores.items()}
         return named
 
     def logits_in_blocks(
         self, features: Mapping[str, FeatureMap], *, train: bool = False
     ) -> dict[str, RowBlocks]:
-        """By label map the logits, float32 (b, h, w, k), in blocks of rows that are not yet made.
+        """Prepares the logits in blocks of rows.
 
-        In training also of the `auxiliary` head. features: what `features` has returned.
+        Args:
+            features: the result of `features`, called with the same `train`.
+            train: whether the result includes the logits of the auxiliary head.
+
+        Returns:
+            Logits by label map (and "auxiliary"), float32 (b, h, w, k), in blocks that are not
+            computed yet.
         """
         blocks = {}
         for name, head in self._heads(train=train).items():
@@ -209,15 +231,15 @@ class FCN(nnx.Module):
 
 
 def suffix(label_map: str) -> str:
-    """What the names of a label map's head and features end in; the only one has no name."""
+    """Returns the ending of the names of a label map's head and features; "" for an unnamed map."""
     return f"_{label_map}" if label_map else ""
 
 
 class Context(nnx.Module):
-    """What fc6 and fc7 are to VGG16, for backbones that have no such layers: a wider view.
+    """A coarser stage with a larger receptive field, for backbones without VGG16's fc6 and fc7.
 
-    A 3×3 pooling of stride 2, then two 3×3 convolutions. Each adds 64 pixels to the field of view
-    where the backbone's coarsest stride is 16.
+    It is a 3×3 max pooling of stride 2 and two 3×3 convolutions. After a coarsest stride of 16,
+    each convolution adds 64 pixels to the width of the receptive field.
     """
 
     def __init__(self, in_features: int, features: int, *, rngs: nnx.Rngs):
@@ -225,5 +247,6 @@ class Context(nnx.Module):
         self.conv2 = Conv(features, features, (3, 3), rngs=rngs)
 
     def __call__(self, x: FeatureMap) -> FeatureMap:
+        """Computes features (b, ceil(h / 2), ceil(w / 2), features)."""
         x = max_pool(x, window=3, stride=2, padding=1)
         return relu(self.conv2(relu(self.conv1(x))))

@@ -1,15 +1,15 @@
-"""What goes from layer to layer: features, and what is known of where they lie.
+"""The input and output of layers: feature values, with the size and position of each image.
 
 Arrays are channels-last: (b, h, w, c), or (b, d, h, w, c) for volumes.
 
-Images of different sizes share one array, the *canvas*, each at its top left. A `FeatureMap`
-carries how much of each canvas is image (`valid`), and every layer that looks at neighbours first
-replaces what lies outside by what it would see beyond the border of the image alone: zero, or −∞
-for pooling. So the features of an image do not depend on the canvas that it lies on.
+Images of different sizes are batched on *canvases* of one size, each image at the top left of its
+canvas. A `FeatureMap` carries the size of each image (`valid`). Every layer that reads neighbouring
+positions first replaces the values outside the image by the padding that the image alone would
+have: zero, or −∞ for max pooling. The features of an image therefore do not depend on the canvas.
 
-It also carries, from layer to layer, which pixels its positions depend on (`field`); of a canvas
-cut out of a larger image, where it lies there (`tile`), for the few layers whose result depends on
-that.
+A feature map also carries the receptive field of its positions (`field`). If the canvases were cut
+out of larger images, it carries their place there (`tile`), for the few layers whose result depends
+on it.
 """
 
 import dataclasses
@@ -24,9 +24,12 @@ from fcn_jax.models.geometry import ReceptiveField, Window
 
 
 class TilePosition(NamedTuple):
-    """Where canvases lie in larger images. start, whole: int32 (b, len(spatial)), in positions.
+    """The place of each canvas in the larger image that it was cut out of, in positions.
 
-    In pixels, start is a multiple of the receptive field's alignment.
+    Attributes:
+        start: first position of the canvas in the larger image, int32 (b, len(spatial)). In pixels
+            it is a multiple of the receptive field's alignment.
+        whole: size of the larger image, int32 (b, len(spatial)).
     """
 
     start: jax.Array
@@ -36,10 +39,14 @@ class TilePosition(NamedTuple):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class FeatureMap:
-    """Features, and how much of each canvas is image.
+    """Features on canvases, with the size of the image on each canvas.
 
-    values: (b, *spatial, c). valid: int32 (b, len(spatial)), or None where all of it is image.
-    tile: of canvases cut out of larger images. field: of the positions, known without values.
+    Attributes:
+        values: features, (b, *spatial, c).
+        valid: size of each image in positions, int32 (b, len(spatial)); None if the images fill
+            their canvases.
+        tile: the place of the canvases in larger images; None if they are whole images.
+        field: receptive field of the positions; static, so known while tracing.
     """
 
     values: jax.Array
@@ -51,14 +58,15 @@ class FeatureMap:
 
     @property
     def spatial(self) -> tuple[int, ...]:
+        """The size of the canvases in positions."""
         return self.values.shape[1:-1]
 
     def map(self, function: Callable[[jax.Array], jax.Array]) -> Self:
-        """Applies a function that treats every position alone, such as an activation."""
+        """Applies a function of single positions, such as an activation, to the values."""
         return dataclasses.replace(self, values=function(self.values))
 
     def inside(self) -> jax.Array | None:
-        """True where the canvas is image: bool (b, *spatial, 1); None where all of it is."""
+        """Returns the mask of the images, bool (b, *spatial, 1); None if they fill the canvases."""
         if self.valid is None:
             return None
         mask = jnp.ones((1,) * self.values.ndim, bool)
@@ -71,14 +79,19 @@ class FeatureMap:
         return mask
 
     def filled(self, outside: float = 0.0) -> jax.Array:
-        """The values with those outside the image replaced."""
+        """Returns the values, (b, *spatial, c), with `outside` wherever there is no image."""
         mask = self.inside()
         if mask is None:
             return self.values
         return jnp.where(mask, self.values, jnp.asarray(outside, self.values.dtype))
 
     def windowed(self, values: jax.Array, windows: Sequence[Window]) -> Self:
-        """A feature map of new values, made by a layer with such a window on each axis."""
+        """Returns the output of a layer, with the sizes, places and receptive field updated.
+
+        Args:
+            values: the layer's output, (b, *new spatial, c).
+            windows: the layer's window on each axis.
+        """
         valid, tile = self.valid, self.tile
         if valid is not None:
             valid = jnp.maximum(_counts(valid, windows), 0)
@@ -94,18 +107,22 @@ def _counts(sizes: jax.Array, windows: Sequence[Window]) -> jax.Array:
 
 
 def scaled(x: FeatureMap, factor: float) -> FeatureMap:
+    """Multiplies the values by a factor."""
     return x.map(lambda values: values * factor)
 
 
 def add(x: FeatureMap, y: FeatureMap) -> FeatureMap:
+    """Adds two feature maps of the same images and size."""
     return _joined(x, y, x.values + y.values)
 
 
 def multiply(x: FeatureMap, y: FeatureMap) -> FeatureMap:
+    """Multiplies two feature maps of the same images; the second may have one position."""
     return _joined(x, y, x.values * y.values)
 
 
 def concatenate(x: FeatureMap, y: FeatureMap) -> FeatureMap:
+    """Concatenates the channels of two feature maps of the same images and size."""
     return _joined(x, y, jnp.concatenate([x.values, y.values], axis=-1))
 
 

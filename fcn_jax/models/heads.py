@@ -1,4 +1,4 @@
-"""Heads: scores of a backbone's features, fused from coarse to fine and brought to full size."""
+"""Heads: score a backbone's features, fuse the scores from coarse to fine and upsample them."""
 
 from collections.abc import Mapping, Sequence
 
@@ -15,20 +15,22 @@ from fcn_jax.models.upsampling import BilinearUpsample, ConvTranspose
 
 
 class SkipHead(nnx.Module):
-    """Scores the coarsest features, and adds to them, upsampled, the scores of finer ones.
+    """The skip architecture: upsamples coarse scores and adds the scores of finer features.
 
-    Long, Shelhamer & Darrell 2015, section 4. With one stage it is FCN-32s's head; with one stage,
-    `hidden=True` and `upsampling="interpolate"` that of torchvision's FCN.
+    Long, Shelhamer & Darrell 2015, section 4. With one stage this is the head of FCN-32s. With one
+    stage, `hidden=True` and `upsampling="interpolate"` it is the head of torchvision's FCN.
 
     Args:
-        channels, grids: of the features, by stage (see `backbones.Backbone`).
+        channels: number of features by stage.
+        grids: grid by stage (see `Backbone`).
         num_classes: scores per pixel.
-        stages: those scored, from coarse to fine.
-        hidden: whether a 3×3 convolution comes before the coarsest scores (`HiddenScore`).
-        dropout_rate: of the hidden features.
-        upsampling: learned, fixed (both start bilinear) or interpolate.
+        stages: the stages to score, from coarse to fine.
+        hidden: whether a 3×3 convolution precedes the coarsest score layer (`HiddenScore`).
+        dropout_rate: dropout of the hidden features, in 0…1.
+        upsampling: "learned", "fixed" (both start bilinear) or "interpolate".
         half_pixel: see `FCN`.
         axis_name: see `BatchNorm`.
+        rngs: streams of random keys for the initial weights.
     """
 
     def __init__(
@@ -74,9 +76,15 @@ class SkipHead(nnx.Module):
         train: bool = False,
         keys: jax.Array | None = None,
     ) -> dict[str, FeatureMap]:
-        """By name score32, …, fused16, …, and `logits` of the image's size, all float32.
+        """Computes the scores of every stage and the logits.
 
-        features: by stage. train, keys: as of `Backbone`.
+        Args:
+            features: features by stage.
+            image: the pixels, for the size of the logits.
+            train, keys: see `Backbone`.
+
+        Returns:
+            Float32 feature maps by name: score32, …, fused16, …, and `logits` at the image's size.
         """
         named: dict[str, FeatureMap] = {}
         fused: FeatureMap | None = None
@@ -99,7 +107,7 @@ class SkipHead(nnx.Module):
         return named
 
     def logits_in_blocks(self, scores: Mapping[str, FeatureMap], image: FeatureMap) -> RowBlocks:
-        """The logits again, in blocks of rows, from what the head itself has returned."""
+        """Prepares the logits in blocks of rows, from the scores that `__call__` returned."""
         finest = self.stages[-1]
         coarse = scores[f"fused{finest}" if len(self.stages) > 1 else f"score{finest}"]
         return getattr(self, f"upsample{finest}").in_blocks(coarse, like=image)
@@ -129,14 +137,21 @@ class HiddenScore(nnx.Module):
 
 
 def score_layer(in_features: int, num_classes: int, *, rngs: nnx.Rngs) -> Conv:
-    """A 1×1 convolution that starts at zero, as in the paper."""
+    """Builds a 1×1 convolution that starts at zero, as in the paper."""
     return Conv(in_features, num_classes, (1, 1), kernel_init=nnx.initializers.zeros, rngs=rngs)
 
 
 def upsampling_layer(
     features: int, coarse: Grid, fine: Grid, kind: str, *, half_pixel: bool
 ) -> ConvTranspose | BilinearUpsample | Interpolate:
-    """From one grid to a finer one; kind: learned, fixed or interpolate."""
+    """Builds the upsampling from one grid to a finer one.
+
+    Args:
+        features: number of channels.
+        coarse, fine: grids of the input and the output.
+        kind: "learned", "fixed" or "interpolate".
+        half_pixel: see `FCN`.
+    """
     if kind == "interpolate":
         return Interpolate()
     factor = coarse.stride // fine.stride

@@ -1,4 +1,4 @@
-"""Linear interpolation to any size: of scores inside a head, and of scores that are looked at.
+"""Linear interpolation to any size: as a layer of a head, and to resize logits after a network.
 
 Arrays are channels-last: (b, *spatial, c).
 """
@@ -16,20 +16,20 @@ from fcn_jax.models.upsampling import EXACT
 
 
 class Interpolate(nnx.Module):
-    """Linear interpolation to exactly the size of the image, the border positions repeated.
+    """Linear interpolation to the exact size of the image, with border positions repeated.
 
-    Blocks of pixels need not be whole numbers wide: PyTorch's `interpolate(size=…,
-    align_corners=False)`, as in torchvision's and mmsegmentation's heads.
+    The ratio of the sizes need not be a whole number. This is PyTorch's `interpolate(size=…,
+    align_corners=False)`, which the heads of torchvision and mmsegmentation use.
     """
 
     def __call__(self, x: FeatureMap, like: FeatureMap) -> FeatureMap:
-        """(b, *spatial, c) to the spatial size, and the valid part, of `like`."""
+        """Interpolates (b, *spatial, c) to the canvas size and the image sizes of `like`."""
         sizes_by_axis = list(zip(x.spatial, like.spatial, strict=True))
         field = x.field.interpolated(like.field.stride, sizes_by_axis)
         return dataclasses.replace(like, values=self.in_blocks(x, like).whole(), field=field)
 
     def in_blocks(self, x: FeatureMap, like: FeatureMap) -> RowBlocks:
-        """The values of the result, in blocks of rows of one image each."""
+        """Prepares the values of the result in blocks of rows; each block is of a single image."""
         values = x.filled()
         batch, *_, features = values.shape
         letters = "xyz"[: len(x.spatial)]
@@ -39,7 +39,7 @@ class Interpolate(nnx.Module):
             values = jnp.einsum(
                 f"bo{letter},b{letters}c->b{result}c", weights, values, precision=EXACT
             )
-        # The last axis, on which the result becomes large, in blocks.
+        # The last axis makes the result large, so it is interpolated in blocks.
         height, *others = like.spatial
         rows = rows_in_block(4 * math.prod(others) * features, height)
         blocks_of_image = -(-height // rows)
@@ -56,7 +56,7 @@ class Interpolate(nnx.Module):
 
 
 def _weights(x: FeatureMap, like: FeatureMap, axis: int) -> jax.Array:
-    """Of each image, from the positions of `x` to those of `like`: float32 (b, m, n)."""
+    """Returns the weights from the n positions of `x` to the m of `like`: float32 (b, m, n)."""
     size, output_size = x.spatial[axis], like.spatial[axis]
     sizes, output_sizes = jnp.asarray([size]), jnp.asarray([output_size])
     start, output_start = jnp.asarray([0]), jnp.asarray([0])
@@ -74,14 +74,16 @@ def _weights(x: FeatureMap, like: FeatureMap, axis: int) -> jax.Array:
 def interpolation_weights(
     sizes: jax.Array, output_sizes: jax.Array, position: jax.Array, output: jax.Array
 ) -> jax.Array:
-    """How much of each position goes to each output, on one axis of canvases.
+    """Computes the weights of linear interpolation on one axis of canvases.
 
     Args:
-        sizes, output_sizes: int (b,), of the whole image before and after.
-        position, output: int (b, n) and (b, m), those on the canvases, counted in the whole image.
+        sizes, output_sizes: size of the whole image before and after, int (b,).
+        position, output: the input and output positions that are on the canvases, counted from the
+            start of the whole image, int (b, n) and (b, m).
 
     Returns:
-        float32 (b, m, n), each row with the sum 1 if what it is made of lies on the canvas.
+        The weight of each input in each output, float32 (b, m, n). A row adds up to 1 if both
+        inputs of the output are on the canvas.
     """
     lower, upper, share = (
         part[..., None] for part in interpolation_places(sizes, output_sizes, output)
@@ -93,16 +95,19 @@ def interpolation_weights(
 def resized(
     values: jax.Array, size: jax.Array, new_size: jax.Array, canvas_px: tuple[int, int]
 ) -> jax.Array:
-    """Images brought to other sizes, to be looked at: float32 (b, *canvas_px, c).
+    """Resizes the images on canvases by linear interpolation.
 
-    As `Interpolate`, but looked up instead of a product with `interpolation_weights`: on a CPU 40
-    times as fast where there are no gradients.
+    The result is that of `Interpolate`. It is computed by indexing instead of a product with
+    `interpolation_weights`, which is 40 times as fast on a CPU if no gradients are taken.
 
     Args:
         values: (b, h, w, c).
-        size, new_size: how much of the canvases is image before and after, int (b, 2), or (1, 2) of
-            all.
-        canvas_px: height and width of the new ones.
+        size, new_size: height and width of each image before and after, in pixels, int (b, 2), or
+            (1, 2) if they are the same for all images.
+        canvas_px: height and width of the new canvases, in pixels.
+
+    Returns:
+        float32 (b, *canvas_px, c).
     """
     values = values.astype(jnp.float32)
     for axis, side in enumerate(canvas_px):
@@ -115,7 +120,7 @@ def resized(
 
 
 def _looked_up(values: jax.Array, places: jax.Array, axis: int) -> jax.Array:
-    """Of each image (b, …) its own positions (b, m) along an axis of the image."""
+    """Takes other positions, (b, m), of each image along an axis of the image."""
     places = places.astype(jnp.int32)
     return jax.vmap(lambda image, at: jnp.take(image, at, axis=axis, mode="clip"))(values, places)
 
@@ -123,9 +128,14 @@ def _looked_up(values: jax.Array, places: jax.Array, axis: int) -> jax.Array:
 def interpolation_places(
     sizes: jax.Array, output_sizes: jax.Array, output: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Which two positions each output lies between, on one axis, and the share of the second.
+    """Finds the two inputs between which each output is, on one axis.
 
-    Arguments as above. All float32 (b, m), the positions whole numbers.
+    Args:
+        sizes, output_sizes, output: see `interpolation_weights`.
+
+    Returns:
+        The lower and the upper input position (whole numbers), and the weight of the upper one in
+        0…1. All are float32 (b, m).
     """
     ratio = (sizes / output_sizes).astype(jnp.float32)[:, None]
     place = jnp.maximum((output + 0.5) * ratio - 0.5, 0)

@@ -1,7 +1,7 @@
-"""The spatial layers that every network here is made of.
+"""Layers of the networks: convolution, pooling, batch normalisation, ReLU and dropout.
 
-A layer takes a `FeatureMap`, channels-last, and computes in the dtype of what it is given;
-parameters stay float32.
+A layer takes and returns a `FeatureMap` (b, *n, c) and computes in the dtype of its values. The
+parameters are float32.
 """
 
 import dataclasses
@@ -20,14 +20,16 @@ from fcn_jax.models.geometry import Padding, Window, both_sides
 
 
 def relu(x: FeatureMap) -> FeatureMap:
+    """Computes max(x, 0)."""
     return x.map(_relu)
 
 
 @jax.custom_jvp
 def _relu(values: jax.Array) -> jax.Array:
-    """Computes `jax.nn.relu`, and keeps its result for the backward pass, as the next layer does.
+    """Computes `jax.nn.relu` with less memory: the backward pass reads the result alone.
 
-    `jax.nn.relu` keeps a mask in addition, half as large again in bfloat16.
+    The next layer stores this result anyway. `jax.nn.relu` also stores a mask, which in bfloat16
+    takes half as much memory again.
     """
     return jnp.maximum(values, 0)
 
@@ -37,7 +39,7 @@ def _relu_jvp(primals, tangents):
     result = _relu(*primals)
     (tangent,) = tangents
 
-    @functools.partial(jax.checkpoint, prevent_cse=False)  # the mask is computed again
+    @functools.partial(jax.checkpoint, prevent_cse=False)  # recomputes the mask
     def masked(result: jax.Array, tangent: jax.Array) -> jax.Array:
         return jnp.where(result > 0, tangent, 0)
 
@@ -45,10 +47,13 @@ def _relu_jvp(primals, tangents):
 
 
 def dropout(x: FeatureMap, rate: float, keys: jax.Array | None) -> FeatureMap:
-    """Zeroes elements at random and scales the others up; without keys, does nothing.
+    """Zeroes elements at random and scales up the others; returns `x` if there are no keys.
 
-    keys: PRNG keys (b,), one for each image, so that what is drawn for an image does not depend on
-    how the batch is spread over devices.
+    Args:
+        x: features.
+        rate: probability of zeroing an element, in 0…1, 1 excluded.
+        keys: PRNG keys (b,), one for each image, so that the elements drawn for an image do not
+            depend on how the batch is sharded; None for no dropout.
     """
     if keys is None or rate == 0.0:
         return x
@@ -57,12 +62,30 @@ def dropout(x: FeatureMap, rate: float, keys: jax.Array | None) -> FeatureMap:
 
 
 HE_NORMAL = nnx.initializers.he_normal()
+"""Initialises the kernels of convolutions (He et al. 2015)."""
 
 
 class Conv(nnx.Module):
-    """Convolution with zero padding; by default dilation·(kernel − 1)/2 a side, of odd kernels.
+    """Convolution with zero padding.
 
-    kernel: float32 (*kernel_size, in / groups, out). bias: float32 (out,), or None.
+    Args:
+        in_features, out_features: number of channels before and after.
+        kernel_size: size of the kernel on each axis, in taps.
+        stride: positions between two windows, on every axis.
+        padding: zeros (before, after) on every axis, or one number for both; None for
+            dilation·(kernel − 1)/2 on both sides, which needs odd kernels.
+        dilation: positions between two taps.
+        groups: number of groups of channels that are convolved separately.
+        use_bias: whether a bias is added.
+        kernel_init: initialiser of the kernel. The bias starts at zero.
+        rngs: streams of random keys for the initial weights.
+
+    Attributes:
+        kernel: float32 (*kernel_size, in / groups, out).
+        bias: float32 (out,), or None.
+
+    Raises:
+        ValueError: an even kernel without `padding`, or features that `groups` does not divide.
     """
 
     def __init__(
@@ -98,7 +121,7 @@ class Conv(nnx.Module):
         self.bias = nnx.Param(jnp.zeros((out_features,), jnp.float32)) if use_bias else None
 
     def __call__(self, x: FeatureMap) -> FeatureMap:
-        """(b, *n, in) to (b, *window_count(n), out)."""
+        """Convolves (b, *n, in) to (b, *window_count(n), out)."""
         kernel = self.kernel[...].astype(x.values.dtype)
         size = kernel.shape[:-2]
         pads = [self._padding(k) for k in size]
@@ -125,27 +148,33 @@ class Conv(nnx.Module):
 def max_pool(
     x: FeatureMap, window: int, stride: int, padding: int = 0, *, ceil: bool = False
 ) -> FeatureMap:
-    """Largest value in each window; padding is never the largest.
+    """Computes the maximum over each window; the padding is −∞.
 
-    (b, *n, c) to (b, *window_count(n), c). `ceil`: windows may hang over the far border.
+    Args:
+        x: features (b, *n, c).
+        window: side of the windows, in positions.
+        stride, padding, ceil: see `geometry.window_count`.
+
+    Returns:
+        Features (b, *window_count(n), c).
     """
     each = Window(window, stride, padding, ceil)
 
-    @jax.checkpoint  # The masks of all the maxima take more memory than the maxima time.
+    @jax.checkpoint  # Recomputing the maxima is cheap; storing their masks takes much memory.
     def pool(values: jax.Array) -> jax.Array:
         for axis, size in enumerate(x.spatial, start=1):
             values = _max_along(values, axis, each.count(size), window, stride, padding)
         return values
 
     pooled = x.windowed(pool(x.filled(-jnp.inf)), [each] * len(x.spatial))
-    # Windows outside the image saw only −∞, of which a kernel's gradient would make nan: 0·∞.
+    # Windows outside the image have the maximum −∞, and 0·∞ in a kernel's gradient would be nan.
     return dataclasses.replace(pooled, values=pooled.filled())
 
 
 def _max_along(
     values: jax.Array, axis: int, count: int, window: int, stride: int, padding: int
 ) -> jax.Array:
-    # A maximum of strided slices: the gradient of `reduce_window` was 2.7 times slower on a CPU.
+    # Strided slices, because the gradient of `reduce_window` was 2.7 times as slow on a CPU.
     last = (count - 1) * stride
     pads = [(0, 0)] * values.ndim
     pads[axis] = (padding, max(0, last + window - padding - values.shape[axis]))
@@ -157,9 +186,14 @@ def _max_along(
 
 
 def average_pool(x: FeatureMap, window: Sequence[int]) -> FeatureMap:
-    """Mean of every window of this size that lies inside: (b, *n, c) to (b, *(n − window + 1), c).
+    """Computes the mean over each window, with stride 1 and without padding.
 
-    In float32, whatever is given.
+    Args:
+        x: features (b, *n, c).
+        window: size of the windows on each axis, in positions.
+
+    Returns:
+        Features (b, *(n − window + 1), c) in the dtype of `x`; the sums are float32.
     """
     total = lax.reduce_window(
         x.filled().astype(jnp.float32),
@@ -174,13 +208,13 @@ def average_pool(x: FeatureMap, window: Sequence[int]) -> FeatureMap:
 
 
 def spatial_mean(x: FeatureMap) -> FeatureMap:
-    """Mean over the positions of each image, a map of a single one: float32 (b, 1, …, 1, c)."""
+    """Computes the mean over the positions of each image: float32 (b, 1, …, 1, c)."""
     axes = tuple(range(1, x.values.ndim - 1))
     total = x.filled().astype(jnp.float32).sum(axes, keepdims=True)
     count = jnp.asarray(math.prod(x.spatial), jnp.float32)
     if x.valid is not None:
         count = jnp.prod(x.valid.astype(jnp.float32), axis=1)
-        count = jnp.maximum(count, 1)  # a place in a batch may be empty
+        count = jnp.maximum(count, 1)  # padding of a batch: an image of size 0
         count = count.reshape(-1, *[1] * (x.values.ndim - 1))
     return FeatureMap(total / count, field=x.field.unbounded())
 
@@ -188,9 +222,17 @@ def spatial_mean(x: FeatureMap) -> FeatureMap:
 class BatchNorm(nnx.Module):
     """Batch normalisation over the valid positions of the batch on all devices.
 
-    Statistics are float32. In training they are those of the batch, over the devices of `axis_name`
-    where given; the running ones move by 1 − momentum towards them (the variance unbiased, as in
-    PyTorch), and serve otherwise.
+    Training normalises by the statistics of the batch, and moves the running statistics towards
+    them by 1 − momentum (towards the unbiased variance, as in PyTorch). Otherwise the running
+    statistics normalise. All statistics are float32.
+
+    Args:
+        features: number of channels.
+        momentum: share of the running statistics that a training step keeps (PyTorch's momentum is
+            1 minus this one).
+        epsilon: added to the variance.
+        axis_name: the mapped axis of devices over which training takes the statistics; None for
+            those of each device.
     """
 
     def __init__(
@@ -210,6 +252,7 @@ class BatchNorm(nnx.Module):
         self.var = nnx.BatchStat(jnp.ones((features,), jnp.float32))
 
     def __call__(self, x: FeatureMap, *, train: bool = False) -> FeatureMap:
+        """Normalises features (b, *n, c); `train` selects and updates the statistics."""
         if train:
             mean, var = self._batch_statistics(x)
         else:
@@ -225,7 +268,7 @@ class BatchNorm(nnx.Module):
             count = jnp.prod(x.valid.astype(jnp.float32), axis=1).sum()
         total, count = self._over_devices((_sum(x), count))
         mean = total / count
-        # The second pass keeps the precision that E[x²] − E[x]² would lose.
+        # A second pass over the values, because E[x²] − E[x]² would lose precision.
         var = self._over_devices(_sum_of_squares(x, mean)) / count
         unbiased = var * count / jnp.maximum(count - 1, 1)
         keep = self.momentum
@@ -237,7 +280,8 @@ class BatchNorm(nnx.Module):
         return sums if self.axis_name is None else lax.psum(sums, self.axis_name)
 
 
-# Of features in bfloat16 these make float32, which is then not kept for the backward pass.
+# The next functions turn bfloat16 features into float32. `jax.checkpoint` keeps the float32 copies
+# from being stored for the backward pass.
 
 
 @jax.checkpoint
@@ -247,22 +291,30 @@ def _scaled_and_shifted(values: jax.Array, scale: jax.Array, shift: jax.Array) -
 
 @jax.checkpoint
 def _sum(x: FeatureMap) -> jax.Array:
-    """Over all positions of all images, float32 (c,)."""
+    """Sums the features over all positions of all images: float32 (c,)."""
     values = x.filled().astype(jnp.float32)
     return values.sum(tuple(range(values.ndim - 1)))
 
 
 @jax.checkpoint
 def _sum_of_squares(x: FeatureMap, mean: jax.Array) -> jax.Array:
+    """Sums the squared deviations from the mean over all positions of all images."""
     squares = x.map(lambda values: jnp.square(values.astype(jnp.float32) - mean)).filled()
     return squares.sum(tuple(range(squares.ndim - 1)))
 
 
 class NormalisedConv(nnx.Module):
-    """A convolution and its normalisation, then an activation where one is given.
+    """A convolution, batch normalisation and an optional activation.
 
-    norm: makes the normalisation of so many features. The convolution has no bias, which the
-    normalisation would subtract again.
+    The convolution has no bias, because the normalisation would subtract it.
+
+    Args:
+        in_features, features: number of channels before and after.
+        size: side of the kernel.
+        stride, groups: see `Conv`.
+        activation: applied after the normalisation; None for none.
+        norm: builds the normalisation for a number of features.
+        rngs: streams of random keys for the initial weights.
     """
 
     def __init__(

@@ -21,12 +21,12 @@ class PureModel:
 
     Attributes:
         preprocessing: see `Backbone`.
-        label_maps: the names of the label maps; ("",) for a single one.
+        label_maps: names of the label maps; ("",) for a single, unnamed one.
         num_classes: number of classes by label map.
     """
 
     def __init__(self, model: FCN):
-        # The annotation of `split` does not cover the number of parts that its filters make.
+        # The annotation of `split` does not say how many parts its filters give.
         parts: Any = nnx.split(model, nnx.Param, nnx.BatchStat)
         self._graph, self._params, self._batch_stats = parts
         self.preprocessing = model.backbone.preprocessing
@@ -35,15 +35,15 @@ class PureModel:
 
     @property
     def variables(self) -> tuple[Any, Any]:
-        """(params, batch_stats) of the model that was given."""
+        """The (params, batch_stats) of the given model."""
         return nnx.to_pure_dict(self._params), nnx.to_pure_dict(self._batch_stats)
 
     @property
     def decay_mask(self) -> Any:
-        """Tree of bool in the structure of the parameters: True if weight decay applies to them.
+        """A tree of bool in the structure of the parameters: True if weight decay applies.
 
-        It applies to parameters of more than one axis, whatever their name: not to biases and the
-        scales of normalisation. `nnx.Param(value, decay=False)` exempts a parameter.
+        Weight decay applies to all parameters with more than one axis, so neither to biases nor to
+        the scales of normalisation. `nnx.Param(value, decay=False)` exempts a parameter.
         """
 
         def decays(_: Any, param: Any) -> bool:
@@ -109,9 +109,10 @@ def predict(
         network: the model.
         variables: its (params, batch_stats).
         image: canvases, uint8 (b, h, w, c).
-        size: height and width of the image on each canvas, int32 (b, 2); None: all of it.
-        resize_to: other sizes of the images, int32 (b, 2), and of the canvas: the logits are
-            interpolated to these first.
+        size: height and width of the image on each canvas, int32 (b, 2); None if the images fill
+            their canvases. `resize_to` requires it.
+        resize_to: sizes of the images, int32 (b, 2), and of the canvases, to which the logits are
+            interpolated first; None for the given sizes.
         tile: see `FCN.features`.
 
     Returns:

@@ -1,9 +1,9 @@
-"""Memory against time: the inside of a block is computed again for the backward pass.
+"""Rematerialisation: the backward pass recomputes the activations inside a block, to save memory.
 
-The backward pass needs the output of every layer, which for large crops is most of the memory. A
-block with rematerialisation keeps its input alone, and runs forward a second time when its gradient
-is computed (Chen et al. 2016, 'Training Deep Nets with Sublinear Memory Cost'). XLA on a CPU undoes
-most of it.
+The backward pass needs the output of every layer, which is most of the memory for large crops. A
+block with rematerialisation stores its input only, and its forward pass runs again when its
+gradient is computed (Chen et al. 2016, 'Training Deep Nets with Sublinear Memory Cost'). On a CPU,
+XLA undoes most of the saving.
 """
 
 import functools
@@ -16,7 +16,7 @@ from fcn_jax.errors import ArgumentError
 
 
 def remat_block(call: Callable[..., Any]) -> Callable[..., Any]:
-    """Decorator that marks a module's method (self, x, **static) -> y as a block."""
+    """Marks a module's method (self, x, **static) -> y as a block; a decorator."""
 
     @functools.wraps(call)
     def run(self: nnx.Module, x: Any, **static: Any) -> Any:
@@ -40,7 +40,7 @@ def modules_with_blocks(model: nnx.Module) -> list[nnx.Module]:
 
 
 def remat_blocks(model: nnx.Module) -> None:
-    """Makes all blocks of a model keep their input alone for the backward pass.
+    """Turns on rematerialisation in all blocks of a model.
 
     Raises:
         ArgumentError: the model has no blocks.
@@ -51,4 +51,4 @@ def remat_blocks(model: nnx.Module) -> None:
             "model.remat", True, "needs a backbone with blocks that are marked by `remat_block`"
         )
     for module in modules:
-        setattr(module, "remat", True)  # noqa: B010  # not an attribute that all have
+        setattr(module, "remat", True)  # noqa: B010  # nnx.Module declares no such attribute

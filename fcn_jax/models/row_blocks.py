@@ -1,10 +1,10 @@
 """Full-size results that are computed, and consumed, one block of rows at a time.
 
 The scores of every pixel are by far the largest array of a dense network: 21 classes at 500×500 are
-21 MB per image, and a loss needs several such arrays. They are made of few coarse scores, so they
-are never stored as a whole: one block of rows is computed, then its loss and the gradient of the
-loss, then the next block. A block fits into the caches of a CPU, which is faster, and the memory of
-a GPU is left to the features.
+21 MB per image, and a loss needs several such arrays. They are computed from few coarse scores, so
+they are never stored as a whole: one block of rows is computed, then its loss and the gradient of
+the loss, then the next block. A block fits into the caches of a CPU, which is faster, and leaves
+the memory of a GPU to the features.
 """
 
 import dataclasses
@@ -34,13 +34,13 @@ class BlockLayout:
 
     Attributes:
         batch: number of images.
-        size: of an image, on each spatial axis.
+        size: size of an image on each spatial axis, in positions.
         before: padding before an image, on each axis.
-        padded: size of a padded image.
+        padded: size of a padded image, on each axis.
         rows: rows of each block.
-        stride: None for blocks (rows, *padded[1:], …). With a stride, the positions that leave the
-            same remainder by it are kept together, as transposed convolutions compute them: blocks
-            (rows/stride, *padded[1:]/stride, stride on every axis, …).
+        stride: None for blocks of shape (rows, *padded[1:], …). With a stride s, blocks have the
+            shape (rows/s, *padded[1:]/s, s, …, s, …), with one s for each axis: the order in which
+            a transposed convolution computes its phases.
     """
 
     batch: int
@@ -98,10 +98,10 @@ class RowBlocks:
     """A batch of full-size results (b, *size, c), in blocks of rows that are not computed yet.
 
     Attributes:
-        make: (shared, block, fixed) -> one block (…, c), in the layout.
-        shared: a tree of arrays that all blocks are made of.
-        blocks: a tree of arrays (num_blocks, …); `make` is given the part of one block.
-        fixed: the same, but not differentiated.
+        make: computes one block in the layout: (shared, block, fixed) -> (…, c).
+        shared: a tree of arrays that every block is computed from.
+        blocks: a tree of arrays (num_blocks, …); `make` takes the entries of one block.
+        fixed: a tree like `blocks`, through which no gradient flows.
         layout: the division into blocks.
     """
 
@@ -112,7 +112,11 @@ class RowBlocks:
     layout: BlockLayout
 
     def whole(self) -> jax.Array:
-        """Computes all blocks at the same time: (b, *size, c)."""
+        """Computes all blocks at the same time.
+
+        Returns:
+            (b, *size, c).
+        """
         return self._images(lambda values: values, jax.vmap)
 
     def map(self, function: Callable[[jax.Array], jax.Array]) -> jax.Array:
@@ -148,14 +152,17 @@ class RowBlocks:
         nor their gradient ever exist as a whole.
 
         Args:
-            function: (block, *others of the block) -> a sum, and a tree of further sums, which are
-                not differentiated.
+            function: (block, *others of the block) -> (a sum, a tree of further sums). Only the
+                first is differentiated.
             others: arrays from `BlockLayout.to_blocks`.
+
+        Returns:
+            The first sum and the tree of further sums, over all blocks.
         """
 
         def one_block(shared: Any, block: Any, fixed: Any) -> tuple[jax.Array, Any]:
-            of_make, of_function = fixed
-            return function(self.make(shared, block, of_make), *of_function)
+            make_fixed, function_others = fixed
+            return function(self.make(shared, block, make_fixed), *function_others)
 
         return _total(one_block, self.shared, self.blocks, (self.fixed, others))
 
@@ -170,19 +177,19 @@ def _total(one_block, shared, blocks, fixed):
 
 @_total.defjvp
 def _total_jvp(one_block, primals, tangents):
-    """Computes the gradient in the forward pass: its products with tangents are then linear."""
+    """Computes the gradient in the forward pass, so that the result is linear in the tangents."""
     shared, blocks, fixed = primals
     differentiated = jax.value_and_grad(one_block, argnums=(0, 1), has_aux=True)
 
     def add(carry, block):
-        value, (of_shared, of_block) = differentiated(shared, *block)
-        return _added(carry, (value, of_shared)), of_block
+        value, (shared_gradient, block_gradient) = differentiated(shared, *block)
+        return _added(carry, (value, shared_gradient)), block_gradient
 
     start = _zeros(one_block, shared, blocks, fixed), jax.tree.map(jnp.zeros_like, shared)
-    (sums, of_shared), of_blocks = lax.scan(add, start, (blocks, fixed))
+    (sums, shared_gradient), block_gradients = lax.scan(add, start, (blocks, fixed))
     products = jax.tree.map(
         lambda gradient, tangent: jnp.sum(gradient * tangent.astype(jnp.float32)),
-        (of_shared, of_blocks),
+        (shared_gradient, block_gradients),
         tuple(tangents[:2]),
     )
     value, others = sums
@@ -201,7 +208,12 @@ def _added(a, b):
 
 
 def rows_in_block(row_bytes: int, rows: int) -> int:
-    """Divides a number of rows into equal blocks of about `BLOCK_BYTES`; returns rows per block."""
+    """Returns the rows per block that make equal blocks of at most about `BLOCK_BYTES`.
+
+    Args:
+        row_bytes: bytes of one row of results.
+        rows: the number of rows to divide.
+    """
     most = max(1, BLOCK_BYTES.get(jax.default_backend(), 2**26) // max(row_bytes, 1))
     return math.ceil(rows / math.ceil(rows / most))
 

@@ -1,4 +1,4 @@
-"""Upsampling by transposed convolutions that start, or stay, bilinear.
+"""Upsampling by transposed convolutions: learned from a bilinear start, or fixed and bilinear.
 
 Arrays are channels-last: (b, *spatial, c). All functions compute in the dtype of their input.
 """
@@ -17,7 +17,10 @@ from fcn_jax.models.feature_map import FeatureMap
 from fcn_jax.models.row_blocks import BlockLayout, RowBlocks, in_blocks, rows_in_block
 
 EXACT = lax.Precision.HIGHEST
-"""Precision of products of scores, which GPUs and TPUs would otherwise round; scores are few."""
+"""Precision of the products of scores, which GPUs and TPUs would otherwise round.
+
+It costs little, because the scores are few.
+"""
 
 
 def bilinear_filter(size: int) -> np.ndarray:
@@ -32,9 +35,15 @@ def bilinear_filter(size: int) -> np.ndarray:
 
 
 def bilinear_kernel(size: int, channels: int, ndim: int = 2) -> np.ndarray:
-    """Returns the kernel of a transposed convolution that interpolates each channel by itself.
+    """Returns the kernel of a transposed convolution that interpolates each channel separately.
 
-    It is float32 (size, …, size, channels, channels), and zero off the diagonal of the channels.
+    Args:
+        size: side of the kernel.
+        channels: channels of the input and the output.
+        ndim: number of spatial axes.
+
+    Returns:
+        float32 (size, …, size, channels, channels), zero off the diagonal of the channels.
     """
     weights = np.ones((1,) * ndim, np.float32)
     for axis in range(ndim):
@@ -52,24 +61,25 @@ def conv_transpose(
     crop: int,
     output_size: Sequence[int],
 ) -> jax.Array:
-    """Computes a transposed convolution by phases: as products with the small input alone.
+    """Computes a transposed convolution by phases, as a product with the small input.
 
     Every input position adds a multiple of the kernel to the output:
-    out[j] = Σ_i values[i] · kernel[j + crop − stride·i] on each axis. The kernel is therefore
-    the weight of PyTorch's `ConvTranspose2d` moved from (in, out, kh, kw) to (kh, kw, in, out),
-    unflipped, and `crop` is its `padding`. flax's `ConvTranspose` has the same kernel flipped in
-    space.
+    out[j] = Σ_i values[i] · kernel[j + crop − stride·i] on each axis. The kernel is therefore the
+    weight of PyTorch's `ConvTranspose2d`, transposed from (in, out, kh, kw) to (kh, kw, in, out)
+    and not flipped, and `crop` is its `padding`. The kernel of flax's `ConvTranspose` is flipped
+    in space.
 
-    The outputs whose j + crop leave the same remainder by the stride, a *phase*, depend on the same
-    few taps of the kernel. All phases together are one product of ceil(k/stride)^n shifted copies
-    of the input with the kernel, rearranged to (taps·in, phases·out), and a depth-to-space.
+    The outputs with the same (j + crop) mod stride are a *phase*. They depend on the same few taps
+    of the kernel. All phases are computed by one matrix product of ceil(k/stride)^n shifted copies
+    of the input with the kernel, which is rearranged to (taps·in, phases·out), and by a
+    depth-to-space.
 
     Args:
         values: (b, *n, in).
         kernel: (*k, in, out), any kernel size and stride.
         stride: outputs per input on each axis.
         crop: outputs removed at the start of each axis; if negative, zeros added there.
-        output_size: outputs on each axis; they are zero where no input reaches.
+        output_size: outputs on each axis; those out of reach of every input are zero.
 
     Returns:
         (b, *output_size, out), in the dtype of `values`.
@@ -123,8 +133,8 @@ def bilinear_upsample(
 ) -> jax.Array:
     """Computes `conv_transpose` with `bilinear_kernel(filter_size, …)`, one axis at a time.
 
-    The arguments and the result are the same, and the cost is two multiplications per axis and
-    output.
+    The other arguments and the result are those of `conv_transpose`. The cost is two
+    multiplications per axis and output.
     """
     return bilinear_upsample_blocks(
         values, filter_size, stride=stride, crop=crop, output_size=output_size, single_block=True
@@ -164,7 +174,7 @@ def bilinear_upsample_blocks(
 
 
 def _counts(stride: int, crop: int, output_size: Sequence[int]) -> list[int]:
-    """Returns how many positions of each phase the outputs take, on each axis."""
+    """Returns the number of coarse positions that cover the outputs, on each axis."""
     return [(crop + size - 1) // stride + 1 - crop // stride for size in output_size]
 
 
@@ -217,7 +227,7 @@ def _interleaved(copies: list[jax.Array], axis: int, weights: np.ndarray) -> jax
 
 
 def _shifted(values: jax.Array, axis: int, first: int, count: int, taps: int) -> list[jax.Array]:
-    """Returns for each tap t the positions first − t … first − t + count − 1, zero outside."""
+    """Returns the positions first − t … first − t + count − 1 for each tap t, zero outside."""
     size = values.shape[axis]
     before = max(0, taps - 1 - first)
     after = max(0, first + count - size)
@@ -231,7 +241,7 @@ def _shifted(values: jax.Array, axis: int, first: int, count: int, taps: int) ->
 
 
 class Upsample(nnx.Module):
-    """A transposed convolution by a stride to the size of a finer feature map.
+    """A transposed convolution to the size of a finer feature map.
 
     Args:
         filter_size: side of the kernel.
@@ -244,7 +254,7 @@ class Upsample(nnx.Module):
         self.crop = crop
 
     def __call__(self, x: FeatureMap, like: FeatureMap) -> FeatureMap:
-        """Upsamples (b, *spatial, c) to the spatial size, and the valid part, of `like`."""
+        """Upsamples (b, *spatial, c) to the canvas size and the image sizes of `like`."""
         field = x.field.scattered(like.field.stride, self.filter_size, self.stride, self.crop)
         values = self.in_blocks(x, like, single_block=True).whole()
         return dataclasses.replace(like, values=values, field=field)

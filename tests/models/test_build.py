@@ -1,4 +1,4 @@
-"""Networks by the names of their backbones: built in, registered, of an installed package."""
+"""Networks are built from the name of a backbone: built in, registered, or in a package."""
 
 import functools
 import sys
@@ -57,7 +57,7 @@ class Patches(nnx.Module):
 
 @pytest.fixture
 def backbones(monkeypatch: pytest.MonkeyPatch) -> registry.Registry:
-    """The registry of backbones; what a test registers is forgotten after it."""
+    """Yields the registry of backbones, and removes what the test has registered."""
     monkeypatch.setattr(registry.backbones, "_registered", {})
     return registry.backbones
 
@@ -100,7 +100,7 @@ def test_build_follows_the_config() -> None:
     assert model.backbone.dropout_rate == 0.25
     assert model.stages == (16, 8)
     assert isinstance(model.head.upsample8, BilinearUpsample)
-    # Odd windows put SqueezeNet's features on pixels; half_pixel puts them between.
+    # Odd windows centre SqueezeNet's features on pixels; half_pixel centres them between pixels.
     assert (model.head.upsample8.filter_size, model.head.upsample8.crop) == (15, 7)
     half_pixel = ModelConfig(
         backbone="squeezenet",
@@ -166,7 +166,7 @@ def test_a_registered_backbone_is_built_by_its_name(backbones: registry.Registry
     assert backbones.names[-1] == "patches"
     assert isinstance(built("patches", skips=0), kind)
     check(ModelConfig(backbone="patches"))
-    # Nor has it to name the options that it does not have.
+    # Its signature need not name the options that it does not support.
     with pytest.raises(ArgumentError, match=r"output_stride \(=8\) is not supported by patches"):
         built("patches", output_stride=8)
     model = init_model(ModelConfig(backbone="patches", skips=0), 3, seed=0)
@@ -202,7 +202,7 @@ def test_a_backbone_is_given_the_options_that_it_names(backbones: registry.Regis
     config = ModelConfig(backbone="picky", output_stride=16, dropout=0.25)
     model = abstract_model(config, 2, axis_name="data")
     assert given == [(16, 0.25, "data")]
-    # A normalisation that has no name is the backbone's own.
+    # A normalisation without a name is called "auto".
     assert model.backbone.preprocessing == CLIP
     assert preprocessing_name(config) == "auto"
     with pytest.raises(ArgumentError, match=r"=8\) .* by picky, only by resnet50, resnet101, res"):
@@ -273,7 +273,7 @@ def test_classes_by_label_map_give_logits_by_label_map() -> None:
 
 
 def test_a_whole_config_is_not_the_settings_of_a_model():
-    with pytest.raises(ValueError, match=r"`config` is a Config, .*: give config\.model"):
+    with pytest.raises(ValueError, match=r"`config` must be .*, not a Config: give config\.model"):
         init_model(default_config(), 6, seed=0)
 
 

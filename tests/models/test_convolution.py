@@ -1,4 +1,4 @@
-"""The gradient of a filter against PyTorch's: how it is taken differs from layer to layer."""
+"""Gradients of convolutions against PyTorch's; their computation depends on the kernel's size."""
 
 from types import ModuleType
 
@@ -16,10 +16,10 @@ from tests.arrays import normal
     [
         ((11, 8), (3, 3), 1, 1, 1),
         ((11, 8), (3, 3), 2, 1, 1),
-        ((12, 9), (3, 3), 2, 0, 1),  # the last row and column are seen by no window
+        ((12, 9), (3, 3), 2, 0, 1),  # no window contains the last row and column
         ((11, 9), (3, 3), 1, 4, 4),
         ((13, 12), (5, 5), 1, 2, 1),
-        ((13, 12), (7, 7), 2, 3, 1),  # too many taps to be taken one by one
+        ((13, 12), (7, 7), 2, 3, 1),  # more than MAX_TAPS
         ((9, 8), (1, 3), 1, 0, 1),
         ((6, 7, 8), (3, 3, 3), 1, 1, 1),
     ],
@@ -58,8 +58,8 @@ def test_gradients_are_pytorchs(
     )
 
 
-def test_half_precision_sums_the_filters_gradient_in_single() -> None:
-    # 32 × 32 places that saw 1 with a cotangent of 1: in bfloat16 a sum of ones ends at 256.
+def test_the_kernels_gradient_in_bfloat16_is_summed_in_float32() -> None:
+    # 32 × 32 positions with input 1 and cotangent 1; in bfloat16 a sum of ones stops at 256.
     values = jnp.ones((2, 32, 32, 1), jnp.bfloat16)
     kernel = jnp.ones((3, 3, 1, 1), jnp.bfloat16)
     geometry = Geometry(1, ((0, 0), (0, 0)))

@@ -1,4 +1,4 @@
-"""A classifier made fully convolutional gives the classifier's scores, and maps of them."""
+"""A convolutionalized classifier gives the classifier's scores, and maps of them."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,7 +28,7 @@ def normal(seed: int, *shape: int) -> np.ndarray:
 
 
 class Pixels(nnx.Module):
-    """A backbone that sees pixels as they are."""
+    """A backbone whose features are the pixels."""
 
     preprocessing = Preprocessing(mean=(0.0,), std=(1.0,))
 
@@ -41,7 +41,7 @@ class Pixels(nnx.Module):
 
 
 class Unpadded(nnx.Module):
-    """A convolution and a pooling, neither of which pads."""
+    """A convolution and a pooling without padding."""
 
     preprocessing = Preprocessing(mean=(100.0, 110.0, 120.0), std=(50.0, 60.0, 70.0))
 
@@ -114,7 +114,7 @@ def test_lenet_has_one_position_on_its_own_size():
     assert net.grid == Grid(4, 15.5)  # 15.5 is the middle of 32
     scores = nnx.eval_shape(Classifier.__call__, net, jnp.zeros((2, 32, 32, 1)))
     assert scores.shape == (2, 1, 1, 7)
-    with pytest.raises(ValueError, match="smaller than the classifier's own input"):
+    with pytest.raises(ValueError, match="smaller than the classifier's input"):
         nnx.eval_shape(Classifier.__call__, net, jnp.zeros((1, 31, 100, 1)))
 
 
@@ -133,7 +133,7 @@ def classifier_file(network: Any, path: Path) -> str:
 
 
 def peer_scores(network: Any, torch: ModuleType, image: np.ndarray) -> np.ndarray:
-    """image: (b, h, w, 3) in 0…255, normalised as torchvision says. Scores: (b, 1000)."""
+    """Returns the classifier's scores, (b, 1000), of images (b, h, w, 3) in 0…255."""
     mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
     normalised = ((image / 255 - mean) / std).astype(np.float32)
     with torch.no_grad():
@@ -141,7 +141,7 @@ def peer_scores(network: Any, torch: ModuleType, image: np.ndarray) -> np.ndarra
 
 
 def close(ours: Any, theirs: np.ndarray, tolerance: float = 1e-4) -> bool:
-    """Within a share of the range of the scores."""
+    """Returns whether scores differ by less than `tolerance` times their range."""
     return bool(np.abs(np.asarray(ours) - theirs).max() < tolerance * np.ptp(theirs))
 
 
@@ -160,7 +160,7 @@ def close(ours: Any, theirs: np.ndarray, tolerance: float = 1e-4) -> bool:
     ],
 )
 def test_on_its_own_size_it_gives_its_peers_scores(name, timm, torch, tmp_path):
-    # As torchvision makes GoogLeNet for its published weights.
+    # torchvision builds GoogLeNet this way for its published weights.
     arguments = {"transform_input": True} if name == "googlenet" else {}
     network = published(timm, name, **arguments).eval()
     net = heatmap.load_classifier(classifier_file(network, tmp_path / "w.npz"))
@@ -176,8 +176,11 @@ def test_on_its_own_size_it_gives_its_peers_scores(name, timm, torch, tmp_path):
 def test_larger_images_give_what_torchvisions_features_average_to(
     name: str, stride: int, size: Sequence[int], timm, torch, tmp_path
 ):
-    """Padding inside keeps entries from being scores of crops. They are what torchvision's own last
-    layer makes of its own feature map of the whole image, averaged over each window."""
+    """With padding in the backbone, positions do not have the scores of crops.
+
+    They have the scores of torchvision's last layer on the average, over each window, of
+    torchvision's features of the whole image.
+    """
     network = published(timm, name)
     net = heatmap.load_classifier(classifier_file(network, tmp_path / "w.npz"))
     image = np.random.default_rng(0).integers(256, size=(1, *size, 3)).astype(np.uint8)

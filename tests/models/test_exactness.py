@@ -1,4 +1,4 @@
-"""Images of three sizes on one canvas give what each gives alone: every backbone, every head."""
+"""Images of three sizes on canvases have the logits of each image alone, for every network."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -55,7 +55,7 @@ HEADS: dict[str, dict[str, Any]] = {
 
 
 class Given:
-    """Stands for a trunk that has run already."""
+    """A backbone that returns features which were computed before."""
 
     def __init__(self, backbone: Backbone):
         self.preprocessing = backbone.preprocessing
@@ -67,7 +67,7 @@ class Given:
 
 
 class EveryHead(nnx.Module):
-    """One trunk under each of the heads, traced and compiled once for all of them."""
+    """One backbone with every head, so that the backbone is compiled once."""
 
     def __init__(self, backbone: Backbone):
         self.backbone = backbone
@@ -90,7 +90,7 @@ class EveryHead(nnx.Module):
 
 
 def images_of_three_sizes() -> list[np.ndarray]:
-    """Photos where they are at hand, else drawn pictures; a piece of each."""
+    """Returns crops of photos if VOC is available, else crops of drawn images."""
     photos = sorted((VOC / "JPEGImages").glob("*.jpg"))[:3]
     pictures = [read_image(path) for path in photos] or [
         shapes.draw(f"val_{index:03}")[0] for index in range(3)
@@ -101,7 +101,7 @@ def images_of_three_sizes() -> list[np.ndarray]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", BACKBONES)
-def test_images_on_one_canvas_give_what_each_gives_alone(name: str, randomised: Any) -> None:
+def test_images_on_canvases_have_the_logits_of_each_image_alone(name: str, randomised: Any) -> None:
     model = randomised(lambda: EveryHead(BACKBONES[name]()))
     channels = model.backbone.preprocessing.channels
     images = [picture[..., :channels] for picture in images_of_three_sizes()]
@@ -132,9 +132,9 @@ def test_images_on_one_canvas_give_what_each_gives_alone(name: str, randomised: 
 
 
 def _normalise(model: EveryHead, canvases: np.ndarray, sizes: jax.Array) -> None:
-    """Gives batch normalisation the statistics of these images, as training would.
+    """Sets the statistics of batch normalisation to those of these images.
 
-    With random ones the features of a deep network grow and cancel until rounding shows.
+    With random statistics, the features of deep networks grow and cancel until rounding matters.
     """
     norms = [m for _, m in nnx.iter_graph(model) if isinstance(m, BatchNorm)]
     if not norms:
@@ -152,7 +152,7 @@ def _normalise(model: EveryHead, canvases: np.ndarray, sizes: jax.Array) -> None
 
 
 def _ties(ours: np.ndarray, expected: np.ndarray) -> int:
-    """Pixels of other classes: the two best scores are as close as rounding, or it is an error."""
+    """Counts the pixels of another class; asserts that their two best scores differ by rounding."""
     differ = ours.argmax(-1) != expected.argmax(-1)
     second, best = np.moveaxis(np.sort(expected[differ], axis=-1)[..., -2:], -1, 0)
     assert (best - second <= 1e-5 * np.ptp(expected)).all()

@@ -37,7 +37,7 @@ def features(
 
 
 def shapes_of(network: Callable[[], FCN]) -> FCN:
-    """The network with shapes in place of weights, without running the initializers."""
+    """Builds the network with shapes instead of weights, without running the initialisers."""
     return nnx.eval_shape(network)
 
 
@@ -46,7 +46,7 @@ def pictures(*shape: int) -> np.ndarray:
 
 
 class Pooled(nnx.Module):
-    """Features that are scored right after pooling, at strides 2 and 4."""
+    """A backbone whose stages, at strides 2 and 4, are poolings."""
 
     def __init__(self) -> None:
         self.preprocessing = TORCHVISION
@@ -64,7 +64,7 @@ class Pooled(nnx.Module):
 
 
 class Coordinates(nnx.Module):
-    """Features that tell where they lie: the pixel row and column of their centre."""
+    """A backbone whose features are the coordinates of their centres: pixel row and column."""
 
     def __init__(self, strides: tuple[int, ...], *, between_pixels: bool):
         self.preprocessing = Preprocessing(mean=(0, 0, 0), std=(1, 1, 1))
@@ -96,38 +96,38 @@ def coordinates(strides: tuple[int, ...], *, between_pixels: bool, **arguments: 
     return model
 
 
-# Where scores come to lie
+# The position of scores
 
 
 @pytest.mark.parametrize(
     ("factor", "offset", "filter_size", "crop"),
     [
-        (32, 15.5, 64, 16),  # VGG16: poolings of 2
+        (32, 15.5, 64, 16),  # VGG16: 2×2 poolings
         (32, 0.0, 63, 31),  # odd windows only
         (2, 0.5, 4, 1),
         (2, 0.0, 3, 1),
         (8, 3.5, 16, 4),
         (8, -3.0, 15, 10),
         (32, 12.5, 64, 19),  # VGG16 padded by 100: the paper's crops
-        (32, 13.0, 63, 18),  # and AlexNet's
-        (2, 6.5, 4, -5),  # pool4 cropped by 5: room before the coarser scores instead
+        (32, 13.0, 63, 18),  # AlexNet padded by 100
+        (2, 6.5, 4, -5),  # pool4 cropped by 5: a negative crop of the coarser scores
     ],
 )
 def test_upsampling_geometry_by_hand(
     factor: int, offset: float, filter_size: int, crop: int
 ) -> None:
     assert upsampling_geometry(factor, offset) == (filter_size, crop)
-    # The middle of what coarse position 0 scatters.
+    # The centre of the outputs to which coarse position 0 contributes.
     assert (filter_size - 1) / 2 - crop == offset
 
 
 @pytest.mark.parametrize("learned", [True, False])
 @pytest.mark.parametrize("between_pixels", [True, False])
 @pytest.mark.parametrize("strides", [(2,), (16,), (32,), (32, 16, 8), (32, 4)])
-def test_a_pixels_score_is_that_of_its_place(
+def test_scores_are_interpolated_at_the_position_of_each_pixel(
     strides: tuple[int, ...], between_pixels: bool, learned: bool
 ) -> None:
-    # Linear interpolation keeps a ramp: every score says the pixel's own coordinates.
+    # Linear interpolation preserves ramps, so the scores are the coordinates of the pixel.
     model = coordinates(
         strides, between_pixels=between_pixels, upsampling="learned" if learned else "fixed"
     )
@@ -143,7 +143,7 @@ def test_a_pixels_score_is_that_of_its_place(
 def test_half_pixel_alignment_treats_every_backbone_as_centred_on_blocks() -> None:
     model = coordinates((8,), between_pixels=False, half_pixel=True)
     logits = model(jnp.zeros((1, 40, 40, 3)))
-    # Feature i says 8·i but is put at 8·i + 3.5.
+    # Feature i has the value 8·i, but is placed at 8·i + 3.5.
     expected = np.mgrid[:40, :40][0] - 3.5
     np.testing.assert_allclose(logits[0, 8:32, 8:32, 0], expected[8:32, 8:32], rtol=1e-5)
     same = coordinates((32, 16), between_pixels=True, half_pixel=True)
@@ -207,7 +207,7 @@ def test_an_image_has_the_same_logits_on_any_canvas(
 
 @pytest.mark.parametrize("train", [False, True])
 def test_an_image_gives_the_same_gradient_on_any_canvas(train: bool, randomised: Any) -> None:
-    # Void pixels beyond the image count for nothing, nor does what the layers make of them.
+    # Neither ignored pixels outside the image nor the features there contribute.
     network = PureModel(randomised(lambda: FCN(Pooled(), 5, skips=1, rngs=nnx.Rngs(0))))
     params, batch_stats = network.variables
     size = (21, 30)
@@ -231,10 +231,10 @@ def test_an_image_gives_the_same_gradient_on_any_canvas(train: bool, randomised:
         np.testing.assert_allclose(leaf, expected, atol=1e-5 * scale, rtol=1e-3)
 
 
-# What it is made of
+# Parts of the network
 
 
-def test_everything_in_between_has_a_name() -> None:
+def test_intermediate_features_have_names() -> None:
     graph, state = nnx.split(
         shapes_of(lambda: FCN(BACKBONES["small"](), 5, skips=2, rngs=nnx.Rngs(0)))
     )
@@ -276,7 +276,7 @@ def test_bfloat16_stays_close_and_gives_float32_logits(randomised: Any) -> None:
     assert result["backbone2"].values.dtype == jnp.bfloat16
     assert result["logits"].values.dtype == jnp.float32
     difference = np.abs(result["logits"].values - expected["logits"].values)
-    # bfloat16 keeps 8 bits: 0.4 % an operation.
+    # bfloat16 has 8 significant bits: 0.4 % per operation.
     assert 0 < difference.max() < 0.05 * np.abs(expected["logits"].values).max()
 
 
@@ -305,7 +305,7 @@ def test_too_many_skips_are_refused(skips: int) -> None:
         FCN(Coordinates((32, 16, 8), between_pixels=True), 5, skips=skips, rngs=nnx.Rngs(0))
 
 
-def test_a_score_scale_is_wanted_for_each_stride() -> None:
+def test_score_scales_must_cover_every_stride() -> None:
     message = r"model.score_scales \(=0.1\) must have at least 2 factors.* strides 32, 16"
     with pytest.raises(ArgumentError, match=message):
         FCN(

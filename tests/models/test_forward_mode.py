@@ -1,4 +1,4 @@
-"""Derivatives forward, and forward over reverse, of what has rules of its own."""
+"""Forward-mode and forward-over-reverse derivatives of operations with custom rules."""
 
 from typing import Any
 
@@ -36,7 +36,7 @@ def test_relu_forward_and_backward_is_jaxs() -> None:
     gradient = jax.grad(lambda x: (rectified(x) ** 3).sum())
     hessian_product = jax.jvp(gradient, (values,), (tangent,))[1]
     np.testing.assert_allclose(hessian_product, 6 * jnp.maximum(values, 0) * tangent, rtol=1e-6)
-    # At zero, as JAX: none.
+    # At zero the derivative is 0, as in JAX.
     assert jax.grad(lambda x: rectified(x).sum())(jnp.zeros((1, 1, 1, 1))) == 0
 
 
@@ -99,7 +99,7 @@ def test_a_model_forward_backward_and_both(upsampling: str, randomised: Any) -> 
     assert abs(inner(of_first, second)) > 1
 
 
-def test_a_sum_over_blocks_of_rows_forward_is_that_of_the_whole() -> None:
+def test_the_tangent_of_a_sum_over_row_blocks_is_that_of_the_whole() -> None:
     values, kernel = jnp.asarray(normal(0, 2, 5, 4, 3)), jnp.asarray(normal(1, 7, 7, 3, 3))
     tangents = jnp.asarray(normal(2, *values.shape)), jnp.asarray(normal(3, *kernel.shape))
 

@@ -1,4 +1,4 @@
-"""What feature maps see: by hand, by the backbones' own grids, and by gradients."""
+"""Receptive fields: by hand, against the grids of the backbones, and against gradients."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -38,7 +38,7 @@ BACKBONES = {
 
 @functools.cache
 def fields_of(backbone: str, padding: str = "same", **settings: Any) -> tuple[Any, dict]:
-    """The backbone, as shapes, and the receptive field of each stage."""
+    """Returns the abstract backbone and the receptive field of each stage."""
     config = ModelConfig(backbone=backbone, padding=padding, **settings)
     module = nnx.eval_shape(lambda: build_backbone(config, TORCHVISION, rngs=nnx.Rngs(0)))
     graph, state = nnx.split(module)
@@ -50,29 +50,30 @@ def fields_of(backbone: str, padding: str = "same", **settings: Any) -> tuple[An
     return module, {stage: x.field for stage, x in features.items()}
 
 
-# By hand
+# Receptive fields worked out by hand
 
 
-def test_a_window_widens_what_is_seen_by_its_reach_in_pixels() -> None:
-    # 3 wide, stride 2, padded by 1: position i sees pixels 2i − 1 … 2i + 1;
-    # 2 wide upon it: positions 2i and 2i + 1, so 4i − 1 … 4i + 3.
+def test_a_window_widens_the_receptive_field() -> None:
+    # Window 3, stride 2, padding 1: position i depends on the pixels 2i − 1 … 2i + 1.
+    # Then window 2, stride 2: on the positions 2i and 2i + 1, so on the pixels 4i − 1 … 4i + 3.
     first = ReceptiveField().through([Window(3, 2, 1)] * 2)
     assert first == ReceptiveField(2, -1, 1, alignment=2)
     assert first.through([Window(2, 2)] * 2) == ReceptiveField(4, -1, 3, alignment=4)
-    # Unequal windows count as the widest: two before of one, four beyond of the other.
+    # Unequal windows: two before from the first, four after from the second.
     assert ReceptiveField().through([Window(5, 1, 2), Window(7, 1, 2)]) == ReceptiveField(1, -2, 4)
 
 
 def test_a_transposed_convolution_by_hand() -> None:
-    # Kernel 4, stride 2, crop 1: output j takes i = (j + 1)//2 − 1 and (j + 1)//2. With coarse
-    # positions of 2i − 1 … 2i + 1, output 0 sees −3 … 1, output 1 sees −1 … 3, so j − 3 … j + 2.
+    # Kernel 4, stride 2, crop 1: output j depends on i = (j + 1)//2 − 1 and (j + 1)//2. If position
+    # i depends on the pixels 2i − 1 … 2i + 1, output 0 depends on −3 … 1 and output 1 on −1 … 3,
+    # so output j depends on at most j − 3 … j + 2.
     coarse = ReceptiveField(2, -1, 1, alignment=2)
     assert coarse.scattered(1, 4, 2, 1) == ReceptiveField(1, -3, 2, alignment=2)
 
 
 def test_fields_of_known_width() -> None:
-    # 404 pixels of fc6, as in the paper's section 4; 100 of pool4; 435 and 427 of ResNet-18 and of
-    # ResNet-50 with its strides on the 3×3 kernels.
+    # VGG16: 404 pixels for fc6, as in section 4 of the paper, and 100 for pool4. 435 for ResNet-18,
+    # and 427 for ResNet-50 with its strides in the 3×3 convolutions.
     _, vgg16 = fields_of("vgg16", "paper")
     assert {stage: field.last - field.first + 1 for stage, field in vgg16.items()}[32] == 404
     assert vgg16[16].last - vgg16[16].first + 1 == 100
@@ -86,9 +87,7 @@ def test_fields_of_known_width() -> None:
     ("backbone", "padding"),
     [(name, padding) for name, paddings in BACKBONES.items() for padding in paddings],
 )
-def test_fields_are_centred_where_the_backbone_says_that_its_features_lie(
-    backbone: str, padding: str
-) -> None:
+def test_receptive_fields_are_centred_on_the_grids(backbone: str, padding: str) -> None:
     module, fields = fields_of(backbone, padding)
     for stage, field in fields.items():
         grid = module.grids[stage]
@@ -96,23 +95,26 @@ def test_fields_are_centred_where_the_backbone_says_that_its_features_lie(
         assert field.alignment == grid.stride
 
 
-def test_what_depends_on_the_whole_image_is_known_to() -> None:
+def test_features_that_depend_on_the_whole_image_are_unbounded() -> None:
     _, fields = fields_of("mobilenet_v3_large")
     assert [stage for stage, field in fields.items() if field.is_bounded] == [2, 4]
     x = FeatureMap(jnp.ones((1, 4, 4, 2)))
     assert not multiply(x, spatial_mean(x)).field.is_bounded
     pooled = max_pool(x, 2, 2)
-    assert not add(pooled, FeatureMap(pooled.values)).field.is_bounded  # two grids: no one knows
+    assert not add(pooled, FeatureMap(pooled.values)).field.is_bounded  # two strides
 
 
-# By gradients
+# Receptive fields against gradients
 
-AS_IT_IS = Preprocessing(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+IDENTITY = Preprocessing(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
 
 
 def all_pass(network: Callable[[], FCN]) -> Any:
-    """The network with weights of which every gradient is positive, and no rounding makes unequal
-    what is equal: where maxima tie, all that tie take part."""
+    """Returns the network with weights for which all gradients are positive.
+
+    The kernels are powers of two, so that equal values stay equal without rounding, and the
+    gradient of a maximum reaches all values that are equal to it.
+    """
     graph, state = nnx.split(nnx.eval_shape(network))
 
     def value(path: Any, leaf: jax.ShapeDtypeStruct) -> jax.Array:
@@ -132,8 +134,18 @@ def seen_by(
     axis: int,
     phases: Sequence[int],
 ) -> tuple[ReceptiveField, int, int]:
-    """The field that the map claims, and by gradients the first and last pixel that outputs of
-    these phases see on that axis, counted from the output; of an image of equal pixels."""
+    """Compares the receptive field of logits with their gradients, on an image of equal pixels.
+
+    Args:
+        logits: computes the feature map of an image.
+        shape: shape of the image.
+        axis: the axis to look at.
+        phases: outputs to look at, as offsets from the middle of the axis.
+
+    Returns:
+        The field of the feature map; and, by gradients, the first and the last pixel on which these
+        outputs depend, relative to the output.
+    """
     image = jnp.ones(shape, jnp.float32)
     claimed = jax.eval_shape(logits, image).field
     middle = shape[axis] // 2 // 32 * 32
@@ -154,7 +166,7 @@ def seen_by(
 
 
 def small(**arguments: Any) -> FCN:
-    backbone = SmallNet(features=(2, 2, 4), preprocessing=AS_IT_IS, rngs=nnx.Rngs(0))
+    backbone = SmallNet(features=(2, 2, 4), preprocessing=IDENTITY, rngs=nnx.Rngs(0))
     return FCN(backbone, 2, rngs=nnx.Rngs(0), **arguments)
 
 
@@ -167,7 +179,7 @@ def small(**arguments: Any) -> FCN:
         {"skips": 1, "half_pixel": True, "context_features": 2},
     ],
 )
-def test_a_pixels_scores_depend_on_its_field_and_no_less(
+def test_scores_depend_on_exactly_their_receptive_field(
     arguments: dict[str, Any], axis: int
 ) -> None:
     model = all_pass(lambda: small(**arguments))
@@ -177,35 +189,37 @@ def test_a_pixels_scores_depend_on_its_field_and_no_less(
 
 
 @pytest.mark.parametrize("length", [320, 321, 327])
-def test_an_interpolated_score_depends_on_no_more_than_its_field(length: int) -> None:
+def test_interpolated_scores_depend_on_no_more_than_their_receptive_field(length: int) -> None:
     model = all_pass(lambda: small(skips=0, hidden=True, upsampling="interpolate"))
     claimed, first, last = seen_by(
         lambda x: model.features(x)["logits"], (1, length, 5, 3), 1, range(0, 8, 3)
     )
-    # Without knowing the image's size: up to a coarse position more at either end, and what
-    # rounding to whole ones leaves.
+    # The field holds for images of any size, so that it is wider by up to a coarse position at both
+    # ends, and by what rounding to whole positions adds.
     assert claimed.first <= first <= claimed.first + 3 * 8
     assert claimed.last - 3 * 8 <= last <= claimed.last
 
 
-def test_the_field_of_alexnet_padded_by_100() -> None:
+def test_the_receptive_field_of_alexnet_padded_by_100() -> None:
     def make() -> FCN:
-        backbone = AlexNet(padding="paper", fc_features=2, preprocessing=AS_IT_IS, rngs=nnx.Rngs(0))
+        backbone = AlexNet(padding="paper", fc_features=2, preprocessing=IDENTITY, rngs=nnx.Rngs(0))
         return FCN(backbone, 1, skips=0, upsampling="fixed", rngs=nnx.Rngs(0))
 
     model = all_pass(make)
     layer = model.head.upsample32
-    # The outputs that see furthest back, at the end of a coarse position's reach, and forth.
+    # The outputs that depend on the pixels furthest before and furthest after them.
     phases = [(layer.filter_size - 1 - layer.crop) % 32, -layer.crop % 32]
     claimed, first, last = seen_by(lambda x: model.features(x)["logits"], (1, 640, 3, 3), 1, phases)
     assert (claimed.first, claimed.last) == (first, last)
 
 
-def test_the_field_of_an_interpolating_dilated_resnet(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_receptive_field_of_an_interpolating_dilated_resnet(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setitem(resnet.DEPTHS, 50, (1, 1, 2, 1))
 
     def make() -> FCN:
-        backbone = ResNet(50, output_stride=8, preprocessing=AS_IT_IS, rngs=nnx.Rngs(0))
+        backbone = ResNet(50, output_stride=8, preprocessing=IDENTITY, rngs=nnx.Rngs(0))
         return FCN(backbone, 1, skips=0, hidden=True, upsampling="interpolate", rngs=nnx.Rngs(0))
 
     model = all_pass(make)
@@ -222,13 +236,13 @@ LAYERS: dict[str, Callable[[FeatureMap], FeatureMap]] = {
     "unequal windows": lambda x: average_pool(x, (4, 1)),
     "branches": lambda x: concatenate(max_pool(x, 2, 2), max_pool(max_pool(x, 5, 1, 2), 2, 2)),
     "learned upsampling": lambda x: ConvTranspose(3, 5, stride=2, crop=3)(max_pool(x, 2, 2), x),
-    "room before": lambda x: BilinearUpsample(8, stride=4, crop=-5)(max_pool(x, 4, 4), x),
+    "negative crop": lambda x: BilinearUpsample(8, stride=4, crop=-5)(max_pool(x, 4, 4), x),
     "interpolation": lambda x: Interpolate()(max_pool(x, 3, 2), x),
 }
 
 
 @pytest.mark.parametrize("name", LAYERS)
-def test_what_layers_see(name: str) -> None:
+def test_receptive_fields_of_layers(name: str) -> None:
     layer = LAYERS[name]
 
     def run(image: jax.Array) -> FeatureMap:

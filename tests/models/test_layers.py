@@ -178,7 +178,7 @@ def test_batch_norm_gradient_is_pytorchs(torch: ModuleType) -> None:
 
 
 def test_batch_norm_counts_valid_positions_only() -> None:
-    # Two images of 2×1 and 1×3 on canvases of 2×3: five values, 1…5.
+    # Two images, 2×1 and 1×3, on canvases of 2×3 have five values, 1…5.
     values = np.full((2, 2, 3, 1), 1e4, np.float32)
     values[0, :, 0, 0] = [1, 2]
     values[1, 0, :, 0] = [3, 4, 5]
@@ -188,7 +188,7 @@ def test_batch_norm_counts_valid_positions_only() -> None:
     np.testing.assert_allclose(layer.var[...], [2.5])  # (4 + 1 + 0 + 1 + 4) / (5 − 1)
 
 
-def test_batch_norm_keeps_its_statistics_out_of_training() -> None:
+def test_batch_norm_keeps_its_statistics_outside_training() -> None:
     layer = BatchNorm(2)
     x = FeatureMap(jnp.asarray(normal(0, 1, 3, 3, 2)))
     np.testing.assert_allclose(layer(x).values, x.values / np.sqrt(1 + 1e-5), rtol=1e-6)
@@ -232,7 +232,7 @@ def test_inside_marks_the_top_left() -> None:
 
 
 def spatial_layers() -> dict[str, Any]:
-    """Each spatial layer as a function of a feature map of 3 features."""
+    """Returns each spatial layer, as a function of a feature map with 3 channels."""
     rngs = nnx.Rngs(0)
     features = jnp.asarray(normal(4, 3))
     norm = BatchNorm(3)
@@ -275,7 +275,7 @@ def spatial_layers() -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", list(spatial_layers()))
-def test_what_lies_outside_the_image_changes_nothing(name: str) -> None:
+def test_values_outside_the_image_change_nothing(name: str) -> None:
     layer = jax.jit(spatial_layers()[name])
     image = normal(0, 1, *SIZE, 3)
     canvas = 1e3 * np.abs(normal(1, 1, *CANVAS, 3))
@@ -290,7 +290,7 @@ def test_what_lies_outside_the_image_changes_nothing(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", list(spatial_layers()))
-def test_what_lies_outside_the_image_stays_finite(name: str) -> None:
-    # Also where it is masked later: 0·∞ in a kernel's gradient would be nan.
+def test_values_outside_the_image_stay_finite(name: str) -> None:
+    # Even if they are masked later, 0·∞ in the gradient of a kernel would be nan.
     x = FeatureMap(jnp.asarray(normal(0, 1, *CANVAS, 3)), jnp.asarray([[2, 3]], jnp.int32))
     assert np.isfinite(jax.jit(spatial_layers()[name])(x).values).all()

@@ -1,4 +1,4 @@
-"""Blocks that run again in the backward pass: the same numbers, in less memory."""
+"""Rematerialised blocks give the same numbers with less memory."""
 
 import jax
 import jax.numpy as jnp
@@ -41,7 +41,7 @@ def abstract_network(backbone: str) -> tuple[nnx.GraphDef, nnx.State]:
         ("efficientnet_lite0", 16),
     ],
 )
-def test_every_block_runs_again(backbone: str, blocks: int) -> None:
+def test_every_block_is_recomputed(backbone: str, blocks: int) -> None:
     graph, state = abstract_network(backbone)
     traced = jax.make_jaxpr(
         lambda state, image: nnx.merge(graph, state).features(image)["pixels"].values
@@ -51,11 +51,11 @@ def test_every_block_runs_again(backbone: str, blocks: int) -> None:
         for equation in traced.eqns
         if equation.primitive.name in ("checkpoint", "remat", "remat2")
     ]
-    # Poolings and normalisations, outside of blocks, run again in any case.
+    # Poolings and normalisations outside blocks are always recomputed.
     assert sum("conv_general_dilated" in str(equation) for equation in again) == blocks
 
 
-def test_a_step_gives_the_same() -> None:
+def test_training_steps_are_the_same() -> None:
     random = np.random.default_rng(0)
     batch = {
         "image": random.integers(0, 256, (1, 2, 48, 48, 3)).astype(np.uint8),
@@ -87,7 +87,7 @@ def test_a_step_gives_the_same() -> None:
 
 
 class Wide(nnx.Module):
-    """Sixteen times the features within."""
+    """A block with sixteen times as many features inside as at its ends."""
 
     def __init__(self, rngs: nnx.Rngs):
         self.expand = Conv(8, 128, (1, 1), rngs=rngs)
@@ -98,7 +98,7 @@ class Wide(nnx.Module):
         return add(x, self.contract(relu(self.expand(x))))
 
 
-def test_less_is_kept_for_the_backward_pass() -> None:
+def test_less_is_stored_for_the_backward_pass() -> None:
     def bytes_kept(*, remat: bool) -> int:
         model = nnx.List([Wide(nnx.Rngs(0)) for _ in range(6)])
         if remat:
@@ -117,10 +117,10 @@ def test_less_is_kept_for_the_backward_pass() -> None:
         kept = jax.eval_shape(keep, state, jnp.zeros((1, 64, 64, 8)))
         return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(kept))
 
-    # Of six blocks: what lies within, with sixteen times the features, or the input of each alone.
-    of_input, of_parameters = 64 * 64 * 8 * 4, 6 * (2 * 8 * 128 + 136) * 4
-    assert bytes_kept(remat=False) > 6 * 16 * of_input
-    assert bytes_kept(remat=True) <= 6 * of_input + of_parameters
+    # Six blocks store their inside, which has sixteen times the features, or their input only.
+    input_bytes, parameter_bytes = 64 * 64 * 8 * 4, 6 * (2 * 8 * 128 + 136) * 4
+    assert bytes_kept(remat=False) > 6 * 16 * input_bytes
+    assert bytes_kept(remat=True) <= 6 * input_bytes + parameter_bytes
 
 
 def test_a_backbone_without_blocks_is_refused() -> None:

@@ -1,4 +1,4 @@
-"""Results made block by block are those made at once, and so are losses, gradients and classes."""
+"""Results, losses, gradients and classes by row blocks equal those of the whole image."""
 
 from collections.abc import Callable
 
@@ -41,7 +41,7 @@ UPSAMPLINGS = pytest.mark.parametrize("upsample", [learned, fixed, interpolated]
 
 @pytest.fixture(params=[1, 3000, 2**30])
 def block_bytes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
-    """Blocks of as little as there can be, of some rows, of everything."""
+    """Sets the size of blocks: the smallest possible, some rows, or everything."""
     monkeypatch.setattr(row_blocks, "BLOCK_BYTES", {"cpu": request.param})
     return request.param
 
@@ -73,7 +73,7 @@ def test_blocks_are_parts_of_the_whole(
 
 
 @UPSAMPLINGS
-def test_the_loss_and_its_gradient_are_those_of_the_whole(
+def test_the_loss_and_its_gradient_equal_those_of_the_whole(
     upsample: Callable[..., RowBlocks], block_bytes: int
 ) -> None:
     values, kernel, label = inputs()

@@ -17,7 +17,7 @@ from fcn_jax.models.upsampling import (
 )
 from tests.arrays import from_torch, normal, to_torch
 
-# One compilation for each call, where there would be one for each operation.
+# Each call is compiled once, instead of once for each operation.
 GEOMETRY = ("stride", "crop", "output_size")
 conv_transpose = jax.jit(upsampling.conv_transpose, static_argnames=GEOMETRY)
 bilinear_upsample = jax.jit(
@@ -109,7 +109,7 @@ def test_conv_transpose_of_volumes_is_pytorchs(
 
 
 def test_conv_transpose_scatters_the_kernel() -> None:
-    # out[j] = Σ_i values[i]·kernel[j + crop − 2i], by hand, and nothing where no input reaches.
+    # out[j] = Σ_i values[i]·kernel[j + crop − 2i], by hand; 0 out of reach of all inputs.
     values = jnp.asarray([[[1.0], [10.0]]])
     kernel = jnp.asarray([1.0, 2.0, 3.0]).reshape(3, 1, 1)
     for crop, expected in ((0, [1, 2, 13, 20, 30, 0, 0, 0]), (3, [20, 30, 0]), (1, [2, 13])):
@@ -212,7 +212,7 @@ def test_interpolation_is_pytorchs_at_any_size(torch: ModuleType, output: tuple[
 
 
 @pytest.mark.parametrize("crop", [-1, -5, -8])
-def test_a_negative_crop_leaves_room_before(crop: int) -> None:
+def test_a_negative_crop_adds_zeros_before(crop: int) -> None:
     values, kernel = normal(0, 1, 3, 2, 2), normal(1, 8, 8, 2, 2)
     plain = conv_transpose(values, kernel, stride=4, crop=0, output_size=(16, 12))
     moved = conv_transpose(values, kernel, stride=4, crop=crop, output_size=(16 - crop, 12 - crop))

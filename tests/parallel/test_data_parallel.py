@@ -213,7 +213,7 @@ def test_the_state_is_donated_and_constants_are_not(use_mesh: bool) -> None:
 
 @pytest.mark.parametrize("use_mesh", [False, True])
 def test_pmap_does_not_match_in_axes_to_arrays(use_mesh: bool) -> None:
-    """The state and batch hold three arrays, as many as `step` takes arguments at most."""
+    """The state and batch hold three arrays: as many as state, batch and constants are."""
 
     def add(state: Any, batch: jax.Array) -> Any:
         first, second = state

@@ -181,7 +181,7 @@ def test_training_continues_from_the_newest_good_checkpoint(
         assert "training continues from step 2: steps 3 to 3 are lost\n" in said
         writer.save(state_at(3), 0.4)
     assert CheckpointReader(tmp_path).steps == [2, 3]
-    # What is left of the damaged one stays, for whoever can still use it.
+    # The remains of the damaged checkpoint are kept, because they may still be useful.
     aside = tmp_path / "3.damaged"
     assert {path.relative_to(aside) for path in aside.rglob("*")} == damaged
     with CheckpointWriter(tmp_path) as writer:
@@ -227,7 +227,7 @@ def test_one_flipped_bit_in_any_file_is_noticed(
 def test_a_checkpoint_without_checksums_is_loaded_with_a_note(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """As earlier versions saved it."""
+    """Earlier versions saved no checksums."""
     reader = save(tmp_path, {1: 0.5})
     (tmp_path / "1/checksums.json").unlink()
     reader.restore(state_at(0))

@@ -37,7 +37,7 @@ def test_the_weights_of_each_setting() -> None:
 
 @pytest.mark.parametrize("setting", [(1.0,), (1.0, 2.0, 3.0), (0.0, 0.0)])
 def test_numbers_that_do_not_fit_the_classes(setting: tuple[float, ...]) -> None:
-    """Whether they are numbers, finite and at least 0 is checked with the other settings."""
+    """The check of the config refuses weights that are not finite or negative."""
     with pytest.raises(ArgumentError, match=r"\) must be balanced, or 2 numbers, one for each"):
         class_weights(setting, {"": 2}, {"": COUNTS})
     with pytest.raises(ArgumentError, match=r"with several label maps \(a, b\)"):

@@ -1,4 +1,4 @@
-"""Backbones: image classifiers without their classifier; images in, features by stage out.
+"""Backbones: image classifiers without their last layers, which return features by stage.
 
 contract.py      what a backbone must offer (`Backbone`), and the check of it at build time
 preprocess.py    normalisation of pixels, as the published weights need it

@@ -1,13 +1,13 @@
-"""AlexNet (Krizhevsky et al. 2012), its fully connected layers as convolutions (Long et al. 2015).
+"""AlexNet (Krizhevsky et al. 2012) with fc6 and fc7 as convolutions (Long et al. 2015).
 
-Two sets of weights are in use, for two networks: `alexnet_caffe`, which the paper started from,
-with local response normalisation and convolutions in two groups; and torchvision's (Krizhevsky
-2014), with neither and with fewer features. Both in three geometries:
+There are two networks, each with its own published weights. `alexnet_caffe`, from which the FCN
+paper starts, has local response normalisation and convolutions in two groups. torchvision's
+(Krizhevsky 2014) has neither, and fewer features. Both have three geometries:
 
 - "same": every layer maps n positions to ceil(n / stride);
-- "paper": conv1 pads by 100, fc6 pads nothing, poolings are in ceil mode (the authors' code);
-- "original": the classifier as it was trained. fc6 has one position on 224×224 pixels with
-  torchvision's weights, on 227×227 with Caffe's.
+- "paper": conv1 pads by 100, fc6 does not pad, and poolings use ceil mode (the authors' code);
+- "original": the padding of the trained classifier. fc6 has one position on 224×224 pixels with
+  torchvision's weights, and on 227×227 pixels with Caffe's.
 """
 
 import dataclasses
@@ -28,8 +28,14 @@ from fcn_jax.models.layers import Conv, max_pool, relu
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
-    """features: of conv1 … conv5. groups: of conv2, conv4 and conv5. input_padding: of conv1, as
-    trained. normalises: local response normalisation behind the first two poolings."""
+    """The differences between Caffe's and torchvision's AlexNet.
+
+    Attributes:
+        features: features of conv1 … conv5.
+        groups: groups of conv2, conv4 and conv5.
+        input_padding: padding of conv1 in the trained classifier.
+        normalises: whether local response normalisation follows the first two poolings.
+    """
 
     features: tuple[int, ...]
     groups: int
@@ -42,7 +48,7 @@ CAFFE_VARIANT = Variant((96, 256, 384, 384, 256), 2, 0, True)
 
 
 class AlexNet(nnx.Module):
-    """Stage 4 is conv1, 8 and 16 are the first two poolings, 32 is fc7."""
+    """AlexNet: stage 4 is conv1, stages 8 and 16 are the first two poolings, stage 32 is fc7."""
 
     def __init__(
         self,
@@ -116,9 +122,19 @@ alexnet_caffe = functools.partial(AlexNet, variant=CAFFE_VARIANT, preprocessing=
 def local_response_normalization(
     values: jax.Array, size: int = 5, alpha: float = 1e-4, beta: float = 0.75
 ) -> jax.Array:
-    """x / (1 + α/n · Σ x²)^β over n neighbouring channels (Krizhevsky et al. 2012, section 3.3).
+    """Computes x / (1 + α/n · Σ x²)^β, the sum over n channels around each channel.
 
-    Constants: α, β and n of the paper; the 1, where it has 2, as in Caffe and PyTorch.
+    Krizhevsky et al. 2012, section 3.3, with their α, β and n. The constant 1, instead of the
+    paper's 2, and the division by n are those of Caffe and PyTorch.
+
+    Args:
+        values: features (b, *spatial, c).
+        size: n.
+        alpha: α.
+        beta: β.
+
+    Returns:
+        (b, *spatial, c) in the dtype of `values`; the sums are float32.
     """
     squares = jnp.square(values.astype(jnp.float32))
     ones = (1,) * (values.ndim - 1)

@@ -1,4 +1,4 @@
-"""What a backbone must offer, and the check of it when a network is built."""
+"""The contract of backbones, and the check of it when a network is built."""
 
 import functools
 import inspect
@@ -19,45 +19,47 @@ FeaturesByStage = dict[int, FeatureMap]
 
 
 class Backbone(Protocol):
-    """A network from normalised pixels to features by stage.
+    """A network that computes features by stage from normalised pixels.
 
-    A stage is named by the stride of its features in the classifier: 2, 4, 8, 16, 32, or some of
-    these. A dilated ResNet keeps the names and computes its last stages at a finer stride, which is
-    the stride of their grids.
+    A stage is named after the stride of its features in the classifier: 2, 4, 8, 16, 32, or some
+    of these. A dilated ResNet keeps these names, but computes its last stages at a finer stride,
+    which is the stride of their grids.
 
     **Positions.** A grid of stride s has ceil(n / s) positions on n pixels, on each axis. A window
-    of size k, moved by any stride, keeps to this if the padding before and the padding after it
-    add up to k − 1; k is the extent from end to end, the gaps of a dilated kernel included. `Conv`
-    pads odd kernels so by default. Even windows are padded unequally: `padding=(0, 3)` for a 4×4
-    convolution of stride 4, `(2, 3)` for 6×6. A pooling of 2×2 and stride 2 takes `ceil=True`.
+    of size k and any stride satisfies this if the padding before and the padding after add up to
+    k − 1. The size k is the extent of the window, the gaps of a dilated kernel included. `Conv`
+    pads odd kernels this way by default. Even windows need unequal padding: `padding=(0, 3)` for a
+    4×4 convolution of stride 4, `(2, 3)` for 6×6. A 2×2 pooling of stride 2 takes `ceil=True`.
 
-    **Grids.** Position i of a stage is centred on pixel stride·i + offset. Build the grid along
-    with the layers: `PIXELS.after(window, stride, padding)` of the first, `.after(…)` of the next.
+    **Grids.** Position i of a stage is centred on pixel stride·i + offset. Build the grids along
+    with the layers: `PIXELS.after(window, stride, padding)` for the first layer, and `.after(…)` of
+    the result for the next.
 
-    **Canvases.** Images of several sizes share one array, each at its top left. A layer that looks
-    at neighbours must first replace the values outside the image, `x.filled()`, and must return
-    `x.windowed(values, windows)`, which keeps track of sizes, positions and receptive fields. The
-    layers of `models/layers.py` do both. `x.map(function)` serves for functions of one position. A
-    mean over the image is `spatial_mean`.
+    **Canvases.** Images of several sizes are batched on canvases of one size, each image at the top
+    left of its canvas. A layer that reads neighbouring positions must first replace the values
+    outside the image, with `x.filled()`, and must return `x.windowed(values, windows)`, which
+    updates sizes, positions and receptive fields. The layers of `models/layers.py` do both. Use
+    `x.map(function)` for functions of single positions, and `spatial_mean` for a mean over the
+    image.
 
-    **The factory.** The class or function that is registered is called with keyword arguments
-    alone, and with those that its signature names:
+    **The factory.** The registered class or function is called with keyword arguments only, and
+    only with those that its signature names:
 
     - `preprocessing`: the normalisation, and with `preprocessing.channels` the number of channels.
-      Its default is the normalisation that the published weights of the backbone need.
+      Its default must be the normalisation that the backbone's published weights need.
     - `rngs`: streams of random keys for the initial weights.
-    - `axis_name`: for every `BatchNorm`, whose statistics are otherwise those of one device.
+    - `axis_name`: pass it to every `BatchNorm`; without it the statistics are per device.
     - `padding`, `output_stride`, `dropout_rate`: the settings `padding`, `output_stride` and
       `dropout` of `config.model`. Annotate the first two with the values that are supported:
       `output_stride: Literal[32, 16]`.
 
-    Further arguments need defaults. To offer several values of them, register several names:
+    Other arguments need defaults. To offer other values of them, register them under more names:
     `register_backbone("patches_wide")(functools.partial(Patches, width=2))`.
 
     Attributes:
-        preprocessing: maps channels in 0…255 to the input of `__call__`.
-        channels: stage -> number of features, for each stage.
-        grids: stage -> where its features are.
+        preprocessing: the normalisation of channels in 0…255 to the input of `__call__`.
+        channels: number of features by stage.
+        grids: grid by stage.
     """
 
     preprocessing: Preprocessing
@@ -71,19 +73,20 @@ class Backbone(Protocol):
 
         Args:
             image: normalised pixels (b, h, w, channels).
-            train: whether batch normalisation uses the statistics of the batch, and updates the
-                running ones by them.
-            keys: PRNG keys (b,) for dropout in training, one for each image; None: no dropout.
+            train: whether batch normalisation uses the statistics of the batch and updates the
+                running ones.
+            keys: PRNG keys for dropout in training, (b,), one for each image; None for no dropout.
 
         Returns:
-            Stage -> features (b, h', w', channels[stage]).
+            Features (b, h', w', channels[stage]) by stage.
         """
         ...
 
 
 def parameters(factory: Any) -> Mapping[str, inspect.Parameter]:
-    """Returns the arguments that a factory can be called with, by name."""
-    partial = functools.partial(factory)  # one level, whatever was given
+    """Returns the parameters of a factory by name, without those that a `partial` has bound."""
+    # Nested partials become one, and a factory that is not a partial becomes one.
+    partial = functools.partial(factory)
     code: Any = partial.func
     arguments = partial.args
     if isinstance(code, type):  # the metaclass of flax's modules hides the signature of a class
@@ -92,7 +95,7 @@ def parameters(factory: Any) -> Mapping[str, inspect.Parameter]:
 
 
 def accepts(factory: Any, option: str, value: Any) -> bool:
-    """Returns whether a factory's signature names an option and, where annotated, this value."""
+    """Returns whether a factory has a parameter, and its annotation (if any) allows the value."""
     parameter = parameters(factory).get(option)
     if parameter is None:
         return False
@@ -103,17 +106,17 @@ def accepts(factory: Any, option: str, value: Any) -> bool:
 def check_contract(
     backbone: Backbone, *, padding: str = "same", axis_name: str | None = None
 ) -> None:
-    """Checks a backbone without running or compiling it.
+    """Checks that a backbone keeps the contract, without running or compiling it.
 
     Args:
-        backbone: its parameters may be shapes alone (`nnx.eval_shape`).
+        backbone: the backbone, whose parameters may be abstract (`nnx.eval_shape`).
         padding: "same" if a stage of stride s must have ceil(n / s) positions; "paper" if it may
-            have more, as an image padded by 100 has; "original" if it may have any number.
+            have more, because the image is padded by 100; "original" if it may have any number.
         axis_name: the axis over which every `BatchNorm` must take its statistics.
 
     Raises:
-        ValueError: a stage has too few or too many positions, other features than `channels`, or
-            is not where `grids` says; or a `BatchNorm` has another axis.
+        ValueError: a stage has the wrong number of positions or features, or its positions are not
+            centred where `grids` says; or a `BatchNorm` has another axis.
     """
     name = type(backbone).__name__
     for path, module in nnx.iter_modules(backbone):  # type: ignore[arg-type]
@@ -122,8 +125,9 @@ def check_contract(
                 f"{name}.{'.'.join(map(str, path))} has axis_name={module.axis_name!r}, not "
                 f"{axis_name!r}: a backbone must pass its argument axis_name on to every BatchNorm"
             )
-    # One more than a multiple of every stride, and a multiple: a count that is right for both is
-    # right for every size, since it grows by one with each stride. Classifiers need large images.
+    # One size is a multiple of every stride, the other is one more than a multiple. A count that is
+    # right for both is right for every size, because it grows by one with every stride. The sizes
+    # are large because classifiers without padding need large images.
     coarsest = max(grid.stride for grid in backbone.grids.values())
     size = (8 * coarsest + 1, 9 * coarsest)
     features = abstract_features(backbone, (1, *size, backbone.preprocessing.channels))
@@ -163,7 +167,7 @@ def check_contract(
 
 
 def abstract_features(backbone: Backbone, shape: tuple[int, ...]) -> FeaturesByStage:
-    """Returns the features of float32 pixels of a shape (b, h, w, c), as shapes alone."""
+    """Returns the shapes of the features for float32 pixels of shape (b, h, w, c)."""
     graph, state = nnx.split(backbone)
     shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), state)
     return jax.eval_shape(

@@ -1,7 +1,8 @@
-"""EfficientNet-Lite0 without pooling and classifier, as in timm.
+"""EfficientNet-Lite0 as in timm, without its pooling and classifier.
 
-EfficientNet-B0 (Tan & Le 2019) for small devices: ReLU6, no squeeze-and-excitation. Trained in
-PyTorch, its weights want padding alike on both sides, not that of TensorFlow.
+It is EfficientNet-B0 (Tan & Le 2019) for small devices: with ReLU6 and without
+squeeze-and-excitation. timm's weights were trained in PyTorch, so they need symmetric padding
+instead of TensorFlow's.
 """
 
 import functools
@@ -22,13 +23,14 @@ GROUPS = (
     (4, 5, 2, 6, 192),
     (1, 3, 1, 6, 320),
 )
-"""Blocks, side of the kernel, stride of the first block, expansion and features (table 1)."""
+"""Number of blocks, kernel size, stride of the first block, expansion and features (table 1)."""
 
 FIRST_FEATURES = 32
+"""Features of the first convolution."""
 
 
 def blocks() -> list[tuple[str, Block]]:
-    """Each with its name: block1_0, block2_0, block2_1, …"""
+    """Returns the name and the settings of each block: block1_0, block2_0, block2_1, …"""
     named = []
     in_features = FIRST_FEATURES
     for group, (count, size, stride, expansion, features) in enumerate(GROUPS, start=1):
@@ -47,6 +49,8 @@ def blocks() -> list[tuple[str, Block]]:
 
 
 class EfficientNetLite0(InvertedResiduals):
+    """EfficientNet-Lite0; for the stages see `InvertedResiduals`."""
+
     def __init__(
         self,
         *,

@@ -1,13 +1,11 @@
-"""GoogLeNet (Szegedy et al. 2015) as in torchvision: with batch normalisation (Ioffe & Szegedy
-2015), and without the auxiliary classifiers.
+"""GoogLeNet as in torchvision: with batch normalisation, without auxiliary classifiers.
 
-The same weights in two geometries:
+Szegedy et al. 2015; batch normalisation: Ioffe & Szegedy 2015. The weights serve in two geometries:
 
-- "same": the 3×3 poolings are padded by 1, so that every stride maps n positions to
-  ceil(n / stride);
-- "original": the classifier as it was trained: no padding there, and poolings in ceil mode.
+- "same": the 3×3 poolings pad by 1, so that every stride maps n positions to ceil(n / stride);
+- "original": the padding of the trained classifier: these poolings do not pad, in ceil mode.
 
-Away from the border the features are the same, moved by a few pixels.
+Away from the border both give the same features, shifted by a few pixels.
 """
 
 import functools
@@ -34,16 +32,23 @@ INCEPTIONS = {
     "5a": (256, 160, 320, 32, 128, 128),
     "5b": (384, 192, 384, 48, 128, 128),
 }
-"""Features of the 1×1 branch, of the reduction and the 3×3 of the second branch, of both in the
-third, and of the projected pooling (table 1)."""
+"""Features of each module (table 1).
+
+In order: the 1×1 branch; the reduction and the 3×3 convolution of the second branch, and of the
+third; the projection after the pooling.
+"""
 
 
 class Inception(nnx.Module):
-    """Four branches side by side: 1×1, 1×1 to 3×3 twice, and a pooling that is projected.
+    """An Inception module: the concatenated features of four branches.
 
-    The third branch has 5×5 in the paper. The weights in use have 3×3 there.
+    The branches are a 1×1 convolution, twice a 1×1 and a 3×3 convolution, and a 3×3 max pooling
+    with a 1×1 convolution. The third branch is 5×5 in the paper, but 3×3 in torchvision's weights.
 
-    conv: makes a convolution from so many features to so many, of such a side.
+    Args:
+        in_features: number of input channels.
+        branches: features of the convolutions, in the order of `INCEPTIONS`.
+        conv: builds a convolution: (in_features, features, side of the kernel).
     """
 
     def __init__(
@@ -74,8 +79,10 @@ class Inception(nnx.Module):
 
 
 class GoogLeNet(nnx.Module):
-    """Stage 2 is conv1; 4, 8, 16 and 32 are conv3 and inception 3b, 4e and 5b: what comes before
-    the next pooling, or the classifier."""
+    """GoogLeNet: stage 2 is conv1, stage 4 is conv3, stages 8, 16 and 32 are inception 3b, 4e, 5b.
+
+    These are the last features before the next pooling or the classifier.
+    """
 
     def __init__(
         self,
@@ -126,7 +133,7 @@ class GoogLeNet(nnx.Module):
         return x
 
     def _pooled(self, x: FeatureMap) -> FeatureMap:
-        # Padded by 1 on both sides, ceil mode would add a window that sees one row more.
+        # With a padding of 1 on both sides, ceil mode would add a window.
         return max_pool(
             x, window=3, stride=2, padding=self.pool_padding, ceil=not self.pool_padding
         )

@@ -1,7 +1,7 @@
-"""Late fusion: one trunk for colour, another for the other channels (Long et al. 2015, NYUDv2).
+"""Late fusion: one backbone for colour, another for the other channels (Long et al. 2015, NYUDv2).
 
-The paper scores each trunk by itself and averages the scores before they are upsampled. A score
-layer on the halved features of both trunks, side by side, computes the same.
+The paper scores the features of each backbone separately and averages the scores before upsampling.
+One score layer on the concatenated features of both, each halved, computes the same.
 """
 
 import dataclasses
@@ -15,11 +15,19 @@ from fcn_jax.models.feature_map import FeatureMap, concatenate, scaled
 
 
 class LateFusion(nnx.Module):
-    """colour: sees the first three channels. other: sees the rest; of the same family."""
+    """Two backbones whose halved features are concatenated.
+
+    Args:
+        colour: the backbone for the first three channels.
+        other: the backbone for the other channels, with the same grids.
+
+    Raises:
+        ValueError: the grids differ.
+    """
 
     def __init__(self, colour: Backbone, other: Backbone):
         if colour.grids != other.grids:
-            raise ValueError("both trunks must put their features on the same grids")
+            raise ValueError("`colour` and `other` must have the same grids")
         self.colour = colour
         self.other = other
         self.channels = {stage: n + other.channels[stage] for stage, n in colour.channels.items()}

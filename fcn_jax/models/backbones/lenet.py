@@ -1,8 +1,8 @@
-"""LeNet-5 (LeCun et al. 1998) up to its fully connected layers, which want 5×5 of its positions.
+"""LeNet-5 (LeCun et al. 1998) up to its fully connected layers, which read 5×5 positions.
 
-On 32×32 pixels it has just those. Nothing in it pads, so a window of a wide image has the same
-features as that window cut out: what Matan et al. (1991) read strings of digits with. As is usual
-today the poolings take maxima and the activations are rectified.
+An image of 32×32 pixels has 5×5 positions. No layer pads, so a window of a wide image has the same
+features as the window cut out of the image. Matan et al. (1991) read strings of digits this way.
+Unlike the original, it uses max pooling and ReLU.
 """
 
 import jax
@@ -14,11 +14,11 @@ from fcn_jax.models.geometry import PIXELS
 from fcn_jax.models.layers import Conv, max_pool, relu
 
 GREY = Preprocessing(mean=(127.5,), std=(127.5,))
-"""One channel, to −1…1."""
+"""The normalisation of one channel to −1…1."""
 
 
 class LeNet(nnx.Module):
-    """Stages 2 and 4 are the poolings."""
+    """LeNet-5: stages 2 and 4 are the poolings."""
 
     def __init__(
         self,

@@ -1,7 +1,7 @@
-"""MobileNetV3-Large (Howard et al. 2019) without pooling and classifier, as in torchvision.
+"""MobileNetV3-Large (Howard et al. 2019) as in torchvision, without its pooling and classifier.
 
-Inverted residuals (Sandler et al. 2018): few features between blocks, many within, where a
-convolution that keeps the features apart looks at the neighbours.
+It consists of inverted residuals (Sandler et al. 2018): blocks with few features at both ends and
+many inside, where a depthwise convolution reads the neighbouring positions.
 """
 
 import dataclasses
@@ -22,8 +22,16 @@ Activation = Callable[[jax.Array], jax.Array]
 
 @dataclasses.dataclass(frozen=True)
 class Block:
-    """size: of the kernel. expanded: features within. squeezed: features that the squeeze leaves,
-    0 without one."""
+    """The settings of an inverted residual.
+
+    Attributes:
+        size: side of the depthwise kernel.
+        expanded: features of the depthwise convolution.
+        features: features of the result.
+        squeezed: features of the squeeze in `SqueezeExcitation`; 0 for none.
+        activation: activation after the expansion and the depthwise convolution.
+        stride: stride of the depthwise convolution.
+    """
 
     size: int
     expanded: int
@@ -50,11 +58,11 @@ BLOCKS = (
     Block(5, 960, 160, 240, jax.nn.hard_swish),
     Block(5, 960, 160, 240, jax.nn.hard_swish),
 )
-"""Table 1. A quarter of the features is squeezed to, rounded to a multiple of 8."""
+"""The blocks of table 1. `squeezed` is a quarter of `expanded`, rounded to a multiple of 8."""
 
 
 class SqueezeExcitation(nnx.Module):
-    """Weighs the features by what their means over the image say (Hu et al. 2018)."""
+    """Scales each channel by a weight that depends on the means over the image (Hu et al. 2018)."""
 
     def __init__(self, features: int, squeezed: int, *, rngs: nnx.Rngs):
         self.squeeze = Conv(features, squeezed, (1, 1), rngs=rngs)
@@ -66,9 +74,13 @@ class SqueezeExcitation(nnx.Module):
 
 
 class InvertedResidual(nnx.Module):
-    """Expands the features (1×1), filters each by itself, and projects them (1×1).
+    """A 1×1 expansion, a depthwise convolution and a 1×1 projection, with a residual connection.
 
-    norm: makes the normalisation of so many features.
+    Args:
+        in_features: number of input channels.
+        block: the settings.
+        norm: builds the normalisation for a number of features.
+        rngs: streams of random keys for the initial weights.
     """
 
     def __init__(
@@ -104,15 +116,19 @@ class InvertedResidual(nnx.Module):
 
 
 class InvertedResiduals(nnx.Module):
-    """A 3×3 convolution of stride 2, blocks, and a 1×1 convolution: MobileNets and EfficientNets.
+    """The common form of MobileNets and EfficientNets.
 
-    A stage is what comes before the next stride of 2; the last is the 1×1 convolution.
+    It is a 3×3 convolution of stride 2, inverted residuals and a 1×1 convolution. A stage is the
+    last features before the next stride of 2; the last stage is the 1×1 convolution.
 
     Args:
-        first_features: of the first convolution. channels: of each stage.
-        blocks: each with its name.
-        activation: of the two convolutions.
-        norm: makes the normalisation of so many features.
+        blocks: name and settings of each block.
+        channels: number of features by stage.
+        first_features: features of the first convolution.
+        activation: activation after the first and the last convolution.
+        norm: builds the normalisation for a number of features.
+        preprocessing: normalisation of the pixels.
+        rngs: streams of random keys for the initial weights.
     """
 
     def __init__(
@@ -128,7 +144,7 @@ class InvertedResiduals(nnx.Module):
     ):
         self.preprocessing = preprocessing
         self.channels = channels
-        # Windows of odd size, padded alike on both sides, are centred on every s-th pixel.
+        # Odd windows with symmetric padding are centred on every s-th pixel.
         self.grids = {stage: Grid(stage) for stage in channels}
         conv = functools.partial(NormalisedConv, activation=activation, norm=norm, rngs=rngs)
         self.conv1 = conv(preprocessing.channels, first_features, 3, stride=2)
@@ -155,6 +171,8 @@ class InvertedResiduals(nnx.Module):
 
 
 class MobileNetV3Large(InvertedResiduals):
+    """MobileNetV3-Large; for the stages see `InvertedResiduals`."""
+
     def __init__(
         self,
         *,

@@ -1,7 +1,7 @@
-"""ResNets (He et al. 2016) without their average pooling and classifier, as in torchvision.
+"""ResNets (He et al. 2016) as in torchvision, without their average pooling and classifier.
 
-The stride of a bottleneck lies on its 3×3 convolution. With an output stride of 16 or 8 the last
-stages are dilated instead of strided: the same weights, at a finer stride.
+The 3×3 convolution of a bottleneck has the stride. With an output stride of 16 or 8 the last stages
+are dilated instead of strided: they use the same weights at a finer stride.
 """
 
 import functools
@@ -23,11 +23,11 @@ DEPTHS = {
     101: (3, 4, 23, 3),
     152: (3, 8, 36, 3),
 }
-"""Blocks in each of the four stages (He et al. 2016, table 1)."""
+"""Number of blocks in each of the four stages, by depth (He et al. 2016, table 1)."""
 
 
 class BasicBlock(nnx.Module):
-    """Two 3×3 convolutions beside a shortcut."""
+    """A residual block of two 3×3 convolutions."""
 
     def __init__(
         self,
@@ -40,7 +40,9 @@ class BasicBlock(nnx.Module):
         rngs: nnx.Rngs,
     ):
         if dilation != 1:
-            raise ValueError("basic blocks are not dilated, only bottlenecks (from ResNet-50 on)")
+            raise ValueError(
+                f"`dilation` (={dilation}) must be 1 in the blocks of ResNet-18 and 34"
+            )
         self.conv1 = Conv(in_features, features, (3, 3), stride=stride, use_bias=False, rngs=rngs)
         self.bn1 = BatchNorm(features, axis_name=axis_name)
         self.conv2 = Conv(features, features, (3, 3), use_bias=False, rngs=rngs)
@@ -57,7 +59,7 @@ class BasicBlock(nnx.Module):
 
 
 class Bottleneck(nnx.Module):
-    """1×1, 3×3 and 1×1 convolutions, the last to four times the features, beside a shortcut."""
+    """A residual block of 1×1, 3×3 and 1×1 convolutions; the last has four times the features."""
 
     def __init__(
         self,
@@ -96,7 +98,7 @@ class Bottleneck(nnx.Module):
 
 
 class Shortcut(nnx.Module):
-    """The identity, or where the shape changes a 1×1 convolution."""
+    """The shortcut of a block: the identity, or a 1×1 convolution if the shape changes."""
 
     def __init__(
         self,
@@ -119,9 +121,14 @@ class Shortcut(nnx.Module):
 
 
 class ResNet(nnx.Module):
-    """Stage 2 is conv1, stages 4 to 32 are layer1 to layer4.
+    """ResNet: stage 2 is conv1, stages 4, 8, 16 and 32 are layer1 to layer4.
 
-    depth: 18, 34, 50, 101 or 152. output_stride: of layer4: 32, 16 or 8.
+    Args:
+        depth: 18, 34, 50, 101 or 152.
+        output_stride: stride of layer4: 32, 16 or 8; 32 for depths 18 and 34.
+        preprocessing: normalisation of the pixels.
+        axis_name: see `BatchNorm`.
+        rngs: streams of random keys for the initial weights.
     """
 
     def __init__(
@@ -139,7 +146,7 @@ class ResNet(nnx.Module):
         expansion = 1 if depth < 50 else 4
         self.conv1 = Conv(preprocessing.channels, 64, (7, 7), stride=2, use_bias=False, rngs=rngs)
         self.bn1 = BatchNorm(64, axis_name=axis_name)
-        # Windows of odd size, padded alike on both sides, are centred on every s-th pixel.
+        # Odd windows with symmetric padding are centred on every s-th pixel.
         self.channels, self.grids = {2: 64}, {2: Grid(2)}
         in_features, stride, dilation = 64, 4, 1
         for layer, count in enumerate(self.depths, start=1):
@@ -151,7 +158,7 @@ class ResNet(nnx.Module):
             elif layer > 1:
                 dilation *= 2
             for index in range(count):
-                # The first block keeps the dilation of the stage before, as in torchvision.
+                # The first block has the dilation of the previous stage, as in torchvision.
                 module = kind(
                     in_features,
                     features,

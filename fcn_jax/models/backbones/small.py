@@ -1,4 +1,4 @@
-"""A small network of our own, for the embedded default and for tests: trained from scratch."""
+"""A small network that is trained from scratch, for the default config and for tests."""
 
 import jax
 from flax import nnx
@@ -11,7 +11,7 @@ from fcn_jax.models.remat import remat_block
 
 
 class Block(nnx.Module):
-    """Two 3×3 convolutions, the first with stride 2, each normalised and rectified."""
+    """Two 3×3 convolutions, the first with stride 2, each with batch normalisation and ReLU."""
 
     def __init__(self, in_features: int, features: int, *, axis_name: str | None, rngs: nnx.Rngs):
         self.conv1 = Conv(in_features, features, (3, 3), stride=2, use_bias=False, rngs=rngs)
@@ -26,7 +26,7 @@ class Block(nnx.Module):
 
 
 class SmallNet(nnx.Module):
-    """A block for each halving: features at strides 2, 4, 8, …"""
+    """A chain of blocks; stages 2, 4, 8, … are their outputs."""
 
     def __init__(
         self,
@@ -38,7 +38,7 @@ class SmallNet(nnx.Module):
     ):
         self.preprocessing = preprocessing
         self.channels = {2**block: count for block, count in enumerate(features, start=1)}
-        # Strided windows of odd size with symmetric padding are centred on every s-th pixel.
+        # Odd windows with symmetric padding are centred on every s-th pixel.
         self.grids = {stride: Grid(stride) for stride in self.channels}
         for block, (before, count) in enumerate(
             zip((preprocessing.channels, *features), features, strict=False), start=1

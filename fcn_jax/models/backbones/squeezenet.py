@@ -1,12 +1,13 @@
 """SqueezeNet 1.1 (Iandola et al. 2016): 1.2 million parameters, for laptops.
 
-The same weights in two geometries:
+The weights serve in two geometries:
 
-- "same": conv1 and the poolings are padded by 1, so that every stride maps n positions to
-  ceil(n / stride) and all features are centred alike;
-- "original": the classifier as it was trained: no padding there, and poolings in ceil mode.
+- "same": conv1 and the poolings pad by 1, so that every stride maps n positions to
+  ceil(n / stride), and the first position of every stage is centred on the first pixel;
+- "original": the padding of the trained classifier: these layers do not pad, and poolings use ceil
+  mode.
 
-Away from the border the features are the same, moved by a few pixels.
+Away from the border both give the same features, shifted by a few pixels.
 """
 
 from typing import Literal
@@ -22,7 +23,7 @@ from fcn_jax.models.remat import remat_block
 
 
 class Fire(nnx.Module):
-    """Squeezes to few features, expands them by 1×1 and 3×3 kernels side by side."""
+    """A 1×1 convolution to few features, then concatenated 1×1 and 3×3 convolutions of these."""
 
     def __init__(self, in_features: int, squeezed: int, expanded: int, *, rngs: nnx.Rngs):
         self.squeeze1x1 = Conv(in_features, squeezed, (1, 1), rngs=rngs)
@@ -36,6 +37,8 @@ class Fire(nnx.Module):
 
 
 class SqueezeNet(nnx.Module):
+    """SqueezeNet: stage 2 is conv1, stages 4, 8 and 16 are fire3, fire5 and fire9."""
+
     def __init__(
         self,
         *,
@@ -76,5 +79,5 @@ class SqueezeNet(nnx.Module):
         return features
 
     def _pooled(self, x: FeatureMap) -> FeatureMap:
-        # Padded by 1 on both sides, ceil mode would add a window that sees one row more.
+        # With a padding of 1 on both sides, ceil mode would add a window.
         return max_pool(x, window=3, stride=2, padding=self.padding, ceil=self.padding == 0)

@@ -1,13 +1,13 @@
-"""VGG16 (Simonyan & Zisserman 2015), its fully connected layers as convolutions (Long et al. 2015).
+"""VGG16 (Simonyan & Zisserman 2015) with fc6 and fc7 as convolutions (Long et al. 2015).
 
-The same weights in three geometries:
+The weights serve in three geometries:
 
-- "same": every layer pads to the same size, fc6 included (7×7, padding 3);
-- "paper": conv1_1 pads by 100, poolings are in ceil mode and fc6 pads nothing (the authors' code);
-- "original": the classifier as it was trained, poolings in floor mode and fc6 without padding. On
-  224×224 pixels fc7 has one position.
+- "same": every convolution keeps the size, fc6 included (7×7, padding 3);
+- "paper": conv1_1 pads by 100, poolings use ceil mode and fc6 does not pad (the authors' code);
+- "original": the trained classifier: poolings use floor mode and fc6 does not pad. On 224×224
+  pixels fc7 has one position.
 
-Where no padding is seen the features are the same.
+Positions whose receptive field contains no padding have the same features in all three.
 """
 
 import functools
@@ -28,7 +28,7 @@ BLOCKS = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))
 
 
 class VGG16(nnx.Module):
-    """Stages 2 to 16 are the poolings, stage 32 is fc7."""
+    """VGG16: stages 2, 4, 8 and 16 are the first four poolings, stage 32 is fc7."""
 
     def __init__(
         self,
@@ -100,7 +100,14 @@ vgg16_bn = functools.partial(VGG16, batch_norm=True, preprocessing=TORCHVISION)
 def fully_connected(
     x: FeatureMap, layers: tuple[Conv, Conv], dropout_rate: float, keys: jax.Array | None
 ) -> FeatureMap:
-    """fc6 and fc7, each rectified and followed by dropout where keys (b,) are given."""
+    """Computes fc6 and fc7, each with ReLU and dropout.
+
+    Args:
+        x: features of the last pooling.
+        layers: fc6 and fc7.
+        dropout_rate: see `layers.dropout`.
+        keys: PRNG keys (b,), one for each image; None for no dropout.
+    """
     keys_by_layer: tuple[jax.Array | None, ...] = (None, None)
     if keys is not None:
         keys_by_layer = jnp.unstack(jax.vmap(jax.random.split)(keys), axis=1)

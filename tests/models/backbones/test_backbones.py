@@ -1,4 +1,4 @@
-"""Features, their grids, and what canvases do to them: nothing."""
+"""Features of the backbones: against PyTorch's, centred on their grids, the same on any canvas."""
 
 import dataclasses
 import functools
@@ -76,7 +76,7 @@ def caffe_alexnet(padding: str) -> Callable[[], AlexNet]:
     return lambda: alexnet_caffe(padding=padding, fc_features=16, rngs=nnx.Rngs(0))
 
 
-# Where nothing pads, fc6 has its first position on 224 pixels, and on 227 with Caffe's AlexNet.
+# Without padding, fc6 needs images of at least 224 pixels, and of 227 in Caffe's AlexNet.
 OF_OPERATIONS: dict[str, tuple[Callable[[], Any], Callable[..., Any], str, tuple[int, int]]] = {
     "squeezenet": (BACKBONES["squeezenet"], peers.squeezenet_features, "same", (45, 70)),
     "resnet18": (BACKBONES["resnet18"], peers.resnet18_features, "same", (45, 70)),
@@ -119,7 +119,7 @@ def test_features_are_those_of_pytorchs_operations(
 
 @dataclasses.dataclass(frozen=True)
 class Published:
-    """A network of torchvision's or timm's, its arguments, and ours that has its weights."""
+    """A network of torchvision or timm, and our backbone that takes its weights."""
 
     name: str
     source: WeightSource
@@ -179,9 +179,9 @@ def test_features_are_those_of_the_published_network(
     with torch.no_grad():
         expected = peers.published_features(network, stages, channels_first(torch, values), train)
     features = run(backbone, FeatureMap(jnp.asarray(values)), train=train)
-    # These are deep, and amplify rounding: 8e-5 was seen.
+    # Deep networks amplify rounding; the largest difference seen was 8e-5.
     assert_equal_features(backbone, features, expected, rounding=5e-4)
-    # The running statistics, moved by training with the network's momentum.
+    # Training has moved the running statistics with the momentum of the network.
     statistics = peers.flat(nnx.state(backbone, nnx.BatchStat))
     for key, statistic in statistics.items():
         moved = peers.ours(case.source, key, network.state_dict())
@@ -224,22 +224,23 @@ def test_alexnet_as_trained_is_torchvisions(
     stages = peers.PUBLISHED_STAGES["alexnet"]
     with torch.no_grad():
         expected = peers.published_features(network, stages, channels_first(torch, values))
-    expected[32] = expected[32][..., None, None]  # of the one position that there is
+    expected[32] = expected[32][..., None, None]  # the classifier has a single position
     assert_equal_features(backbone, run(backbone, FeatureMap(jnp.asarray(values))), expected)
 
 
 @pytest.mark.parametrize("name", BACKBONES)
 def test_features_are_centred_where_the_grids_say(name: str, randomised: Any) -> None:
-    # nan spreads to whatever sees it. Of images of few columns, some are nan above a row, some from
-    # it on, for as many rows as the stride: so each position's first and last row of sight show.
+    # A feature is nan if it depends on a nan pixel. In half of the images the rows above a cut are
+    # nan, in the others the rows below it. The cuts cover more than one stride, so that they show
+    # the first and the last row on which each position depends.
     backbone = randomised(BACKBONES[name])
     if name == "mobilenet_v3_large":
-        for number in range(1, 16):  # a mean over the image sees all of it
+        for number in range(1, 16):  # its mean depends on every pixel
             getattr(backbone, f"block{number}").excites = False
-    # One more than the stride: of the coarsest positions too, one has a border among them.
+    # One more than the coarsest stride, so that some position's border is among the cuts.
     cuts_count = max(backbone.channels) + 1
     height = {"small": 256, "mobilenet_v3_large": 1024, "efficientnet_lite0": 1024}.get(name, 512)
-    width = 16 if name == "googlenet_original" else 1  # the least that its poolings fit on
+    width = 16 if name == "googlenet_original" else 1  # the smallest that its poolings accept
     rows = np.arange(height)[None, :, None, None]
     cuts = height // 2 + np.arange(cuts_count)[:, None, None, None]
     images = np.where(np.concatenate([rows < cuts, rows >= cuts]), np.nan, 0) * np.ones((width, 3))
@@ -250,7 +251,7 @@ def test_features_are_centred_where_the_grids_say(name: str, randomised: Any) ->
         place = stride * np.arange(seen.shape[1])
         first = height // 2 + cuts_count - 1 - above - place
         last = height // 2 - 1 + below - place
-        # Those that some cuts show and others do not; all look equally far.
+        # Only positions that some of the cuts reach and others do not; all must agree.
         (first,) = set(first[(above > 0) & (above < cuts_count)])
         (last,) = set(last[(below > 0) & (below < cuts_count)])
         assert (first + last) / 2 == backbone.grids[stride].offset, stride
@@ -259,7 +260,7 @@ def test_features_are_centred_where_the_grids_say(name: str, randomised: Any) ->
 @pytest.mark.parametrize("name", BACKBONES)
 def test_features_of_an_image_do_not_depend_on_its_canvas(name: str, randomised: Any) -> None:
     backbone = randomised(BACKBONES[name])
-    # With these weights, changing the last bit of the pixels moves MobileNet's features by 2e-5.
+    # With these weights, a change in the last bit of the pixels moves MobileNet's features by 2e-5.
     rounding = 2e-4 if name == "mobilenet_v3_large" else 1e-5
     sizes = [(37, 53), (64, 33)]
     canvases = 100 * image(70, 64)
@@ -299,7 +300,7 @@ def test_preprocessing_by_hand() -> None:
     assert CAFFE(red, jnp.bfloat16).dtype == jnp.bfloat16
 
 
-def test_inception_pixels_are_what_torchvisions_googlenet_makes_of_its_own(
+def test_inception_preprocessing_is_torchvisions_with_transform_input(
     torch: ModuleType, timm: ModuleType
 ) -> None:
     network = peers.published(timm, "googlenet", transform_input=True)
@@ -314,7 +315,7 @@ def test_inception_pixels_are_what_torchvisions_googlenet_makes_of_its_own(
 def test_depthwise_convolution_is_xlas(
     randomised: Any, size: int, stride: int, dilation: int
 ) -> None:
-    # On a CPU it is a sum over the kernel's taps.
+    # On a CPU, `Conv` computes a sum over the taps of the kernel.
     def convolution() -> Conv:
         return Conv(
             6, 6, (size, size), stride=stride, dilation=dilation, groups=6, rngs=nnx.Rngs(0)

@@ -1,4 +1,4 @@
-"""What breaks the contract of backbones is refused when a network is built, by stage and size."""
+"""Building a network refuses a backbone that breaks the contract, and names stage and size."""
 
 from collections.abc import Callable
 from typing import Any
@@ -19,7 +19,7 @@ from fcn_jax.registry import backbones as BACKBONES
 
 
 class OneLayer(nnx.Module):
-    """A backbone of one function, and what it claims about it."""
+    """A backbone of one function, with the channels and grid that it claims."""
 
     def __init__(
         self,
@@ -49,7 +49,7 @@ def stem(padding: Any) -> OneLayer:
 
 
 def test_an_unpadded_stem_loses_the_last_rows_and_is_refused() -> None:
-    # On 7 rows it has one position, centred on 1.5, that reaches up to 5: row 6 stays at zero.
+    # 7 rows give one position, centred on 1.5, whose scores reach row 5: row 6 would stay zero.
     model = FCN(stem(0), 2, skips=0, rngs=nnx.Rngs(0))
     model.head.score4.kernel[...] = jnp.ones_like(model.head.score4.kernel)
     model.head.score4.bias[...] = jnp.ones(2)
@@ -96,13 +96,13 @@ def test_padding_that_adds_up_is_accepted(layer: Any, grid: Grid) -> None:
     check_contract(OneLayer(layer, grid))
 
 
-def test_features_that_are_not_where_the_grid_says_are_refused() -> None:
+def test_features_that_are_not_centred_on_the_grid_are_refused() -> None:
     message = r"stage 4 of OneLayer is centred on pixel 4·i \+ 1.5 by its layers, and on 4·i \+ 0 "
     with pytest.raises(ValueError, match=message):
         check_contract(OneLayer(conv(4, 4, (0, 3)), Grid(4)))
 
 
-def test_an_operation_that_keeps_no_account_of_its_window_is_refused() -> None:
+def test_an_operation_that_does_not_report_its_window_is_refused() -> None:
     def every_second(x: FeatureMap) -> FeatureMap:
         return FeatureMap(x.values[:, ::2, ::2], x.valid)
 
@@ -139,5 +139,5 @@ def test_a_network_is_checked_when_it_is_built(monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.parametrize(
     "name", [name for name in BACKBONES.names if accepts(BACKBONES[name], "padding", "paper")]
 )
-def test_backbones_that_pad_the_image_keep_to_it(name: str) -> None:
+def test_backbones_that_pad_the_image_keep_the_contract(name: str) -> None:
     abstract_model(ModelConfig(backbone=name, padding="paper", skips=0), 2, axis_name="data")
