@@ -178,6 +178,8 @@ def _train(config: Config, workdir: Path) -> Evaluation:
                 if evaluation is not None:
                     checkpoints.add_score(start_step, evaluation.scores.mean_iou)
                 stop.end_if_requested()
+            if len(steps_left):
+                bar.show_activity("compiling the first step")
             every = eval_every, save_every
             for steps in step_chunks(start_step, total_steps, feed.steps_per_call, every):
                 state, step_metrics = feed(state, len(steps))

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -296,9 +297,9 @@ def test_a_run_starts_from_another_run_and_names_what_it_lacks(
     config.model.skips = 3
     config.train.steps = 1
     train(config, tmp_path / "run")
-    assert "fcn_jax on folder, step 6; not in the file, so unchanged: head/score4" in (
-        capsys.readouterr().out
-    )
+    output = capsys.readouterr()
+    assert "fcn_jax on folder, step 6; not in the file, so unchanged: head/score4" in output.out
+    assert re.search(r"^training: 0/1 steps, \d+ s, compiling the first step$", output.err, re.M)
     before, after = (flat(load_run(run).variables) for run in (trained_run, tmp_path / "run"))
     for name, value in before.items():
         np.testing.assert_array_equal(after[name], value, err_msg=name)

@@ -36,7 +36,12 @@ class Bar:
     def __init__(self, display: Progress, description: str, total: int, unit: str, initial: int):
         self._display = display
         self._task_id = display.add_task(
-            printable(description), total=total, completed=initial, unit=unit, values={}
+            printable(description),
+            total=total,
+            completed=initial,
+            unit=unit,
+            values={},
+            activity="",
         )
         self._task = display.tasks[-1]
         self._last_line = -math.inf
@@ -53,9 +58,15 @@ class Bar:
         """
         # A new dictionary, because rich's thread may be reading the old one.
         values = {**self._task.fields["values"], **values}
-        self._display.update(self._task_id, advance=n, values=values)
+        self._display.update(self._task_id, advance=n, values=values, activity="")
         if not self._display.live.is_started:
             self.print_line(every_seconds=PLAIN_LINE_EVERY_SECONDS)
+
+    def show_activity(self, text: str) -> None:
+        """Shows the reason of a long pause, such as "compiling the first step", until it ends."""
+        self._display.update(self._task_id, activity=text)
+        if not self._display.live.is_started:
+            self.print_line()
 
     def status(self) -> str:
         """Returns the count, the pace, the time spent, the time left and the values, in a line."""
@@ -85,6 +96,8 @@ def _status(task: Task) -> str:
     if pace is not None and task.remaining:
         parts.append(f"{format_duration(task.remaining / pace)} left")
     parts += [f"{name} {_format_value(value)}" for name, value in task.fields["values"].items()]
+    if task.fields["activity"]:
+        parts.append(task.fields["activity"])
     return printable(", ".join(parts))
 
 

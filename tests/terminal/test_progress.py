@@ -91,6 +91,19 @@ def test_values_shown_stay_until_replaced(clock, capsys):
     assert capsys.readouterr().err.splitlines()[-1].endswith("loss 2.5, seen 123456, note warm-up")
 
 
+def test_an_activity_is_shown_at_once_and_until_the_next_item(clock, capsys):
+    with progress_bar("training", total=3, unit="steps") as bar:
+        bar.show_activity("compiling the first step")
+        clock.now += 20
+        bar.advance()
+    assert capsys.readouterr().err.splitlines() == [
+        "training: 0/3 steps, 0 s",
+        "training: 0/3 steps, 0 s, compiling the first step",
+        "training: 1/3 steps, 20 s",
+        "training: 1/3 steps, 20 s",
+    ]
+
+
 def test_last_line_is_printed_when_the_loop_fails(clock, capsys):
     def fail_at_the_second_item() -> None:
         with progress_bar("training", total=3) as bar:
