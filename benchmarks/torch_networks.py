@@ -17,7 +17,7 @@ from benchmarks.workloads import Workload
 from fcn_jax.models.backbones.preprocess import PREPROCESSING
 from fcn_jax.models.backbones.vgg import BLOCKS
 from fcn_jax.models.build import preprocessing_name
-from fcn_jax.pretrained import flat
+from fcn_jax.pretrained import flatten
 from fcn_jax.pretrained.tables.torchvision import fcn_resnet
 
 
@@ -171,7 +171,7 @@ def torch_network(workload: Workload, variables: Any) -> tuple[Any, dict[str, st
     module = NETWORKS[workload.config.model.backbone](workload)
     table = fcn_resnet(50).table if workload.config.model.backbone == "resnet50" else {}
     state, names = {}, {}
-    for name, value in flat(variables).items():
+    for name, value in flatten(variables).items():
         value = np.asarray(value)
         if value.ndim == 4:  # to (in, out, h, w) of transposed convolutions, else (out, in, h, w)
             value = value.transpose((2, 3, 0, 1) if "upsample" in name else (3, 2, 0, 1))

@@ -50,7 +50,7 @@ from fcn_jax.inference.options import WHOLE
 from fcn_jax.inference.trained import Predictor, load_run
 from fcn_jax.models.backbones.preprocess import COLOURS
 from fcn_jax.models.build import preprocessing_name
-from fcn_jax.pretrained import Provenance, flat, model_file
+from fcn_jax.pretrained import Provenance, flatten, model_file
 from fcn_jax.pretrained.tables import torchvision
 from fcn_jax.runs import evaluation_folder
 from fcn_jax.terminal.atomic_files import write_whole
@@ -252,7 +252,7 @@ def export_to_torchvision(predictor: Predictor, path: Path) -> None:
             "--format=torchvision needs a run with torchvision's preprocessing: "
             f"config.model.preprocessing is {model.preprocessing}"
         )
-    ours = {name: np.asarray(value) for name, value in flat(predictor.variables).items()}
+    ours = {name: np.asarray(value) for name, value in flatten(predictor.variables).items()}
     state = torchvision.to_state_dict(torchvision.fcn_resnet(int(depth)), ours)
     if path.suffix == model_file.SUFFIX:
         write_whole(path, lambda part: save_file(state, part, metadata={"format": "pt"}))

@@ -20,6 +20,9 @@ from fcn_jax.errors import ArgumentError, UserError, suggestion
 
 T = TypeVar("T", bound=Callable[..., Any])
 
+IMPORT_FIRST = "import its module first"
+"""The remedy for an unknown name, in terms of the API; `terminal/cli.py` names the flag instead."""
+
 
 class UnregisteredError(ArgumentError):
     """A setting names code that is neither built in, nor installed, nor imported."""
@@ -96,8 +99,8 @@ class Registry:
             raise UnregisteredError(
                 self._setting,
                 name,
-                f"must be one of {', '.join(names)}, or registered by a module that is imported "
-                f"(--import=FILE){suggestion(str(name), names)}",
+                f"must be one of {', '.join(names)}; if your own code registers it, "
+                f"{IMPORT_FIRST}{suggestion(str(name), names)}",
             )
 
     def _entry_points(self) -> dict[str, importlib.metadata.EntryPoint]:

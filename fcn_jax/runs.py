@@ -78,7 +78,7 @@ def _saved_steps(workdir: Path) -> list[int]:
     return [int(name) for name in names if name.isascii() and name.isdigit()]
 
 
-def claim(workdir: Path, run: Provenance, num_images: int) -> None:
+def create_or_check(workdir: Path, run: Provenance, num_images: int) -> None:
     """Creates the folder of a run, or checks that it holds this run and can be resumed.
 
     A resumed run must have the same training images, but the settings in `FREE_TO_CHANGE` and

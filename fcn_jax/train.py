@@ -114,7 +114,8 @@ def _train(config: Config, workdir: Path) -> Evaluation:
     optimizer = optim.build_optimizer(config.optim, network.decay_mask, total_steps)
     weights_by_map = class_weights(config.loss.class_weights, num_classes, statistics.label_counts)
     train_step = make_train_step(network, optimizer, config, weights_by_map)
-    runs.claim(workdir, run, len(records))  # once the settings of model and loss are checked
+    # Only now, because the settings of the model and the loss are checked.
+    runs.create_or_check(workdir, run, len(records))
     evaluate = Evaluator(network, dataset, config.data.eval_split, config.eval)
     learning_rate = jax.jit(optim.learning_rate_schedule(config.optim, total_steps))
     first_state = jax.jit(partial(create_train_state, optimizer=optimizer), donate_argnums=0)

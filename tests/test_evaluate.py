@@ -22,7 +22,7 @@ from fcn_jax.inference.options import Inference
 from fcn_jax.inference.trained import Predictor
 from fcn_jax.models.build import init_model
 from fcn_jax.models.pure_model import PureModel
-from fcn_jax.pretrained import Provenance, flat, model_file
+from fcn_jax.pretrained import Provenance, flatten, model_file
 from tests.in_process import run_command
 from tests.own_folder import small_config, write_split_folder
 
@@ -72,7 +72,7 @@ def test_a_file_a_split_a_convention_and_views_can_be_named(
     predictor: Predictor, dataset: Dataset, tmp_path: Path
 ) -> None:
     path = tmp_path / "network.safetensors"
-    tensors = {name: np.asarray(value) for name, value in flat(predictor.variables).items()}
+    tensors = {name: np.asarray(value) for name, value in flatten(predictor.variables).items()}
     model_file.save(path, tensors, predictor.provenance)
     evaluation = fcn_jax.evaluate(
         str(path),
@@ -143,7 +143,7 @@ def test_the_command_names_files_by_data_convention_and_views(
     predictor: Predictor, tmp_path: Path
 ) -> None:
     path = tmp_path / "network.safetensors"
-    tensors = {name: np.asarray(value) for name, value in flat(predictor.variables).items()}
+    tensors = {name: np.asarray(value) for name, value in flatten(predictor.variables).items()}
     model_file.save(path, tensors, predictor.provenance)
     root = predictor.config.data.root
     ended = run_command(
@@ -183,7 +183,7 @@ def test_mistakes_are_reported_by_the_flag(
     predictor: Predictor, tmp_path: Path, flags: list[str], message: str
 ) -> None:
     path = tmp_path / "network.safetensors"
-    tensors = {name: np.asarray(value) for name, value in flat(predictor.variables).items()}
+    tensors = {name: np.asarray(value) for name, value in flatten(predictor.variables).items()}
     model_file.save(path, tensors, predictor.provenance)
     root = str(predictor.config.data.root)
     given = [flag.replace("FILE", str(path)).replace("ROOT", root) for flag in flags]

@@ -67,11 +67,13 @@ def test_a_name_is_not_taken_from_other_code(registry):
 def test_an_unknown_name_is_refused_with_the_nearest_one(registry):
     with pytest.raises(
         ArgumentError,
-        match=r"^model.backbone \(=paht\) must be one of path, os, or registered by a module that "
-        r"is imported \(--import=FILE\); did you mean path\?$",
+        match=r"^model.backbone \(=paht\) must be one of path, os; if your own code registers it, "
+        r"import its module first; did you mean path\?$",
     ):
         registry["paht"]
-    with pytest.raises(ArgumentError, match=r"that is imported \(--import=FILE\)$"):
+    with pytest.raises(
+        ArgumentError, match=r"if your own code registers it, import its module first$"
+    ):
         registry.check("xyz")
 
 
@@ -109,7 +111,7 @@ def test_commands_import_modules_that_register_names(tmp_path):
     file.write_text(MINE)
     unknown = command("train", "--config.model.backbone=mine", "--config.eval.canvases=0")
     assert "(=mine) must be one of small" in unknown.stderr
-    assert "or registered by a module that is imported (--import=FILE)" in unknown.stderr
+    assert "if your own code registers it, give its module by --import=FILE" in unknown.stderr
     known = command(
         "train", f"--import={file}", "--config.model.backbone=mine", "--config.eval.canvases=0"
     )

@@ -15,8 +15,8 @@ from tests.config.test_files import OLD_RUNS
 MAPS = {"": ("background", "disc")}
 
 
-def claim(workdir: Path, config: Config, channels: int = 3, label_maps=MAPS) -> None:
-    runs.claim(workdir, Provenance(config, label_maps, channels), num_images=80)
+def create_or_check(workdir: Path, config: Config, channels: int = 3, label_maps=MAPS) -> None:
+    runs.create_or_check(workdir, Provenance(config, label_maps, channels), num_images=80)
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def config() -> Config:
 def begun(tmp_path: Path, config: Config) -> Path:
     """The folder of that run with a checkpoint of step 100, and of an interrupted save."""
     workdir = tmp_path / "runs" / "mine"
-    claim(workdir, config)
+    create_or_check(workdir, config)
     (workdir / "checkpoints" / "100").mkdir(parents=True)
     (workdir / "checkpoints" / "120.orbax-checkpoint-tmp").mkdir()
     return workdir
@@ -39,19 +39,19 @@ def begun(tmp_path: Path, config: Config) -> Path:
 
 def test_a_new_folder_holds_its_settings(tmp_path, config):
     assert not runs.has_checkpoint(tmp_path / "run")
-    claim(tmp_path / "run", config)
+    create_or_check(tmp_path / "run", config)
     assert not runs.has_checkpoint(tmp_path / "run")
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["run.json"]
     assert runs.read_settings(tmp_path / "run") == Provenance(config, MAPS)
     config.seed = 1  # without a checkpoint nothing binds it
-    claim(tmp_path / "run", config)
+    create_or_check(tmp_path / "run", config)
     assert runs.read_settings(tmp_path / "run").config.seed == 1
 
 
 def test_the_same_run_is_resumed(begun, config, capsys):
     assert runs.has_checkpoint(begun)
     before = (begun / "run.json").read_bytes()
-    claim(begun, config)
+    create_or_check(begun, config)
     assert (begun / "run.json").read_bytes() == before
     assert capsys.readouterr().out == ""
 
@@ -59,7 +59,7 @@ def test_the_same_run_is_resumed(begun, config, capsys):
 def test_another_run_is_refused_with_every_difference(begun, config):
     config.optim.learning_rate, config.augment.crop_px = 0.5, None
     with pytest.raises(UserError) as refused:
-        claim(begun, config, 4, {"": ("background", "ring")})
+        create_or_check(begun, config, 4, {"": ("background", "ring")})
     assert str(refused.value) == (
         f"{begun} holds a run with other settings (augment.crop_px is 128,128 there and None now; "
         "optim.learning_rate is 0.006 there and 0.5 now; its images have 3 channels, not 4; its "
@@ -73,27 +73,27 @@ FIVE, NINE = "5 images (names 0a1b)", "9 images (names 2c3d)"
 
 def test_changed_training_images_are_refused(begun, config):
     run = Provenance(config, MAPS, train_images=FIVE)
-    runs.claim(begun, run, num_images=80)
-    runs.claim(begun, run, num_images=80)
+    runs.create_or_check(begun, run, num_images=80)
+    runs.create_or_check(begun, run, num_images=80)
     with pytest.raises(UserError) as refused:
-        runs.claim(begun, dataclasses.replace(run, train_images=NINE), num_images=80)
+        runs.create_or_check(begun, dataclasses.replace(run, train_images=NINE), num_images=80)
     assert f"its training images are {FIVE} there and {NINE} now" in str(refused.value)
     assert runs.read_settings(begun) == run
 
 
 def test_a_run_json_without_images_is_resumed_with_a_note_once(begun, config, capsys):
     run = Provenance(config, MAPS, train_images=FIVE)
-    runs.claim(begun, run, num_images=80)
+    runs.create_or_check(begun, run, num_images=80)
     assert capsys.readouterr().out == (
         f"note: {begun}/run.json does not record the training images, so they are not compared\n"
     )
-    runs.claim(begun, run, num_images=80)
+    runs.create_or_check(begun, run, num_images=80)
     assert capsys.readouterr().out == ""
 
 
 def test_the_data_may_have_moved(begun, config, capsys):
     config.data.root = "/after"
-    claim(begun, config)
+    create_or_check(begun, config)
     assert runs.read_settings(begun).config.data.root == "/after"
     assert capsys.readouterr().out == ""
 
@@ -109,10 +109,10 @@ def test_the_data_may_have_moved(begun, config, capsys):
 )
 def test_the_schedule_may_change_and_that_is_said(begun, config, capsys, epochs, steps, said):
     config.train.epochs, config.train.steps = epochs, steps
-    claim(begun, config)
+    create_or_check(begun, config)
     assert capsys.readouterr().out == (f"the schedule {said}\n" if said else "")
     assert runs.read_settings(begun).config == config
-    claim(begun, config)
+    create_or_check(begun, config)
     assert capsys.readouterr().out == ""
 
 
@@ -120,7 +120,7 @@ def test_the_schedule_cannot_end_before_the_steps_that_are_done(begun, config):
     config.train.epochs = 9.9
     message = rf"^train.epochs \(=9.9\) ends at step 99, but {begun} is trained to step 100"
     with pytest.raises(ArgumentError, match=message):
-        claim(begun, config)
+        create_or_check(begun, config)
 
 
 @pytest.mark.parametrize("name", OLD_RUNS)
@@ -130,7 +130,7 @@ def test_a_run_of_an_earlier_version_is_resumed(name, tmp_path, capsys):
     run = runs.read_settings(tmp_path)
     assert run.channels == OLD_RUNS[name]["channels"]
     config = default_config() if name == "shapes" else run.config
-    claim(tmp_path, config, run.channels, run.label_maps)
+    create_or_check(tmp_path, config, run.channels, run.label_maps)
     assert capsys.readouterr().out == ""
 
 
@@ -154,19 +154,19 @@ def test_a_damaged_run_json_is_one_line(tmp_path, text):
 def test_a_run_json_of_another_program_is_not_replaced(tmp_path, config):
     (tmp_path / "run.json").write_text('{"distance_km": 10}')
     with pytest.raises(UserError, match=r"run\.json does not hold settings .*another workdir$"):
-        claim(tmp_path, config)
+        create_or_check(tmp_path, config)
     assert (tmp_path / "run.json").read_text() == '{"distance_km": 10}'
 
 
 def test_a_run_needs_its_loss_to_train_and_its_backbone_always(tmp_path, config):
     config.loss.name = "tversky"
-    claim(tmp_path, config)
+    create_or_check(tmp_path, config)
     assert runs.read_settings(tmp_path).config.loss.name == "tversky"
-    with pytest.raises(ArgumentError, match=r"loss\.name \(=tversky\) .* \(--import=FILE\)"):
+    with pytest.raises(ArgumentError, match=r"loss\.name \(=tversky\) .* import its module first"):
         config.check()
     config.model.backbone = "patches"
-    claim(tmp_path, config)
-    message = r"run\.json: model\.backbone \(=patches\) must be one of .* \(--import=FILE\)"
+    create_or_check(tmp_path, config)
+    message = r"run\.json: model\.backbone \(=patches\) must be one of .* import its module first"
     with pytest.raises(UserError, match=message):
         runs.read_settings(tmp_path)
 

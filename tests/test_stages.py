@@ -16,7 +16,7 @@ from fcn_jax.models.build import build_model
 from fcn_jax.models.fcn import FCN
 from fcn_jax.models.pure_model import PureModel
 from fcn_jax.models.upsampling import bilinear_upsample
-from fcn_jax.pretrained import Provenance, flat, model_file
+from fcn_jax.pretrained import Provenance, flatten, model_file
 
 
 @pytest.mark.parametrize("upsampling", ["fixed", "learned"])
@@ -35,7 +35,7 @@ def test_a_stage_begins_with_the_scores_of_the_stage_before(
     network = PureModel(randomised(lambda: model(0)))
     model_config = ModelConfig(backbone="small", preprocessing="torchvision")
     provenance = Provenance(Config(model=model_config), source="FCN-32s")
-    tensors = {name: np.asarray(value) for name, value in flat(network.variables).items()}
+    tensors = {name: np.asarray(value) for name, value in flatten(network.variables).items()}
     model_file.save(tmp_path / "fcn32s.safetensors", tensors, provenance)
     before = features(network, network.variables)
     for skips, new in ((1, "head/score16"), (2, "head/score16, head/score8")):
@@ -69,7 +69,7 @@ def test_the_papers_second_stage_begins_as_its_first_ended(randomised: Any) -> N
     second = PureModel(randomised(lambda: network(1)))
     model_config = ModelConfig(backbone="vgg16", preprocessing="caffe")
     provenance = Provenance(Config(model=model_config), source="FCN-32s")
-    tensors = {name: np.asarray(value) for name, value in flat(first.variables).items()}
+    tensors = {name: np.asarray(value) for name, value in flatten(first.variables).items()}
     variables, _ = pretrained.Weights(Path("run"), provenance, tensors).apply(second.variables)
     for name in ("kernel", "bias"):
         new = variables[0]["head"]["score16"]

@@ -21,7 +21,7 @@ from fcn_jax.data import shapes
 from fcn_jax.errors import UserError
 from fcn_jax.evaluation.evaluator import Evaluator
 from fcn_jax.inference.trained import load_run
-from fcn_jax.pretrained import flat
+from fcn_jax.pretrained import flatten
 from fcn_jax.runs import read_settings
 from fcn_jax.train import train
 from fcn_jax.training.checkpoint import CheckpointReader
@@ -300,7 +300,7 @@ def test_a_run_starts_from_another_run_and_names_what_it_lacks(
     output = capsys.readouterr()
     assert "fcn_jax on folder, step 6; not in the file, so unchanged: head/score4" in output.out
     assert re.search(r"^training: 0/1 steps, \d+ s, compiling the first step$", output.err, re.M)
-    before, after = (flat(load_run(run).variables) for run in (trained_run, tmp_path / "run"))
+    before, after = (flatten(load_run(run).variables) for run in (trained_run, tmp_path / "run"))
     for name, value in before.items():
         np.testing.assert_array_equal(after[name], value, err_msg=name)
 

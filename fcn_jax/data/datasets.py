@@ -27,7 +27,7 @@ from fcn_jax import registry
 from fcn_jax.config import DataConfig, check_ranges
 from fcn_jax.data.channels import channel_feature
 from fcn_jax.data.labels import by_map, label_feature
-from fcn_jax.data.prepared import locked, open_prepared, prepared_dir, quiet
+from fcn_jax.data.prepared import locked, open_prepared, prepared_dir, quiet_tfds
 from fcn_jax.data.splits import Split
 from fcn_jax.errors import UserError, format_value
 from fcn_jax.terminal.atomic_files import write_whole
@@ -199,7 +199,7 @@ def _tfds_builder(data: DataConfig) -> Any:
 
     data_dir = Path(data.root).expanduser() if data.root else prepared_dir(data) / "tfds"
     try:
-        with quiet(bars=True):
+        with quiet_tfds(bars=True):
             builder = tfds.builder(data.name, data_dir=data_dir)
             if not builder.is_prepared():
                 with locked(data_dir / "lock"):
@@ -211,7 +211,7 @@ def _tfds_builder(data: DataConfig) -> Any:
         hint = (
             f"did you mean {' or '.join(near)}?"
             if near
-            else "a data set of your own is known once its module is imported (--import=FILE)"
+            else f"if your own code registers it, {registry.IMPORT_FIRST}"
         )
         raise UserError(f"no data set is called {data.name!r}; {hint}") from None
     except Exception as error:  # each of TFDS's builders fails in its own way
@@ -244,7 +244,7 @@ def _undecoded(dataset: Dataset, split_name: str) -> Any:
         if isinstance(features[key], tfds.features.Image)
     }
     try:
-        with quiet():
+        with quiet_tfds():
             return dataset.builder.as_data_source(split_name, decoders=skipped)
     except NotImplementedError:
         raise UserError(

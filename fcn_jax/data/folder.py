@@ -22,7 +22,7 @@ from pathlib import Path
 from fcn_jax.config import DataConfig
 from fcn_jax.data.images import IMAGE_SUFFIXES, read_bytes
 from fcn_jax.data.palettes import read_palette
-from fcn_jax.data.raw import Note, RawDataset, Sample, check_class_names, data_root, repeated
+from fcn_jax.data.raw import Note, RawDataset, Sample, check_class_names, data_root, duplicates
 from fcn_jax.errors import UserError
 
 SPLITS = ("train", "val", "test")
@@ -112,7 +112,14 @@ def image_files(root: Path, name: str, setting: str = "") -> list[Path]:
 
 
 def split_by_hash(stems: Iterable[str], validation_fraction: float) -> dict[str, list[str]]:
-    """Splits the stems of images into train and val where there are no lists.
+    """Splits the stems of images into train and val, for a data set without lists.
+
+    The split of an image depends on the hash of its stem, and on the other images only near the
+    border between the splits. Images that are added later leave most of the others where they are.
+
+    Args:
+      stems: file names without suffix; the bytes that are not UTF-8 as `os.fsdecode` decodes them.
+      validation_fraction: share of the images in val, in 0…1; 0 for a train split only.
 
     Raises:
       UserError: there is a single image.
@@ -122,7 +129,11 @@ def split_by_hash(stems: Iterable[str], validation_fraction: float) -> dict[str,
         return {"train": stems}
     if len(stems) < 2:
         raise UserError("a folder with one image cannot be split; list it in train.txt and val.txt")
-    by_hash = sorted(stems, key=lambda stem: hashlib.sha256(stem.encode()).digest())
+
+    def digest(stem: str) -> bytes:
+        return hashlib.sha256(stem.encode(errors="surrogateescape")).digest()
+
+    by_hash = sorted(stems, key=digest)
     count = min(max(round(validation_fraction * len(stems)), 1), len(stems) - 1)
     held_out = set(by_hash[:count])
     return {
@@ -134,7 +145,7 @@ def split_by_hash(stems: Iterable[str], validation_fraction: float) -> dict[str,
 def _by_stem(root: Path, name: str, setting: str, notes: list[Note]) -> dict[str, Path]:
     """The first file of each stem."""
     files = image_files(root, name, setting)
-    for stem in repeated(path.stem for path in files):
+    for stem in duplicates(path.stem for path in files):
         suffixes = ", ".join(path.suffix for path in files if path.stem == stem)
         notes.append(Note("several_files", f"{name}/{stem}", suffixes))
     return {path.stem: path for path in reversed(files)}

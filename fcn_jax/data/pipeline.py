@@ -84,7 +84,7 @@ class _TrainingCanvases:
         return ToCanvas(self.canvas_px)(_random_window(record, self.canvas_px, random))
 
 
-READING_THREADS = 8
+EVALUATION_THREADS = 8
 """Threads that read and decode images for evaluation; they may outnumber the cores."""
 
 
@@ -127,10 +127,10 @@ def evaluation_batches(
     ]
     local_images = [images[first : first + batch_size] for _, images in batches]
     subset = _Subset(records, [index for images in local_images for index in images])
-    buffer_size = max(READING_THREADS, 2 * batch_size)
+    buffer_size = max(EVALUATION_THREADS, 2 * batch_size)
     reader = iter(
         grain.MapDataset.source(subset).to_iter_dataset(
-            grain.ReadOptions(READING_THREADS, buffer_size)
+            grain.ReadOptions(EVALUATION_THREADS, buffer_size)
         )
     )
     example = records[0]  # for batches in which this host has no image

@@ -121,7 +121,7 @@ def _load(folder: Path) -> PreparedRecords:
         if not path.is_file() or path.stat().st_size != size:
             raise _UnusableError(f"the prepared records are damaged ({path})")
     try:
-        with quiet():
+        with quiet_tfds():
             builder = tfds.builder_from_directory(folder / marker["records"])
     except Exception as error:  # TFDS raises many types for a damaged description
         raise _UnusableError(
@@ -147,7 +147,7 @@ def _prepare(folder: Path, raw: RawDataset, data: DataConfig) -> None:
     folder.mkdir(parents=True)
     _write_marker(folder, marker)
     try:
-        with quiet() as stdout:
+        with quiet_tfds() as stdout:
             builder = SegmentationBuilder(raw, data, stdout, data_dir=folder)
             builder.prepare()
         written = [path for path in sorted(folder.rglob("*")) if path.is_file()]
@@ -279,7 +279,7 @@ def locked(path: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def quiet(bars: bool = False) -> Iterator[TextIO]:
+def quiet_tfds(bars: bool = False) -> Iterator[TextIO]:
     """Silences the prints and logs of TFDS, and its progress bars unless `bars`; yields stdout."""
     import tensorflow_datasets as tfds
     from absl import logging

@@ -30,7 +30,7 @@ from fcn_jax import registry
 from fcn_jax.config import DataConfig
 from fcn_jax.data.images import encode_png, read_bytes
 from fcn_jax.data.labels import IGNORE_INDEX
-from fcn_jax.errors import UserError, listed
+from fcn_jax.errors import UserError, listed, printable
 
 T = TypeVar("T")
 
@@ -279,13 +279,20 @@ def check_class_names(names: Sequence[str], where: str) -> None:
         raise UserError(
             f"{where}: {len(names)} class names; 2 to {IGNORE_INDEX} are needed (background counts)"
         )
-    if twice := repeated(names):
+    if twice := duplicates(names):
         named = listed(twice, NAMES_SHOWN)
         raise UserError(f"{where}: class names must differ, but {named} occurs twice")
 
 
 def check_image_names(names: Iterable[str], where: str) -> None:
-    """Raises UserError, beginning with `where`, for names of files outside the image folder."""
+    """Raises UserError, beginning with `where`, for names outside the image folder or not UTF-8."""
+    names = list(names)
+    undecoded = [printable(name) for name in names if any("\udc80" <= c <= "\udcff" for c in name)]
+    if undecoded:
+        raise UserError(
+            f"{where}: image names must be UTF-8, but {listed(undecoded, NAMES_SHOWN)} is not: "
+            "rename the files"
+        )
     outside = [name for name in names if PurePath(name).is_absolute() or ".." in name.split("/")]
     if outside:
         raise UserError(
@@ -336,6 +343,6 @@ def call_own_code(call: Callable[..., T], *arguments: Any, place: str) -> T:
         raise _OwnCodeError(f"{line}{message}") from error
 
 
-def repeated(names: Iterable[T]) -> list[T]:
+def duplicates(names: Iterable[T]) -> list[T]:
     """Returns the values that occur more than once."""
     return [name for name, count in Counter(names).items() if count > 1]

@@ -25,8 +25,8 @@ from fcn_jax.data.raw import (
     Sample,
     SourceFile,
     check_image_names,
+    duplicates,
     list_samples,
-    repeated,
 )
 from fcn_jax.errors import UserError, format_value, listed, width_by_height
 from fcn_jax.terminal.progress import progress_bar
@@ -173,7 +173,7 @@ def _list_samples(raw: RawDataset, data: DataConfig) -> list[Sample]:
     if not samples:
         raise UserError(f"{place}: the data set has no images")
     check_image_names((sample.name for sample in samples), place)
-    if twice := repeated((sample.split, sample.name) for sample in samples):
+    if twice := duplicates((sample.split, sample.name) for sample in samples):
         names = listed([f"{name} in {split}" for split, name in twice], NAMES_SHOWN)
         raise UserError(f"{place}: images of one split must have different names: {names}")
     for split in {sample.split for sample in samples}:

@@ -24,7 +24,7 @@ from fcn_jax.models.build import abstract_model
 from fcn_jax.models.fcn import FCN
 from fcn_jax.models.pure_model import PureModel
 from fcn_jax.pretrained import Provenance, Weights, model_file
-from fcn_jax.pretrained.weights import MAX_LISTED, replaced
+from fcn_jax.pretrained.weights import MAX_LISTED, replace_leaves
 from fcn_jax.runs import read_settings
 from fcn_jax.training.checkpoint import CheckpointReader, DamagedError
 
@@ -82,7 +82,7 @@ class Predictor:
         )
         network, variables = _network(provenance), PureModel(model).variables
         shapes, expected = (
-            {name: leaf.shape for name, leaf in pretrained.flat(tree).items()}
+            {name: leaf.shape for name, leaf in pretrained.flatten(tree).items()}
             for tree in (variables, network.variables)
         )
         differing = sorted(
@@ -114,7 +114,9 @@ class Predictor:
 
     def tensors(self) -> dict[str, np.ndarray]:
         """Returns parameters and batch statistics by path, such as "backbone/conv1/kernel"."""
-        return {name: np.asarray(value) for name, value in pretrained.flat(self.variables).items()}
+        return {
+            name: np.asarray(value) for name, value in pretrained.flatten(self.variables).items()
+        }
 
     @property
     def config(self) -> Config:
@@ -199,7 +201,7 @@ class Predictor:
         model = dataclasses.asdict(self.config.model)
         model["preprocessing"] = self.provenance.preprocessing
         digest = hashlib.sha256(json.dumps(model, sort_keys=True).encode())
-        for name, tensor in sorted(pretrained.flat(self.variables).items()):
+        for name, tensor in sorted(pretrained.flatten(self.variables).items()):
             digest.update(name.encode())
             digest.update(np.ascontiguousarray(tensor).tobytes())
         return digest.hexdigest()
@@ -234,7 +236,8 @@ def load_run(workdir: str | Path, checkpoint: str | int = "latest") -> Predictor
         checkpoint: "latest", "best" (by mIoU on the split that training evaluates), or a step.
 
     Raises:
-        UserError: there is no run or no such checkpoint, or a file cannot be read.
+        UserError: there is no run or no such checkpoint, a file cannot be read, or the backbone or
+            loss of the run is not known. If your own code registers it, import that module first.
     """
     workdir = Path(workdir)
     checkpoint = str(checkpoint)
@@ -303,7 +306,7 @@ def _load_model_file(path: Path) -> Predictor:
     network = _network(provenance)
     # The settings may come from a stranger. Nothing of the size that they describe is allocated
     # until the tensors in the file are known to have that size.
-    shapes = {name: leaf.shape for name, leaf in pretrained.flat(network.variables).items()}
+    shapes = {name: leaf.shape for name, leaf in pretrained.flatten(network.variables).items()}
     problems = list(weights.problems)
     for name, shape in shapes.items():
         tensor = weights.tensors.get(name)
@@ -316,7 +319,7 @@ def _load_model_file(path: Path) -> Predictor:
             f"the tensors of {path} do not fit its settings ({listed(problems, MAX_LISTED)}): "
             "export the run again"
         )
-    return Predictor(network, replaced(network.variables, weights.tensors), provenance)
+    return Predictor(network, replace_leaves(network.variables, weights.tensors), provenance)
 
 
 def _network(provenance: Provenance) -> PureModel:

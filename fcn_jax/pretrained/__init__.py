@@ -22,9 +22,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fcn_jax.pretrained.load import read
     from fcn_jax.pretrained.provenance import Provenance
-    from fcn_jax.pretrained.weights import Weights, flat, zeros
+    from fcn_jax.pretrained.weights import Weights, flatten, zeros
 
-__all__ = ["Provenance", "Weights", "flat", "read", "zeros"]
+__all__ = ["Provenance", "Weights", "flatten", "read", "zeros"]
 
 _MODULES = {"read": "load", "Provenance": "provenance"}
 

@@ -11,7 +11,7 @@ from fcn_jax.errors import ArgumentError, UserError
 from fcn_jax.models.build import abstract_model
 from fcn_jax.models.pure_model import PureModel
 from fcn_jax.pretrained.provenance import Provenance
-from fcn_jax.pretrained.weights import Weights, flat, zeros
+from fcn_jax.pretrained.weights import Weights, flatten, zeros
 
 
 def convert(
@@ -51,7 +51,7 @@ def convert(
         model = dataclasses.replace(provenance.config.model, score_scales=score_scales)
         provenance = dataclasses.replace(provenance, config=Config(model=model))
     variables = empty_variables(provenance.config, num_classes)
-    tensors = flat(weights.apply(variables, whole=True)[0])
+    tensors = flatten(weights.apply(variables, strict_heads=True)[0])
     return provenance, {
         name: np.asarray(tensor) for name, tensor in tensors.items() if name in weights.tensors
     }

@@ -73,7 +73,7 @@ def _rename(path: Path, theirs: Mapping[str, np.ndarray], source: WeightSource) 
         origins,
         extra_tensors={key: tensor for key, tensor in theirs.items() if key not in in_table},
         problems=tuple(problems),
-        absent=source.absent,
+        missing_layers=source.missing_layers,
         caveat=source.caveat,
     )
 

@@ -11,8 +11,10 @@ from typing import Any
 
 import numpy as np
 
-KernelLayout = Callable[[np.ndarray], np.ndarray]
-Table = dict[str, tuple[str, KernelLayout]]
+LayoutChange = Callable[[np.ndarray], np.ndarray]
+"""Transposes or reshapes a tensor to our layout."""
+
+Table = dict[str, tuple[str, LayoutChange]]
 
 
 def unchanged(tensor: np.ndarray) -> np.ndarray:
@@ -34,7 +36,7 @@ def from_iohw(tensor: np.ndarray) -> np.ndarray:
     return tensor.transpose(2, 3, 0, 1)
 
 
-def from_fully_connected(height: int, width: int) -> KernelLayout:
+def from_fully_connected(height: int, width: int) -> LayoutChange:
     """Returns a function that changes (out, in·h·w) or (out, in, h, w) to (h, w, in, out)."""
 
     def reshape(tensor: np.ndarray) -> np.ndarray:
@@ -57,8 +59,8 @@ class WeightSource:
             except those of the auxiliary head.
         ignored: prefixes and suffixes of tensor names in the source's files. No segmentation
             network uses these tensors.
-        absent: our backbone layers that no file of this source contains. They keep their initial
-            values.
+        missing_layers: our backbone layers that no file of this source contains. They keep their
+            initial values.
         model: for a whole segmentation network, the settings of `config.model` that define it.
         label_maps: for a whole segmentation network, its class names by label map ("" for a single
             one).
@@ -72,7 +74,7 @@ class WeightSource:
     table: Table
     lacks: tuple[str, ...] = ()
     ignored: tuple[str, ...] = ()
-    absent: tuple[str, ...] = ()
+    missing_layers: tuple[str, ...] = ()
     model: Mapping[str, Any] = field(default_factory=dict)
     label_maps: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     caveat: str = ""
@@ -92,7 +94,7 @@ def kernels_and_biases(
     layers: Mapping[str, str],
     kernel_suffix: str = ".weight",
     bias_suffix: str = ".bias",
-    layout: KernelLayout = from_oihw,
+    layout: LayoutChange = from_oihw,
 ) -> Table:
     """Returns the entries of convolutions with biases; `layers` maps our path to the source's."""
     table: Table = {}

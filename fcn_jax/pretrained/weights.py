@@ -41,7 +41,7 @@ class Weights:
         extra_tensors: tensors of the file for which our networks have no layer, such as a
             classifier's last layers, under the source's names.
         problems: messages about tensors that are missing, unexpected or not finite.
-        absent: our backbone layers that no file of this source contains.
+        missing_layers: our backbone layers that no file of this source contains.
         caveat: a warning for users that cannot be checked from the file.
         other: weights of the second trunk, if late fusion is initialised from two files.
     """
@@ -52,23 +52,24 @@ class Weights:
     origins: Mapping[str, tuple[str, tuple[int, ...]]] = dataclasses.field(default_factory=dict)
     extra_tensors: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
     problems: tuple[str, ...] = ()
-    absent: tuple[str, ...] = ()
+    missing_layers: tuple[str, ...] = ()
     caveat: str = ""
     other: "Weights | None" = None
 
     def apply(
-        self, variables: tuple[Any, Any], *, whole: bool = False
+        self, variables: tuple[Any, Any], *, strict_heads: bool = False
     ) -> tuple[tuple[Any, Any], str]:
         """Replaces the variables for which there are weights.
 
         Score layers of another shape, head layers that the file lacks, and the backbone layers in
-        `absent` keep their values. If the images do not have three channels, the first layer's RGB
-        filters are adapted: each channel beyond the third gets their mean (Long et al. 2015,
-        NYUDv2), a grey image gets their sum, and each of two channels gets half of their sum.
+        `missing_layers` keep their values. If the images do not have three channels, the RGB
+        filters of the first layer are adapted: each channel beyond the third gets their mean (Long
+        et al. 2015, NYUDv2), a grey image gets their sum, and each of two channels gets half of
+        their sum.
 
         Args:
             variables: (params, batch_stats), nested dicts of float32 arrays.
-            whole: raise an error for score layers of another shape, too.
+            strict_heads: whether score layers of another shape are an error, too.
 
         Returns:
             The new variables, and a line of text that lists the layers that were not replaced or
@@ -78,7 +79,7 @@ class Weights:
             UserError: tensors are missing, unexpected, not finite or have another shape. The
                 message lists all of them.
         """
-        ours = {name: np.asarray(value) for name, value in flat(variables).items()}
+        ours = {name: np.asarray(value) for name, value in flatten(variables).items()}
         # The network has two trunks, and the file has the weights of one.
         for_both_trunks = trunks.is_late(ours) and not trunks.is_late(self.tensors)
         if self.other is not None and not for_both_trunks:
@@ -88,10 +89,12 @@ class Weights:
         if for_both_trunks:
             first, second = trunks.split(ours)
             other = self.other or self
-            matched = trunks.join([self._match(first, whole), other._match(second, whole)])
+            matched = trunks.join(
+                [self._match(first, strict_heads), other._match(second, strict_heads)]
+            )
         else:
-            matched = self._match(ours, whole)
-        return replaced(variables, matched), self._report(ours, matched, for_both_trunks)
+            matched = self._match(ours, strict_heads)
+        return replace_leaves(variables, matched), self._report(ours, matched, for_both_trunks)
 
     def notes(self, model: ModelConfig, label_maps: Mapping[str, tuple[str, ...]]) -> list[str]:
         """Lists the differences between a run and the run that the weights come from.
@@ -130,7 +133,7 @@ class Weights:
                 )
         return notes
 
-    def _match(self, ours: Mapping[str, np.ndarray], whole: bool) -> dict[str, np.ndarray]:
+    def _match(self, ours: Mapping[str, np.ndarray], strict_heads: bool) -> dict[str, np.ndarray]:
         """Returns the tensors that fit, by our name."""
         backbone = {name for name in self.tensors if name.startswith("backbone/")}
         if not backbone <= ours.keys():
@@ -148,7 +151,7 @@ class Weights:
             fitted = _for_channels(tensor, shape) if name in backbone else tensor
             if fitted.shape == shape:
                 matched[name] = fitted
-            elif whole or not name.startswith(HEADS):
+            elif strict_heads or not name.startswith(HEADS):
                 key, given = self.origins.get(name, (name, tensor.shape))
                 problems.append(f"{key} has shape {given}, which does not fit {name} {shape}")
         problems += [
@@ -156,7 +159,7 @@ class Weights:
             for name in ours
             if name.startswith("backbone/")
             and name not in self.tensors
-            and name.split("/")[1] not in self.absent
+            and name.split("/")[1] not in self.missing_layers
         ]
         if problems:
             listed = "; ".join(problems[:MAX_LISTED])
@@ -232,7 +235,7 @@ def zeros(network: PureModel) -> tuple[Any, Any]:
     return jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), network.variables)
 
 
-def flat(variables: tuple[Any, Any]) -> dict[str, Any]:
+def flatten(variables: tuple[Any, Any]) -> dict[str, Any]:
     """Flattens (params, batch_stats) into one dictionary, by names such as "backbone/bn1/scale"."""
     params, batch_stats = variables
     return {
@@ -241,10 +244,12 @@ def flat(variables: tuple[Any, Any]) -> dict[str, Any]:
     }
 
 
-def replaced(variables: tuple[Any, Any], tensors: Mapping[str, np.ndarray]) -> tuple[Any, Any]:
+def replace_leaves(
+    variables: tuple[Any, Any], tensors: Mapping[str, np.ndarray]
+) -> tuple[Any, Any]:
     """Returns a copy of (params, batch_stats) in which the leaves named in `tensors` are replaced.
 
-    The names are those of `flat`.
+    The names are those of `flatten`.
     """
 
     def in_tree(tree: Any) -> Any:

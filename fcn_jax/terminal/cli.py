@@ -1,4 +1,4 @@
-"""What all commands share: parsing of flags and settings, `--help`, and one-line errors."""
+"""The common part of the commands: parsing of flags and settings, `--help`, one-line errors."""
 
 import os
 import re
@@ -14,6 +14,7 @@ from absl import flags
 from fcn_jax import config as config_lib
 from fcn_jax.config import Config, default_config
 from fcn_jax.errors import ArgumentError, UserError, format_value, suggestion
+from fcn_jax.registry import IMPORT_FIRST
 from fcn_jax.terminal import signals
 from fcn_jax.terminal.compilation_cache import use_compilation_cache
 from fcn_jax.terminal.output import print_error, protect_streams
@@ -115,6 +116,11 @@ def make_callable(module: str, function: Callable[..., Any]) -> None:
 
 
 def _message(error: Exception) -> str:
+    """Returns the error message, with settings and flags in place of the API's terms."""
+    return _with_flag(error).replace(IMPORT_FIRST, "give its module by --import=FILE")
+
+
+def _with_flag(error: Exception) -> str:
     """Returns the error message, with the argument's name replaced by its setting or flag."""
     if not isinstance(error, ArgumentError):
         return str(error)

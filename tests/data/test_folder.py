@@ -72,6 +72,19 @@ def test_the_split_is_stable_as_the_set_grows(tmp_path):
     assert folder.split_by_hash(stems, 0.0) == {"train": sorted(stems)}
 
 
+def test_names_that_are_not_utf8_are_split_by_their_bytes():
+    stems = [os.fsdecode(name) for name in (b"caf\xe9", b"stra\xdfe", b"plain", b"other")]
+    splits = folder.split_by_hash(stems, 0.25)
+    assert sorted(splits["train"] + splits["val"]) == sorted(stems)
+    # The SHA-256 digests of the four names begin with da, 38, a1 and d9.
+    assert splits["val"] == [os.fsdecode(b"stra\xdfe")]
+
+
+def test_names_that_are_not_utf8_are_refused(tmp_path):
+    root = write_set(tmp_path / "set", os.fsdecode(b"a caf\xe9"))
+    refuses(root, r"set: image names must be UTF-8, but caf\\udce9 is not: rename the files$")
+
+
 def test_lists_make_the_splits(tmp_path):
     root = write_set(tmp_path / "set")
     (root / "train.txt").write_text("b\na.png\n\n")

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from fcn_jax.config import EvalConfig
-from fcn_jax.data.pipeline import READING_THREADS
+from fcn_jax.data.pipeline import EVALUATION_THREADS
 from fcn_jax.errors import ArgumentError, UserError
 from fcn_jax.evaluation import conventions, evaluator, scorers
 from fcn_jax.evaluation.conventions import EvaluationSplit
@@ -100,7 +100,7 @@ def test_only_images_read_ahead_and_wanted_are_held(score_by):
     wanted = {0, 57, IMAGES - 1}
     received = score_by(records, step, wanted)
     # Images that the threads read, have read ahead, and of the current batch; the first for shapes.
-    ahead = READING_THREADS + max(READING_THREADS, 2 * BATCH) + BATCH + 1
+    ahead = EVALUATION_THREADS + max(EVALUATION_THREADS, 2 * BATCH) + BATCH + 1
     assert 2 * ahead < IMAGES
     assert max(held) <= ahead + len(wanted)
     assert [index for scored in received for index in scored.indices] == list(range(IMAGES))

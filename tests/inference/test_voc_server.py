@@ -31,7 +31,7 @@ from fcn_jax.models.build import build_model
 from fcn_jax.models.pure_model import PureModel
 from fcn_jax.pictures import overlays
 from fcn_jax.pretrained import Provenance
-from fcn_jax.runs import claim
+from fcn_jax.runs import create_or_check
 from tests.data.test_voc import write_voc
 from tests.in_process import run_command
 
@@ -293,7 +293,7 @@ def test_the_network_must_have_vocs_classes(make_run, voc, tmp_path):
 
 def test_comp5_is_for_vocs_own_data_alone(make_run, voc, tmp_path, monkeypatch):
     def stage(folder: str, init: str | None) -> None:
-        claim(Path(folder), Provenance(voc_config(init), {"": VOC_CLASSES}), num_images=1)
+        create_or_check(Path(folder), Provenance(voc_config(init), {"": VOC_CLASSES}), num_images=1)
 
     monkeypatch.chdir(tmp_path)
     stage("scratch", None)

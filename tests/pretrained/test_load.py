@@ -27,7 +27,7 @@ from fcn_jax.models.build import (
     build_model,
 )
 from fcn_jax.models.pure_model import PureModel
-from fcn_jax.pretrained import Provenance, flat, model_file
+from fcn_jax.pretrained import Provenance, flatten, model_file
 from fcn_jax.pretrained.convert import convert, empty_variables
 from fcn_jax.pretrained.source import from_fully_connected, from_iohw, from_oihw
 from fcn_jax.pretrained.tables import caffe, sources
@@ -45,7 +45,7 @@ def shapes_of(backbone: str, channels: int = 3, **settings: Any):
 def squeezenet_file(path: Path) -> dict[str, np.ndarray]:
     """Writes a file with Caffe's names and numbers drawn at random."""
     rng = np.random.default_rng(0)
-    ours = flat(shapes_of("squeezenet"))
+    ours = flatten(shapes_of("squeezenet"))
     tensors = {}
     for name, (key, _) in caffe.squeezenet().table.items():
         shape = ours[name].shape
@@ -72,7 +72,7 @@ def names_of(backbone: str) -> set[str]:
 @pytest.mark.parametrize("source", [*sources()], ids=lambda source: source.title)
 def test_a_table_names_every_tensor_of_its_backbone_once(source):
     ours = names_of(source.backbone)
-    absent = {n for n in ours if n.split("/")[1] in source.absent}
+    absent = {n for n in ours if n.split("/")[1] in source.missing_layers}
     assert {n for n in source.table if n.startswith("backbone/")} == ours - absent
     keys = [key for key, _ in source.table.values()]
     assert len(set(keys)) == len(keys)
@@ -186,7 +186,7 @@ def fcn_file(torch, path: Path) -> dict[str, Any]:
     """Writes torchfcn's FCN-32s, with narrow layers and numbers drawn at random."""
     rng = np.random.default_rng(0)
     tensors = {}
-    ours = flat(shapes_of("vgg16", skips=0))
+    ours = flatten(shapes_of("vgg16", skips=0))
     turned = {from_oihw: (3, 2, 0, 1), from_iohw: (2, 3, 0, 1)}
     for name, (key, layout) in torchfcn_tables.torchfcn("FCN-32s").table.items():
         shape = (64, 64, 21, 21) if name == "head/upsample32/kernel" else ours[name].shape
@@ -258,7 +258,7 @@ def test_late_fusion_starts_as_the_mean_of_its_two_networks(tmp_path, randomised
         network = PureModel(randomised(lambda c=config: build_model(c, 3, rngs=nnx.Rngs(0))))
         variables = jax.tree.map(lambda leaf, s=seed: leaf * (1 + 0.1 * s), network.variables)
         provenance = Provenance(Config(model=config), {"": ("a", "b", "c")}, source=name, step=1)
-        tensors = {key: np.asarray(value) for key, value in flat(variables).items()}
+        tensors = {key: np.asarray(value) for key, value in flatten(variables).items()}
         model_file.save(tmp_path / f"{name}.safetensors", tensors, provenance)
         networks[name] = (network, variables)
     config = ModelConfig(backbone="squeezenet", skips=1, dropout=0.0, fusion="late")

@@ -14,7 +14,7 @@ from fcn_jax.errors import UserError
 from fcn_jax.inference.trained import load_run
 from fcn_jax.models.build import abstract_model
 from fcn_jax.models.pure_model import PureModel
-from fcn_jax.pretrained import Provenance, flat, model_file, zeros
+from fcn_jax.pretrained import Provenance, flatten, model_file, zeros
 from tests.in_process import run_command
 from tests.pretrained.test_weight_files import peak_below
 
@@ -26,7 +26,7 @@ def model_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model file of a small network."""
     path = tmp_path_factory.mktemp("model") / "model.safetensors"
     config = Config(model=ModelConfig("small"))
-    tensors = flat(zeros(PureModel(abstract_model(config.model, len(CLASSES)))))
+    tensors = flatten(zeros(PureModel(abstract_model(config.model, len(CLASSES)))))
     model_file.save(path, tensors, Provenance(config, {"": CLASSES}, step=3))
     return path
 
@@ -109,7 +109,7 @@ def test_the_code_of_a_model_file_is_never_imported_but_asked_for_if_it_predicts
         values["config"]["model"]["backbone"] = "os.system"
 
     assert load_run(with_metadata(model_path, tmp_path, with_loss)).config.loss.name == "os.system"
-    message = r"m\.safetensors: model\.backbone \(=os\.system\) must .* \(--import=FILE\)$"
+    message = r"m\.safetensors: model\.backbone \(=os\.system\) must .* import its module first$"
     with pytest.raises(UserError, match=message):
         load_run(with_metadata(model_path, tmp_path, with_backbone))
 

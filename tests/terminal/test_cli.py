@@ -1,4 +1,4 @@
-"""What all commands share: parsing of flags and settings, `--help`, and one-line errors."""
+"""The common part of the commands: flags and settings, `--help`, and one-line errors."""
 
 import os
 import subprocess

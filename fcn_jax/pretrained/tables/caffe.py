@@ -49,7 +49,7 @@ def vgg16_trunk() -> WeightSource:
         has=("conv5_3/kernel",),
         lacks=("backbone/conv5_3/kernel",),
         table=kernels_and_biases(layers, "/kernel", "/bias", unchanged),
-        absent=("fc6", "fc7"),
+        missing_layers=("fc6", "fc7"),
     )
 
 

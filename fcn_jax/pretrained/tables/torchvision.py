@@ -11,7 +11,7 @@ from fcn_jax.models.backbones.googlenet import INCEPTIONS
 from fcn_jax.models.backbones.resnet import DEPTHS
 from fcn_jax.models.backbones.vgg import BLOCKS
 from fcn_jax.pretrained.source import (
-    KernelLayout,
+    LayoutChange,
     Table,
     WeightSource,
     batch_norms,
@@ -204,7 +204,7 @@ def to_state_dict(source: WeightSource, ours: Mapping[str, np.ndarray]) -> dict[
     Raises:
         KeyError: a tensor of the backbone or of the head is missing.
     """
-    inverse: dict[KernelLayout, KernelLayout] = {unchanged: unchanged, from_oihw: to_oihw}
+    inverse: dict[LayoutChange, LayoutChange] = {unchanged: unchanged, from_oihw: to_oihw}
     state = {
         theirs: np.ascontiguousarray(inverse[layout](ours[name]))
         for name, (theirs, layout) in source.table.items()
@@ -223,8 +223,8 @@ def _resnet_table(depth: int, prefix: str) -> Table:
             for part in (1, 2) if depth < 50 else (1, 2, 3):
                 convolutions[f"{ours}/conv{part}"] = f"{theirs}.conv{part}"
                 norms[f"{ours}/bn{part}"] = f"{theirs}.bn{part}"
-            # The first block of a layer has a projection shortcut if it changes the shape. In
-            # ResNet-18 and 34, layer1 has as many features as the stem, so it has none.
+            # A layer's first block has a projection shortcut if it changes the shape. In ResNet-18
+            # and 34, layer1 does not, because the stem has the same number of features.
             if block == 0 and (layer > 1 or depth >= 50):
                 convolutions[f"{ours}/shortcut/conv"] = f"{theirs}.downsample.0"
                 norms[f"{ours}/shortcut/bn"] = f"{theirs}.downsample.1"
