@@ -8,19 +8,20 @@ from flax import nnx
 
 from fcn_jax.config import Config, ModelConfig
 from fcn_jax.errors import ArgumentError
-from fcn_jax.models.build import build_model
+from fcn_jax.models.build import build_model, init_model
 from fcn_jax.models.feature_map import FeatureMap, add
 from fcn_jax.models.layers import Conv, relu
 from fcn_jax.models.pure_model import PureModel
 from fcn_jax.models.remat import remat_block, remat_blocks
 from fcn_jax.parallel.data_parallel import DATA_AXIS
+from fcn_jax.testing.recording import UNOPTIMISED
 from fcn_jax.training.optim import build_optimizer
 from fcn_jax.training.train_step import create_train_state, make_train_step
 
 
 def network(backbone: str, *, remat: bool) -> PureModel:
     config = ModelConfig(backbone=backbone, dropout=0.0, remat=remat)
-    return PureModel(build_model(config, 5, rngs=nnx.Rngs(0), axis_name=DATA_AXIS))
+    return PureModel(init_model(config, 5, seed=0, axis_name=DATA_AXIS))
 
 
 def abstract_network(backbone: str) -> tuple[nnx.GraphDef, nnx.State]:
@@ -69,12 +70,13 @@ def test_training_steps_are_the_same() -> None:
     def stepped(*, remat: bool):
         net = network("small", remat=remat)
         optimizer = build_optimizer(config.optim, net.decay_mask, 10)
-        step = jax.pmap(
+        step = jax.vmap(
             make_train_step(net, optimizer, config),
             axis_name=DATA_AXIS,
             in_axes=(None, 0),
             out_axes=None,
         )
+        step = jax.jit(step, compiler_options=UNOPTIMISED)
         state = create_train_state(net.variables, optimizer)
         for _ in range(3):
             state, metrics = step(state, batch)
