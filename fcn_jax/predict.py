@@ -225,10 +225,13 @@ def predict_files(
                 continue
             target = targets[path]
             try:
-                if cut is None:
-                    predict_file(predictor, path, target, overlay=overlay, inference=inference)
-                else:
-                    predict_file_in_tiles(predictor, path, target, cut, overlay=overlay, stop=stop)
+                with stop.abandoned(lambda: None):  # files are whole or absent, tiles are kept
+                    if cut is None:
+                        predict_file(predictor, path, target, overlay=overlay, inference=inference)
+                    else:
+                        predict_file_in_tiles(
+                            predictor, path, target, cut, overlay=overlay, stop=stop
+                        )
             except UserError as error:
                 failures.append(str(error))
             bar.advance()

@@ -49,9 +49,9 @@ from fcn_jax.training.checkpoint import CheckpointWriter
 from fcn_jax.training.class_weights import class_weights
 from fcn_jax.training.feed import open_feed, step_chunks
 from fcn_jax.training.metric_logger import MetricLogger
-from fcn_jax.training.run_lock import run_lock
+from fcn_jax.training.run_lock import forget, run_lock
 from fcn_jax.training.run_log import RunLog
-from fcn_jax.training.train_step import create_train_state, make_train_step
+from fcn_jax.training.train_step import TrainState, create_train_state, make_train_step
 
 
 def main(arguments: list[str]) -> None:
@@ -149,6 +149,8 @@ def _train(config: Config, workdir: Path) -> Evaluation:
         steps_left = range(start_step, total_steps)
         feed = open_feed(train_step, records, statistics.sizes, config, steps_left)
         evaluation = None
+        is_alone = jax.process_count() == 1  # several hosts save, and end, together
+        save_unscored = partial(_save_unscored, workdir, checkpoints, total_steps)
         started = time.monotonic()
         with (
             contextlib.closing(feed),
@@ -165,7 +167,8 @@ def _train(config: Config, workdir: Path) -> Evaluation:
             def evaluate_step(step: int) -> Evaluation | None:
                 with logger.paused(), contextlib.suppress(EvaluationStopped):
                     if not should_stop():
-                        evaluation = evaluate((state.params, state.batch_stats), should_stop)
+                        with stop.abandoned(partial(save_unscored, state) if is_alone else None):
+                            evaluation = evaluate((state.params, state.batch_stats), should_stop)
                         _log_evaluation(log, step, evaluation, dataset)
                         return evaluation
                 return None
@@ -183,7 +186,10 @@ def _train(config: Config, workdir: Path) -> Evaluation:
                 bar.show_activity("compiling the first step")
             every = eval_every, save_every
             for steps in step_chunks(start_step, total_steps, feed.steps_per_call, every):
-                state, step_metrics = feed(state, len(steps))
+                # The first step waits for its compilation, and nothing is lost with it.
+                is_first = is_alone and steps[0] == start_step + 1
+                with stop.abandoned(partial(forget, workdir) if is_first else None):
+                    state, step_metrics = feed(state, len(steps))
                 logger.dispatched(steps, step_metrics)
                 step = steps[-1]
                 last = step == total_steps
@@ -224,6 +230,18 @@ def _with_preprocessing(
         resolved = preprocessing_name(config.model)
     model = dataclasses.replace(config.model, preprocessing=resolved)
     return dataclasses.replace(config, model=model)
+
+
+def _save_unscored(
+    workdir: Path, checkpoints: CheckpointWriter, total_steps: int, state: TrainState
+) -> None:
+    """Saves a state whose evaluation is abandoned, at the end of the process."""
+    step = int(state.step)
+    if step != checkpoints.latest:
+        checkpoints.save(state, None)
+    checkpoints.wait()
+    say(f"stopped and saved at step {step} of {total_steps}: start again to resume")
+    forget(workdir)
 
 
 def _headline(config: Config, dataset: Dataset, network: PureModel) -> str:

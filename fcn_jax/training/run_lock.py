@@ -63,10 +63,16 @@ def run_lock(workdir: Path) -> Iterator[None]:
         finally:
             ended.set()
             heartbeat.join()
+            forget(workdir)
             with contextlib.suppress(OSError):
-                path.unlink()
                 if is_new:
                     workdir.rmdir()  # fails if it holds anything
+
+
+def forget(workdir: Path) -> None:
+    """Removes the file of a lock that this process holds, at its end."""
+    with contextlib.suppress(OSError):
+        (workdir / FILE).unlink()
 
 
 def _open_locked(path: Path) -> IO[str]:

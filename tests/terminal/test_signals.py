@@ -4,11 +4,13 @@ import gc
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 
 import pytest
 
+from fcn_jax.terminal import signals
 from fcn_jax.terminal.signals import StopSignal, interruptions
 from tests.own_folder import ROOT
 
@@ -99,3 +101,50 @@ def test_a_signal_that_the_caller_ignores_stays_ignored(context):
         assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+BLOCKED = """
+import hashlib, os, signal, threading
+from fcn_jax.terminal import signals
+signals.PATIENCE_SECONDS = 0.5
+threading.Timer(0.2, os.kill, [os.getpid(), signal.SIGTERM]).start()
+def block():  # no handler runs during this call, as in a compilation
+    hashlib.pbkdf2_hmac("sha256", b"", b"", 100_000_000)
+"""
+
+
+@pytest.mark.parametrize(
+    ("program", "printed"),
+    [
+        ("with signals.interruptions():\n    block()", ""),
+        (
+            "with signals.StopSignal('page') as stop, stop.abandoned(lambda: print('saved')):\n"
+            "    block()",
+            "saved\n",
+        ),
+    ],
+)
+def test_a_signal_in_a_long_call_ends_the_process(program, printed):
+    ended = subprocess.run(
+        [sys.executable, "-c", BLOCKED + program],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+    assert ended.returncode == 128 + signal.SIGTERM
+    assert ended.stdout == printed
+    assert ended.stderr == ""
+
+
+def test_the_main_thread_goes_on_if_another_cannot_save_for_it(monkeypatch):
+    def cannot() -> None:
+        tried.set()
+        raise OSError
+
+    monkeypatch.setattr(signals, "PATIENCE_SECONDS", 0)
+    tried = threading.Event()
+    with StopSignal("page") as stop, stop.abandoned(cannot):
+        signal.raise_signal(signal.SIGTERM)
+        assert tried.wait(30)
+    assert stop.requested == signal.SIGTERM
