@@ -28,6 +28,7 @@ from fcn_jax.config import DataConfig, check_ranges
 from fcn_jax.data.channels import channel_feature
 from fcn_jax.data.labels import by_map, label_feature
 from fcn_jax.data.prepared import locked, open_prepared, prepared_dir, quiet_tfds
+from fcn_jax.data.raw import expanded
 from fcn_jax.data.splits import Split
 from fcn_jax.errors import UserError, format_value
 from fcn_jax.terminal.atomic_files import write_whole
@@ -197,7 +198,7 @@ def _open_tfds(data: DataConfig) -> Dataset:
 def _tfds_builder(data: DataConfig) -> Any:
     import tensorflow_datasets as tfds
 
-    data_dir = Path(data.root).expanduser() if data.root else prepared_dir(data) / "tfds"
+    data_dir = expanded(data.root, "data.root") if data.root else prepared_dir(data) / "tfds"
     try:
         with quiet_tfds(bars=True):
             builder = tfds.builder(data.name, data_dir=data_dir)

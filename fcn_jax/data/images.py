@@ -7,9 +7,10 @@ file that cannot be used raises a `UserError` that names it.
 import io
 import stat
 import warnings
+import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -34,6 +35,12 @@ without this list, Pillow would start Ghostscript, a PostScript interpreter, for
 
 IMAGE_SUFFIXES = frozenset(suffix for suffixes in RASTER_FORMATS.values() for suffix in suffixes)
 """Lower-case suffixes by which image files are found in a folder."""
+
+COMPRESSION_TAG, DEFLATE = 259, (8, 32946)
+PIECE_TAGS = ((273, 279), (324, 325))
+"""Tags of a TIFF: its compression; the offsets and byte counts of its strips, or of its tiles."""
+
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 TIFF_SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 """First bytes of a TIFF in either byte order; the last two mark BigTIFF, for files beyond 4 GB."""
@@ -93,9 +100,13 @@ def open_image(data: bytes, name: str) -> Image.Image:
     Raises:
       UserError: they are no image of `RASTER_FORMATS`, too large an image, or damaged.
     """
+    if is_damaged_png(data):
+        raise UserError(f"{name}: the image is damaged (a checksum in it does not match)")
     try:
         image = Image.open(io.BytesIO(data), formats=tuple(RASTER_FORMATS))
         image.load()
+        if image.format == "TIFF":
+            _check_deflated(image, data)
     except UnidentifiedImageError:
         if data.startswith(TIFF_SIGNATURES):
             raise UserError(
@@ -109,9 +120,30 @@ def open_image(data: bytes, name: str) -> Image.Image:
             f"{name}: too large an image; cut it into tiles, or to label it, save it as a tiled "
             f"TIFF, which predict --tile=1024 reads by window ({error})"
         ) from None
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
+    except (OSError, SyntaxError, ValueError, EOFError, zlib.error) as error:
         raise UserError(f"{name}: the image is damaged ({error})") from error
     return image
+
+
+def _check_deflated(image: Any, data: bytes) -> None:
+    """Raises zlib.error if a checksum of a TIFF's deflated pixels is wrong; libtiff ignores most.
+
+    Args:
+        image: the opened TIFF.
+        data: the bytes of the file.
+    """
+    tags = image.tag_v2
+    if tags.get(COMPRESSION_TAG) not in DEFLATE:
+        return
+    offsets, counts = next(
+        ((tags[a], tags[b]) for a, b in PIECE_TAGS if a in tags and b in tags), ((), ())
+    )
+    for offset, count in zip(offsets, counts, strict=False):
+        stream, piece = zlib.decompressobj(), data[offset : offset + count]
+        while piece and not stream.eof:  # in parts, because a few bytes may become gigabytes
+            if not stream.decompress(piece, 1 << 20) and not stream.unconsumed_tail:
+                break
+            piece = stream.unconsumed_tail
 
 
 def read_header(path: str | Path, look: Callable[[Image.Image], T]) -> T | None:
@@ -142,6 +174,29 @@ def is_tiff(path: Path) -> bool:
             return file.read(4) in TIFF_SIGNATURES
     except OSError:  # reading the file reports it
         return False
+
+
+def is_damaged_png(data: bytes) -> bool:
+    """Returns whether a checksum in a PNG file is wrong; Pillow ignores those of the pixels.
+
+    Checks the chunks that determine the pixels, whose names begin with a capital letter.
+    """
+    if not data.startswith(PNG_SIGNATURE):
+        return False
+    view, start = memoryview(data), len(PNG_SIGNATURE)
+    while start + 12 <= len(data):
+        length = int.from_bytes(view[start : start + 4], "big")
+        name, end = data[start + 4 : start + 8], start + 8 + length
+        if end + 4 > len(data):
+            return False  # Pillow reports that it is truncated
+        if name[:1].isupper() and zlib.crc32(view[start + 4 : end]) != int.from_bytes(
+            view[end : end + 4], "big"
+        ):
+            return True
+        if name == b"IEND":
+            return False
+        start = end + 4
+    return False
 
 
 def png_bits(data: bytes) -> int:

@@ -20,16 +20,17 @@ import inspect
 import io
 import json
 import os
+import pwd
 import shutil
 import stat
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
 from fcn_jax import registry
 from fcn_jax.config import DataConfig
-from fcn_jax.data.raw import RawDataset, list_samples, open_raw, raise_for_notes
+from fcn_jax.data.raw import RawDataset, expanded, list_samples, open_raw, raise_for_notes
 from fcn_jax.errors import UserError
 from fcn_jax.terminal.atomic_files import write_whole
 from fcn_jax.terminal.progress import say
@@ -70,7 +71,7 @@ class PreparedRecords(NamedTuple):
 def prepared_dir(data: DataConfig) -> Path:
     """Returns `data.prepared_dir`, or else $FCN_JAX_DATA, or else ~/.cache/fcn_jax/data."""
     folder = data.prepared_dir or os.environ.get("FCN_JAX_DATA") or "~/.cache/fcn_jax/data"
-    return Path(folder).expanduser().absolute()
+    return expanded(folder, "data.prepared_dir").absolute()
 
 
 def open_prepared(data: DataConfig) -> PreparedRecords:
@@ -79,7 +80,7 @@ def open_prepared(data: DataConfig) -> PreparedRecords:
     Raises:
       UserError: raw files are missing or wrong, or the records cannot be written.
     """
-    root = Path(data.root).expanduser() if data.root else None
+    root = expanded(data.root, "data.root") if data.root else None
     settings = {
         name: value for name, value in dataclasses.asdict(data).items() if name not in READ_SETTINGS
     }
@@ -87,7 +88,7 @@ def open_prepared(data: DataConfig) -> PreparedRecords:
     name = f"{Path(full_path).name or 'set'}-{_digest(settings | {'root': full_path})}"
     base = prepared_dir(data) / data.name / name
     if root and not root.exists() and (versions := _versions(base)):
-        return _load(versions[-1])
+        return _load_newest_intact(versions, root)
     raw = open_raw(data)
     assert raw is not None, f"{data.name} is not registered"
     if raw.files is None:
@@ -108,6 +109,28 @@ def open_prepared(data: DataConfig) -> PreparedRecords:
 
 class _UnusableError(UserError):
     """Records that are missing, incomplete or damaged."""
+
+
+def _load_newest_intact(versions: Sequence[Path], root: Path) -> PreparedRecords:
+    """Loads the most recently used records of a data set whose raw files are gone.
+
+    Raises:
+      UserError: those of every version are damaged.
+    """
+    problems: list[_UnusableError] = []
+    for folder in reversed(versions):
+        try:
+            records = _load(folder)
+        except _UnusableError as error:
+            problems.append(error)
+            continue
+        if problems:
+            say(
+                f"note: {problems[0]}, and {root}, from which they were prepared, is gone: an "
+                f"earlier state of the data set is used ({folder})"
+            )
+        return records
+    raise UserError(f"{problems[0]}, and {root}, from which they were prepared, is gone")
 
 
 def _load(folder: Path) -> PreparedRecords:
@@ -216,7 +239,7 @@ def _writing(folder: Path) -> Iterator[None]:
 
 def _state(raw: RawDataset, data: DataConfig) -> dict[str, Any]:
     """Returns everything that the records depend on, apart from the settings."""
-    root = str(Path(data.root).expanduser()) if data.root else ""
+    root = str(expanded(data.root, "data.root")) if data.root else ""
     states: dict[str, list[Any]] = {}  # samples may share a file
 
     def state_of(path: Path) -> list[Any]:
@@ -290,8 +313,29 @@ def quiet_tfds(bars: bool = False) -> Iterator[TextIO]:
         tfds.disable_progress_bar()
     stdout = sys.stdout
     try:
-        with contextlib.redirect_stdout(io.StringIO()):
+        with contextlib.redirect_stdout(io.StringIO()), _named_owners():
             yield stdout
     finally:
         tfds.enable_progress_bar()
         logging.set_verbosity(verbosity)
+
+
+@contextlib.contextmanager
+def _named_owners() -> Iterator[None]:
+    """Lets TFDS's file library look up the owner of files whose number has no name.
+
+    It fails otherwise in a container that runs with another user's number (`docker run -u`).
+    """
+    lookup = pwd.getpwuid
+
+    def name_of(number: int) -> pwd.struct_passwd:
+        try:
+            return lookup(number)
+        except KeyError:
+            return pwd.struct_passwd((str(number), "", number, -1, "", "", ""))
+
+    pwd.getpwuid = name_of
+    try:
+        yield
+    finally:
+        pwd.getpwuid = lookup

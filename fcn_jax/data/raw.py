@@ -30,7 +30,7 @@ from fcn_jax import registry
 from fcn_jax.config import DataConfig
 from fcn_jax.data.images import encode_png, read_bytes
 from fcn_jax.data.labels import IGNORE_INDEX
-from fcn_jax.errors import UserError, listed, printable
+from fcn_jax.errors import ArgumentError, UserError, listed, printable
 
 T = TypeVar("T")
 
@@ -259,6 +259,20 @@ def _call_data_set(call: Callable[..., T], *arguments: Any, data: DataConfig) ->
         raise UserError(f"{error} (in the data set {data.name!r})") from error
 
 
+def expanded(path: str, argument: str) -> Path:
+    """Returns a path whose ~ is replaced by the home directory.
+
+    Raises:
+      ArgumentError: the user has no home directory, as in a container with another user's number.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise ArgumentError(
+            argument, path, "needs a home directory ($HOME), and there is none: give another folder"
+        ) from error
+
+
 def data_root(data: DataConfig) -> Path:
     """Returns the folder that `data.root` names.
 
@@ -267,7 +281,7 @@ def data_root(data: DataConfig) -> Path:
     """
     if not data.root:
         raise UserError(f"the {data.name} data set needs --config.data.root=DIR")
-    root = Path(data.root).expanduser()
+    root = expanded(data.root, "data.root")
     if not root.exists():
         raise UserError(f"{root}: no such folder (--config.data.root)")
     return root

@@ -108,12 +108,12 @@ class SegmentationBuilder(tfds.core.ShardBasedBuilder, skip_registration=True): 
             for split, samples in self._splits.items()
         }
 
-    def _records(self, samples: list[Sample]) -> Iterator[tuple[str, dict[str, Any]]]:
+    def _records(self, samples: list[Sample]) -> Iterator[tuple[bytes, dict[str, Any]]]:
         for sample in samples:
             try:
                 with contextlib.redirect_stdout(self._stdout):  # what the data set's reader prints
                     record = self._record(sample)
-                yield sample.name, record
+                yield _bytes(sample.name), record
             except UserError as error:  # the first; there may be more
                 raise UserError(f"{error}{SEE_DOCTOR}") from error
             except Exception as error:
@@ -124,7 +124,7 @@ class SegmentationBuilder(tfds.core.ShardBasedBuilder, skip_registration=True): 
     def _record(self, sample: Sample) -> dict[str, Any]:
         encoded = sample.image.load_bytes()
         image, image_name = decode_image(encoded, str(sample.image.path)), str(sample.image.path)
-        record = {"image": _stored(encoded, image), "name": sample.name}
+        record: dict[str, Any] = {"image": _stored(encoded, image), "name": _bytes(sample.name)}
         for label_map, class_names in self._label_maps.items():
             file = sample.masks[label_map]
             label = self._load_mask(file)
@@ -154,6 +154,11 @@ class SegmentationBuilder(tfds.core.ShardBasedBuilder, skip_registration=True): 
         if isinstance(content, bytes):
             return decode_mask(content, str(file.path), self._palette)
         return as_labels(content, str(file.path))
+
+
+def _bytes(name: str) -> bytes:
+    """Returns a name as bytes; a file name need not be UTF-8."""
+    return name.encode(errors="surrogateescape")
 
 
 def _stored(encoded: bytes, pixels: np.ndarray) -> bytes:

@@ -91,7 +91,7 @@ class Split:
     def _record_name(self, record: dict[str, Any], index: int) -> str:
         for key in ("name", "file_name", "filename", "image/filename"):
             if isinstance(name := record.get(key), bytes | str):
-                return name.decode() if isinstance(name, bytes) else name
+                return name.decode(errors="surrogateescape") if isinstance(name, bytes) else name
         return f"{self.name}[{index}]"
 
     def _decode_labels(self, record: dict[str, Any], name: str) -> np.ndarray:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from fcn_jax.errors import UserError
+from fcn_jax.errors import UserError, format_value
 from fcn_jax.pretrained.archives import check_archive, read_entry
 from fcn_jax.pretrained.caffe_file import read_caffe
 from fcn_jax.pretrained.torch_file import read_torch
@@ -70,7 +70,8 @@ def read_weights(path: Path) -> dict[str, np.ndarray]:
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
     except DAMAGE as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        # Some errors of zipfile quote whatever stands in the place of a name.
+        reason = format_value((str(error).splitlines() or [type(error).__name__])[0])
         raise UserError(
             f"{path} cannot be read ({reason}): it may be truncated or damaged; fetch it again"
         ) from error

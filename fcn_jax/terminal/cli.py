@@ -99,8 +99,29 @@ def run(main: Callable[[list[str]], None]) -> None:
             "same command again"
         )
         os._exit(1)  # skips exit handlers, which would fail for the same reason
+    except (AssertionError, RuntimeError):
+        if not (problem := _problem_of_devices()):
+            raise
+        print_error(f"{_command()}: {problem}")
+        sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def _problem_of_devices() -> str:
+    """Returns why JAX has no devices, in a line; empty if it has some."""
+    import jax
+
+    try:
+        jax.devices()
+    except (AssertionError, RuntimeError) as error:
+        reason = next(iter(str(error).splitlines()), "") or "there are none of this platform"
+        platforms = os.environ.get("JAX_PLATFORMS", "")
+        return (
+            f"JAX finds no devices with JAX_PLATFORMS={platforms} ({reason}): set it to cpu, or "
+            "unset it for the best devices that there are"
+        )
+    return ""
 
 
 def make_callable(module: str, function: Callable[..., Any]) -> None:

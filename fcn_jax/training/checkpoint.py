@@ -49,10 +49,19 @@ class CheckpointReader:
     """The complete checkpoints in a folder, read-only.
 
     It never creates, renames or deletes anything, so it is safe on a run that is being trained.
+
+    Raises:
+        UserError: the folder's name is not UTF-8.
     """
 
     def __init__(self, directory: Path):
         self._directory = directory.absolute()
+        try:
+            str(self._directory).encode()
+        except UnicodeEncodeError as error:
+            raise UserError(
+                f"{directory}: checkpoints cannot be in a folder whose name is not UTF-8: rename it"
+            ) from error
         self._verified: int | None = None  # the step whose files have been compared already
 
     @property

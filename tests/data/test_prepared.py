@@ -255,8 +255,37 @@ def test_damaged_records_without_raw_files_end_in_one_line(tmp_path):
     open_folder(root)
     damage(tmp_path / "prepared", "dataset_info.json")
     root.rename(tmp_path / "elsewhere")
-    with pytest.raises(UserError, match=r"^the prepared records are damaged \(.*info\.json\)$"):
+    with pytest.raises(
+        UserError,
+        match=r"^the prepared records are damaged \(.*info\.json\), and .*set, from .* gone$",
+    ):
         open_folder(root)
+
+
+def test_without_raw_files_an_earlier_state_takes_the_place_of_damaged_records(tmp_path, capsys):
+    root = write_set(tmp_path / "set")
+    before = open_folder(root)
+    (root / "classes.txt").write_text("ground\nroad\ntree\n")
+    newest = Path(open_folder(root).builder.data_dir)
+    (newest / "dataset_info.json").write_text("")
+    root.rename(tmp_path / "elsewhere")
+    capsys.readouterr()
+    assert open_folder(root).label_maps == before.label_maps == {"": ("ground", "road", "car")}
+    assert "is gone: an earlier state of the data set is used" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("setting", ["root", "prepared_dir"])
+def test_a_home_directory_that_does_not_exist_is_one_line(monkeypatch, setting):
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr("pwd.getpwuid", lambda number: {}[number])
+    data = DataConfig(name="folder", **{"root": "/x", setting: "~/mine"})
+    with pytest.raises(UserError, match=rf"data\.{setting} \(=~/mine\) needs a home directory"):
+        open_dataset(data)
+
+
+def test_records_are_prepared_for_a_user_without_a_name(tmp_path, monkeypatch):
+    monkeypatch.setattr("pwd.getpwuid", lambda number: {}[number])
+    assert len(open_shapes(tmp_path).split("train")) == 6
 
 
 def test_a_flipped_byte_in_a_record_is_one_line(tmp_path):
