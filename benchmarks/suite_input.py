@@ -82,7 +82,7 @@ def iterations(workload: Workload, settings: Settings) -> Contenders:
     else:
         several = NotMeasuredError("XLA's CPU backend is many times slower in a loop of steps")
     return {
-        "bare step": contender(Streamed(train_step, (batch for _ in STEPS))),
+        "bare step": contender(Streamed(train_step, lambda steps: (batch for _ in steps), STEPS)),
         "streaming": fed(data__cache="none"),
         "on the device": fed(data__cache="device", train__steps_per_dispatch=1),
         f"on the device, {count} steps a call": several,

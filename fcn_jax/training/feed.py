@@ -3,7 +3,7 @@
 Both give the same batches (`data/order.py`), so a resumed run may change from one to the other.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, Protocol
 
@@ -16,7 +16,7 @@ from fcn_jax.data import resident
 from fcn_jax.data.canvases import Size, one_canvas, round_up
 from fcn_jax.data.pipeline import training_batches
 from fcn_jax.data.resident import DeviceStep
-from fcn_jax.errors import ArgumentError
+from fcn_jax.errors import ArgumentError, UserError
 from fcn_jax.parallel import data_parallel
 from fcn_jax.parallel.memory import free_bytes
 from fcn_jax.terminal.progress import say
@@ -82,15 +82,15 @@ def open_feed(
                 f"note: train.steps_per_dispatch (={config.train.steps_per_dispatch}) applies to "
                 "images in device memory; each step on streamed images is a call of its own"
             )
-    batches = training_batches(
+    batches_of = partial(
+        training_batches,
         records,
         canvas_px=canvas_px,
         batch_size=config.train.batch_size,
         seed=config.seed,
         workers=config.data.workers,
-        steps=steps,
     )
-    return Streamed(train_step, batches)
+    return Streamed(train_step, batches_of, steps)
 
 
 class Resident:
@@ -125,13 +125,31 @@ class Resident:
 
 
 class Streamed:
-    """A `Feed` from the host: the next batch is read and copied while a step runs."""
+    """A `Feed` from the host: the next batch is read and copied while a step runs.
+
+    If a process that reads images is killed, as the system does when memory is short, the processes
+    are started again, with the same batches.
+
+    Args:
+        train_step: the step of one device.
+        batches_of: opens the batches of the steps that its argument `steps` gives.
+        steps: numbers of the steps to run, from 0.
+
+    Raises:
+        UserError: the processes are killed again before they have read a batch.
+    """
 
     steps_per_call = 1
 
-    def __init__(self, train_step: DeviceStep, batches: grain.DatasetIterator):
+    def __init__(
+        self,
+        train_step: DeviceStep,
+        batches_of: Callable[..., grain.DatasetIterator],
+        steps: range,
+    ):
         self._step = data_parallel.parallelize(train_step, donate_state=True)
-        self._batches = batches
+        self._batches_of, self._steps = batches_of, steps
+        self._batches = batches_of(steps=steps)
         self._next: Any = None
         self._read_next()
 
@@ -142,8 +160,27 @@ class Streamed:
         return results
 
     def _read_next(self) -> None:
-        batch = next(self._batches, None)
+        try:
+            batch = next(self._batches, None)
+        except RuntimeError as error:
+            batch = self._read_again(error)
+        self._steps = self._steps[1:]
         self._next = None if batch is None else data_parallel.shard_batch(batch)
+
+    def _read_again(self, error: RuntimeError) -> Any:
+        if "Worker process" not in str(error):  # Grain has no narrower class
+            raise error
+        reason, *_ = str(error).partition(". ")
+        say(f"note: data.workers are started again ({reason}); if memory is short, give fewer")
+        self._batches.close()
+        self._batches = self._batches_of(steps=self._steps)
+        try:
+            return next(self._batches, None)
+        except RuntimeError as again:
+            raise UserError(
+                f"the processes of data.workers end again and again ({reason}): if memory is "
+                "short, give fewer workers, 0 for none, or smaller images"
+            ) from again
 
     def close(self) -> None:
         self._batches.close()

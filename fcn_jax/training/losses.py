@@ -23,6 +23,7 @@ training step does when it is built.
 """
 
 import inspect
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -76,8 +77,22 @@ class Loss:
         Raises:
             ValueError: `label` does not have the shape of the logits without their last axis.
         """
-        _check_shapes(logits, label)
+        self._check(logits, label)
         return self.value(self.sums(logits, label))
+
+    def _check(self, logits: jax.Array, label: jax.Array) -> None:
+        """Raises ArgumentError for class weights of other classes, ValueError for other labels."""
+        if self.class_weights is not None and self.class_weights.shape != logits.shape[-1:]:
+            raise ArgumentError(
+                "class_weights",
+                "×".join(map(str, self.class_weights.shape)),
+                f"must be {logits.shape[-1]} numbers, one for each class of the logits",
+            )
+        if label.shape != logits.shape[:-1]:
+            raise ValueError(
+                f"`label` (of shape {label.shape}) must have the shape of the logits "
+                f"{logits.shape} without their last axis, {logits.shape[:-1]}"
+            )
 
 
 class PixelLoss(Loss):
@@ -101,7 +116,7 @@ class PixelLoss(Loss):
         raise NotImplementedError
 
     def sums(self, logits: jax.Array, label: jax.Array) -> tuple[jax.Array, jax.Array]:
-        _check_shapes(logits, label)
+        self._check(logits, label)
         weights = self._weights(label)
         valid = label != IGNORE_INDEX
         losses = self.per_pixel(logits, _target(label))
@@ -179,7 +194,7 @@ class Dice(Loss):
 
     def sums(self, logits: jax.Array, label: jax.Array) -> tuple[jax.Array, ...]:
         """Returns Σ p·g, Σ p and Σ g of each class: float32 (k,) each."""
-        _check_shapes(logits, label)
+        self._check(logits, label)
         valid = (label != IGNORE_INDEX)[..., None]
         truth = _one_hot(logits, _target(label)) & valid
         predicted = jnp.where(valid, jax.nn.softmax(logits, axis=-1), 0)
@@ -243,9 +258,13 @@ def build_losses(
 def _options(config: LossConfig) -> dict[str, float]:
     try:
         pairs = [option.split("=") for option in config.options]
-        return {name.strip(): float(value) for name, value in pairs}
+        options = {name.strip(): float(value) for name, value in pairs}
+        if not all(map(math.isfinite, options.values())):
+            raise ValueError
+        return options
     except ValueError:
-        raise ArgumentError("loss.options", config.options, "must be name=number,…") from None
+        problem = "must be name=number,…, with finite numbers"
+        raise ArgumentError("loss.options", config.options, problem) from None
 
 
 def takes_class_weights(make: Callable[..., Loss]) -> bool:
@@ -254,14 +273,6 @@ def takes_class_weights(make: Callable[..., Loss]) -> bool:
     return "class_weights" in parameters or any(
         parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()
     )
-
-
-def _check_shapes(logits: jax.Array, label: jax.Array) -> None:
-    if label.shape != logits.shape[:-1]:
-        raise ValueError(
-            f"`label` (of shape {label.shape}) must have the shape of the logits {logits.shape} "
-            f"without their last axis, {logits.shape[:-1]}"
-        )
 
 
 def _target(label: jax.Array) -> jax.Array:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -85,6 +86,34 @@ def test_parts_of_larger_images_are_streamed(capsys):
     streamed.close()
     with pytest.raises(UserError, match="cannot keep 2 images in device memory: some are larger"):
         opened(Blank(2), "device", canvas_px=(128, 64))
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_killed_workers_are_started_again_with_the_same_batches(times, capsys):
+    opened_at: list[range] = []
+
+    def batches_of(steps: range) -> Any:
+        opened_at.append(steps)
+        for step in steps:
+            if step == 2 and len(opened_at) <= times:  # as Grain does
+                raise RuntimeError("Worker process was terminated unexpectedly with exit code -9.")
+            yield {"size": np.full((jax.device_count(), 2), step)}
+
+    def add_up(state: Any, batch: Any) -> tuple[Any, Any]:
+        return state + batch["size"].sum() // 2, {}
+
+    streamed = Streamed(add_up, batches_of, range(5))
+    state = jnp.zeros((), jnp.int32)
+    if times == 2:
+        state, _ = streamed(state, 1)
+        with pytest.raises(UserError, match=r"workers end again and again \(Worker process was"):
+            streamed(state, 1)
+        return
+    for _ in range(5):
+        state, _ = streamed(state, 1)
+    assert state == (0 + 1 + 2 + 3 + 4)
+    assert opened_at == [range(5), range(2, 5)]
+    assert "started again (Worker process was terminated unexpectedly" in capsys.readouterr().out
 
 
 def test_a_few_steps_do_not_wait_for_the_whole_set(capsys):

@@ -174,6 +174,7 @@ def test_each_label_map_has_its_own_weights() -> None:
         ({"name": "focal", "options": ("beta=1",)}, r"'beta' that loss\.name=focal .*: gamma"),
         ({"name": "focal", "options": ("gamma",)}, r"loss\.options \(=gamma\) must be name=number"),
         ({"name": "focal", "options": ("gamma=-1",)}, r"used: gamma \(=-1\.0\) must be at least"),
+        ({"name": "dice", "options": ("smooth=inf",)}, r"smooth=inf\) must be .* finite numbers"),
         ({"name": "dice", "options": ("smooth=0",)}, r"used: smooth \(=0\.0\) must be above 0"),
         ({"name": "dice", "normalization": "sum"}, r"must be mean with loss\.name=dice"),
     ],
@@ -181,6 +182,15 @@ def test_each_label_map_has_its_own_weights() -> None:
 def test_settings_that_cannot_be_used(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ArgumentError, match=message):
         build_losses(LossConfig(**settings), ("",), {})
+
+
+@pytest.mark.parametrize("make", [CrossEntropy, Dice])
+def test_class_weights_of_other_classes_are_refused(make: Any) -> None:
+    logits, label = jnp.zeros((2, 3, 4)), jnp.zeros((2, 3), jnp.int32)
+    with pytest.raises(
+        ArgumentError, match=r"class_weights \(=3\) must be 4 numbers, one for each"
+    ):
+        make(class_weights=[1.0, 2.0, 3.0])(logits, label)
 
 
 def test_the_names_of_the_losses() -> None:
