@@ -53,10 +53,19 @@ from fcn_jax.models.convolutionalize import (
 )
 from fcn_jax.models.geometry import Grid
 from fcn_jax.models.pure_model import PureModel
+from fcn_jax.parallel.memory import free_bytes
+from fcn_jax.parallel.memory_estimate import estimated_bytes
 from fcn_jax.pretrained import Weights, read, zeros
 from fcn_jax.pretrained.tables import classifiers
 from fcn_jax.terminal.atomic_files import write_whole
 from fcn_jax.terminal.progress import say
+
+MAX_PANELS = 20
+"""Limit for one picture: each class has a panel."""
+
+PANEL_INCHES = 3.4
+MAX_PANEL_RATIO = 4
+"""Limit of a panel's height by its width; a longer photo is drawn smaller."""
 
 
 def main(arguments: list[str]) -> None:
@@ -67,10 +76,15 @@ def main(arguments: list[str]) -> None:
     for file in filter(None, (arguments[0], options.weights, options.names)):
         if output.exists() and Path(file).exists() and output.samefile(file):
             raise UserError(f"--output={output} is the file {file} itself: give another")
+    panels = "class" if options["class"].value else "top"
+    count = len(options["class"].value or ()) or options.top
+    if count > MAX_PANELS:
+        raise ArgumentError(panels, count, f"must be at most {MAX_PANELS}: each class is a panel")
     photo = read_image(arguments[0])
     classifier = load_classifier(options.weights, options.window)
     names = read_names(options.names, classifier.num_classes) if options.names else None
     given = parse_classes(options["class"].value or [], classifier.num_classes)
+    check_memory(classifier, photo.shape, arguments[0])
     heat, grid = heat_map(classifier, photo)
     # Ranked by the mean: a class that fills the photo is more important than one strong window.
     mean = heat.mean((0, 1))
@@ -97,13 +111,40 @@ def heat_map(classifier: Classifier, photo: np.ndarray) -> tuple[np.ndarray, Gri
         The softmax of the scores, float32 (h', w', k), and the positions of the windows.
     """
     margin = int(np.ceil(classifier.grid.offset))
-    height, width, channels = photo.shape
-    canvas = np.empty((height + 2 * margin, width + 2 * margin, channels), np.float32)
+    height, width, _ = photo.shape
+    canvas = np.empty(_canvas_shape(classifier, photo.shape), np.float32)
     canvas[:] = classifier.backbone.preprocessing.input_mean
     canvas[margin : margin + height, margin : margin + width] = photo
     heat = _probabilities(classifier, jnp.asarray(canvas)[None])[0]
     grid = replace(classifier.grid, offset=classifier.grid.offset - margin)
     return np.asarray(heat), grid
+
+
+def _canvas_shape(classifier: Classifier, shape: Sequence[int]) -> tuple[int, int, int]:
+    margin = int(np.ceil(classifier.grid.offset))
+    return shape[0] + 2 * margin, shape[1] + 2 * margin, shape[2]
+
+
+def check_memory(classifier: Classifier, shape: Sequence[int], name: str) -> None:
+    """Checks that the heat map of a photo fits in memory, before anything is computed.
+
+    Args:
+        classifier: as in `heat_map`.
+        shape: shape of the photo, (h, w, 3).
+        name: name of the photo, for the message.
+
+    Raises:
+        UserError: it does not.
+    """
+    canvas = jax.ShapeDtypeStruct((1, *_canvas_shape(classifier, shape)), jnp.float32)
+    needed, free = estimated_bytes(classifier, canvas), free_bytes()
+    if free is not None and needed > free:
+        raise UserError(
+            f"{name}: the heat map of {shape[1]} × {shape[0]} pixels needs about "
+            f"{needed / 1e9:.0f} GB with windows of {2 * classifier.grid.offset:.0f} pixels around "
+            f"each of its positions, and {free / 1e9:.0f} GB are free: give a smaller photo or "
+            "--window"
+        )
 
 
 @nnx.jit
@@ -134,9 +175,9 @@ def draw(photo: np.ndarray, maps: dict[str, np.ndarray], path: Path) -> None:
     from matplotlib.figure import Figure
 
     height, width = photo.shape[:2]
-    panel_inches = 3.4
+    ratio = min(height / width, MAX_PANEL_RATIO)
     figure = Figure(
-        figsize=(panel_inches * (len(maps) + 1.25), panel_inches * height / width + 0.45),
+        figsize=(PANEL_INCHES * (len(maps) + 1.25), PANEL_INCHES * ratio + 0.45),
         layout="constrained",
     )
     FigureCanvasAgg(figure)
@@ -153,7 +194,7 @@ def draw(photo: np.ndarray, maps: dict[str, np.ndarray], path: Path) -> None:
         axes.imshow(grey, cmap="gray", vmin=0, vmax=255)
         opacity = 0.35 + 0.4 * heat / hottest
         shown = axes.imshow(heat, cmap="inferno", vmin=0, vmax=hottest, alpha=opacity)
-        axes.set_title(title)
+        axes.set_title(title, parse_math=False)
     bar = figure.colorbar(shown, ax=panels, shrink=0.8, pad=0.01)
     bar.set_label("probability")
     kind = path.suffix[1:] or "png"

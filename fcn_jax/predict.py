@@ -30,7 +30,8 @@ image, because the network's input is each tile with its receptive field around 
 and written by window (pip install rasterio). OUT/scene.tif is tiled and compressed, has VOC's
 colours and the scene's georeference, and is 255 where the scene has no data. The same command
 resumes after an interruption, within the scene. A smaller --halo makes prediction faster and
-approximate. The overlay is at most 2000 pixels wide and high.
+approximate. The overlay is at most 2000 pixels wide and high. An image that does not fit in memory
+is predicted in tiles without this flag too.
 
     python -m fcn_jax.predict --workdir=DIR --output=OUT --voc_submission=VOCdevkit
 
@@ -89,6 +90,7 @@ if __name__ == "__main__":  # --help and mistakes in flags do not wait for the i
     cli.begin()
 
 import glob
+import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -96,7 +98,7 @@ import numpy as np
 
 from fcn_jax.data.images import IMAGE_SUFFIXES, header_size, is_tiff
 from fcn_jax.data.shard import Shard
-from fcn_jax.errors import UserError
+from fcn_jax.errors import UserError, width_by_height
 from fcn_jax.inference.image_files import (
     is_up_to_date,
     label_map_path,
@@ -108,8 +110,15 @@ from fcn_jax.inference.options import WHOLE, Inference
 from fcn_jax.inference.output_digest import read_digest
 from fcn_jax.inference.tiles import Tiling, receptive_field, tiling
 from fcn_jax.inference.trained import Predictor, load_run
+from fcn_jax.parallel.memory import free_bytes
 from fcn_jax.terminal.progress import progress_bar, say
 from fcn_jax.terminal.signals import StopSignal
+
+SURELY_FITS_PX = 2_000_000
+"""Images with fewer pixels are predicted as a whole without an estimate of the memory."""
+
+DEFAULT_TILE_PX = 1024
+"""Side of the tiles of an image that does not fit in memory as a whole."""
 
 
 def main(arguments: list[str]) -> None:
@@ -207,14 +216,27 @@ def predict_files(
         images = len(paths)
         paths = list(shard.of(sorted(paths, key=lambda path: targets[path].name)))
         say(f"shard {shard}: {len(paths)} of {images} images")
-    method = inference if cut is None else cut
-    done = {x for x in paths if is_up_to_date(predictor, x, targets[x], method, overlay=overlay)}
+    methods: dict[Path, Tiling | Inference] = dict.fromkeys(
+        paths, inference if cut is None else cut
+    )
+    sizes: dict[Path, tuple[int, int]] = {}
+    too_large: dict[Path, str] = {}
+    if cut is None:
+        sizes = {path: size for path in paths if (size := header_size(path))}
+        too_large = find_too_large(predictor, sizes, inference)
+        if too_large and inference == WHOLE:
+            field = receptive_field(predictor.network, predictor.variables)
+            if field.is_bounded:
+                methods |= dict.fromkeys(too_large, tiling(field, DEFAULT_TILE_PX))
+    done = {
+        path
+        for path, method in methods.items()
+        if is_up_to_date(predictor, path, targets[path], method, overlay=overlay)
+    }
     if done:
         say(f"{len(done)} of {len(paths)} are up to date")
-    if cut is None:
-        sizes = [size for path in paths if path not in done and (size := header_size(path))]
-        if sizes:
-            predictor.choose_canvases(np.array(sizes))
+    if fitting := [sizes[path] for path in sizes if path not in (*done, *too_large)]:
+        predictor.choose_canvases(np.array(fitting))
     failures = []
     with (
         StopSignal("image" if cut is None else "tile") as stop,
@@ -226,14 +248,18 @@ def predict_files(
             target = targets[path]
             try:
                 with stop.abandoned(lambda: None):  # files are whole or absent, tiles are kept
-                    if cut is None:
-                        predict_file(predictor, path, target, overlay=overlay, inference=inference)
-                    else:
+                    method = methods[path]
+                    if path in too_large:
+                        _report_too_large(too_large[path], method)
+                    if isinstance(method, Tiling):
                         predict_file_in_tiles(
-                            predictor, path, target, cut, overlay=overlay, stop=stop
+                            predictor, path, target, method, overlay=overlay, stop=stop
                         )
+                    else:
+                        predict_file(predictor, path, target, overlay=overlay, inference=method)
             except UserError as error:
-                failures.append(str(error))
+                named = "" if str(path) in str(error) else f"{path}: "
+                failures.append(f"{named}{error}")
             bar.advance()
             if stop.requested:
                 say(f"stopped after {bar.completed} of {len(paths)} images")
@@ -243,8 +269,45 @@ def predict_files(
     say(f"{written} label map{'' if written == 1 else 's'} in {folders}")
     stop.end_if_requested()
     if failures:
-        listed = "\n  ".join(failures)
-        raise UserError(f"{len(failures)} of {len(paths)} images failed:\n  {listed}")
+        raise UserError(f"{len(failures)} of {len(paths)} images failed: {'; '.join(failures)}")
+
+
+def find_too_large(
+    predictor: Predictor, sizes: Mapping[Path, tuple[int, int]], inference: Inference
+) -> dict[Path, str]:
+    """Returns the images whose prediction as a whole does not fit in memory, each with the reason.
+
+    Args:
+        predictor: the network.
+        sizes: height and width of each image.
+        inference: windows, scales and mirror images to average over.
+    """
+    free = free_bytes()
+    found: dict[Path, str] = {}
+    largest_fitting = 0
+    for path, size in sorted(sizes.items(), key=lambda item: math.prod(item[1])):
+        pixels = math.prod(size)
+        if free is None or pixels < SURELY_FITS_PX or pixels == largest_fitting:
+            continue
+        needed = predictor.estimated_bytes(size, inference)
+        if needed <= free:
+            largest_fitting = pixels
+        else:
+            found[path] = (
+                f"{path} has {width_by_height(size)} pixels: as a whole it needs about "
+                f"{needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free"
+            )
+    return found
+
+
+def _report_too_large(reason: str, method: Tiling | Inference) -> None:
+    """Says that an image is predicted in tiles, or raises UserError if it cannot be."""
+    if isinstance(method, Tiling):
+        say(f"note: {reason}; predicting in {method}")
+    elif method == WHOLE:
+        raise UserError(f"{reason}: give --tile=1024 --halo=256, which is approximate here")
+    else:
+        raise UserError(f"{reason}: use --tile=1024 instead of --windows, --scales and --flip")
 
 
 def find_images(patterns: Iterable[str]) -> list[Path]:

@@ -48,6 +48,7 @@ from fcn_jax.training import optim
 from fcn_jax.training.checkpoint import CheckpointWriter
 from fcn_jax.training.class_weights import class_weights
 from fcn_jax.training.feed import open_feed, step_chunks
+from fcn_jax.training.memory_check import check_memory
 from fcn_jax.training.metric_logger import MetricLogger
 from fcn_jax.training.run_lock import forget, run_lock
 from fcn_jax.training.run_log import RunLog
@@ -102,6 +103,13 @@ def _train(config: Config, workdir: Path) -> Evaluation:
     statistics = dataset.statistics(config.data.train_split)
     if not len(records):
         raise UserError(f"split {config.data.train_split} of {dataset.name} has no images")
+    for label_map, counts in statistics.label_counts.items():
+        if not counts[: dataset.num_classes[label_map]].any():
+            masks = f"masks of {label_map}" if label_map else "masks"
+            raise UserError(
+                f"all {masks} of split {config.data.train_split} of {dataset.name} are void (255) "
+                "everywhere: there is nothing to learn; python -m fcn_jax.doctor examines them"
+            )
     total_steps = config.train.total_steps(len(records))
     num_classes, channels = dataset.num_classes, dataset.channels
     images = f"{len(records)} images (names {statistics.names_digest})"
@@ -114,16 +122,18 @@ def _train(config: Config, workdir: Path) -> Evaluation:
     optimizer = optim.build_optimizer(config.optim, network.decay_mask, total_steps)
     weights_by_map = class_weights(config.loss.class_weights, num_classes, statistics.label_counts)
     train_step = make_train_step(network, optimizer, config, weights_by_map)
+    first_state = jax.jit(partial(create_train_state, optimizer=optimizer), donate_argnums=0)
+    state_shapes = jax.eval_shape(first_state, network.variables)
+    check_memory(train_step, state_shapes, records[0], statistics.sizes, config)
     # Only now, because the settings of the model and the loss are checked.
     runs.create_or_check(workdir, run, len(records))
     evaluate = Evaluator(network, dataset, config.data.eval_split, config.eval)
     learning_rate = jax.jit(optim.learning_rate_schedule(config.optim, total_steps))
-    first_state = jax.jit(partial(create_train_state, optimizer=optimizer), donate_argnums=0)
 
     # --- start or resume
     with CheckpointWriter(workdir / "checkpoints", config.train.keep_checkpoints) as checkpoints:
         if checkpoints.latest is not None:
-            state = checkpoints.restore(jax.eval_shape(first_state, network.variables))
+            state = checkpoints.restore(state_shapes)
         else:
             model = init_model(config.model, num_classes, channels=channels, seed=config.seed)
             variables = PureModel(model).variables

@@ -11,7 +11,9 @@ from fcn_jax.data import shapes
 from fcn_jax.data.masks import read_mask
 from fcn_jax.data.palettes import voc_palette
 from fcn_jax.errors import UserError
+from fcn_jax.inference.options import Inference
 from fcn_jax.inference.trained import load_run
+from fcn_jax.predict import predict_files
 from tests.in_process import run_command
 
 
@@ -43,6 +45,33 @@ def test_predict_labels_every_kind_of_image_at_its_own_size(trained_run, tmp_pat
     )
     with Image.open(tmp_path / "out/overlay/colour.png") as overlay:
         assert overlay.height > image.shape[0]
+
+
+def test_an_image_that_does_not_fit_in_memory_is_predicted_in_tiles(
+    trained_run, tmp_path, monkeypatch, capsys
+):
+    small, _ = shapes.draw("val_000")
+    images = {"small": small, "large": np.tile(small, (5, 5, 1))}
+    for name, image in images.items():
+        Image.fromarray(image).save(tmp_path / f"{name}.png")
+    predictor = load_run(trained_run)
+    monkeypatch.setattr("fcn_jax.predict.SURELY_FITS_PX", 0)
+    monkeypatch.setattr("fcn_jax.predict.DEFAULT_TILE_PX", 64)
+    # With --flip the small image needs more, but less than the large one as a whole.
+    enough = predictor.estimated_bytes(small.shape[:2], Inference(flip=True))
+    monkeypatch.setattr("fcn_jax.predict.free_bytes", lambda: enough)
+    paths = [tmp_path / f"{name}.png" for name in images]
+    predict_files(predictor, paths, tmp_path / "out")
+    printed = capsys.readouterr().out
+    height, width, _ = images["large"].shape
+    assert f"large.png has {width} × {height} pixels: as a whole it needs about" in printed
+    assert "predicting in tiles of 64 pixels" in printed
+    assert "2 label maps in" in printed
+    for name, image in images.items():
+        label = read_mask(tmp_path / f"out/{name}.png")
+        np.testing.assert_array_equal(label, predictor(image), err_msg=name)
+    with pytest.raises(UserError, match=r"(?s)1 of 2 images failed:.*use --tile=1024 instead of"):
+        predict_files(predictor, paths, tmp_path / "out", inference=Inference(flip=True))
 
 
 def test_predict_refuses_what_would_overwrite(trained_run, tmp_path):

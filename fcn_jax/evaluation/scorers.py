@@ -5,7 +5,9 @@
 
 import contextlib
 import dataclasses
+import math
 from collections.abc import Container, Generator, Mapping, Sequence
+from functools import partial
 from typing import Any, Protocol, Self
 
 import jax
@@ -16,14 +18,19 @@ from fcn_jax.data.canvases import Size, empty_share, fill_buckets, round_up
 from fcn_jax.data.labels import by_map
 from fcn_jax.data.pipeline import EvaluationBatch, evaluation_batches
 from fcn_jax.data.shard import Shard
-from fcn_jax.errors import ArgumentError
+from fcn_jax.errors import ArgumentError, width_by_height
 from fcn_jax.evaluation.confusion import class_counts, count_confusion
 from fcn_jax.evaluation.conventions import EvaluationSplit
 from fcn_jax.evaluation.eval_step import make_eval_step
 from fcn_jax.inference.options import Inference
 from fcn_jax.inference.views import ViewPredictor
-from fcn_jax.models.pure_model import PureModel
+from fcn_jax.models.pure_model import PureModel, predict
 from fcn_jax.parallel import data_parallel
+from fcn_jax.parallel.memory import free_bytes
+from fcn_jax.parallel.memory_estimate import estimated_bytes
+
+SURELY_FITS_PX = 2_000_000
+"""Batches with fewer pixels on each device are scored without an estimate of the memory."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,6 +105,7 @@ class BatchScorer:
             batch_size=self._batch_size,
             label_sizes=records.label_sizes if records.convention.resizes_logits else None,
         )
+        _check_memory(network, buckets[-1].canvas_px, self._batch_size)
         self._step = data_parallel.parallelize(
             make_eval_step(network, num_classes),
             donate_state=False,
@@ -125,6 +133,25 @@ class BatchScorer:
                 pending = dispatched
         if pending is not None:
             yield pending.fetch()
+
+
+def _check_memory(network: PureModel, canvas_px: Size, batch_size: int) -> None:
+    """Raises ArgumentError if a batch on the largest canvases does not fit in a device's memory."""
+    shard = batch_size // jax.device_count()
+    free = free_bytes()
+    if free is None or shard * math.prod(canvas_px) < SURELY_FITS_PX:
+        return
+    image = jax.ShapeDtypeStruct((shard, *canvas_px, network.preprocessing.channels), np.uint8)
+    size = jax.ShapeDtypeStruct((shard, 2), np.int32)
+    needed = estimated_bytes(partial(predict, network), network.variables, image, size)
+    if needed > free:
+        fewer = "give a smaller batch" if shard > 1 else "cut the largest images into pieces"
+        raise ArgumentError(
+            "eval.batch_size",
+            batch_size,
+            f"needs about {needed / 1e9:.1f} GB on each device for images of up to "
+            f"{width_by_height(canvas_px)} pixels, and {free / 1e9:.1f} GB are free: {fewer}",
+        )
 
 
 @dataclasses.dataclass(frozen=True)

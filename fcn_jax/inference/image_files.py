@@ -15,7 +15,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from fcn_jax.data.channels import find_channel_files, join_channels, read_channels
-from fcn_jax.data.images import is_tiff, read_image
+from fcn_jax.data.images import read_image
 from fcn_jax.data.labels import IGNORE_INDEX
 from fcn_jax.errors import UserError
 from fcn_jax.inference import output_digest
@@ -51,7 +51,7 @@ def predict_file(
         UserError: the image or its extra channels cannot be read, or a file cannot be written.
     """
     image = read_input(predictor, path)
-    digest = output_digest.digest_of(_inputs(predictor, path, inference))
+    digest = output_digest.digest_of(_inputs(predictor, path, target, inference))
     text = output_digest.png_text(digest)
     for name, label in predictor.predict_maps(image, inference).items():
         map_path = label_map_path(target, name)
@@ -65,8 +65,8 @@ def predict_file_in_tiles(
 ) -> None:
     """Predicts the label maps of an image file in tiles, and resumes an interrupted call.
 
-    The label map of a TIFF is a TIFF. The files contain a digest by which `is_up_to_date` knows
-    them.
+    If `target` ends in .tif, the image must be a TIFF, and both are read and written by window. The
+    files contain a digest by which `is_up_to_date` knows them.
 
     Args:
         predictor, path, target, overlay: as in `predict_file`.
@@ -77,9 +77,9 @@ def predict_file_in_tiles(
         UserError: as in `predict_file`, or the disk or the device's memory is too small.
         SystemExit: `stop` was requested; the tiles that are done are kept.
     """
-    with _open_scene(predictor, path) as scene:
+    with _open_scene(predictor, path, target) as scene:
         tiles = cut.tiles(scene.size)
-        inputs = _inputs(predictor, path, cut)
+        inputs = _inputs(predictor, path, target, cut)
         digest = output_digest.digest_of(inputs)
         spans = [(tile.rows, tile.columns) for tile in tiles]
         with UnfinishedTiles(target, inputs, spans, tuple(predictor.label_maps)) as done:
@@ -139,20 +139,27 @@ def is_up_to_date(
     if part_of(target).exists() or not all(file.exists() for file in files):
         return False
     try:
-        digest = output_digest.digest_of(_inputs(predictor, path, method))
+        digest = output_digest.digest_of(_inputs(predictor, path, target, method))
     except (OSError, UserError):  # reported when the image is read
         return False
     return all(output_digest.read_digest(file) == digest for file in files)
 
 
-def _inputs(predictor: Predictor, path: Path, method: Tiling | Inference) -> dict[str, Any]:
+def _by_window(target: Path) -> bool:
+    return target.suffix == ".tif"
+
+
+def _inputs(
+    predictor: Predictor, path: Path, target: Path, method: Tiling | Inference
+) -> dict[str, Any]:
     """Returns everything that the label maps of an image and their overlays depend on."""
     if isinstance(method, Tiling):
         settings: dict[str, Any] = {"tile": method.tile, "halo": [method.before, method.after]}
     else:
         settings = {"inference": dataclasses.asdict(method)}
     image = path.stat()
-    extra = [] if is_tiff(path) else find_channel_files(path, predictor.config.data.extra_channels)
+    folders = () if _by_window(target) else predictor.config.data.extra_channels
+    extra = find_channel_files(path, folders)
     return {
         "image": str(path.resolve()),
         "bytes": image.st_size,
@@ -166,8 +173,8 @@ def _inputs(predictor: Predictor, path: Path, method: Tiling | Inference) -> dic
 
 
 @contextlib.contextmanager
-def _open_scene(predictor: Predictor, path: Path) -> Iterator[Scene]:
-    if is_tiff(path):
+def _open_scene(predictor: Predictor, path: Path, target: Path) -> Iterator[Scene]:
+    if _by_window(target):
         with open_tiff(path, predictor.channels) as scene:
             yield scene
     else:

@@ -186,6 +186,15 @@ class Predictor:
         self._check_image(image)
         return _unwrap(self._view_predictor(inference).probabilities(self.variables, image))
 
+    def estimated_bytes(self, size: Size, inference: Inference = WHOLE) -> int:
+        """Estimates the memory that the prediction of an image needs on the device, in bytes.
+
+        Args:
+            size: height and width of the image.
+            inference: windows, scales and mirror images to average over.
+        """
+        return self._view_predictor(inference).estimated_bytes(self.variables, size)
+
     def choose_canvases(self, sizes: np.ndarray) -> None:
         """Limits the number of compilations for images of these sizes to `config.eval.canvases`.
 

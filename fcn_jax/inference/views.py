@@ -21,6 +21,7 @@ from fcn_jax.inference.windows import window_starts, window_weights
 from fcn_jax.models.fcn import suffix
 from fcn_jax.models.interpolation import resized
 from fcn_jax.models.pure_model import PureModel, predict
+from fcn_jax.parallel.memory_estimate import estimated_bytes
 
 CANVAS_MULTIPLE_PX = 64
 WINDOW_BATCH_SIZE = 4
@@ -55,6 +56,7 @@ class ViewPredictor:
         self.inference = inference
         self._canvases = smallest_first(canvases)
         self._label_maps = network.label_maps
+        self._network = network
         self._classes = jax.jit(functools.partial(_classes, network))
         self._logits = jax.jit(functools.partial(_logits, network))
 
@@ -99,6 +101,35 @@ class ViewPredictor:
             by_name = {name: jax.nn.softmax(logits) for name, logits in by_name.items()}
         height, width, _ = image.shape
         return {name: np.asarray(by_name[name])[:height, :width] for name in self._label_maps}
+
+    def estimated_bytes(self, variables: Variables, size: Size) -> int:
+        """Estimates the memory that `predict_maps` needs for an image of this size, in bytes."""
+
+        def shape(count: int, sides: Sequence[float]) -> jax.ShapeDtypeStruct:
+            height, width = (round_up(math.ceil(side), CANVAS_MULTIPLE_PX) for side in sides)
+            kind = np.uint8 if self.inference == WHOLE else np.float32
+            channels = self._network.preprocessing.channels
+            return jax.ShapeDtypeStruct((count, height, width, channels), kind)
+
+        def needed(function: Any, image: jax.ShapeDtypeStruct) -> int:
+            valid = jax.ShapeDtypeStruct((image.shape[0], 2), np.int32)
+            return estimated_bytes(function, variables, image, valid)
+
+        if self.inference == WHOLE:
+            return needed(self._classes, shape(1, size))
+        # The logits of the whole image are kept: those of a view, their sum, and a copy.
+        kept = (
+            3
+            * 4
+            * math.prod(size)
+            * max(self._network.num_classes.values())
+            * (1 + self.inference.flip)
+        )
+        if self.inference.windows:
+            return kept + needed(self._logits, shape(WINDOW_BATCH_SIZE, self.inference.window_px))
+        scale = max(self.inference.scales)
+        views = shape(1 + self.inference.flip, [side * scale for side in size])
+        return kept + needed(self._logits, views)
 
     def _scores(self, variables: Variables, image: np.ndarray) -> dict[str, jax.Array]:
         """Returns the logits of a single view, or the mean softmax of several: (H, W, k)."""
