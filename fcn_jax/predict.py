@@ -117,6 +117,10 @@ from fcn_jax.terminal.signals import StopSignal
 SURELY_FITS_PX = 2_000_000
 """Images with fewer pixels are predicted as a whole without an estimate of the memory."""
 
+SAFE_SHARE = 0.75
+"""An image whose estimate is above this share of the free memory is predicted in tiles: XLA takes
+up to 1.2 times the estimate, and the host holds the image."""
+
 DEFAULT_TILE_PX = 1024
 """Side of the tiles of an image that does not fit in memory as a whole."""
 
@@ -283,6 +287,8 @@ def find_too_large(
         inference: windows, scales and mirror images to average over.
     """
     free = free_bytes()
+    # Tiles give the same label map, so the whole image gets a margin. Other views cannot be tiled.
+    limit = math.inf if free is None else free * (SAFE_SHARE if inference == WHOLE else 1)
     found: dict[Path, str] = {}
     largest_fitting = 0
     for path, size in sorted(sizes.items(), key=lambda item: math.prod(item[1])):
@@ -290,7 +296,7 @@ def find_too_large(
         if free is None or pixels < SURELY_FITS_PX or pixels == largest_fitting:
             continue
         needed = predictor.estimated_bytes(size, inference)
-        if needed <= free:
+        if needed <= limit:
             largest_fitting = pixels
         else:
             found[path] = (

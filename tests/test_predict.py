@@ -59,6 +59,7 @@ def test_an_image_that_does_not_fit_in_memory_is_predicted_in_tiles(
     monkeypatch.setattr("fcn_jax.predict.DEFAULT_TILE_PX", 64)
     # With --flip the small image needs more, but less than the large one as a whole.
     enough = predictor.estimated_bytes(small.shape[:2], Inference(flip=True))
+    monkeypatch.setattr("fcn_jax.predict.SAFE_SHARE", 1)
     monkeypatch.setattr("fcn_jax.predict.free_bytes", lambda: enough)
     paths = [tmp_path / f"{name}.png" for name in images]
     predict_files(predictor, paths, tmp_path / "out")

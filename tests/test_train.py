@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -23,7 +24,9 @@ from fcn_jax.evaluation.evaluator import Evaluator
 from fcn_jax.inference.trained import load_run
 from fcn_jax.pretrained import flatten
 from fcn_jax.runs import read_settings
+from fcn_jax.terminal import signals
 from fcn_jax.train import train
+from fcn_jax.training import run_lock
 from fcn_jax.training.checkpoint import CheckpointReader
 from fcn_jax.training.feed import open_feed
 from tests.in_process import run_command
@@ -236,6 +239,35 @@ def counting_step(*_):
         return state, {"loss": state.step / 2}
 
     return step
+
+
+def test_an_evaluation_that_does_not_stop_is_abandoned_after_saving_its_step(
+    trained_folder, tmp_path, monkeypatch
+):
+    """As if the evaluation was being compiled: the main thread does not return from it."""
+    ended = threading.Event()
+    found = []
+
+    def end(number: int) -> None:
+        steps = CheckpointReader(tmp_path / "run/checkpoints").steps
+        found.append((number, steps, (tmp_path / "run" / run_lock.FILE).exists()))
+        ended.set()
+
+    class BlockedEvaluator(Evaluator):
+        def __call__(self, variables, should_stop):
+            signal.raise_signal(signal.SIGTERM)
+            assert ended.wait(60)
+            raise SystemExit(3)
+
+    monkeypatch.setattr("fcn_jax.train.make_train_step", counting_step)
+    monkeypatch.setattr("fcn_jax.train.Evaluator", BlockedEvaluator)
+    monkeypatch.setattr(signals, "PATIENCE_SECONDS", 0.1)
+    monkeypatch.setattr(signals, "_end", end)
+    config = small_config(trained_folder)
+    config.train.eval_every_steps, config.train.checkpoint_every_steps = 2, 6
+    with pytest.raises(SystemExit, match="3"):
+        train(config, tmp_path / "run")
+    assert found == [(signal.SIGTERM, [2], False)]
 
 
 def test_a_finished_run_goes_on_when_it_is_given_more_steps(
