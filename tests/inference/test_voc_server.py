@@ -420,10 +420,10 @@ def test_the_command_packs_the_networks_label_maps(make_run, voc, tmp_path):
 def test_a_submission_takes_no_other_images(monkeypatch):
     given = SimpleNamespace(workdir="run", output="out", voc_submission="VOC", overlay=False)
     monkeypatch.setattr(flags, "FLAGS", given)
-    with pytest.raises(UserError, match="give no PATH and no --overlay"):
+    with pytest.raises(UserError, match="give no PATH, no --overlay"):
         predict.main(["photo.jpg"])
     given.overlay = True
-    with pytest.raises(UserError, match="give no PATH and no --overlay"):
+    with pytest.raises(UserError, match="give no PATH, no --overlay"):
         predict.main([])
 
 
