@@ -244,9 +244,16 @@ ROWS = {
             "photo.png: window_px (=1,1) and overlap (=0.25) cut this image",
         ),
     ],
+    "outputs": [
+        Row("heatmap --weights={classifier.npz} --output={photo.png} {photo.png}", "the file"),
+        Row("predict --workdir={run} --output={data}/images {image}", "is the folder of"),
+        Row("export --workdir={run} --output={words.png}", "words.png"),
+    ],
     "runs": [
         Row("predict --workdir={empty} --output={new} {photo.png}", "is not the folder of a run"),
         Row("evaluate --workdir={empty}", "is not the folder of a run"),
+        Row("evaluate --workdir={run} --data_root={empty}", "no such folder"),
+        Row("evaluate --workdir={run} --split=testing", "has no split 'testing'"),
         Row("evaluate --workdir={run} --checkpoint=²", "has no checkpoint ²"),
         Row("evaluate --workdir={run} --checkpoint=5", "has no checkpoint 5"),
         Row("evaluate --workdir={words.safetensors}", "words.safetensors cannot be read"),

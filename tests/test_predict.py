@@ -51,9 +51,10 @@ def test_an_image_that_does_not_fit_in_memory_is_predicted_in_tiles(
     trained_run, tmp_path, monkeypatch, capsys
 ):
     small, _ = shapes.draw("val_000")
-    images = {"small": small, "large": np.tile(small, (5, 5, 1))}
-    for name, image in images.items():
-        Image.fromarray(image).save(tmp_path / f"{name}.png")
+    images = {"small.png": small, "large.tif": np.tile(small, (5, 5, 1))}
+    paths = [tmp_path / name for name in images]
+    for path in paths:
+        Image.fromarray(images[path.name]).save(path)
     predictor = load_run(trained_run)
     monkeypatch.setattr("fcn_jax.predict.SURELY_FITS_PX", 0)
     monkeypatch.setattr("fcn_jax.predict.DEFAULT_TILE_PX", 64)
@@ -61,16 +62,17 @@ def test_an_image_that_does_not_fit_in_memory_is_predicted_in_tiles(
     enough = predictor.estimated_bytes(small.shape[:2], Inference(flip=True))
     monkeypatch.setattr("fcn_jax.predict.SAFE_SHARE", 1)
     monkeypatch.setattr("fcn_jax.predict.free_bytes", lambda: enough)
-    paths = [tmp_path / f"{name}.png" for name in images]
     predict_files(predictor, paths, tmp_path / "out")
     printed = capsys.readouterr().out
-    height, width, _ = images["large"].shape
-    assert f"large.png has {width} × {height} pixels: as a whole it needs about" in printed
+    height, width, _ = images["large.tif"].shape
+    assert f"large.tif has {width} × {height} pixels: as a whole it needs about" in printed
     assert "predicting in tiles of 64 pixels" in printed
     assert "2 label maps in" in printed
     for name, image in images.items():
-        label = read_mask(tmp_path / f"out/{name}.png")
+        label = read_mask((tmp_path / "out" / name).with_suffix(".png"))
         np.testing.assert_array_equal(label, predictor(image), err_msg=name)
+    predict_files(predictor, paths, tmp_path / "out")
+    assert "2 of 2 are up to date" in capsys.readouterr().out
     with pytest.raises(UserError, match=r"(?s)1 of 2 images failed:.*use --tile=1024 instead of"):
         predict_files(predictor, paths, tmp_path / "out", inference=Inference(flip=True))
 

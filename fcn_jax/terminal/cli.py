@@ -4,6 +4,7 @@ import os
 import re
 import signal
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -87,6 +88,8 @@ def run(main: Callable[[list[str]], None]) -> None:
 
     # Orbax logs every file that it writes. Its errors are raised, so that no log is needed.
     logging.set_verbosity(logging.FATAL)
+    # Pillow warns from half the size on at which it refuses an image.
+    warnings.filterwarnings("ignore", "Image size .* exceeds limit of")
     try:
         with signals.interruptions():
             main(sys.argv[1:])

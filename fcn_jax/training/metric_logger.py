@@ -94,6 +94,11 @@ class MetricLogger:
     def _check_finite(self, step: int, metrics: dict[str, float]) -> None:
         for name, value in metrics.items():
             if not math.isfinite(value):
+                if step == 1:
+                    raise UserError(
+                        f"the {name.replace('_', ' ')} is {value} at step 1, before any weight has "
+                        "changed: check loss.options, loss.class_weights and the weights of init"
+                    )
                 self._checkpoints.wait()
                 saved = self._checkpoints.latest
                 raise UserError(

@@ -1,5 +1,6 @@
 """Image files: what is read as RGB, and what is refused by name."""
 
+import io
 import os
 import subprocess
 from pathlib import Path
@@ -99,3 +100,21 @@ def test_a_named_pipe_is_refused_at_once(tmp_path):
         images.read_image(tmp_path)
     assert images.header_size(tmp_path / "a.png") is None
     assert not images.is_tiff(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize(
+    "options", [{"format": "PNG"}, {"format": "TIFF", "compression": "tiff_adobe_deflate"}]
+)
+def test_a_changed_byte_of_the_pixels_is_noticed(options):
+    """Pillow ignores a PNG's checksums of pixels, and libtiff most of a deflated TIFF's."""
+    label = np.random.default_rng(0).integers(5, size=(40, 30)).astype(np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(label).save(file, **options)
+    content = file.getvalue()
+    start = content.index(b"IDAT") + 4 if options["format"] == "PNG" else 8
+    for position in range(start, start + 200, 7):
+        damaged = bytearray(content)
+        damaged[position] ^= 4
+        with pytest.raises(UserError, match=r"x\.png: the image is damaged"):
+            images.open_image(bytes(damaged), "x.png")
+    np.testing.assert_array_equal(np.asarray(images.open_image(content, "x.png")), label)

@@ -209,3 +209,21 @@ def test_a_home_that_cannot_be_written_names_the_other_way(tmp_path: Path, home:
     assert note.startswith("evaluate: compiled programs cannot be cached (")
     assert "$JAX_COMPILATION_CACHE_DIR may name another folder" in note
     assert error == "evaluate: --workdir=DIR is needed: the folder of a run"
+
+
+def test_a_platform_without_devices_is_one_line(monkeypatch, capsys):
+    def no_devices() -> None:
+        raise AssertionError  # as JAX does for JAX_PLATFORMS=cuda without a GPU
+
+    monkeypatch.setenv("JAX_PLATFORMS", "cuda")
+    monkeypatch.setattr("jax.devices", no_devices)
+    monkeypatch.setattr(cli, "_command", lambda: "train")
+    with pytest.raises(SystemExit, match="1"):
+        cli.run(lambda _: no_devices())
+    assert capsys.readouterr().err == (
+        "train: JAX finds no devices with JAX_PLATFORMS=cuda (there are none of this platform): "
+        "set it to cpu, or unset it for the best devices that there are\n"
+    )
+    monkeypatch.undo()
+    with pytest.raises(AssertionError):  # an error of another cause stays as it is
+        cli.run(lambda _: no_devices())

@@ -101,3 +101,10 @@ def test_a_number_that_is_not_finite_stops_the_run(name: str, value: float, cloc
         logger.paused(),
     ):
         pass
+
+
+def test_the_learning_rate_is_not_blamed_before_it_has_changed_a_weight(clock: Clock) -> None:
+    logger = logger_of(Log())
+    logger.dispatched([1], {"loss": np.float32(np.nan), "gradient_norm": np.float32(1)})
+    with pytest.raises(UserError, match=r"nan at step 1, before any weight .* check loss\.options"):
+        logger.dispatched([2], {"loss": np.float32(1), "gradient_norm": np.float32(1)})
