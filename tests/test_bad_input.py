@@ -2,13 +2,15 @@
 
 Add a row to `ROWS` for each mistake that a command or a setting can be given. `{name}` in a row is
 replaced by a path of the fixture `places`, {new} by one that does not exist and must not exist
-afterwards. A row is run in the test's process, so it should fail
-before anything is compiled; `slow` marks the others.
+afterwards. A row is run in the test's process, so it should fail before anything is compiled; those
+that need a process of their own are marked as slow.
 """
 
 import datetime
 import os
 import shutil
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 from typing import NamedTuple
@@ -18,7 +20,7 @@ import pytest
 from PIL import Image
 
 from tests.in_process import run_command
-from tests.own_folder import write_split_folder
+from tests.own_folder import ROOT, write_split_folder
 from tests.test_heatmap import squeezenet_file
 
 CONFIG_FILES = {
@@ -216,8 +218,8 @@ ROWS = {
         ),
         Row(
             f"train {FOLDER} --config.data.canvas_px=16000,16000 "
-            "--config.augment.crop_px=10000,9000",
-            "config.train.batch_size (=8) with crops of 9000 × 10000 pixels needs about",
+            "--config.augment.crop_px=16000,15000",
+            "config.train.batch_size (=8) with crops of 15000 × 16000 pixels needs about",
         ),
         Row(
             f"train {FOLDER} --config.data.canvas_px=16000,16000 --config.augment.crop_px=None",
@@ -295,3 +297,38 @@ def test_a_mistake_is_one_line(row: Row, places: dict[str, Path], tmp_path: Path
     assert result.returncode == row.status
     assert result.stderr.rstrip().endswith(lines[0])
     assert not new.exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("environment", "row"),
+    [
+        (
+            {"JAX_PLATFORMS": "nonsense"},
+            Row(f"train {FOLDER}", "JAX finds no devices with JAX_PLATFORMS=nonsense"),
+        ),
+        (
+            {"PYTHONIOENCODING": "ascii"},
+            Row("predict --workdir={run} --output={new} gr€y.png", "gr\\u20acy.png: no such file"),
+        ),
+    ],
+)
+def test_a_mistake_of_the_environment_is_one_line(
+    environment: dict[str, str], row: Row, places: dict[str, Path], tmp_path: Path
+):
+    name, *arguments = row.command.split()
+    for place, path in {**places, "new": tmp_path / "new"}.items():
+        arguments = [argument.replace(f"{{{place}}}", str(path)) for argument in arguments]
+    result = subprocess.run(
+        [sys.executable, "-m", f"fcn_jax.{name}", *arguments],
+        cwd=ROOT,
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert result.returncode == row.status
+    assert result.stderr.count("\n") == 1, result.stderr
+    assert result.stderr.startswith(f"{name}: ")
+    assert row.line in result.stderr
+    assert not (tmp_path / "new").exists()
