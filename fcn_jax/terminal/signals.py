@@ -190,7 +190,10 @@ def _watched(react: Callable[[int, float], None]) -> Iterator[None]:
 
 
 def _end(number: int) -> None:
-    """Ends the process at once, from any thread."""
+    """Ends the process and its reading processes at once, from any thread."""
     with contextlib.suppress(OSError, ValueError):
         sys.stdout.flush()
+    processes: Any = sys.modules.get("multiprocessing")  # slow to import, and not needed by all
+    for child in processes.active_children() if processes else ():
+        child.kill()
     os._exit(128 + number)
