@@ -134,6 +134,7 @@ backbones = Registry(
         "resnet152": f"{_BACKBONES}.resnet:resnet152",
         "mobilenet_v3_large": f"{_BACKBONES}.mobilenet:MobileNetV3Large",
         "efficientnet_lite0": f"{_BACKBONES}.efficientnet:EfficientNetLite0",
+        "unet": "fcn_jax.models.unet:UNetEncoder",
     },
 )
 losses = Registry(
@@ -153,6 +154,7 @@ datasets = Registry(
         "voc": "fcn_jax.data.voc:raw_dataset",
         "voc/trainaug": "fcn_jax.data.voc:raw_dataset",
         "folder": "fcn_jax.data.folder:raw_dataset",
+        "isbi2012": "fcn_jax.data.isbi:raw_dataset",
     },
 )
 

@@ -258,9 +258,11 @@ def _headline(config: Config, dataset: Dataset, network: PureModel) -> str:
     parameters = sum(leaf.size for leaf in jax.tree.leaves(network.variables[0]))
     kind = f"{jax.device_count()} × {jax.devices()[0].device_kind}"
     classes = " and ".join(map(str, dataset.num_classes.values()))
+    model = config.model
+    decoder = f"{model.skips} skips" if model.decoder == "fcn" else "U-Net decoder"
     return (
         f"{dataset.name}: {len(dataset.split(config.data.train_split))} images, "
-        f"{classes} classes · {config.model.backbone}, {config.model.skips} skips, "
+        f"{classes} classes · {model.backbone}, {decoder}, "
         f"{parameters / 1e6:.2f} M parameters · {kind}"
     )
 

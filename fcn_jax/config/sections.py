@@ -95,6 +95,13 @@ class AugmentConfig(Section):
         (0.5, 1.5), "range of the random scale: smallest,largest", at_least=0.1, at_most=10
     )
     flip: bool = setting(True, "mirror half of the images left to right")
+    rotate: bool = setting(False, "turn crops, which must be square, by a multiple of 90°")
+    elastic_px: float = setting(
+        0.0,
+        "standard deviation of a smooth deformation by a grid of 3×3 vectors (U-Net: 10)",
+        at_least=0,
+        at_most=1000,
+    )
     brightness: float = setting(0.0, "largest relative change", at_least=0, at_most=1)
     contrast: float = setting(0.0, "largest relative change", at_least=0, at_most=1)
     saturation: float = setting(0.0, "largest relative change", at_least=0, at_most=1)
@@ -105,10 +112,21 @@ class ModelConfig(Section):
     """The network."""
 
     backbone: str = setting("small", "feature extractor", choices=backbones)
+    features: tuple[int, ...] | None = setting(
+        None,
+        "features of each level of small or unet, fine to coarse (None: the backbone's own)",
+        at_least=1,
+        at_most=65_536,
+    )
+    norm: str = setting(
+        "batch",
+        "normalisation in unet and in a U-Net decoder; group and instance see the whole image",
+        choices=("batch", "group", "instance", "none"),
+    )
     padding: str = setting(
         "same",
-        "padding of each layer, or of the image by 100 as in the paper",
-        choices=("same", "paper"),
+        "padding of each layer; paper: of the image by 100 (FCN); valid: by its mirror (U-Net)",
+        choices=("same", "paper", "valid"),
     )
     output_stride: int = setting(
         32, "stride of a dilated ResNet's last features", choices=(32, 16, 8)
@@ -123,8 +141,22 @@ class ModelConfig(Section):
         "channels beyond RGB enter the first layer, or a backbone of their own",
         choices=("early", "late"),
     )
+    decoder: str = setting(
+        "fcn",
+        "fusion of the stages: fcn sums scores, unet concatenates features and convolves them",
+        choices=("fcn", "unet"),
+    )
+    decoder_features: tuple[int, ...] | None = setting(
+        None,
+        "decoder=unet: features of each step, coarse to fine (None: a step to each stage, as wide)",
+        at_least=1,
+        at_most=65_536,
+    )
     skips: int = setting(
-        2, "finer stages fused: 0 is FCN-32s, 1 FCN-16s, 2 FCN-8s", at_least=0, at_most=16
+        2,
+        "decoder=fcn: finer stages fused: 0 is FCN-32s, 1 FCN-16s, 2 FCN-8s",
+        at_least=0,
+        at_most=16,
     )
     head: str = setting(
         "linear",
@@ -157,7 +189,10 @@ class ModelConfig(Section):
         choices=("geometry", "half_pixel"),
     )
     dropout: float = setting(
-        0.5, "rate in fc6, fc7, SqueezeNet's end and the hidden layer", at_least=0, below=1
+        0.5,
+        "rate in fc6, fc7, the end of SqueezeNet and unet, the hidden layer",
+        at_least=0,
+        below=1,
     )
     compute_dtype: str = setting("float32", "dtype of activations", choices=("float32", "bfloat16"))
     remat: bool = setting(
@@ -306,13 +341,55 @@ class Config(Section):
                 augment.scale,
                 "must be 1,1 for whole images (augment.crop_px=None)",
             )
-        if model.padding == "paper":
+        if model.padding != "same":
             # Both place scores as if an image began where its features begin.
             for name, value in (("alignment", "half_pixel"), ("upsampling", "interpolate")):
                 if getattr(model, name) == value:
                     raise ArgumentError(
-                        f"model.{name}", value, "cannot be used with model.padding=paper"
+                        f"model.{name}", value, f"cannot be used with model.padding={model.padding}"
                     )
+        if augment.rotate and (augment.crop_px is None or len(set(augment.crop_px)) > 1):
+            raise ArgumentError(
+                "augment.rotate",
+                True,
+                f"needs a square crop, not augment.crop_px={augment.crop_px}",
+            )
+        if augment.elastic_px and augment.crop_px is None:
+            raise ArgumentError(
+                "augment.elastic_px", augment.elastic_px, "needs a crop (augment.crop_px)"
+            )
+        self._check_decoder()
+
+    def _check_decoder(self) -> None:
+        """Raises ArgumentError for settings of the one decoder that the other does not use."""
+        model, default = self.model, ModelConfig()
+        if model.decoder == "fcn":
+            if model.decoder_features is not None:
+                raise ArgumentError(
+                    "model.decoder_features", model.decoder_features, "needs model.decoder=unet"
+                )
+            return
+        for name in ("skips", "score_scales"):
+            value = getattr(model, name)
+            if value != getattr(default, name):
+                raise ArgumentError(
+                    f"model.{name}",
+                    value,
+                    "is not used with model.decoder=unet, which has a step for each number in "
+                    "model.decoder_features",
+                )
+        if model.padding == "paper":
+            raise ArgumentError(
+                "model.padding",
+                "paper",
+                "cannot be used with model.decoder=unet: use same or valid",
+            )
+        if model.padding == "valid" and model.context_features is not None:
+            raise ArgumentError(
+                "model.context_features",
+                model.context_features,
+                "cannot be used with model.padding=valid",
+            )
 
 
 def default_config() -> Config:

@@ -136,9 +136,9 @@ def tiling(field: ReceptiveField, tile: int, halo: int | None = None) -> Tiling:
         raise ArgumentError(
             "halo",
             halo,
-            "must be given: this network averages over the whole image (squeeze-and-excitation), "
-            "so tiles cannot give exactly its label map; 256 averages over each tile and 256 "
-            "pixels around it, which is approximate",
+            "must be given: this network averages over the whole image (squeeze-and-excitation, "
+            "or group or instance normalisation), so tiles cannot give exactly its label map; 256 "
+            "averages over each tile and 256 pixels around it, which is approximate",
         )
     limit = math.inf if halo is None else halo
     before, after = max(0, -field.first), max(0, field.last)

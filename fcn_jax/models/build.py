@@ -1,5 +1,6 @@
 """Builds the network that a config describes."""
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,6 +16,7 @@ from fcn_jax.models.backbones.late_fusion import LateFusion
 from fcn_jax.models.backbones.preprocess import COLOURS, PREPROCESSING, Preprocessing
 from fcn_jax.models.fcn import FCN
 from fcn_jax.models.remat import remat_blocks
+from fcn_jax.models.unet import UNetDecoder
 
 INIT_STREAM = 2**32 - 1
 """Folded into the seed's key for the initial weights; training folds in steps, all smaller."""
@@ -28,12 +30,18 @@ def abstract_model(
     num_classes: int | Mapping[str, int],
     *,
     channels: int = 3,
+    ndim: int = 2,
     axis_name: str | None = None,
 ) -> FCN:
     """Builds the network of `build_model` with shapes instead of weights, without compiling."""
     return nnx.eval_shape(
         lambda: build_model(
-            config, num_classes, channels=channels, rngs=nnx.Rngs(0), axis_name=axis_name
+            config,
+            num_classes,
+            channels=channels,
+            ndim=ndim,
+            rngs=nnx.Rngs(0),
+            axis_name=axis_name,
         )
     )
 
@@ -43,6 +51,7 @@ def init_model(
     num_classes: int | Mapping[str, int],
     *,
     channels: int = 3,
+    ndim: int = 2,
     seed: int,
     axis_name: str | None = None,
 ) -> FCN:
@@ -50,7 +59,9 @@ def init_model(
 
     def draw(key: jax.Array) -> Any:
         rngs = nnx.Rngs(key)
-        model = build_model(config, num_classes, channels=channels, rngs=rngs, axis_name=axis_name)
+        model = build_model(
+            config, num_classes, channels=channels, ndim=ndim, rngs=rngs, axis_name=axis_name
+        )
         return nnx.split(model)
 
     key = init_key(seed)
@@ -67,6 +78,7 @@ def build_model(
     num_classes: int | Mapping[str, int],
     *,
     channels: int = 3,
+    ndim: int = 2,
     rngs: nnx.Rngs,
     axis_name: str | None = None,
 ) -> FCN:
@@ -81,6 +93,7 @@ def build_model(
         config: the settings of the network.
         num_classes: scores per pixel, or their number by label map (see `FCN`).
         channels: number of channels of the images: RGB, then any others.
+        ndim: number of spatial axes: 1 for signals, 2 for images, 3 for volumes.
         rngs: streams of random keys for the initial weights.
         axis_name: the mapped axis over which batch normalisation takes its statistics in training.
 
@@ -103,14 +116,27 @@ def build_model(
     if config.fusion == "late":
         by_trunk = [pixels.for_channels(COLOURS), by_trunk[0].beyond(COLOURS)]
     backbone, *others = (
-        build_backbone(config, preprocessing, axis_name=axis_name, rngs=rngs)
+        build_backbone(config, preprocessing, ndim=ndim, axis_name=axis_name, rngs=rngs)
         for preprocessing in by_trunk
     )
     check_contract(backbone, padding=config.padding, axis_name=axis_name)
+    decoder, skips = None, config.skips
+    if config.decoder == "unet":
+        widths, stages = config.decoder_features, len(backbone.channels)
+        steps = stages - (config.context_features is None)
+        skips = steps if widths is None else len(widths)
+        if skips > steps:
+            raise ArgumentError(
+                "model.decoder_features", widths, f"must have at most {steps} numbers"
+            )
+        decoder = functools.partial(
+            UNetDecoder, features=widths, norm=config.norm, padding=config.padding
+        )
     model = FCN(
         LateFusion(backbone, *others) if others else backbone,
         num_classes,
-        skips=config.skips,
+        decoder=decoder,
+        skips=skips,
         hidden=config.head == "hidden",
         auxiliary=config.auxiliary_weight > 0,
         context_features=config.context_features,
@@ -147,6 +173,7 @@ def build_backbone(
     config: ModelConfig,
     preprocessing: Preprocessing,
     *,
+    ndim: int = 2,
     axis_name: str | None = None,
     rngs: nnx.Rngs,
 ) -> Backbone:
@@ -164,7 +191,13 @@ def build_backbone(
         ArgumentError: the backbone is unknown, or does not support a setting.
     """
     factory = registry.backbones[config.backbone]
-    for option, usual in (("padding", ("same", "original")), ("output_stride", (32,))):
+    unused: dict[str, tuple[Any, ...]] = {
+        "padding": ("same", "original"),
+        "output_stride": (32,),
+        "features": (None,),
+        "norm": ("batch",) if config.decoder == "fcn" else (config.norm,),
+    }
+    for option, usual in unused.items():
         value = getattr(config, option)
         if value not in usual and not accepts(factory, option, value):
             names = registry.backbones.names
@@ -177,9 +210,21 @@ def build_backbone(
     options = {
         "padding": config.padding,
         "output_stride": config.output_stride,
+        "norm": config.norm,
         "dropout_rate": config.dropout,
         "axis_name": axis_name,
+        "ndim": ndim,
     }
     declared = parameters(factory)
+    if config.features is not None:
+        options["features"] = config.features
+    if ndim != 2 and "ndim" not in declared:
+        names = registry.backbones.names
+        able = [name for name in names if "ndim" in parameters(registry.backbones[name])]
+        raise ArgumentError(
+            "model.backbone",
+            config.backbone,
+            f"is for images, not for {ndim} spatial axes as {' and '.join(able)} are",
+        )
     supported = {name: value for name, value in options.items() if name in declared}
     return factory(preprocessing=preprocessing, rngs=rngs, **supported)

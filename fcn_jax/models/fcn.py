@@ -3,20 +3,23 @@
 FCN-32s scores the coarsest features and upsamples the scores. FCN-16s first upsamples the scores by
 two and adds the scores of the next finer features; FCN-8s does so twice (Long, Shelhamer & Darrell
 2015, section 4). If the coarsest stride of a backbone is not 32, the fusion begins at that stride.
+
+With a decoder (`models/unet.py`) the stages are fused as features, and the finest is scored.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from fcn_jax.errors import ArgumentError
-from fcn_jax.models.backbones.contract import Backbone
+from fcn_jax.models.backbones.contract import Backbone, spatial_axes
 from fcn_jax.models.feature_map import FeatureMap, TilePosition, scaled
 from fcn_jax.models.heads import SkipHead
 from fcn_jax.models.layers import Conv, max_pool, relu
 from fcn_jax.models.row_blocks import RowBlocks
+from fcn_jax.models.unet import UNetDecoder
 
 
 class FCN(nnx.Module):
@@ -30,9 +33,11 @@ class FCN(nnx.Module):
             if several label maps are predicted from one backbone, each by its own head (section 5,
             SIFT Flow).
         skips: number of finer stages to fuse: 0, 1, 2 for FCN-32s, FCN-16s, FCN-8s.
+        decoder: builds a decoder that fuses those stages. It is called with `channels` and `grids`,
+            and with `stages`, `ndim`, `axis_name` and `rngs` by name. None: their scores are added.
         hidden: whether a 3×3 convolution precedes the coarsest score layer, as in torchvision.
         auxiliary: whether training adds a second head with a hidden layer, on the stage before the
-            coarsest. It is used in training only.
+            coarsest, or with a decoder on its stage before the finest. It is used in training only.
         context_features: features of a `Context` that adds a stage at twice the coarsest stride of
             the backbone; None for no `Context`.
         score_scales: factors of the features before a score layer or `Context`, from coarse to
@@ -58,6 +63,7 @@ class FCN(nnx.Module):
         num_classes: int | Mapping[str, int],
         *,
         skips: int,
+        decoder: Callable[..., UNetDecoder] | None = None,
         hidden: bool = False,
         auxiliary: bool = False,
         context_features: int | None = None,
@@ -71,11 +77,12 @@ class FCN(nnx.Module):
     ):
         self.backbone = backbone
         self.dtype = dtype
+        ndim = self.ndim = spatial_axes(backbone)
         channels, grids = dict(backbone.channels), dict(backbone.grids)
         self.has_context = context_features is not None
         if context_features is not None:
             coarsest = max(channels)
-            self.context = Context(channels[coarsest], context_features, rngs=rngs)
+            self.context = Context(channels[coarsest], context_features, ndim=ndim, rngs=rngs)
             channels[2 * coarsest] = context_features
             grids[2 * coarsest] = grids[coarsest].after(3, stride=2)
         coarse_to_fine = sorted(channels, reverse=True)
@@ -98,6 +105,14 @@ class FCN(nnx.Module):
         self.scales = dict.fromkeys(channels, 1.0) | dict(
             zip(coarse_to_fine, score_scales, strict=False)
         )
+        self.has_decoder = decoder is not None
+        scored, second = self.stages, coarse_to_fine[1:2]
+        if decoder is not None:
+            self.decoder = decoder(
+                channels, grids, stages=self.stages, ndim=ndim, axis_name=axis_name, rngs=rngs
+            )
+            channels, grids = self.decoder.channels, self.decoder.grids
+            scored, second = self.stages[-1:], list(self.stages[-2:-1])
 
         def head(num_classes: int, stages: Sequence[int], *, hidden: bool) -> SkipHead:
             return SkipHead(
@@ -109,6 +124,7 @@ class FCN(nnx.Module):
                 dropout_rate=dropout_rate,
                 upsampling=upsampling,
                 half_pixel=half_pixel,
+                ndim=ndim,
                 axis_name=axis_name,
                 rngs=rngs,
             )
@@ -117,11 +133,11 @@ class FCN(nnx.Module):
         self.label_maps = tuple(by_name)
         self.num_classes = dict(by_name)
         for name, count in by_name.items():
-            setattr(self, f"head{suffix(name)}", head(count, self.stages, hidden=hidden))
+            setattr(self, f"head{suffix(name)}", head(count, scored, hidden=hidden))
         self.has_auxiliary = auxiliary
         if auxiliary:
             first = next(iter(by_name.values()))
-            self.auxiliary = head(first, coarse_to_fine[1:2], hidden=True)
+            self.auxiliary = head(first, second, hidden=True)
 
     def __call__(
         self,
@@ -172,16 +188,18 @@ class FCN(nnx.Module):
                 `inference/tiles.py`); None if the canvases hold whole images.
 
         Returns:
-            Features by name: pixels, backbone2, …, context, score32, …, fused16, …, logits. If
-            there are several label maps, the names of a head's features end in the name of its map
-            (score32_geometric). Those of the auxiliary head, in training, end in `_auxiliary`.
+            Features by name: pixels, backbone2, …, context, decoder16, …, score32, …, fused16, …,
+            logits. If there are several label maps, the names of a head's features end in the name
+            of its map (score32_geometric). Those of the auxiliary head, in training, end in
+            `_auxiliary`.
 
         Raises:
             ValueError: the image has no batch axis or the wrong number of channels.
         """
-        if image.ndim < 4:
+        if image.ndim != self.ndim + 2:
+            axes = ", ".join("dhw"[-self.ndim :])
             raise ValueError(
-                f"`image` (of shape {image.shape}) must have a batch axis: (b, h, w, c); "
+                f"`image` (of shape {image.shape}) must have a batch axis: (b, {axes}, c); "
                 "for a single image, image[None]"
             )
         pixels = FeatureMap(self.backbone.preprocessing(image, self.dtype), valid, tile)
@@ -191,6 +209,9 @@ class FCN(nnx.Module):
         if self.has_context:
             named["context"] = self.context(to_score[max(by_stage)])
             to_score[2 * max(by_stage)] = scaled(named["context"], self.scales[2 * max(by_stage)])
+        if self.has_decoder:
+            by_stage = to_score = self.decoder(to_score, train=train)
+            named |= {f"decoder{stage}": x for stage, x in by_stage.items()}
         for index, (name, head) in enumerate(self._heads(train=train).items(), start=1):
             inputs = by_stage if name == "auxiliary" else to_score
             # The backbone has used the given keys, so every head derives its own.
@@ -242,9 +263,9 @@ class Context(nnx.Module):
     each convolution adds 64 pixels to the width of the receptive field.
     """
 
-    def __init__(self, in_features: int, features: int, *, rngs: nnx.Rngs):
-        self.conv1 = Conv(in_features, features, (3, 3), rngs=rngs)
-        self.conv2 = Conv(features, features, (3, 3), rngs=rngs)
+    def __init__(self, in_features: int, features: int, *, ndim: int = 2, rngs: nnx.Rngs):
+        self.conv1 = Conv(in_features, features, (3,) * ndim, rngs=rngs)
+        self.conv2 = Conv(features, features, (3,) * ndim, rngs=rngs)
 
     def __call__(self, x: FeatureMap) -> FeatureMap:
         """Computes features (b, ceil(h / 2), ceil(w / 2), features)."""

@@ -29,6 +29,7 @@ class SkipHead(nnx.Module):
         dropout_rate: dropout of the hidden features, in 0…1.
         upsampling: "learned", "fixed" (both start bilinear) or "interpolate".
         half_pixel: see `FCN`.
+        ndim: number of spatial axes.
         axis_name: see `BatchNorm`.
         rngs: streams of random keys for the initial weights.
     """
@@ -44,6 +45,7 @@ class SkipHead(nnx.Module):
         dropout_rate: float = 0.0,
         upsampling: str = "learned",
         half_pixel: bool = False,
+        ndim: int = 2,
         axis_name: str | None = None,
         rngs: nnx.Rngs,
     ):
@@ -55,16 +57,17 @@ class SkipHead(nnx.Module):
                     channels[stage],
                     num_classes,
                     dropout_rate=dropout_rate,
+                    ndim=ndim,
                     axis_name=axis_name,
                     rngs=rngs,
                 )
             else:
-                score = score_layer(channels[stage], num_classes, rngs=rngs)
+                score = score_layer(channels[stage], num_classes, ndim=ndim, rngs=rngs)
             setattr(self, f"score{stage}", score)
         targets = [*(grids[stage] for stage in self.stages[1:]), PIXELS]
         for stage, target in zip(self.stages, targets, strict=True):
             upsample = upsampling_layer(
-                num_classes, grids[stage], target, upsampling, half_pixel=half_pixel
+                num_classes, grids[stage], target, upsampling, half_pixel=half_pixel, ndim=ndim
             )
             setattr(self, f"upsample{stage}", upsample)
 
@@ -122,27 +125,29 @@ class HiddenScore(nnx.Module):
         num_classes: int,
         *,
         dropout_rate: float,
+        ndim: int = 2,
         axis_name: str | None,
         rngs: nnx.Rngs,
     ):
         hidden = in_features // 4
         self.dropout_rate = dropout_rate
-        self.conv = Conv(in_features, hidden, (3, 3), use_bias=False, rngs=rngs)
+        self.conv = Conv(in_features, hidden, (3,) * ndim, use_bias=False, rngs=rngs)
         self.bn = BatchNorm(hidden, axis_name=axis_name)
-        self.score = score_layer(hidden, num_classes, rngs=rngs)
+        self.score = score_layer(hidden, num_classes, ndim=ndim, rngs=rngs)
 
     def __call__(self, x: FeatureMap, *, train: bool, keys: jax.Array | None) -> FeatureMap:
         x = relu(self.bn(self.conv(x), train=train))
         return self.score(dropout(x, self.dropout_rate, keys if train else None))
 
 
-def score_layer(in_features: int, num_classes: int, *, rngs: nnx.Rngs) -> Conv:
+def score_layer(in_features: int, num_classes: int, *, ndim: int = 2, rngs: nnx.Rngs) -> Conv:
     """Builds a 1×1 convolution that starts at zero, as in the paper."""
-    return Conv(in_features, num_classes, (1, 1), kernel_init=nnx.initializers.zeros, rngs=rngs)
+    zeros = nnx.initializers.zeros
+    return Conv(in_features, num_classes, (1,) * ndim, kernel_init=zeros, rngs=rngs)
 
 
 def upsampling_layer(
-    features: int, coarse: Grid, fine: Grid, kind: str, *, half_pixel: bool
+    features: int, coarse: Grid, fine: Grid, kind: str, *, half_pixel: bool, ndim: int = 2
 ) -> ConvTranspose | BilinearUpsample | Interpolate:
     """Builds the upsampling from one grid to a finer one.
 
@@ -152,11 +157,13 @@ def upsampling_layer(
         kind: "learned", "fixed" or "interpolate".
         half_pixel: see `FCN`.
     """
+    if coarse == fine == PIXELS:
+        return BilinearUpsample(1, stride=1, crop=0)  # the identity
     if kind == "interpolate":
         return Interpolate()
     factor = coarse.stride // fine.stride
     offset = (factor - 1) / 2 if half_pixel else (coarse.offset - fine.offset) / fine.stride
     filter_size, crop = upsampling_geometry(factor, offset)
     if kind == "learned":
-        return ConvTranspose(features, filter_size, stride=factor, crop=crop)
+        return ConvTranspose(features, filter_size, stride=factor, crop=crop, ndim=ndim)
     return BilinearUpsample(filter_size, stride=factor, crop=crop)

@@ -93,7 +93,7 @@ def interpolation_weights(
 
 
 def resized(
-    values: jax.Array, size: jax.Array, new_size: jax.Array, canvas_px: tuple[int, int]
+    values: jax.Array, size: jax.Array, new_size: jax.Array, canvas_px: tuple[int, ...]
 ) -> jax.Array:
     """Resizes the images on canvases by linear interpolation.
 
@@ -114,7 +114,7 @@ def resized(
         places = interpolation_places(size[:, axis], new_size[:, axis], jnp.arange(side)[None])
         lower, upper, share = (jnp.broadcast_to(x, (len(values), side)) for x in places)
         before, after = (_looked_up(values, place, axis) for place in (lower, upper))
-        share = share.reshape(-1, *[1] * axis, side, *[1] * (2 - axis))
+        share = share.reshape(-1, *[1] * axis, side, *[1] * (len(canvas_px) - axis))
         values = before * (1 - share) + after * share
     return values
 

@@ -211,12 +211,16 @@ def spatial_mean(x: FeatureMap) -> FeatureMap:
     """Computes the mean over the positions of each image: float32 (b, 1, …, 1, c)."""
     axes = tuple(range(1, x.values.ndim - 1))
     total = x.filled().astype(jnp.float32).sum(axes, keepdims=True)
-    count = jnp.asarray(math.prod(x.spatial), jnp.float32)
-    if x.valid is not None:
-        count = jnp.prod(x.valid.astype(jnp.float32), axis=1)
-        count = jnp.maximum(count, 1)  # padding of a batch: an image of size 0
-        count = count.reshape(-1, *[1] * (x.values.ndim - 1))
+    count = num_positions(x).reshape(-1, *[1] * (x.values.ndim - 1))
     return FeatureMap(total / count, field=x.field.unbounded())
+
+
+def num_positions(x: FeatureMap) -> jax.Array:
+    """Valid positions of each image, at least 1: float32 (b, 1, 1), or (1, 1, 1) for all images."""
+    if x.valid is None:
+        return jnp.full((1, 1, 1), math.prod(x.spatial), jnp.float32)
+    count = jnp.prod(x.valid.astype(jnp.float32), axis=1)
+    return jnp.maximum(count, 1).reshape(-1, 1, 1)  # a place in a batch may be empty
 
 
 class BatchNorm(nnx.Module):
@@ -280,6 +284,44 @@ class BatchNorm(nnx.Module):
         return sums if self.axis_name is None else lax.psum(sums, self.axis_name)
 
 
+class GroupNorm(nnx.Module):
+    """Group normalisation over the valid positions of each image (Wu & He 2018, equation 7).
+
+    The features of each image are divided into groups, and each group gets mean 0 and variance 1,
+    then a learned scale and bias for each feature. With as many groups as features it is instance
+    normalisation (Ulyanov et al. 2016). Statistics are float32.
+
+    A position depends on the whole image, so parts of an image have other features than the whole.
+    """
+
+    def __init__(self, features: int, *, groups: int, epsilon: float = 1e-5):
+        if features % groups:
+            raise ValueError(f"`features` (={features}) must be divisible by `groups` (={groups})")
+        self.groups = groups
+        self.epsilon = epsilon
+        self.scale = nnx.Param(jnp.ones((features,), jnp.float32))
+        self.bias = nnx.Param(jnp.zeros((features,), jnp.float32))
+
+    def __call__(self, x: FeatureMap, *, train: bool = False) -> FeatureMap:
+        """Normalises (b, *n, features). train: has no effect; `BatchNorm` takes it."""
+        mean = self._group_mean(x, _image_sum(x))
+        # The second pass keeps the precision that E[x²] − E[x]² would lose.
+        centred = x.map(lambda values: jnp.square(values.astype(jnp.float32) - mean))
+        var = self._group_mean(x, _image_sum(centred))
+        scale = self.scale[...] * lax.rsqrt(var + self.epsilon)
+        shift = self.bias[...] - mean * scale
+        y = x.map(lambda values: _scaled_and_shifted(values, scale, shift))
+        return dataclasses.replace(y, field=x.field.unbounded())
+
+    def _group_mean(self, x: FeatureMap, sums: jax.Array) -> jax.Array:
+        """Means of groups from sums of features (b, c), at every feature: (b, 1, …, 1, c)."""
+        batch, features = sums.shape
+        by_group = sums.reshape(batch, self.groups, -1)
+        mean = by_group.sum(-1, keepdims=True) / (num_positions(x) * by_group.shape[-1])
+        mean = jnp.broadcast_to(mean, by_group.shape)
+        return mean.reshape(batch, *[1] * len(x.spatial), features)
+
+
 # The next functions turn bfloat16 features into float32. `jax.checkpoint` keeps the float32 copies
 # from being stored for the backward pass.
 
@@ -287,6 +329,13 @@ class BatchNorm(nnx.Module):
 @jax.checkpoint
 def _scaled_and_shifted(values: jax.Array, scale: jax.Array, shift: jax.Array) -> jax.Array:
     return (values * scale + shift).astype(values.dtype)
+
+
+@jax.checkpoint
+def _image_sum(x: FeatureMap) -> jax.Array:
+    """Sums over the positions of each image: float32 (b, c)."""
+    values = x.filled().astype(jnp.float32)
+    return values.sum(tuple(range(1, values.ndim - 1)))
 
 
 @jax.checkpoint
@@ -301,6 +350,44 @@ def _sum_of_squares(x: FeatureMap, mean: jax.Array) -> jax.Array:
     """Sums the squared deviations from the mean over all positions of all images."""
     squares = x.map(lambda values: jnp.square(values.astype(jnp.float32) - mean)).filled()
     return squares.sum(tuple(range(squares.ndim - 1)))
+
+
+NORM_GROUPS = 8
+"""Groups of `GroupNorm` in U-Nets, as in Wolny's pytorch-3dunet; fewer if 8 does not divide."""
+
+
+def norm_layer(
+    kind: str, features: int, *, axis_name: str | None = None
+) -> BatchNorm | GroupNorm | None:
+    """Builds a normalisation by name: batch, group, instance or none."""
+    if kind == "batch":
+        return BatchNorm(features, axis_name=axis_name)
+    if kind == "none":
+        return None
+    groups = features if kind == "instance" else math.gcd(NORM_GROUPS, features)
+    return GroupNorm(features, groups=groups)
+
+
+def mirror_pad(x: FeatureMap, before: int, after: int) -> FeatureMap:
+    """Pads every image on each axis by its mirror image; the border position is not repeated.
+
+    (b, *n, c) to (b, *(before + n + after), c), as NumPy's mode "reflect".
+    """
+    values = x.values
+    for axis, size in enumerate(x.spatial):
+        sizes = jnp.asarray([size]) if x.valid is None else x.valid[:, axis]
+        period = jnp.maximum(2 * (sizes - 1), 1)[:, None]
+        place = jnp.arange(-before, size + after) % period
+        place = jnp.minimum(place, period - place)
+        if x.valid is None:
+            values = jnp.take(values, place[0], axis=axis + 1)
+        else:
+            values = jax.vmap(functools.partial(jnp.take, axis=axis))(values, place)
+    padded = x.windowed(values, [Window(1, padding=(before, after))] * len(x.spatial))
+    if x.valid is None or padded.valid is None:
+        return padded
+    # A place in a batch without an image stays empty.
+    return dataclasses.replace(padded, valid=jnp.where(x.valid > 0, padded.valid, 0))
 
 
 class NormalisedConv(nnx.Module):

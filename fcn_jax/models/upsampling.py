@@ -293,6 +293,56 @@ class ConvTranspose(Upsample):
         )
 
 
+class BlockUpsample(nnx.Module):
+    """A learned transposed convolution, with bias, whose kernel is as large as its stride.
+
+    The up-convolution of U-Net (Ronneberger et al. 2015): each position becomes a block of
+    stride^n positions, so it is one product and a depth-to-space.
+
+    Attributes:
+        kernel: float32 (*stride, in, out), as of `conv_transpose`.
+        bias: float32 (out,).
+    """
+
+    def __init__(
+        self, in_features: int, features: int, *, stride: int, ndim: int = 2, rngs: nnx.Rngs
+    ):
+        self.stride = stride
+        # Each output is made of one position, so of in_features values.
+        init = nnx.initializers.he_normal(batch_axis=range(ndim))
+        shape = (*[stride] * ndim, in_features, features)
+        self.kernel = nnx.Param(init(rngs.params(), shape, jnp.float32))
+        self.bias = nnx.Param(jnp.zeros((features,), jnp.float32))
+
+    def __call__(self, x: FeatureMap, like: FeatureMap) -> FeatureMap:
+        """Upsamples (b, *n, in) to the spatial size, and the valid part, of `like`."""
+        kernel = self.kernel[...].astype(x.values.dtype)
+        values = block_upsample(x.values, kernel) + self.bias[...].astype(x.values.dtype)
+        window = tuple(slice(size) for size in like.spatial)
+        field = x.field.scattered(like.field.stride, self.stride, self.stride, 0)
+        return dataclasses.replace(like, values=values[(slice(None), *window)], field=field)
+
+
+def block_upsample(values: jax.Array, kernel: jax.Array) -> jax.Array:
+    """Computes `conv_transpose` for a kernel as large as the stride, without a crop.
+
+    Args:
+        values: (b, *n, in).
+        kernel: (stride, …, stride, in, out).
+
+    Returns:
+        (b, *(stride·n), out).
+    """
+    ndim, stride = values.ndim - 2, kernel.shape[0]
+    batch, *size, in_features = values.shape
+    features = kernel.shape[-1]
+    kernel = jnp.moveaxis(kernel, ndim, 0).reshape(in_features, -1)
+    blocks = jnp.dot(values, kernel).reshape(batch, *size, *[stride] * ndim, features)
+    interleaved = [1 + n for axis in range(ndim) for n in (axis, ndim + axis)]
+    blocks = blocks.transpose(0, *interleaved, 2 * ndim + 1)
+    return blocks.reshape(batch, *[stride * n for n in size], features)
+
+
 class BilinearUpsample(Upsample):
     """Fixed bilinear interpolation: the initial `ConvTranspose`, computed one axis at a time."""
 

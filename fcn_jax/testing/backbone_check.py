@@ -15,6 +15,7 @@ from fcn_jax.models.backbones.contract import (
     abstract_features,
     check_contract,
     parameters,
+    spatial_axes,
 )
 from fcn_jax.models.feature_map import FeatureMap, TilePosition
 from fcn_jax.models.layers import BatchNorm
@@ -29,11 +30,14 @@ from fcn_jax.testing.recording import (
 )
 from fcn_jax.testing.report import BackboneReport
 
-SIZE = (45, 21)
-"""Height and width of an image that no stride divides."""
+SIZE = (45, 21, 13)
+"""Size of an image that no stride divides, on each axis."""
+
+TRAINING_CANVAS = (128, 96, 32)
+"""Large enough for statistics at stride 32."""
 
 BEYOND = 19
-"""Rows and columns of a canvas beyond such an image: at stride 32 it has a position there."""
+"""Part of a canvas beyond such an image, on each axis: at stride 32 it has a position there."""
 
 TOLERANCE = 1e-4
 """Largest difference, as a share of the largest value, where rounding has not been measured."""
@@ -119,17 +123,17 @@ class _Check:
         graph, self._state = nnx.split(model)
         self._program = backbone_program(graph)
         self._random = np.random.default_rng(0)
-        channels = model.preprocessing.channels
-        fields = [x.field for x in abstract_features(model, (1, *SIZE, channels)).values()]
+        channels, size = model.preprocessing.channels, SIZE[: spatial_axes(model)]
+        fields = [x.field for x in abstract_features(model, (1, *size, channels)).values()]
         self._is_bounded = all(field.is_bounded for field in fields)
         self._alignment = math.lcm(*(field.alignment for field in fields))
-        height = SIZE[0] + BEYOND
+        height = size[0] + BEYOND
         if self._is_bounded:  # some positions of a part must depend on nothing outside of it
             reach = max(max(-field.first, field.last) for field in fields)
             stride = max(field.stride for field in fields)
             height = max(height, self._alignment + int(reach) + 2 * stride)
-        self._canvas = (height, SIZE[1] + BEYOND)
-        self._image, self._large = self._noise(*SIZE), self._noise(*self._canvas)
+        self._canvas = (height, *(length + BEYOND for length in size[1:]))
+        self._image, self._large = self._noise(*size), self._noise(*self._canvas)
         self._tolerance = dict.fromkeys(model.channels, TOLERANCE)
         self._limit = TOLERANCE
         self._largest = 0.0
@@ -153,12 +157,12 @@ class _Check:
     def _training(self) -> str | None:
         if not jax.tree.leaves(nnx.state(self._model, nnx.BatchStat)):
             return "no statistics"
-        # Large enough for statistics at stride 32. An image has the same statistics if it is there
-        # twice as if it is there once, next to a place without an image.
-        height, width = canvas = (128, 96)
-        image = self._noise(height - BEYOND, width - BEYOND)
+        # An image has the same statistics if it is there twice as if it is there once, next to a
+        # place without an image.
+        canvas = TRAINING_CANVAS[: spatial_axes(self._model)]
+        image = self._noise(*(length - BEYOND for length in canvas))
         twice = _placed([image, image], canvas, 100.0)
-        once = _placed([image, image[:0, :0]], canvas, -3.0)
+        once = _placed([image, np.zeros((0,) * len(canvas) + image.shape[-1:])], canvas, -3.0)
         nearly = _placed([np.nextafter(image, np.inf)] * 2, canvas, 100.0)
         self._measure_rounding(twice, nearly, train=True)
         (_, _, self._state), _ = self._compare(self._equal, twice, once, train=True)
@@ -179,9 +183,10 @@ class _Check:
     def _tiles(self) -> str | None:
         if not self._is_bounded:
             return "not checked: features depend on the whole image"
-        (height, width), start = self._canvas, self._alignment
+        height, start = self._canvas[0], self._alignment
         parts = _placed([self._large[start:], self._large[:-start]], self._canvas, 100.0)
-        corners, sizes = [[start, 0], [0, 0]], [[height, width]] * 2
+        upper = [0] * len(self._canvas)
+        corners, sizes = [[start, *upper[1:]], upper], [self._canvas] * 2
         tile = TilePosition(jnp.asarray(corners, jnp.int32), jnp.asarray(sizes, jnp.int32))
 
         def problem(whole: FeatureMap, tile: FeatureMap) -> str | None:
@@ -205,10 +210,14 @@ class _Check:
             return "not checked: features depend on the whole image"
         stage = max(self._model.channels)
         coarsest = self._run(self._whole)[0][stage]
-        field, count = coarsest.field, coarsest.spatial[0]
-        # The last position depends on no row above `top`, the first one on none below `bottom`.
-        top, bottom = field.stride * (count - 1) + int(field.first), int(field.last)
-        rows = np.arange(self._canvas[0])[:, None, None]
+        field = coarsest.field
+        # Positions of a stage finer than the alignment do not all see as far: the last one of a
+        # period sees the first row of its field, the first one the last row.
+        period = field.alignment // field.stride
+        last_place = coarsest.spatial[0] // period * period - 1
+        # It depends on no row above `top`, the first position on none below `bottom`.
+        top, bottom = field.stride * last_place + int(field.first), int(field.last)
+        rows = np.arange(self._canvas[0]).reshape(-1, *[1] * len(self._canvas))
 
         def hidden(top: int, bottom: int) -> FeatureMap:
             values = np.where(np.stack([rows < top, rows > bottom]), np.nan, self._large)
@@ -235,7 +244,7 @@ class _Check:
         # windows are wider on the other axis.
         nearly = self._run(hidden(top + 1, bottom - 1))[0][stage]
         is_nan = _rows_with_nan(nearly)
-        if is_nan[0, -1] != is_nan[1, 0]:
+        if is_nan[0, last_place] != is_nan[1, 0]:
             side = "first" if is_nan[1, 0] else "last"
             raise AssertionError(
                 f"{self._check}: position i of stage {stage} of {self._name} does not depend on "
@@ -328,17 +337,17 @@ class _Check:
         return f"differs by {difference:.0e} of the largest value"
 
     def _noise(self, *shape: int) -> np.ndarray:
-        if len(shape) == 2:
+        if len(shape) == spatial_axes(self._model):
             shape = (*shape, self._model.preprocessing.channels)
         return self._random.standard_normal(shape).astype(np.float32)
 
 
-def _placed(images: Sequence[np.ndarray], canvas: tuple[int, int], outside: float) -> FeatureMap:
-    """Places images (h, w, c) at the top left of canvases."""
+def _placed(images: Sequence[np.ndarray], canvas: tuple[int, ...], outside: float) -> FeatureMap:
+    """Places images (*n, c) at the start of canvases."""
     values = np.full((len(images), *canvas, images[0].shape[-1]), outside, np.float32)
     for place, image in zip(values, images, strict=True):
-        place[: image.shape[0], : image.shape[1]] = image
-    sizes = jnp.asarray([image.shape[:2] for image in images], jnp.int32)
+        place[tuple(map(slice, image.shape))] = image
+    sizes = jnp.asarray([image.shape[:-1] for image in images], jnp.int32)
     return FeatureMap(jnp.asarray(values), sizes)
 
 
@@ -348,5 +357,5 @@ def _size(x: FeatureMap) -> tuple[int, ...]:
 
 
 def _rows_with_nan(x: FeatureMap) -> np.ndarray:
-    """Returns which rows of each image have NaNs: bool (b, h)."""
-    return np.isnan(np.asarray(x.values)).any((2, 3))
+    """Returns which rows of each image have NaNs: bool (b, n), along the first spatial axis."""
+    return np.isnan(np.asarray(x.values)).any(tuple(range(2, x.values.ndim)))

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from fcn_jax.models.backbones.contract import spatial_axes
 from fcn_jax.models.feature_map import FeatureMap
 from fcn_jax.testing.report import Layer
 
@@ -130,7 +131,8 @@ def compiled_layers(model: Any) -> list[Layer]:
     """Compiles the layers that a backbone calls, each by itself; equal ones once."""
     graph, state = nnx.split(model)
     modules = modules_by_name(model)
-    pixels = FeatureMap(jnp.zeros((1, 64, 64, model.preprocessing.channels)))
+    size = (64,) * spatial_axes(model)
+    pixels = FeatureMap(jnp.zeros((1, *size, model.preprocessing.channels)))
     _, calls, _ = backbone_program(graph).eval_shape(state, pixels, record=True)
     layers = []
     seconds: dict[str, float] = {}

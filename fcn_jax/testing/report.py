@@ -11,7 +11,7 @@ class Layer:
     Attributes:
         name: the attribute of the backbone.
         kind: its class.
-        output: (h, w, c) on an image of 64×64 pixels.
+        output: (h, w, c) on an image of 64×64 pixels; likewise for other numbers of axes.
         compile_seconds: the time to compile it by itself for inference.
     """
 

@@ -83,6 +83,11 @@ def test_every_number_has_a_lower_bound():
         ("model.backbone", "resnet5", "; did you mean resnet50?"),
         ("model.output_stride", "17", "must be one of 32, 16, 8"),
         ("model.skips", "-1", "must be a whole number, in 0…16"),
+        ("model.decoder", "u-net", "must be one of fcn, unet; did you mean unet?"),
+        ("model.decoder_features", "64,32", "needs model.decoder=unet"),
+        ("model.norm", "layer", "must be one of batch, group, instance, none"),
+        ("augment.rotate", "true", "needs a square crop, not augment.crop_px=None"),
+        ("augment.elastic_px", "5", "needs a crop"),
         ("model.dropout", "1", "must be a finite number, at least 0 and below 1"),
         ("model.context_features", "-4", "must be a whole number, in 1…65536, or None"),
         ("model.auxiliary_weight", "1e30", "must be a finite number, in 0…100"),
@@ -97,6 +102,8 @@ def test_every_number_has_a_lower_bound():
 )
 def test_a_value_that_cannot_be_used_is_refused(name, text, problem):
     config = default_config()
+    if name in ("augment.rotate", "augment.elastic_px"):
+        config.augment.crop_px = None
 
     def use() -> None:
         override(config, name, text)
@@ -110,6 +117,23 @@ def test_a_value_that_cannot_be_used_is_refused(name, text, problem):
     assert len(message) < 500
     if name != "train.accumulation_steps":
         assert message.startswith(f"{name} (=")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "problem"),
+    [
+        ("skips", 1, "is not used with model.decoder=unet"),
+        ("score_scales", (1.0, 0.1), "is not used with model.decoder=unet"),
+        ("padding", "paper", "cannot be used with model.decoder=unet: use same or valid"),
+    ],
+)
+def test_settings_of_the_other_decoder_are_refused(name: str, value: Any, problem: str) -> None:
+    config = default_config()
+    config.model.decoder = "unet"
+    config.check()
+    setattr(config.model, name, value)
+    with pytest.raises(ArgumentError, match=problem):
+        config.check()
 
 
 @pytest.mark.parametrize(

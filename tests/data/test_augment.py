@@ -191,3 +191,45 @@ def test_a_grey_image_changes_in_brightness() -> None:
     assert made.image.shape == (8, 8, 1)
     assert np.ptp(made.image) < 1e-3
     assert abs(made.image[0, 0, 0] - 100) > 1
+
+
+def test_turned_crops_are_windows_turned_by_each_multiple_of_90_degrees() -> None:
+    image, label = canvas()
+    made = crops(AugmentConfig(crop_px=(8, 8), scale=(1.0, 1.0), flip=False, rotate=True))
+    seen = set()
+    for pixels, classes in zip(made.image, made.label, strict=True):
+        top, left = int(pixels[..., 0].min()), int(pixels[..., 1].min())
+        window = (slice(top, top + 8), slice(left, left + 8))
+        turns = [n for n in range(4) if np.array_equal(pixels, np.rot90(image[window], n))]
+        assert len(turns) == 1
+        assert np.array_equal(classes, np.rot90(label[window], turns[0]))
+        seen.add(turns[0])
+    assert seen == {0, 1, 2, 3}
+
+
+def test_a_deformation_moves_the_image_and_its_label_alike() -> None:
+    _, label = canvas()
+    config = AugmentConfig(crop_px=(16, 16), scale=(1.0, 1.0), flip=False, elastic_px=2.0)
+    made = crops(config)
+    inside = made.label != 255
+    assert 0.6 < inside.mean() < 1
+    # Red is the row and green the column that a pixel shows, which are linear in its place.
+    row, column = made.image[..., 0], made.image[..., 1]
+    nearest = label[np.floor(row + 0.5).astype(int), np.floor(column + 0.5).astype(int)]
+    assert np.array_equal(made.label[inside], nearest[inside])
+    assert np.allclose(made.image[~inside], FILL)
+    # Displacements at the corners are the grid's own: normal with the given deviation, next to a
+    # window whose place is drawn; so differences between corners have twice its variance.
+    height = (row[:, -1] - row[:, 0] - 15)[inside[:, -1] & inside[:, 0]]
+    assert 2.0 < height.std() < 3.5  # √2 · 2 = 2.8, less where the border has cut it off
+    # Smooth: from one pixel to the next the shift changes by little.
+    steps = np.diff(row, axis=1)[inside[:, 1:] & inside[:, :-1]]
+    assert np.abs(steps - 1).max() < 3
+    assert abs(steps.mean() - 1) < 0.1
+
+
+def test_no_deformation_is_the_crop_itself() -> None:
+    plain = crops(AugmentConfig(crop_px=(12, 9), scale=(0.7, 1.4)), draws=20)
+    nearly = crops(AugmentConfig(crop_px=(12, 9), scale=(0.7, 1.4), elastic_px=1e-6), draws=20)
+    assert np.allclose(plain.image, nearly.image, atol=1e-2)
+    assert (plain.label == nearly.label).mean() > 0.95  # halfway between pixels, either is nearest

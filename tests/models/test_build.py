@@ -253,7 +253,7 @@ def test_a_config_file_may_import_a_backbone(tmp_path: Path) -> None:
     shown = command("train", f"--config={tmp_path}/mine.py", "--help")
     assert shown.returncode == 0, shown.stderr
     line = next(line for line in shown.stdout.splitlines() if "model.backbone=patches" in line)
-    assert line.endswith("efficientnet_lite0, patches")
+    assert line.endswith("unet, patches")
     refused = command("train", f"--config={tmp_path}/mine.py", "--config.model.backbone=patch")
     assert "config.model.backbone (=patch) must be one of small" in refused.stderr
     assert refused.stderr.endswith("did you mean patches?\n")

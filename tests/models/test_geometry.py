@@ -165,12 +165,12 @@ def seen_by(
     return claimed, first, last
 
 
-def small(**arguments: Any) -> FCN:
-    backbone = SmallNet(features=(2, 2, 4), preprocessing=IDENTITY, rngs=nnx.Rngs(0))
+def small(ndim: int = 2, **arguments: Any) -> FCN:
+    backbone = SmallNet(features=(2, 2, 4), ndim=ndim, preprocessing=IDENTITY, rngs=nnx.Rngs(0))
     return FCN(backbone, 2, rngs=nnx.Rngs(0), **arguments)
 
 
-@pytest.mark.parametrize("axis", [1, 2])
+@pytest.mark.parametrize(("ndim", "axis"), [(1, 1), (2, 1), (2, 2), (3, 3)])
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -180,10 +180,11 @@ def small(**arguments: Any) -> FCN:
     ],
 )
 def test_scores_depend_on_exactly_their_receptive_field(
-    arguments: dict[str, Any], axis: int
+    arguments: dict[str, Any], ndim: int, axis: int
 ) -> None:
-    model = all_pass(lambda: small(**arguments))
-    shape = (1, 320, 5, 3) if axis == 1 else (1, 5, 320, 3)
+    model = all_pass(lambda: small(ndim, **arguments))
+    others = 5 if ndim < 3 else 1
+    shape = (1, *(320 if n == axis else others for n in range(1, ndim + 1)), 3)
     claimed, first, last = seen_by(lambda x: model.features(x)["logits"], shape, axis, range(16))
     assert (claimed.stride, claimed.first, claimed.last) == (1, first, last)
 

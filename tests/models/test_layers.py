@@ -12,13 +12,16 @@ from fcn_jax.models.interpolation import Interpolate
 from fcn_jax.models.layers import (
     BatchNorm,
     Conv,
+    GroupNorm,
     average_pool,
     dropout,
     max_pool,
+    mirror_pad,
+    norm_layer,
     relu,
     spatial_mean,
 )
-from fcn_jax.models.upsampling import BilinearUpsample, ConvTranspose
+from fcn_jax.models.upsampling import BilinearUpsample, BlockUpsample, ConvTranspose
 from tests.arrays import from_torch, kernel_to_torch, normal, to_torch
 
 SIZE = (7, 9)
@@ -188,6 +191,54 @@ def test_batch_norm_counts_valid_positions_only() -> None:
     np.testing.assert_allclose(layer.var[...], [2.5])  # (4 + 1 + 0 + 1 + 4) / (5 − 1)
 
 
+@pytest.mark.parametrize("groups", [1, 2, 6])
+@pytest.mark.parametrize("size", [(50,), (7, 9), (3, 4, 5)])
+def test_group_norm_and_its_gradient_are_pytorchs(
+    torch: ModuleType, groups: int, size: tuple[int, ...]
+) -> None:
+    values, cotangent = normal(0, 2, *size, 6) + 3, normal(1, 2, *size, 6)
+    norm = GroupNorm(6, groups=groups)
+    norm.scale[...], norm.bias[...] = jnp.arange(1.0, 7.0), jnp.arange(6.0)
+    tensor = to_torch(torch, values).requires_grad_()
+    expected = torch.nn.functional.group_norm(
+        tensor, groups, torch.arange(1.0, 7.0), torch.arange(6.0)
+    )
+    expected.backward(to_torch(torch, cotangent))
+    result, pull_back = jax.vjp(lambda values: norm(FeatureMap(values)).values, values)
+    np.testing.assert_allclose(result, from_torch(expected), atol=2e-5)
+    np.testing.assert_allclose(pull_back(cotangent)[0], from_torch(tensor.grad), atol=2e-5)
+
+
+def test_group_norm_counts_valid_positions_only() -> None:
+    norm = norm_layer("instance", 3)
+    assert norm is not None
+    image = normal(0, 1, 4, 5, 3)
+    canvas = np.full((2, 6, 8, 3), 1e3, np.float32)
+    canvas[0, :4, :5] = image[0]
+    alone = norm(FeatureMap(jnp.asarray(image)))
+    x = norm(FeatureMap(jnp.asarray(canvas), jnp.asarray([[4, 5], [0, 0]])))
+    np.testing.assert_allclose(x.values[0, :4, :5], alone.values[0], atol=1e-5)
+    assert jnp.isfinite(x.values).all()  # also of a place in the batch without an image
+    assert not alone.field.is_bounded
+
+
+@pytest.mark.parametrize("size", [(5,), (4, 7), (1, 2, 3)])
+def test_mirror_pad_is_numpys_reflection_of_each_image(size: tuple[int, ...]) -> None:
+    pads = [(6, 9)] * len(size)
+    image = normal(0, *size, 2)
+    expected = np.pad(image, [*pads, (0, 0)], mode="reflect")
+    whole = mirror_pad(FeatureMap(jnp.asarray(image[None])), 6, 9)
+    assert np.array_equal(whole.values[0], expected)
+    assert (whole.field.first, whole.field.last) == (-6, -6)
+    canvas = np.full((2, *(n + 3 for n in size), 2), 99, np.float32)
+    canvas[(0, *map(slice, size))] = image
+    x = mirror_pad(FeatureMap(jnp.asarray(canvas), jnp.asarray([size, [0] * len(size)])), 6, 9)
+    assert x.valid is not None
+    assert x.valid.tolist() == [[n + 15 for n in size], [0] * len(size)]
+    inside = tuple(slice(n + 15) for n in size)
+    assert np.array_equal(x.values[(0, *inside)], expected)
+
+
 def test_batch_norm_keeps_its_statistics_outside_training() -> None:
     layer = BatchNorm(2)
     x = FeatureMap(jnp.asarray(normal(0, 1, 3, 3, 2)))
@@ -265,10 +316,13 @@ def spatial_layers() -> dict[str, Any]:
         "pool 3×3 padded": lambda x: max_pool(x, 3, 2, 1),
         "batch norm": lambda x: norm(x),
         "batch norm in training": lambda x: BatchNorm(3)(x, train=True),
+        "group norm": GroupNorm(3, groups=3),
+        "mirrored": lambda x: mirror_pad(x, 3, 20),
         "relu, add, concatenate": lambda x: concatenate(relu(x), add(x, x)),
         "upsampling learned": upsampled(ConvTranspose(3, 8, stride=4, crop=2)),
         "upsampling fixed": upsampled(BilinearUpsample(7, stride=4, crop=3)),
         "upsampling, room before": upsampled(BilinearUpsample(8, stride=4, crop=-5)),
+        "upsampling in blocks": upsampled(BlockUpsample(3, 2, stride=4, rngs=rngs)),
         "interpolation": upsampled(Interpolate()),
         "two": lambda x: max_pool(Conv(3, 4, (3, 3), rngs=nnx.Rngs(1))(x), 3, 2, 1),
     }

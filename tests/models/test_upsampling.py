@@ -11,9 +11,11 @@ from fcn_jax.models.feature_map import FeatureMap
 from fcn_jax.models.interpolation import Interpolate
 from fcn_jax.models.upsampling import (
     BilinearUpsample,
+    BlockUpsample,
     ConvTranspose,
     bilinear_filter,
     bilinear_kernel,
+    block_upsample,
 )
 from tests.arrays import from_torch, normal, to_torch
 
@@ -90,22 +92,57 @@ def test_conv_transpose_is_pytorchs(
     )
 
 
-@pytest.mark.parametrize(("kernel", "stride", "padding"), [(4, 2, 1), (3, 2, 0)])
-def test_conv_transpose_of_volumes_is_pytorchs(
-    torch: ModuleType, kernel: int, stride: int, padding: int
+@pytest.mark.parametrize(("kernel", "stride", "padding"), [(4, 2, 1), (3, 2, 0), (2, 2, 0)])
+@pytest.mark.parametrize("ndim", [1, 3])
+def test_conv_transpose_of_signals_and_volumes_is_pytorchs(
+    torch: ModuleType, ndim: int, kernel: int, stride: int, padding: int
 ) -> None:
-    values, weights = normal(0, 1, 2, 3, 4, 2), normal(1, kernel, kernel, kernel, 2, 3)
-    expected = torch.nn.functional.conv_transpose3d(
+    size = (2, 3, 4)[:ndim]
+    values, weights = normal(0, 1, *size, 2), normal(1, *[kernel] * ndim, 2, 3)
+    expected = getattr(torch.nn.functional, f"conv_transpose{ndim}d")(
         to_torch(torch, values),
-        torch.tensor(weights.transpose(3, 4, 0, 1, 2).copy()),
+        torch.tensor(np.moveaxis(weights, (-2, -1), (0, 1)).copy()),
         stride=stride,
         padding=padding,
     )
-    size = tuple((n - 1) * stride + kernel - 2 * padding for n in (2, 3, 4))
     result = conv_transpose(
-        jnp.asarray(values), jnp.asarray(weights), stride=stride, crop=padding, output_size=size
+        jnp.asarray(values),
+        jnp.asarray(weights),
+        stride=stride,
+        crop=padding,
+        output_size=tuple((n - 1) * stride + kernel - 2 * padding for n in size),
     )
     np.testing.assert_allclose(result, from_torch(expected), atol=1e-5)
+
+
+@pytest.mark.parametrize(("ndim", "stride"), [(1, 2), (1, 3), (2, 2), (2, 4), (3, 2), (2, 1)])
+def test_blocks_are_pytorchs_transposed_convolution(
+    torch: ModuleType, ndim: int, stride: int
+) -> None:
+    size = (3, 4, 2)[:ndim]
+    values, weights = normal(0, 2, *size, 3), normal(1, *[stride] * ndim, 3, 4)
+    cotangent = normal(2, 2, *(stride * n for n in size), 4)
+    tensor = to_torch(torch, values).requires_grad_()
+    weight = torch.tensor(np.moveaxis(weights, (-2, -1), (0, 1)).copy(), requires_grad=True)
+    expected = getattr(torch.nn.functional, f"conv_transpose{ndim}d")(tensor, weight, stride=stride)
+    expected.backward(to_torch(torch, cotangent))
+    result, pull_back = jax.vjp(block_upsample, jnp.asarray(values), jnp.asarray(weights))
+    of_values, of_weights = pull_back(jnp.asarray(cotangent))
+    np.testing.assert_allclose(result, from_torch(expected), atol=1e-5)
+    np.testing.assert_allclose(of_values, from_torch(tensor.grad), atol=2e-5)
+    expected_of_weights = np.moveaxis(weight.grad.numpy(), (0, 1), (-2, -1))
+    np.testing.assert_allclose(of_weights, expected_of_weights, atol=5e-5)
+
+
+def test_blocks_take_the_size_and_the_valid_part_of_the_finer_map() -> None:
+    x = FeatureMap(jnp.asarray(normal(0, 1, 4, 5, 3)), jnp.asarray([[2, 3]]))
+    like = FeatureMap(jnp.zeros((1, 7, 10, 1)), jnp.asarray([[3, 5]]))
+    y = BlockUpsample(3, 2, stride=2, rngs=nnx.Rngs(0))(x, like)
+    assert y.values.shape == (1, 7, 10, 2)
+    assert y.valid is like.valid
+    # He et al. 2015: of three features each output is made of, the variance is 2 / 3.
+    wide = BlockUpsample(256, 128, stride=2, rngs=nnx.Rngs(0)).kernel[...]
+    assert abs(float(jnp.std(wide)) - (2 / 256) ** 0.5) < 1e-3
 
 
 def test_conv_transpose_scatters_the_kernel() -> None:

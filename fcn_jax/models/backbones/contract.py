@@ -4,7 +4,7 @@ import functools
 import inspect
 import math
 from collections.abc import Mapping
-from typing import Any, Protocol, get_args
+from typing import Any, Literal, Protocol, get_args, get_origin
 
 import jax
 import jax.numpy as jnp
@@ -49,9 +49,10 @@ class Backbone(Protocol):
       Its default must be the normalisation that the backbone's published weights need.
     - `rngs`: streams of random keys for the initial weights.
     - `axis_name`: pass it to every `BatchNorm`; without it the statistics are per device.
-    - `padding`, `output_stride`, `dropout_rate`: the settings `padding`, `output_stride` and
-      `dropout` of `config.model`. Annotate the first two with the values that are supported:
-      `output_stride: Literal[32, 16]`.
+    - `padding`, `output_stride`, `norm`, `features`, `dropout_rate`: the settings `padding`,
+      `output_stride`, `norm`, `features` and `dropout` of `config.model`. Annotate the first three
+      with the values that are supported: `output_stride: Literal[32, 16]`.
+    - `ndim`: the number of spatial axes, if the backbone supports others than 2.
 
     Other arguments need defaults. To offer other values of them, register them under more names:
     `register_backbone("patches_wide")(functools.partial(Patches, width=2))`.
@@ -60,6 +61,7 @@ class Backbone(Protocol):
         preprocessing: the normalisation of channels in 0…255 to the input of `__call__`.
         channels: number of features by stage.
         grids: grid by stage.
+        ndim: number of spatial axes; a backbone without this attribute has 2.
     """
 
     preprocessing: Preprocessing
@@ -99,8 +101,14 @@ def accepts(factory: Any, option: str, value: Any) -> bool:
     parameter = parameters(factory).get(option)
     if parameter is None:
         return False
-    values = get_args(parameter.annotation)
-    return not values or value in values
+    if get_origin(parameter.annotation) is not Literal:
+        return True
+    return value in get_args(parameter.annotation)
+
+
+def spatial_axes(backbone: Backbone) -> int:
+    """Returns the number of spatial axes of a backbone's images."""
+    return getattr(backbone, "ndim", 2)
 
 
 def check_contract(
@@ -110,8 +118,8 @@ def check_contract(
 
     Args:
         backbone: the backbone, whose parameters may be abstract (`nnx.eval_shape`).
-        padding: "same" if a stage of stride s must have ceil(n / s) positions; "paper" if it may
-            have more, because the image is padded by 100; "original" if it may have any number.
+        padding: "same" if a stage of stride s must have ceil(n / s) positions; "paper" or "valid"
+            if it may have more, because the image is padded; "original" if it may have any number.
         axis_name: the axis over which every `BatchNorm` must take its statistics.
 
     Raises:
@@ -129,7 +137,7 @@ def check_contract(
     # right for both is right for every size, because it grows by one with every stride. The sizes
     # are large because classifiers without padding need large images.
     coarsest = max(grid.stride for grid in backbone.grids.values())
-    size = (8 * coarsest + 1, 9 * coarsest)
+    size = (8 * coarsest + 1, 9 * coarsest, 8 * coarsest + 1)[: spatial_axes(backbone)]
     features = abstract_features(backbone, (1, *size, backbone.preprocessing.channels))
     if not features.keys() == backbone.channels.keys() == backbone.grids.keys():
         raise ValueError(
@@ -147,7 +155,7 @@ def check_contract(
         if padding == "same":
             expected = tuple(-(-n // grid.stride) for n in size)
             rule = f"ceil(n / {grid.stride})"
-        elif padding == "paper":
+        elif padding in ("paper", "valid"):
             reach = [math.floor((n - 1 - grid.offset) / grid.stride) + 1 for n in size]
             expected = tuple(map(max, x.spatial, reach))
             rule = "to reach every pixel"
@@ -167,7 +175,7 @@ def check_contract(
 
 
 def abstract_features(backbone: Backbone, shape: tuple[int, ...]) -> FeaturesByStage:
-    """Returns the shapes of the features for float32 pixels of shape (b, h, w, c)."""
+    """Returns the shapes of the features for float32 pixels of shape (b, *spatial, c)."""
     graph, state = nnx.split(backbone)
     shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), state)
     return jax.eval_shape(

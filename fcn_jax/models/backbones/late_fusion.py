@@ -9,7 +9,7 @@ import dataclasses
 import jax
 from flax import nnx
 
-from fcn_jax.models.backbones.contract import Backbone
+from fcn_jax.models.backbones.contract import Backbone, spatial_axes
 from fcn_jax.models.backbones.preprocess import COLOURS
 from fcn_jax.models.feature_map import FeatureMap, concatenate, scaled
 
@@ -32,6 +32,7 @@ class LateFusion(nnx.Module):
         self.other = other
         self.channels = {stage: n + other.channels[stage] for stage, n in colour.channels.items()}
         self.grids = colour.grids
+        self.ndim = spatial_axes(colour)
         first, second = colour.preprocessing, other.preprocessing
         self.preprocessing = dataclasses.replace(
             first, mean=first.mean + second.mean, std=first.std + second.std

@@ -13,10 +13,19 @@ from fcn_jax.models.remat import remat_block
 class Block(nnx.Module):
     """Two 3×3 convolutions, the first with stride 2, each with batch normalisation and ReLU."""
 
-    def __init__(self, in_features: int, features: int, *, axis_name: str | None, rngs: nnx.Rngs):
-        self.conv1 = Conv(in_features, features, (3, 3), stride=2, use_bias=False, rngs=rngs)
+    def __init__(
+        self,
+        in_features: int,
+        features: int,
+        *,
+        ndim: int,
+        axis_name: str | None,
+        rngs: nnx.Rngs,
+    ):
+        kernel_size = (3,) * ndim
+        self.conv1 = Conv(in_features, features, kernel_size, stride=2, use_bias=False, rngs=rngs)
         self.bn1 = BatchNorm(features, axis_name=axis_name)
-        self.conv2 = Conv(features, features, (3, 3), use_bias=False, rngs=rngs)
+        self.conv2 = Conv(features, features, kernel_size, use_bias=False, rngs=rngs)
         self.bn2 = BatchNorm(features, axis_name=axis_name)
 
     @remat_block
@@ -32,18 +41,21 @@ class SmallNet(nnx.Module):
         self,
         *,
         features: tuple[int, ...] = (24, 48, 96, 128, 160),
+        ndim: int = 2,
         preprocessing: Preprocessing = TORCHVISION,
         axis_name: str | None = None,
         rngs: nnx.Rngs,
     ):
         self.preprocessing = preprocessing
+        self.ndim = ndim
         self.channels = {2**block: count for block, count in enumerate(features, start=1)}
         # Odd windows with symmetric padding are centred on every s-th pixel.
         self.grids = {stride: Grid(stride) for stride in self.channels}
         for block, (before, count) in enumerate(
             zip((preprocessing.channels, *features), features, strict=False), start=1
         ):
-            setattr(self, f"block{block}", Block(before, count, axis_name=axis_name, rngs=rngs))
+            module = Block(before, count, ndim=ndim, axis_name=axis_name, rngs=rngs)
+            setattr(self, f"block{block}", module)
 
     def __call__(
         self, image: FeatureMap, *, train: bool = False, keys: jax.Array | None = None
