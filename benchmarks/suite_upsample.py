@@ -1,4 +1,8 @@
-"""Suite `upsample`: transposed convolution of 21 classes to about 320×480, and its gradients."""
+"""Suite `upsample`: transposed convolutions to about 320×480, and their gradients.
+
+Of the scores of 21 classes, with kernels of twice the stride; and of the features of a U-Net, with
+kernels as large as the stride of 2.
+"""
 
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -14,9 +18,17 @@ from benchmarks.cost import flops
 from benchmarks.measuring import Case, Contender, Contenders
 from benchmarks.settings import Settings, on_gpu
 from benchmarks.workloads import NUM_CLASSES
-from fcn_jax.models.upsampling import bilinear_kernel, bilinear_upsample, conv_transpose
+from fcn_jax.models.upsampling import (
+    bilinear_kernel,
+    bilinear_upsample,
+    block_upsample,
+    conv_transpose,
+)
 
 BATCH_SIZE = 2
+UNET_FEATURES = (128, 64)
+"""Features before and after the last up-convolution of the U-Net of Ronneberger et al. 2015."""
+
 CALLS_ON_GPU = 20
 """Calls in a row, of which the last is waited for: a single one is shorter than its dispatch."""
 
@@ -31,6 +43,11 @@ def cases(settings: Settings) -> Iterator[Case]:
                     f"stride {stride}{' + gradients' if backward else ''} {dtype}",
                     partial(contenders, stride, output_size, backward, dtype, settings.peer),
                 )
+        for backward in (False, True):
+            yield Case(
+                f"U-Net{' + gradients' if backward else ''} {dtype}",
+                partial(unet_contenders, output_size, backward, dtype, settings.peer),
+            )
 
 
 def contenders(
@@ -38,7 +55,6 @@ def contenders(
 ) -> Contenders:
     """Kernels of twice the stride; gradients of the input and of kernels that are learned."""
     random = np.random.default_rng(0)
-    calls = CALLS_ON_GPU if on_gpu() else 1
     input_size = [side // stride for side in output_size]
     values, cotangent = (
         random.standard_normal((BATCH_SIZE, *size, NUM_CLASSES)).astype(np.float32)
@@ -62,32 +78,14 @@ def contenders(
         graph, _ = nnx.split(nnx.eval_shape(layer))
         return nnx.merge(graph, nnx.State({"kernel": nnx.Param(k)}))(x)
 
-    def contender(function: Callable[..., jax.Array], *arguments: np.ndarray) -> Contender:
-        def with_gradients(*inputs: jax.Array) -> Any:
-            result, pull_back = jax.vjp(function, *inputs[:-1])
-            return result, pull_back(inputs[-1])
-
-        arrays = (*arguments, cotangent) if backward else arguments
-        inputs = tuple(jnp.asarray(array, dtype) for array in arrays)
-        run = jax.jit(with_gradients if backward else function)
-
-        def call() -> Any:
-            for _ in range(calls):
-                result = run(*inputs)
-            return jax.block_until_ready(result)
-
-        return Contender(
-            call,
-            iterations=calls,
-            flops=lambda: flops(run.lower(*inputs), jax.make_jaxpr(run)(*inputs)),
-            dtype=dtype,
-        )
-
+    contender = partial(_contender, cotangent=cotangent, backward=backward, dtype=dtype)
     fixed = partial(bilinear_upsample, filter_size=2 * stride, **geometry)
     with_lax = partial(lax.conv_transpose, strides=(stride, stride), padding="SAME")
-    peers = (
-        peer.upsampling(values, kernel, cotangent, stride, backward, dtype, calls) if peer else {}
-    )
+    peers: Contenders = {}
+    if peer:
+        peers = peer.upsampling(
+            values, kernel, cotangent, stride, stride // 2, backward, dtype, _calls()
+        )
     return {
         "fcn_jax learned": contender(partial(conv_transpose, **geometry), values, kernel),
         "fcn_jax fixed": contender(fixed, values),
@@ -95,3 +93,66 @@ def contenders(
         "lax.conv_transpose": contender(with_lax, values, kernel),
         **peers,
     }
+
+
+def unet_contenders(
+    output_size: tuple[int, int], backward: bool, dtype: str, peer: Any = None
+) -> Contenders:
+    """Kernels of 2×2 and a stride of 2; gradients of the input and of the kernel."""
+    random = np.random.default_rng(0)
+    features, out_features = UNET_FEATURES
+    values, cotangent, kernel = (
+        random.standard_normal(shape).astype(np.float32)
+        for shape in (
+            (BATCH_SIZE, *(side // 2 for side in output_size), features),
+            (BATCH_SIZE, *output_size, out_features),
+            (2, 2, features, out_features),
+        )
+    )
+    contender = partial(_contender, cotangent=cotangent, backward=backward, dtype=dtype)
+    in_phases = partial(conv_transpose, stride=2, crop=0, output_size=output_size)
+    with_lax = partial(lax.conv_transpose, strides=(2, 2), padding="VALID")
+    peers: Contenders = {}
+    if peer:
+        peers = peer.upsampling(values, kernel, cotangent, 2, 0, backward, dtype, _calls())
+    return {
+        "fcn_jax blocks": contender(block_upsample, values, kernel),
+        "fcn_jax in phases": contender(in_phases, values, kernel),
+        "lax.conv_transpose": contender(with_lax, values, kernel),
+        **peers,
+    }
+
+
+def _calls() -> int:
+    return CALLS_ON_GPU if on_gpu() else 1
+
+
+def _contender(
+    function: Callable[..., jax.Array],
+    *arguments: np.ndarray,
+    cotangent: np.ndarray,
+    backward: bool,
+    dtype: str,
+) -> Contender:
+    """A function of the arguments, with or without its gradient in all of them."""
+    calls = _calls()
+
+    def with_gradients(*inputs: jax.Array) -> Any:
+        result, pull_back = jax.vjp(function, *inputs[:-1])
+        return result, pull_back(inputs[-1])
+
+    arrays = (*arguments, cotangent) if backward else arguments
+    inputs = tuple(jnp.asarray(array, dtype) for array in arrays)
+    run = jax.jit(with_gradients if backward else function)
+
+    def call() -> Any:
+        for _ in range(calls):
+            result = run(*inputs)
+        return jax.block_until_ready(result)
+
+    return Contender(
+        call,
+        iterations=calls,
+        flops=lambda: flops(run.lower(*inputs), jax.make_jaxpr(run)(*inputs)),
+        dtype=dtype,
+    )

@@ -84,6 +84,7 @@ class Peer:
         kernel: np.ndarray,
         cotangent: np.ndarray,
         stride: int,
+        padding: int,
         backward: bool,
         dtype: str,
         calls: int,
@@ -103,7 +104,7 @@ class Peer:
             def run() -> Any:
                 for _ in range(calls):
                     result = torch.nn.functional.conv_transpose2d(
-                        x, weight, stride=stride, padding=stride // 2
+                        x, weight, stride=stride, padding=padding
                     )
                     if backward:
                         torch.autograd.grad(result, (x, weight), gradient)

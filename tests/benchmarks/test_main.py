@@ -42,13 +42,17 @@ def test_a_suite_is_printed_and_written(
         for stride in (2, 8)
         for gradients in ("", " + gradients")
         for contender in UPSAMPLERS
+    ] + [
+        (f"U-Net{gradients} float32", contender)
+        for gradients in ("", " + gradients")
+        for contender in ("fcn_jax blocks", "fcn_jax in phases", "lax.conv_transpose")
     ]
     # A transposed convolution brings every input together with every tap inside the output: with a
     # stride of 8 and a kernel of 16, cropped by 4, 16 · 8 − 2 · 4 taps on an axis of 8 inputs.
     stride_8 = {row["contender"]: row for row in rows if row["case"] == "stride 8 float32"}
     assert stride_8["lax.conv_transpose"]["flops"] == (2 * 2 * 21**2 * (16 * 4 - 8) * (16 * 8 - 8))
     lines = capsys.readouterr().out.splitlines()
-    assert sum("lax.conv_transpose" in line for line in lines) == 4
+    assert sum("lax.conv_transpose" in line for line in lines) == 6
     assert any(line == "stride 2 + gradients float32" for line in lines)
     assert lines[-1] == "Small sizes: the times mean nothing."
 

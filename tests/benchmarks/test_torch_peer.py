@@ -45,6 +45,19 @@ def test_all_contenders_upsample_alike(torch: Any, dtype: str) -> None:
         )
 
 
+def test_the_contenders_of_a_u_net_upsample_alike(torch: Any) -> None:
+    from benchmarks.torch_peer import Peer
+
+    contenders: Any = suite_upsample.unet_contenders((8, 12), False, "float32", Peer())
+    found = {name: contender.call() for name, contender in contenders.items()}
+    del found["lax.conv_transpose"]  # with its kernel flipped in space
+    expected = np.asarray(found.pop("fcn_jax blocks"))
+    assert len(found) == 3
+    for name, result in found.items():
+        ours = result.permute(0, 2, 3, 1) if name.startswith("PyTorch") else result
+        np.testing.assert_allclose(ours, expected, atol=1e-4, err_msg=name)
+
+
 def test_on_a_gpu_upsampling_is_waited_for_after_many_calls(
     torch: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,0 +1,28 @@
+"""U-Net on the membranes of ISBI 2012: 24 slices to train on, 6 to validate.
+
+python -m fcn_jax.train --config=configs/isbi_unet.py --config.data.root=DIR --workdir=runs/isbi
+"""
+
+from fcn_jax.config import Config
+
+
+def get_config() -> Config:
+    config = Config()
+    config.data.name = "isbi2012"
+    config.augment.crop_px = (256, 256)
+    config.augment.scale = (1.0, 1.0)
+    config.augment.rotate = True
+    config.augment.elastic_px = 8.0
+    config.augment.brightness = 0.1
+    config.augment.contrast = 0.1
+    config.model.backbone = "unet"
+    config.model.decoder = "unet"
+    config.model.features = (8, 24, 48, 96, 128)
+    config.model.dropout = 0.0
+    config.optim.learning_rate = 4e-3
+    config.optim.warmup_steps = 30
+    config.optim.weight_decay = 1e-3
+    config.train.batch_size = 4
+    config.train.steps = 900
+    config.train.eval_every_steps = 300
+    return config
