@@ -12,7 +12,7 @@ def get_config() -> Config:
     config.augment.crop_px = (256, 256)
     config.augment.scale = (1.0, 1.0)
     config.augment.rotate = True
-    config.augment.elastic_px = 8.0
+    config.augment.elastic_px = 6.0
     config.augment.brightness = 0.1
     config.augment.contrast = 0.1
     config.model.backbone = "unet"
@@ -23,6 +23,6 @@ def get_config() -> Config:
     config.optim.warmup_steps = 30
     config.optim.weight_decay = 1e-3
     config.train.batch_size = 4
-    config.train.steps = 900
-    config.train.eval_every_steps = 300
+    config.train.steps = 850
+    config.train.eval_every_steps = 425
     return config

@@ -1,10 +1,10 @@
 """Scores a trained network on the ISBI 2012 validation slices: membranes, and the cells between.
 
-    python examples/membranes.py RUN [--mirror]
+    python examples/membranes.py RUN [SLICES] [--mirror]
 
-RUN is the folder of a run of configs/isbi_unet.py. It prints the pixel error, the IoU and Dice of
-membranes, and the Rand F-score of the cells, averaged over the slices; with --mirror, of the mean
-of two views.
+RUN is the folder of a run of configs/isbi_unet.py, or a model file, which needs the folder of the
+slices. It prints the pixel error, the IoU and Dice of membranes, and the Rand F-score of the cells,
+averaged over the slices; with --mirror, of the mean of two views.
 """
 
 import sys
@@ -17,17 +17,20 @@ from fcn_jax.inference.options import Inference
 
 MEMBRANE = 1
 
-predictor = fcn_jax.load_run(sys.argv[1])
-dataset = fcn_jax.open_dataset(predictor.config.data)
+run, *slices_folder = (argument for argument in sys.argv[1:] if argument != "--mirror")
 inference = Inference(flip="--mirror" in sys.argv)
+predictor = fcn_jax.load_run(run)
+data = predictor.config.data
+data.root = slices_folder[0] if slices_folder else data.root
+dataset = fcn_jax.open_dataset(data)
 counts = np.zeros((2, 2), np.int64)
 rand_scores = []
-slices = dataset.split(predictor.config.data.eval_split)
+slices = dataset.split(data.eval_split)
 for index in range(len(slices)):
     record = slices[index]
     truth = record["label"] == MEMBRANE
     predicted = np.asarray(predictor(record["image"], inference)) == MEMBRANE
-    counts += np.histogram2d(truth.ravel(), predicted.ravel(), bins=2)[0].astype(np.int64)
+    counts += np.bincount((2 * truth + predicted).ravel(), minlength=4).reshape(2, 2)
     cells = [
         (label_cells(truth, diagonal=diagonal), label_cells(predicted, diagonal=diagonal))
         for diagonal in (False, True)

@@ -5,8 +5,8 @@
       label/   0.png … 29.png   255 inside of cells, 0 on membranes
 
 The set that U-Net was first trained on (Ronneberger et al. 2015, table 1). The labels of the
-challenge's own test slices are not public, so the last 6 of the 30 in the order of their names
-(4.png … 9.png) are the split "val", and the other 24 are "train".
+challenge's own test slices are not public, so the last 6 of the 30 in the order of their numbers
+(24.png … 29.png) are the split "val", and the other 24 are "train".
 """
 
 from pathlib import Path
@@ -30,7 +30,7 @@ def raw_dataset(data: DataConfig) -> RawDataset:
       UserError: no root, or too few slices in it.
     """
     root = data_root(data)
-    images = sorted((root / "image").glob("*.png"))
+    images = sorted((root / "image").glob("*.png"), key=lambda path: (len(path.stem), path.stem))
     if len(images) <= VALIDATION_SLICES:
         raise UserError(
             f"{root}: {len(images)} files in image/*.png, more than {VALIDATION_SLICES} are "

@@ -28,7 +28,7 @@ def settings(root: Path, tmp_path: Path) -> DataConfig:
     return DataConfig(name="isbi2012", root=str(root), prepared_dir=str(tmp_path / "prepared"))
 
 
-def test_the_last_six_by_name_are_held_out_and_zero_is_membrane(tmp_path: Path) -> None:
+def test_the_last_six_by_number_are_held_out_and_zero_is_membrane(tmp_path: Path) -> None:
     write_slices(tmp_path / "raw")
     dataset = open_dataset(settings(tmp_path / "raw", tmp_path))
     assert dataset.class_names == ("cell", "membrane")
@@ -36,10 +36,9 @@ def test_the_last_six_by_name_are_held_out_and_zero_is_membrane(tmp_path: Path) 
         split: [dataset.split(split)[index]["name"] for index in range(6)]
         for split in ("train", "val")
     }
-    # As text, "10" and "11" come before "2".
-    assert names == {"train": ["0", "1", "10", "11", "2", "3"], "val": list("456789")}
+    assert names == {"train": list("012345"), "val": ["6", "7", "8", "9", "10", "11"]}
     record = dataset.split("val")[0]
-    assert np.array_equal(record["label"][0], np.arange(20) == 4)
+    assert np.array_equal(record["label"][0], np.arange(20) == 6)
     assert record["image"].shape == (16, 20, 3)
 
 
@@ -49,7 +48,9 @@ def test_the_real_slices() -> None:
     raw = open_raw(DataConfig(name="isbi2012", root=str(SLICES)))
     assert raw is not None
     samples = list(raw.samples)
-    assert [sample.name for sample in samples if sample.split == "val"] == list("456789")
+    assert [sample.name for sample in samples if sample.split == "val"] == [
+        str(number) for number in range(24, 30)
+    ]
     assert len(samples) == 30
 
 
