@@ -61,6 +61,8 @@ def convolve(values: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Ar
         )
     by_taps = geometry.groups == 1 and math.prod(kernel.shape[:-2]) <= MAX_TAPS
     if by_taps and jax.default_backend() == "cpu":
+        if kernel.ndim == 5 and kernel.shape[0] > 1 and geometry.stride == geometry.dilation == 1:
+            return _convolve_slices(values, kernel, geometry)
         return _convolve_on_cpu(values, kernel, geometry)
     return _convolve(values, kernel, geometry)
 
@@ -77,6 +79,26 @@ def _convolve(values: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.A
         dimension_numbers=(f"N{spatial}C", f"{spatial}IO", f"N{spatial}C"),
         feature_group_count=geometry.groups,
     )
+
+
+def _convolve_slices(values: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Array:
+    """Convolves volumes (b, d, h, w, in) slice by slice, and adds up shifted slices.
+
+    Every slice is convolved by the taps of all depths at once, as further output features. On a
+    CPU, XLA's convolution of two axes was 3 to 5 times as fast as that of three, for 3×3×3 kernels
+    and 16 to 32 features.
+    """
+    depth_taps, *_, in_features, features = kernel.shape
+    batch, depth = values.shape[:2]
+    slices = values.reshape(batch * depth, *values.shape[2:])
+    flat = jnp.moveaxis(kernel, 0, -2).reshape(*kernel.shape[1:3], in_features, -1)
+    in_plane = dataclasses.replace(geometry, pads=geometry.pads[1:])
+    by_tap = _convolve_on_cpu(slices, flat, in_plane)
+    by_tap = by_tap.reshape(batch, depth, *by_tap.shape[1:3], depth_taps, features)
+    padded = jnp.pad(by_tap, [(0, 0), geometry.pads[0], *[(0, 0)] * 4])
+    places = padded.shape[1] - depth_taps + 1
+    shifted = [padded[:, tap : tap + places, :, :, tap] for tap in range(depth_taps)]
+    return sum(shifted[1:], shifted[0])
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(2,))
