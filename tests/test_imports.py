@@ -16,7 +16,7 @@ FLOORS = (
     {"doctor", "runs"},
     {"inference"},
     {"evaluation"},
-    {"train", "evaluate", "predict", "compare", "export", "heatmap", "testing"},
+    {"train", "evaluate", "predict", "compare", "compile", "export", "heatmap", "testing"},
 )
 """A room imports from the floors below its own; rooms on the same floor do not know each other."""
 

@@ -15,6 +15,8 @@ import numpy as np
 from jax import lax
 from jax.custom_derivatives import SymbolicZero
 
+from fcn_jax.parallel.target import target_platform
+
 MAX_TAPS = 27
 """Maximum taps of a kernel whose gradient is computed tap by tap on a CPU: 3×3, or 3×3×3.
 
@@ -60,7 +62,7 @@ def convolve(values: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Ar
             default=partial(_convolve, geometry=geometry),
         )
     by_taps = geometry.groups == 1 and math.prod(kernel.shape[:-2]) <= MAX_TAPS
-    if by_taps and jax.default_backend() == "cpu":
+    if by_taps and target_platform() == "cpu":
         if kernel.ndim == 5 and kernel.shape[0] > 1 and geometry.stride == geometry.dilation == 1:
             return _convolve_slices(values, kernel, geometry)
         return _convolve_on_cpu(values, kernel, geometry)

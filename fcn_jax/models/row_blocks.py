@@ -17,6 +17,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from fcn_jax.parallel.target import target_platform
+
 BLOCK_BYTES = {"cpu": 2**22, "gpu": 2**26, "tpu": 2**26}
 """Bytes of one block of results, by platform.
 
@@ -214,7 +216,7 @@ def rows_in_block(row_bytes: int, rows: int) -> int:
         row_bytes: bytes of one row of results.
         rows: the number of rows to divide.
     """
-    most = max(1, BLOCK_BYTES.get(jax.default_backend(), 2**26) // max(row_bytes, 1))
+    most = max(1, BLOCK_BYTES.get(target_platform(), 2**26) // max(row_bytes, 1))
     return math.ceil(rows / math.ceil(rows / most))
 
 

@@ -15,6 +15,7 @@ from jax import lax
 
 from fcn_jax.models.feature_map import FeatureMap
 from fcn_jax.models.row_blocks import BlockLayout, RowBlocks, in_blocks, rows_in_block
+from fcn_jax.parallel.target import target_platform
 
 EXACT = lax.Precision.HIGHEST
 """Precision of the products of scores, which GPUs and TPUs would otherwise round.
@@ -352,7 +353,7 @@ def block_upsample(values: jax.Array, kernel: jax.Array) -> jax.Array:
         return blocks.transpose(*interleaved, 2 * ndim)
 
     total_rows, count = batch * size[0], batch * size[0]
-    if jax.default_backend() == "cpu":
+    if target_platform() == "cpu":
         row_bytes = values.dtype.itemsize * stride**ndim * math.prod(size[1:]) * features
         count = min(total_rows, max(1, CACHED_BYTES // max(row_bytes, 1)))
     rows = in_blocks(values, count)

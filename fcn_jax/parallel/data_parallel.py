@@ -121,18 +121,7 @@ def parallelize(
         return jax.ShapeDtypeStruct(shape, local.dtype, sharding=split)
 
     if use_mesh:
-        compiled = jax.jit(
-            jax.shard_map(
-                step_of_two,
-                mesh=mesh,
-                in_specs=(P(), (P(DATA_AXIS), P())),
-                out_specs=jax.tree.map(
-                    lambda is_split: P(DATA_AXIS) if is_split else P(), split_results
-                ),
-                check_vma=False,
-            ),
-            donate_argnums=donated,
-        )
+        compiled = on_mesh(step_of_two, mesh, split_results=split_results, donated=donated)
 
         def run_on_mesh(state, batch, *constants):
             return compiled(placed(state), (shard_batch(batch, use_mesh), constants))
@@ -157,6 +146,31 @@ def parallelize(
         return mapped.lower(state_shapes(state), (jax.tree.map(stacked_shape, batch), ()))
 
     return ParallelStep(run_on_host, lower_on_host)
+
+
+def on_mesh(
+    step: Callable[[Any, Any], Any],
+    mesh: Mesh,
+    *,
+    split_results: Any = False,
+    donated: tuple[int, ...] = (),
+) -> Any:
+    """Maps (state, (batch, constants)) over a mesh; compiled by the first call.
+
+    If devices of the mesh are absent, the program can be lowered and compiled, and not called.
+    """
+    return jax.jit(
+        jax.shard_map(
+            step,
+            mesh=mesh,
+            in_specs=(P(), (P(DATA_AXIS), P())),
+            out_specs=jax.tree.map(
+                lambda is_split: P(DATA_AXIS) if is_split else P(), split_results
+            ),
+            check_vma=False,
+        ),
+        donate_argnums=donated,
+    )
 
 
 def replicate(values: Any, *, use_mesh: bool | None = None) -> Any:

@@ -22,6 +22,7 @@ from fcn_jax.errors import ArgumentError
 from fcn_jax.models.pure_model import PureModel
 from fcn_jax.models.row_blocks import RowBlocks
 from fcn_jax.parallel.data_parallel import DATA_AXIS
+from fcn_jax.parallel.target import target_platform
 from fcn_jax.training.loss_check import find_problem
 from fcn_jax.training.losses import Loss, PixelLoss, build_losses
 
@@ -189,7 +190,7 @@ class Objective:
         self, function: Callable[[Any, Any], tuple[Any, Any]], state: Any, parts: Any
     ) -> tuple[Any, Any]:
         """Hands `state` from part to part; returns the last one, and the sum of the results."""
-        if self._parts == 1 or jax.default_backend() == "cpu":
+        if self._parts == 1 or target_platform() == "cpu":
             # XLA's CPU backend runs convolutions inside a loop many times slower.
             state, sums = function(state, jax.tree.map(itemgetter(0), parts))
             for index in range(1, self._parts):
