@@ -1,5 +1,6 @@
 """The scripts and manifests in launch/, as far as they can be tested without their clusters."""
 
+import importlib.util
 import os
 import re
 import shutil
@@ -164,10 +165,10 @@ def test_the_image_is_built_from_what_is_there() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed")
 def test_ray_killed_in_the_middle_predicts_only_what_is_missing(
     trained_run: Path, tmp_path: Path
 ) -> None:
-    pytest.importorskip("ray", reason="Ray is not installed")
     names = [f"{'sub/' if index % 2 else ''}x{index:02}.png" for index in range(24)]
     for index, name in enumerate(names):
         (tmp_path / "images" / name).parent.mkdir(parents=True, exist_ok=True)
