@@ -138,12 +138,18 @@ backbones = Registry(
     },
 )
 losses = Registry(
-    "loss.name",
+    "loss.names",
     "fcn_jax.losses",
     {
         "cross_entropy": "fcn_jax.training.losses:CrossEntropy",
         "focal": "fcn_jax.training.losses:Focal",
         "dice": "fcn_jax.training.losses:Dice",
+        "generalized_dice": "fcn_jax.training.losses:GeneralizedDice",
+        "jaccard": "fcn_jax.training.losses:Jaccard",
+        "tversky": "fcn_jax.training.losses:Tversky",
+        "ohem": "fcn_jax.training.losses:OnlineHardExamples",
+        "topk": "fcn_jax.training.losses:TopK",
+        "lovasz": "fcn_jax.training.losses:LovaszSoftmax",
     },
 )
 datasets = Registry(

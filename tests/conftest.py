@@ -91,7 +91,7 @@ def timm(torchvision: ModuleType) -> ModuleType:
 
 
 @pytest.fixture(scope="session")
-def torchfcn() -> ModuleType:
+def torchfcn(torchvision: ModuleType) -> ModuleType:
     """The networks of Kentaro Wada's torchfcn, without its data sets and trainers."""
     pytest.importorskip("torch", reason="PyTorch is not installed")
     specification = importlib.util.find_spec("torchfcn")

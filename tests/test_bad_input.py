@@ -198,7 +198,7 @@ ROWS = {
         Row(f"train {FOLDER} --config.loss.class_weights=1,2", "6 numbers, one for each class"),
         Row(f"train {FOLDER} --config.loss.options=gamma=1", "'gamma'"),
         Row(
-            f"train {FOLDER} --config.loss.name=dice --config.loss.options=smooth=inf",
+            f"train {FOLDER} --config.loss.names=dice --config.loss.options=smooth=inf",
             "finite numbers",
         ),
         Row("doctor --config.data.name=folder --config.data.root={empty}", "no such folder"),

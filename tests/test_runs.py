@@ -159,10 +159,10 @@ def test_a_run_json_of_another_program_is_not_replaced(tmp_path, config):
 
 
 def test_a_run_needs_its_loss_to_train_and_its_backbone_always(tmp_path, config):
-    config.loss.name = "tversky"
+    config.loss.names = ("squared_hinge",)
     create_or_check(tmp_path, config)
-    assert runs.read_settings(tmp_path).config.loss.name == "tversky"
-    with pytest.raises(ArgumentError, match=r"loss\.name \(=tversky\) .* import its module first"):
+    assert runs.read_settings(tmp_path).config.loss.names == ("squared_hinge",)
+    with pytest.raises(ArgumentError, match=r"loss\.names \(=squared_hinge\) .* import its module"):
         config.check()
     config.model.backbone = "patches"
     create_or_check(tmp_path, config)

@@ -382,7 +382,7 @@ def test_class_weights_must_fit_the_classes(trained_folder, tmp_path):
 def test_an_option_that_the_loss_does_not_take_leaves_no_run(trained_folder, tmp_path):
     config = small_config(trained_folder)
     config.loss.options = ("alpha=0.9",)
-    with pytest.raises(UserError, match=r"'alpha' that loss\.name=cross_entropy does not"):
+    with pytest.raises(UserError, match=r"'alpha' that loss\.names=cross_entropy does not"):
         train(config, tmp_path / "run")
     assert not (tmp_path / "run" / "run.json").exists()
 

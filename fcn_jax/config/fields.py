@@ -167,7 +167,7 @@ def assign(section: Any, name: str, value: Any) -> None:
 def check_ranges(section: Any, prefix: str = "", *, may_be_unregistered: str = "") -> None:
     """Checks the type, the range and the choices of every setting.
 
-    The name in the setting `may_be_unregistered` need not be in its registry.
+    The names in the setting `may_be_unregistered` need not be in its registry.
 
     Raises:
         ArgumentError: names the first setting whose value has another type, is out of range, or is
@@ -181,7 +181,9 @@ def check_ranges(section: Any, prefix: str = "", *, may_be_unregistered: str = "
         choices = item.rules.get("choices")
         if isinstance(choices, Registry):
             if item.name != may_be_unregistered:
-                choices.check(item.value)
+                names = item.value if isinstance(item.value, tuple) else (item.value,)
+                for name in names:
+                    choices.check(name)
         elif choices and item.value not in choices:
             _refuse(item, item.value)
 

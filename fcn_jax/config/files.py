@@ -15,7 +15,7 @@ from fcn_jax.errors import UserError, suggestion
 ALTERNATIVES = {"train.epochs": "train.steps", "train.steps": "train.epochs"}
 """Pairs of which a config may set one: setting one on the command line sets the other to None."""
 
-RENAMED = {"model.rematerialize": "model.remat"}
+RENAMED = {"model.rematerialize": "model.remat", "loss.name": "loss.names"}
 """Settings of earlier versions, and their names in this one."""
 
 REMOVED = {"optim.poly_power": 0.9}
@@ -123,7 +123,7 @@ def override(config: Config, name: str, text: str) -> None:
 def from_dict(values: Mapping[str, Any]) -> Config:
     """Returns the config from the JSON values that this or an earlier version has stored.
 
-    The loss need not be registered: only training uses it.
+    The losses need not be registered: only training uses them.
 
     Raises:
         UserError: this version does not have one of the settings.
@@ -141,7 +141,7 @@ def from_dict(values: Mapping[str, Any]) -> Config:
                 raise UserError(
                     f"config.{dotted} (={value}) is not a setting of this version of fcn_jax"
                 )
-    check_ranges(config, may_be_unregistered="loss.name")
+    check_ranges(config, may_be_unregistered="loss.names")
     return config
 
 

@@ -18,7 +18,7 @@ SUB_FOLDER = Pattern(
 )
 
 LOSS_OPTION = Pattern(
-    r"[A-Za-z_]\w*=[-+.\w]+",
+    r"([A-Za-z_]\w*\.)?[A-Za-z_]\w*=[-+.\w]+",
     'options name=number, such as ("alpha=0.3", "beta=0.7") in a config file',
 )
 
@@ -204,9 +204,14 @@ class ModelConfig(Section):
 class LossConfig(Section):
     """The training loss."""
 
-    name: str = setting("cross_entropy", "loss, built in or registered", choices=losses)
+    names: tuple[str, ...] = setting(
+        ("cross_entropy",), "losses that are added up, built in or registered", choices=losses
+    )
+    weights: tuple[float, ...] | None = setting(
+        None, "weight of each loss in the sum: a,b,… (None: 1)", at_least=0
+    )
     options: tuple[str, ...] = setting(
-        (), "options of the loss: name=number,… (focal: gamma=2)", pattern=LOSS_OPTION
+        (), "options of the losses: name=number,… (gamma=2, or focal.gamma=2)", pattern=LOSS_OPTION
     )
     normalization: str = setting(
         "mean", "mean over valid pixels, or the paper's sum", choices=("mean", "sum")
@@ -317,7 +322,16 @@ class Config(Section):
             ArgumentError: the first setting whose value cannot be used.
         """
         check_ranges(self)
-        train, augment, model = self.train, self.augment, self.model
+        train, augment, model, loss = self.train, self.augment, self.model, self.loss
+        if loss.weights is not None and (
+            len(loss.weights) != len(loss.names) or not any(loss.weights)
+        ):
+            raise ArgumentError(
+                "loss.weights",
+                loss.weights,
+                f"must be {len(loss.names)} numbers, one for each of loss.names "
+                f"(={','.join(loss.names)}) and not all 0",
+            )
         if train.epochs is None and train.steps is None:
             raise ArgumentError("train.steps", None, "must be given, or train.epochs")
         if train.epochs is not None and train.steps is not None:

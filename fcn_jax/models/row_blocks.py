@@ -121,24 +121,30 @@ class RowBlocks:
         """
         return self._images(lambda values: values, jax.vmap)
 
-    def map(self, function: Callable[[jax.Array], jax.Array]) -> jax.Array:
+    def map(self, function: Callable[..., jax.Array], *others: jax.Array) -> jax.Array:
         """Applies a function to every block in turn.
 
         Args:
-            function: (…, c) -> (…) or (…, n).
+            function: (block (…, c), *others of the block) -> (…) or (…, n).
+            others: arrays from `BlockLayout.to_blocks`.
 
         Returns:
             (b, *size) or (b, *size, n).
         """
-        return self._images(function, lambda one_block: partial(lax.map, one_block))
+        return self._images(function, lambda one_block: partial(lax.map, one_block), others)
 
     def _images(
-        self, function: Callable[[jax.Array], jax.Array], mapped: Callable[..., Any]
+        self,
+        function: Callable[..., jax.Array],
+        mapped: Callable[..., Any],
+        others: tuple[jax.Array, ...] = (),
     ) -> jax.Array:
-        def rows(block: tuple[Any, Any]) -> jax.Array:
-            return self.layout.to_rows(function(self.make(self.shared, *block)))
+        def rows(block: tuple[Any, Any, Any]) -> jax.Array:
+            of_make, fixed, of_function = block
+            made = self.make(self.shared, of_make, fixed)
+            return self.layout.to_rows(function(made, *of_function))
 
-        blocks = self.blocks, self.fixed
+        blocks = self.blocks, self.fixed, others
         if self.layout.num_blocks == 1:
             result = rows(jax.tree.map(lambda x: x[0], blocks))[None]
         else:
@@ -146,7 +152,7 @@ class RowBlocks:
         return self.layout.to_images(result)
 
     def total(
-        self, function: Callable[..., tuple[jax.Array, Any]], *others: jax.Array
+        self, function: Callable[..., tuple[jax.Array, Any]], *others: Any
     ) -> tuple[jax.Array, Any]:
         """Sums a function over all blocks.
 
@@ -156,7 +162,7 @@ class RowBlocks:
         Args:
             function: (block, *others of the block) -> (a sum, a tree of further sums). Only the
                 first is differentiated.
-            others: arrays from `BlockLayout.to_blocks`.
+            others: trees of arrays from `BlockLayout.to_blocks`.
 
         Returns:
             The first sum and the tree of further sums, over all blocks.

@@ -2,7 +2,7 @@
 
 train_step.py     the training step of one device
 objective.py      what a step minimises: losses of all heads over blocks, parts and devices
-losses.py         the losses, and the interface of a loss of your own
+losses/           the losses, and the interface of a loss of your own
 loss_check.py     checks a loss of your own on a few pixels
 class_weights.py  class weights against class imbalance
 optim.py          optimizers, learning rates, weight decay

@@ -1,4 +1,4 @@
-"""Checks that a loss keeps the contract of `losses.py`, on a few pixels before training begins.
+"""Checks that a loss keeps the contract of `losses`, on a few pixels before training begins.
 
 A loss that breaks it may still train: sums that leave a value for each pixel, for example, are
 added over blocks of rows into a wrong loss.
@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fcn_jax.data.labels import IGNORE_INDEX
-from fcn_jax.training.losses import Loss, PixelLoss, takes_class_weights
+from fcn_jax.training.losses import Loss, PixelLoss, RankedLoss, takes_class_weights
 
 ARRANGEMENTS = ((1, 2, 3), (2, 3), (2, 1, 3, 2))
 """Leading axes of logits: a batch of images, rows of a block, and a block by phases of a stride."""
@@ -53,11 +53,18 @@ def find_problem(loss: Loss, num_classes: int) -> str | None:
     name = type(loss).__name__
     if not isinstance(loss, Loss):
         return f"{name} is not a subclass of fcn_jax.losses.Loss"
-    for base, methods in ((PixelLoss, ("per_pixel",)), (Loss, ("sums", "value"))):
+    for base, methods in (
+        (PixelLoss, ("per_pixel",)),
+        (RankedLoss, ("pixel_values", "value")),
+        (Loss, ("sums", "value")),
+    ):
         for method in methods:
             if isinstance(loss, base) and getattr(type(loss), method) is getattr(base, method):
                 return f"{name} must have a method `{method}`"
-    found = _shape_problem(loss, num_classes) or _sum_problem(loss, num_classes)
+    if isinstance(loss, RankedLoss):
+        found = _ranked_problem(loss, num_classes)
+    else:
+        found = _shape_problem(loss, num_classes) or _sum_problem(loss, num_classes)
     return found and f"{name}.{found}"
 
 
@@ -93,6 +100,31 @@ def _shape_problem(loss: Loss, num_classes: int) -> str | None:
     value = jax.eval_shape(loss.value, sums)
     if getattr(value, "shape", None) != ():
         return f"value returns {_shapes(value)}: it must return a scalar, of shape ()"
+    return None
+
+
+def _ranked_problem(loss: RankedLoss, num_classes: int) -> str | None:
+    random = np.random.default_rng(0)
+    logits = random.standard_normal((2, 2, 3, num_classes)).astype(np.float32)
+    label = np.arange(12, dtype=np.int32).reshape(2, 2, 3) % num_classes
+    label[0, 0, 0] = IGNORE_INDEX
+    other_logits = logits.copy()
+    other_logits[0, 0, 0] += 1
+    values = jax.eval_shape(loss.pixel_values, logits, label)
+    if getattr(values, "shape", ())[:-1] != label.shape or values.ndim != 4:
+        return (
+            f"pixel_values returns {_shapes(values)} for logits of shape {logits.shape}: it must "
+            f"return the shape of the label, {label.shape}, and one more axis"
+        )
+    with jax.ensure_compile_time_eval():
+        run = jax.jit(loss, compiler_options={"xla_backend_optimization_level": 0})
+        value, other = run(logits, label), run(other_logits, label)
+    if value.shape != ():
+        return f"value returns {_shapes(value)}: it must return a scalar, of shape ()"
+    if not np.isfinite(value):
+        return "value is not finite for logits about 1"
+    if not _equal(value, other):
+        return f"value counts pixels with label {IGNORE_INDEX}, which must contribute nothing"
     return None
 
 

@@ -24,24 +24,54 @@ from fcn_jax.models.row_blocks import RowBlocks
 from fcn_jax.parallel.data_parallel import DATA_AXIS
 from fcn_jax.parallel.target import target_platform
 from fcn_jax.training.loss_check import find_problem
-from fcn_jax.training.losses import Loss, PixelLoss, build_losses
+from fcn_jax.training.losses import (
+    Loss,
+    PixelLoss,
+    RankedLoss,
+    WeightedLosses,
+    build_losses,
+)
 
 
-class Head(NamedTuple):
-    """A head of the network: its label map, its loss, and the factor of its loss."""
+class Term(NamedTuple):
+    """A loss of a head, and its factor in the objective."""
 
-    label_map: str
     loss: Loss
     factor: float
 
 
+class Head(NamedTuple):
+    """A head of the network: its label map, and the losses whose weighted sum it minimises."""
+
+    label_map: str
+    terms: tuple[Term, ...]
+
+
+class Output(NamedTuple):
+    """The logits of a head for a part of the batch, and its labels.
+
+    Attributes:
+        logits: in blocks of rows that are not computed yet.
+        label: int32 (b, h, w).
+        label_blocks: the same in the blocks of the logits, 255 outside the images.
+        image_blocks: the index of each pixel's image in the part, −1 outside the images; None if
+            no loss is taken of each image by its sums.
+    """
+
+    logits: RowBlocks
+    label: jax.Array
+    label_blocks: jax.Array
+    image_blocks: jax.Array | None
+
+
 class Objective:
-    """Σ factor·value(sums) over the heads of a network, on a device's shard of the batch.
+    """Σ factor·value(sums) over the losses of the heads, on a device's shard of the batch.
 
     Its gradient is that of the linear Σ slopes·sums, where the slopes are the derivatives of
     factor·value at the sums over the whole batch. The slopes of a `PixelLoss` follow from the
     labels. For other losses the sums are added up first, without a gradient; with accumulation that
-    takes a forward pass of all parts.
+    takes a forward pass of all parts. What is not summed over the pixels, but kept for each image
+    or each pixel, is written into zeros for the whole batch, so that it adds up in the same way.
     """
 
     def __init__(self, network: PureModel, config: Config, class_weights: Mapping[str, jax.Array]):
@@ -49,17 +79,23 @@ class Objective:
         self._parts = config.train.accumulation_steps
         self._minimises_sum = config.loss.normalization == "sum"
         losses = build_losses(config.loss, network.label_maps, class_weights)
-        for name, loss in losses.items():
-            problem = find_problem(loss, network.num_classes[name])
-            if problem:
-                raise ArgumentError("loss.name", config.loss.name, f"cannot be used: {problem}")
+        for label_map, built in losses.items():
+            for name, loss in zip(config.loss.names, built.losses, strict=True):
+                problem = find_problem(loss, network.num_classes[label_map])
+                if problem:
+                    raise ArgumentError("loss.names", name, f"cannot be used: {problem}")
         self._first, *_ = network.label_maps
-        self._heads = {name: Head(name, loss, 1.0) for name, loss in losses.items()}
+        factors = dict.fromkeys(network.label_maps, 1.0)
+        label_maps = {name: name for name in network.label_maps}
         if config.model.auxiliary_weight:
-            self._heads["auxiliary"] = Head(
-                self._first, losses[self._first], config.model.auxiliary_weight
-            )
-        self._per_pixel = isinstance(losses[self._first], PixelLoss)
+            factors["auxiliary"] = config.model.auxiliary_weight
+            label_maps["auxiliary"] = self._first
+        self._heads = {
+            name: Head(label_map, _terms(losses[label_map], factors[name]))
+            for name, label_map in label_maps.items()
+        }
+        terms = self._heads[self._first].terms
+        self._per_pixel = all(isinstance(term.loss, PixelLoss) for term in terms)
 
     def gradients(
         self, params: Any, batch_stats: Any, crop: Crop, dropout_keys: jax.Array
@@ -73,118 +109,180 @@ class Objective:
             dropout_keys: a PRNG key for each crop, (b,).
         """
         labels = by_map(crop.label, self._network.label_maps)
+        shard = len(dropout_keys)
+        index = lax.axis_index(DATA_AXIS) * shard + jnp.arange(shard)
         parts = jax.tree.map(
             lambda x: x.reshape(self._parts, len(x) // self._parts, *x.shape[1:]),
-            (crop, dropout_keys),
+            (crop, dropout_keys, index),
         )
-        slopes, weights = None, {}
+        slopes, totals = None, {}
         if self._per_pixel:
             weights = {
-                name: head.loss.weight_sum(labels[head.label_map])
+                name: [
+                    term.loss.weight_sum(labels[head.label_map])
+                    for term in head.terms
+                    if isinstance(term.loss, PixelLoss)
+                ]
                 for name, head in self._heads.items()
-                if isinstance(head.loss, PixelLoss)
             }
             weights = lax.psum(weights, DATA_AXIS)
-            slopes = self._slopes({name: (0.0, weight) for name, weight in weights.items()})
+            slopes = self._slopes({name: [(0.0, w) for w in ws] for name, ws in weights.items()})
         elif self._parts > 1:
-            slopes = self._slopes(self._sums_of_parts(params, batch_stats, parts))
+            totals = self._totals_of_parts(params, batch_stats, parts)
+            slopes = self._slopes(totals)
 
         def add_part(batch_stats: Any, part: Any) -> tuple[Any, Any]:
-            (_, (batch_stats, *counts)), gradients = jax.value_and_grad(self._linear, has_aux=True)(
+            (_, (batch_stats, *others)), gradients = jax.value_and_grad(self._linear, has_aux=True)(
                 params, batch_stats, part, slopes
             )
-            return batch_stats, (gradients, *counts)
+            return batch_stats, (gradients, *others)
 
-        batch_stats, results = self._over_parts(add_part, batch_stats, parts)
+        batch_stats, (*results, totals_of_part) = self._over_parts(add_part, batch_stats, parts)
         gradients, sums, correct = lax.psum(results, DATA_AXIS)
         valid = jnp.sum(labels[self._first] != IGNORE_INDEX, dtype=jnp.float32)
         if self._per_pixel:
-            sums = {name: (loss_sum, weights[name]) for name, loss_sum in sums.items()}
-        values = [head.factor * head.loss.value(sums[name]) for name, head in self._heads.items()]
+            totals = {
+                name: list(zip(sums[name], weights[name], strict=True)) for name in self._heads
+            }
+        values = [
+            term.factor * term.loss.batch_value(total)
+            for name, head in self._heads.items()
+            for term, total in zip(head.terms, (totals or totals_of_part)[name], strict=True)
+        ]
         metrics = {
             "loss": jnp.sum(jnp.stack(values)),
             "pixel_accuracy": correct / jnp.maximum(lax.psum(valid, DATA_AXIS), 1),
         }
         return gradients, batch_stats, metrics
 
-    def _slopes(self, sums: Any) -> dict[str, Any]:
-        """The derivatives of each head's factor·value at its sums over the whole batch."""
-        if self._minimises_sum:
-            return {name: (head.factor, 0.0) for name, head in self._heads.items()}
+    def _slopes(self, totals: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        """The derivatives of each term's factor·value at its sums over the whole batch."""
+
+        def slope(term: Term, total: Any) -> Any:
+            if self._minimises_sum:
+                return term.factor, 0.0
+            if isinstance(term.loss, RankedLoss):
+                values, label = total
+                slopes = jax.grad(lambda values: term.loss.batch_value((values, label)))(values)
+            else:
+                slopes = jax.grad(term.loss.batch_value)(total)
+            return jax.tree.map(lambda slope: term.factor * slope, slopes)
+
         return {
-            name: jax.tree.map(
-                lambda slope, factor=head.factor: factor * slope,
-                jax.grad(head.loss.value)(sums[name]),
-            )
-            for name, head in self._heads.items()
+            name: list(map(slope, head.terms, totals[name])) for name, head in self._heads.items()
         }
 
     def _outputs(
-        self, params: Any, batch_stats: Any, part: tuple[Crop, jax.Array]
-    ) -> tuple[dict[str, tuple[RowBlocks, jax.Array]], Any]:
-        """Logits and labels of each head, in the same blocks of rows, and new batch statistics."""
-        crop, keys = part
+        self, params: Any, batch_stats: Any, part: tuple[Crop, jax.Array, jax.Array]
+    ) -> tuple[dict[str, Output], Any]:
+        """The output of each head for a part of the batch, and new batch statistics."""
+        crop, keys, _ = part
         logits, batch_stats = self._network.logits_in_blocks(
             (params, batch_stats), crop.image, train=True, valid=crop.valid, keys=keys
         )
         labels = by_map(crop.label, self._network.label_maps)
-        outputs = {
-            name: (
-                logits[name],
-                logits[name].layout.to_blocks(labels[head.label_map], IGNORE_INDEX),
-            )
-            for name, head in self._heads.items()
-        }
-        return outputs, batch_stats
+
+        def output(name: str, head: Head) -> Output:
+            label, to_blocks = labels[head.label_map], logits[name].layout.to_blocks
+            image = None
+            if any(loss.per_image and not isinstance(loss, RankedLoss) for loss, _ in head.terms):
+                image = jnp.arange(len(label)).reshape(-1, *[1] * (label.ndim - 1))
+                image = to_blocks(jnp.broadcast_to(image, label.shape), -1)
+            return Output(logits[name], label, to_blocks(label, IGNORE_INDEX), image)
+
+        return {name: output(name, head) for name, head in self._heads.items()}, batch_stats
 
     def _linear(
-        self, params: Any, batch_stats: Any, part: Any, slopes: dict[str, Any] | None
+        self, params: Any, batch_stats: Any, part: Any, slopes: dict[str, list[Any]] | None
     ) -> tuple[jax.Array, Any]:
-        """Σ slopes·sums of a part; new batch statistics, the sums, and the correct pixels."""
+        """Σ slopes·sums of a part.
+
+        Also returns new batch statistics, the sums of losses if all are over pixels, the correct
+        pixels, and the totals of the whole batch if the slopes were not given.
+        """
         outputs, batch_stats = self._outputs(params, batch_stats, part)
+        totals: dict[str, list[Any]] = {}
         if slopes is None:
-            slopes = self._slopes(lax.psum(self._sums(outputs), DATA_AXIS))
-        terms, sums, correct = [], {}, {}
-        for name, (logits, label) in outputs.items():
-            loss, slope = self._heads[name].loss, slopes[name]
+            totals = lax.psum(self._totals(outputs, part[-1]), DATA_AXIS)
+            slopes = self._slopes(totals)
+        products, sums, correct = [], {}, {}
+        for name, output in outputs.items():
+            terms = self._heads[name].terms
+            factors = [
+                _of_part(term.loss, slope, part[-1], output.logits)
+                for term, slope in zip(terms, slopes[name], strict=True)
+            ]
+            # The slope of a single sum is multiplied once, instead of with each pixel.
+            outer = factors[0][0][0] if self._per_pixel and len(terms) == 1 else None
 
             def of_rows(
-                rows: jax.Array, label: jax.Array, loss: Loss = loss, slope: Any = slope
+                rows: jax.Array,
+                label: jax.Array,
+                image: jax.Array | None,
+                of_pixels: list[jax.Array | None],
+                terms: tuple[Term, ...] = terms,
+                factors: list[Any] = factors,
+                outer: Any = outer,
+                batch: int = len(output.label),
             ) -> tuple[jax.Array, Any]:
                 right = jnp.sum(jnp.argmax(rows, axis=-1) == label, dtype=jnp.float32)
-                of_loss = loss.sums(rows, label)
-                if self._per_pixel:
-                    return of_loss[0], (of_loss[0], right)
-                products = jax.tree.map(lambda a, b: jnp.sum(a * b), slope, of_loss)
-                return jnp.sum(jnp.stack(jax.tree.leaves(products))), (of_loss, right)
+                products, losses = [], []
+                for (loss, _), (slope, _), of_pixel in zip(terms, factors, of_pixels, strict=True):
+                    if of_pixel is not None:
+                        products.append(jnp.sum(of_pixel * _values(loss, rows, label)))
+                        continue
+                    sums = _sums(loss, rows, label, image, batch)
+                    if self._per_pixel:
+                        losses.append(sums[0])
+                        products.append(sums[0] if outer is not None else slope[0] * sums[0])
+                    else:
+                        by_sum = jax.tree.map(lambda a, b: jnp.sum(a * b), slope, sums)
+                        products.append(jnp.sum(jnp.stack(jax.tree.leaves(by_sum))))
+                return jnp.sum(jnp.stack(products)), (losses, right)
 
-            term, (sums[name], correct[name]) = logits.total(of_rows, label)
-            terms.append(slope[0] * term if self._per_pixel else term)
-        return jnp.sum(jnp.stack(terms)), (batch_stats, sums, correct[self._first])
+            of_pixels = [of_pixel for _, of_pixel in factors]
+            product, (sums[name], correct[name]) = output.logits.total(
+                of_rows, output.label_blocks, output.image_blocks, of_pixels
+            )
+            products.append(product if outer is None else outer * product)
+        aux = batch_stats, sums, correct[self._first], totals
+        return jnp.sum(jnp.stack(products)), aux
 
-    def _sums(self, outputs: dict[str, tuple[RowBlocks, jax.Array]]) -> dict[str, Any]:
-        """The sums of each head's loss, without a gradient."""
-        sums = {}
-        for name, (logits, label) in outputs.items():
-            loss = self._heads[name].loss
+    def _totals(self, outputs: dict[str, Output], index: jax.Array) -> dict[str, list[Any]]:
+        """Returns what a part adds to the sums of each loss, without a gradient."""
+
+        def placed(values: jax.Array) -> jax.Array:
+            size = self._parts * len(index) * lax.psum(1, DATA_AXIS)
+            zeros = jnp.zeros((size, *values.shape[1:]), values.dtype)
+            return lax.dynamic_update_slice_in_dim(zeros, values, index[0], axis=0)
+
+        def total(output: Output, loss: Loss) -> Any:
+            shared, blocks = lax.stop_gradient((output.logits.shared, output.logits.blocks))
+            logits = dataclasses.replace(output.logits, shared=shared, blocks=blocks)
+            if isinstance(loss, RankedLoss):
+                values = logits.map(loss.pixel_values, output.label_blocks)
+                return jax.tree.map(placed, (values, output.label.astype(jnp.int32)))
 
             def of_rows(
-                rows: jax.Array, label: jax.Array, loss: Loss = loss
+                rows: jax.Array, label: jax.Array, image: jax.Array | None
             ) -> tuple[jax.Array, Any]:
-                return jnp.zeros(()), loss.sums(rows, label)
+                return jnp.zeros(()), _sums(loss, rows, label, image, len(index))
 
-            shared, blocks = lax.stop_gradient((logits.shared, logits.blocks))
-            fixed = dataclasses.replace(logits, shared=shared, blocks=blocks)
-            sums[name] = fixed.total(of_rows, label)[1]
-        return sums
+            _, sums = logits.total(of_rows, output.label_blocks, output.image_blocks)
+            return jax.tree.map(placed, sums) if loss.per_image else sums
 
-    def _sums_of_parts(self, params: Any, batch_stats: Any, parts: Any) -> dict[str, Any]:
+        return {
+            name: [total(output, term.loss) for term in self._heads[name].terms]
+            for name, output in outputs.items()
+        }
+
+    def _totals_of_parts(self, params: Any, batch_stats: Any, parts: Any) -> dict[str, list[Any]]:
         def add_part(batch_stats: Any, part: Any) -> tuple[Any, Any]:
             outputs, batch_stats = self._outputs(params, batch_stats, part)
-            return batch_stats, self._sums(outputs)
+            return batch_stats, self._totals(outputs, part[-1])
 
-        _, sums = self._over_parts(add_part, batch_stats, parts)
-        return lax.psum(sums, DATA_AXIS)
+        _, totals = self._over_parts(add_part, batch_stats, parts)
+        return lax.psum(totals, DATA_AXIS)
 
     def _over_parts(
         self, function: Callable[[Any, Any], tuple[Any, Any]], state: Any, parts: Any
@@ -207,3 +305,40 @@ class Objective:
         _, shapes = jax.eval_shape(function, state, first)
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
         return lax.scan(add, (state, zeros), parts)[0]
+
+
+def _terms(losses: WeightedLosses, factor: float) -> tuple[Term, ...]:
+    pairs = zip(losses.losses, losses.weights, strict=True)
+    return tuple(Term(loss, factor * weight) for loss, weight in pairs)
+
+
+def _sums(
+    loss: Loss, rows: jax.Array, label: jax.Array, image: jax.Array | None, batch: int
+) -> Any:
+    """Returns the sums over a block of rows, of each image (batch, …) if `loss.per_image`."""
+    if not loss.per_image:
+        return loss.sums(rows, label)
+    assert image is not None
+    of_rows = jax.vmap(loss.sums)(rows, label)
+    image_of_row = jnp.max(image.reshape(len(image), -1), axis=1)
+    is_of_image = (image_of_row == jnp.arange(batch)[:, None]).astype(jnp.float32)
+    return jax.tree.map(
+        lambda x: jnp.tensordot(is_of_image, x, 1, precision=lax.Precision.HIGHEST), of_rows
+    )
+
+
+def _values(loss: Loss, rows: jax.Array, label: jax.Array) -> jax.Array:
+    assert isinstance(loss, RankedLoss)
+    return loss.pixel_values(rows, label)
+
+
+def _of_part(
+    loss: Loss, slopes: Any, index: jax.Array, logits: RowBlocks
+) -> tuple[Any, jax.Array | None]:
+    """The slopes of a part's sums, or of its pixels in the blocks of the logits."""
+    if not (loss.per_image or isinstance(loss, RankedLoss)):
+        return slopes, None
+    slopes = jax.tree.map(lambda x: lax.dynamic_slice_in_dim(x, index[0], len(index)), slopes)
+    if isinstance(loss, RankedLoss):
+        return None, logits.layout.to_blocks(slopes, 0)
+    return slopes, None

@@ -103,12 +103,14 @@ def test_the_code_of_a_model_file_is_never_imported_but_asked_for_if_it_predicts
     """Only training needs the loss."""
 
     def with_loss(values: dict[str, Any]) -> None:
-        values["config"]["loss"]["name"] = "os.system"
+        values["config"]["loss"]["names"] = ["os.system"]
 
     def with_backbone(values: dict[str, Any]) -> None:
         values["config"]["model"]["backbone"] = "os.system"
 
-    assert load_run(with_metadata(model_path, tmp_path, with_loss)).config.loss.name == "os.system"
+    assert load_run(with_metadata(model_path, tmp_path, with_loss)).config.loss.names == (
+        "os.system",
+    )
     message = r"m\.safetensors: model\.backbone \(=os\.system\) must .* import its module first$"
     with pytest.raises(UserError, match=message):
         load_run(with_metadata(model_path, tmp_path, with_backbone))

@@ -8,14 +8,17 @@ import jax.numpy as jnp
 import optax
 import pytest
 
+from fcn_jax import registry
 from fcn_jax.config import Config
 from fcn_jax.errors import ArgumentError
 from fcn_jax.models.build import abstract_model
 from fcn_jax.models.pure_model import PureModel
 from fcn_jax.registry import register_loss
 from fcn_jax.training.loss_check import check_loss
-from fcn_jax.training.losses import CrossEntropy, Dice, Focal, Loss, PixelLoss
+from fcn_jax.training.losses import CrossEntropy, Loss, PixelLoss, RankedLoss, TopK
 from fcn_jax.training.train_step import make_train_step
+
+BUILT_IN = registry.losses.names[:9]
 
 
 class Brier(Loss):
@@ -90,13 +93,30 @@ class OtherWeight(CrossEntropy):
         return loss, 2 * weight
 
 
+class NoPixelValues(RankedLoss):
+    pass
+
+
+class PixelValuesWithoutAxis(TopK):
+    def pixel_values(self, logits: jax.Array, label: jax.Array) -> jax.Array:
+        return super().pixel_values(logits, label)[..., 0]
+
+
+class RanksIgnored(RankedLoss):
+    def pixel_values(self, logits: jax.Array, label: jax.Array) -> jax.Array:
+        return logits
+
+    def value(self, sums: tuple[jax.Array, jax.Array]) -> jax.Array:
+        return jnp.mean(sums[0])
+
+
 @register_loss("without_weights")
 class WithoutWeights(Brier):
     def __init__(self) -> None:
         super().__init__()
 
 
-@pytest.mark.parametrize("make", [CrossEntropy, Focal, Dice, Brier])
+@pytest.mark.parametrize("make", [*map(registry.losses.__getitem__, BUILT_IN), Brier])
 def test_good_losses(make: Callable[..., Loss]) -> None:
     check_loss(make)
 
@@ -114,6 +134,9 @@ def test_good_losses(make: Callable[..., Loss]) -> None:
         (NoPerPixel, r"NoPerPixel must have a method `per_pixel`"),
         (PerPixelScalar, r"PerPixelScalar\.per_pixel returns shape \(\) .* \(1, 2, 3\)"),
         (PerPixelOfClasses, r"per_pixel returns shape \(1, 2, 3, 4\) for logits of shape"),
+        (NoPixelValues, r"NoPixelValues must have a method `pixel_values`"),
+        (PixelValuesWithoutAxis, r"pixel_values returns shape \(2, 2, 3\) for logits of shape"),
+        (RanksIgnored, r"RanksIgnored\.value counts pixels with label 255"),
         (OtherWeight, r"OtherWeight\.sums must return the sum of losses and `weight_sum"),
         (WithoutWeights, r"WithoutWeights must take the keyword argument class_weights=None"),
         (lambda class_weights: 3, r"int is not a subclass of fcn_jax\.losses\.Loss"),
@@ -127,13 +150,13 @@ def test_a_loss_that_breaks_the_contract(make: Callable[..., Loss], message: str
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("not_reduced", r"loss\.name \(=not_reduced\) cannot be used: NotReduced\.sums returns"),
-        ("without_weights", r"loss\.name \(=without_weights\) .* argument class_weights=None"),
+        ("not_reduced", r"loss\.names \(=not_reduced\) cannot be used: NotReduced\.sums returns"),
+        ("without_weights", r"loss\.names \(=without_weights\) .* argument class_weights=None"),
     ],
 )
 def test_no_training_step_is_built_with_such_a_loss(name: str, message: str) -> None:
     config = Config()
-    config.loss.name = name
+    config.loss.names = (name,)
     network = PureModel(abstract_model(config.model, 6))
     with pytest.raises(ArgumentError, match=message):
         make_train_step(network, optax.sgd(0.1), config)

@@ -72,8 +72,16 @@ class Confident(Loss):
         return sums["loss"] / jnp.maximum(sums["pixels"], 1)
 
 
-ON_DEVICES = ["cross_entropy", "dice"]
-LOSSES = [*ON_DEVICES, "squared_error", "confident"]
+OVER_THE_BATCH = "cross_entropy+dice+generalized_dice+tversky+ohem+topk+lovasz"
+PER_IMAGE = "focal+dice+jaccard+lovasz"
+ON_DEVICES = ["cross_entropy", "dice", OVER_THE_BATCH, PER_IMAGE]
+LOSSES = [*ON_DEVICES, "cross_entropy+squared_error", "confident"]
+OPTIONS = {
+    "cross_entropy+squared_error": ("factor=3", "label_smoothing=0.2"),
+    OVER_THE_BATCH: ("ohem.thresh=0.2", "min_kept=100", "share=0.3"),
+    PER_IMAGE: ("per_image=true", "smooth=1"),
+}
+"""The sum of the losses joined by +, whose weights are 1, 1.5, 2 and so on."""
 
 
 class Plain(nnx.Module):
@@ -124,8 +132,9 @@ def weights_of(label_maps: Mapping[str, int]) -> dict[str, jax.Array]:
 
 def settings(loss: str, *, parts: int = 1, auxiliary: bool = False) -> Config:
     config = Config()
-    config.loss.name = loss
-    config.loss.options = ("factor=3",) if loss == "squared_error" else ()
+    config.loss.names = tuple(loss.split("+"))
+    config.loss.weights = tuple(1 + place / 2 for place in range(len(config.loss.names)))
+    config.loss.options = OPTIONS.get(loss, ())
     config.model.auxiliary_weight = AUXILIARY_WEIGHT if auxiliary else 0.0
     config.train.accumulation_steps = parts
     return config
