@@ -12,17 +12,13 @@ with `train --config.init=OUT`, and from Python
     import fcn_jax
     label_map = fcn_jax.load_run("OUT")(image)
 
-A run of torchvision's FCN (resnet50 or resnet101, hidden head, stride 8) can be exported to
-PyTorch:
+Networks for other programs take --format:
 
-    python -m fcn_jax.export --workdir=DIR --output=fcn.safetensors --format=torchvision
-
-    model = torchvision.models.segmentation.fcn_resnet50(
-        weights_backbone=None, num_classes=21, aux_loss=True
-    )
-    model.load_state_dict(safetensors.torch.load_file("fcn.safetensors"))
-
-aux_loss is True if the run has an auxiliary head.
+    onnx         OUT.onnx: from RGB bytes of any size to classes, for any ONNX runtime
+    stablehlo    OUT.stablehlo: the same for jax.export, on CPU, CUDA and TPU
+    pytorch      OUT/: weights, operations and a plain PyTorch module that runs them
+    torchvision  OUT.safetensors or .pth: the state dict of torchvision's fcn_resnet50 or 101
+    torchfcn     OUT.safetensors or .pth: the state dict of torchfcn's FCN32s, 16s, 8s, 8sAtOnce
 """
 
 from absl import flags
@@ -31,27 +27,37 @@ from fcn_jax.terminal import cli
 
 if __name__ == "__main__":  # --help and mistakes in flags do not wait for the imports below
     flags.DEFINE_string("workdir", None, "folder of the run, or model file")
-    flags.DEFINE_string("output", None, "folder, or file with --format=torchvision, to write")
+    flags.DEFINE_string("output", None, "folder or file to write, as the format wants")
     flags.DEFINE_string("checkpoint", "latest", "latest, best (by mIoU), or a step")
-    flags.DEFINE_enum("format", "fcn_jax", ["fcn_jax", "torchvision"], "format to write")
+    flags.DEFINE_enum(
+        "format",
+        "fcn_jax",
+        ["fcn_jax", "onnx", "stablehlo", "pytorch", "torchvision", "torchfcn"],
+        "format to write",
+    )
     cli.begin()
 
 import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from safetensors.numpy import save_file
 
+from fcn_jax import formats
+from fcn_jax.data.palettes import voc_palette
 from fcn_jax.errors import UserError
 from fcn_jax.evaluation.conventions import NATIVE
+from fcn_jax.formats import onnx_file, stablehlo, torch_names
 from fcn_jax.inference.options import WHOLE
 from fcn_jax.inference.trained import Predictor, load_run
 from fcn_jax.models.backbones.preprocess import COLOURS
-from fcn_jax.models.build import preprocessing_name
-from fcn_jax.pretrained import Provenance, flatten, model_file
-from fcn_jax.pretrained.tables import torchvision
+from fcn_jax.models.build import abstract_model
+from fcn_jax.models.pure_model import PureModel
+from fcn_jax.models.tape import Tape, UnknownLayerError, record
+from fcn_jax.pretrained import Provenance, model_file
 from fcn_jax.runs import evaluation_folder
 from fcn_jax.terminal.atomic_files import write_whole
 from fcn_jax.terminal.progress import say
@@ -68,13 +74,10 @@ def main(arguments: list[str]) -> None:
         raise UserError("--workdir=DIR and --output=OUT are needed (see --help)")
     workdir, output = Path(options.workdir), Path(options.output)
     predictor = load_run(workdir, options.checkpoint)
-    if options.format == "torchvision":
+    if options.format != "fcn_jax":
         if workdir.resolve() in (output.resolve(), *output.resolve().parents):
             raise UserError(f"--output={output} is the run itself, or inside it: give another file")
-        export_to_torchvision(predictor, output)
-        backbone = predictor.config.model.backbone
-        model_arguments = _torchvision_arguments(predictor)
-        say(f"load it into torchvision's fcn_{backbone}({model_arguments})")
+        say(_EXPORTERS[options.format](predictor, output))
     else:
         metrics, other_steps = read_metrics(workdir, predictor.step)
         for split, step in other_steps.items():
@@ -222,55 +225,93 @@ def model_card(provenance: Provenance, tensors: dict[str, np.ndarray]) -> str:
     return "\n".join(lines)
 
 
-def export_to_torchvision(predictor: Predictor, path: Path) -> None:
+def export_to_torchvision(predictor: Predictor, path: Path) -> str:
     """Writes the state dict of torchvision's `fcn_resnet50` or `fcn_resnet101`.
 
     Args:
         predictor: the run.
         path: the file to write: .safetensors, or .pth if PyTorch is installed.
 
+    Returns:
+        A sentence that says what the file is for.
+
     Raises:
         UserError: the run's network is not torchvision's FCN, or the file cannot be written.
     """
-    model = predictor.config.model
-    depth = model.backbone.removeprefix("resnet")
-    fits = (
-        depth in ("50", "101")
-        and (model.output_stride, model.skips, model.head) == (8, 0, "hidden")
-        and model.upsampling == "interpolate"
-        and (model.context_features, model.fusion, predictor.channels) == (None, "early", 3)
-        and set(model.score_scales or ()) <= {1.0}
-        and len(predictor.label_maps) == 1
+    call, state = torch_names.torchvision_state(predictor.provenance, predictor.tensors())
+    torch_names.save_state(state, path)
+    return f"load it into {call}"
+
+
+def export_to_torchfcn(predictor: Predictor, path: Path) -> str:
+    """Writes the state dict of one of torchfcn's networks; see `export_to_torchvision`."""
+    call, state = torch_names.torchfcn_state(predictor.provenance, predictor.tensors())
+    torch_names.save_state(state, path)
+    return f"load it into {call}"
+
+
+def export_to_onnx(predictor: Predictor, path: Path) -> str:
+    """Writes an ONNX file; see `formats/onnx_file.py` and `export_to_torchvision`."""
+    _check_suffix(path, ".onnx")
+    label_maps = {name: list(names) for name, names in predictor.label_maps.items()}
+    most = max(map(len, label_maps.values()))
+    metadata = {
+        "class_names": json.dumps(label_maps),
+        "colours": json.dumps(voc_palette()[:most].tolist()),
+        "source": predictor.provenance.source,
+    }
+    data = onnx_file.build(
+        _tape(predictor), predictor.tensors(), channels=predictor.channels, metadata=metadata
     )
-    if not fits:
-        raise UserError(
-            "--format=torchvision needs a run of torchvision's FCN: config.model.backbone=resnet50 "
-            "or resnet101, output_stride=8, skips=0, head=hidden, upsampling=interpolate"
-        )
-    if preprocessing_name(model) != "torchvision":
-        raise UserError(
-            "--format=torchvision needs a run with torchvision's preprocessing: "
-            f"config.model.preprocessing is {model.preprocessing}"
-        )
-    ours = {name: np.asarray(value) for name, value in flatten(predictor.variables).items()}
-    state = torchvision.to_state_dict(torchvision.fcn_resnet(int(depth)), ours)
-    if path.suffix == model_file.SUFFIX:
-        write_whole(path, lambda part: save_file(state, part, metadata={"format": "pt"}))
-        return
-    if path.suffix != ".pth":
-        raise UserError(f"--output={path} must end in {model_file.SUFFIX} or .pth")
+    write_whole(path, lambda part: part.write_bytes(data))
+    return f"{path}: opset {onnx_file.OPSET}, {len(data) / 1e6:.1f} MB"
+
+
+def export_to_stablehlo(predictor: Predictor, path: Path) -> str:
+    """Writes a program for `jax.export`; see `formats/stablehlo.py` and `export_to_torchvision`."""
+    _check_suffix(path, ".stablehlo")
+    data = stablehlo.build(_tape(predictor), predictor.tensors(), channels=predictor.channels)
+    write_whole(path, lambda part: part.write_bytes(data))
+    return f"{path}: for {', '.join(stablehlo.PLATFORMS)}, {len(data) / 1e6:.1f} MB"
+
+
+def export_to_pytorch(predictor: Predictor, folder: Path) -> str:
+    """Writes a folder for plain PyTorch; see `formats/fcn_torch.py` and `export_to_torchvision`."""
+    graph = folder / "graph.json"
+    if folder.exists() and any(folder.iterdir()) and not graph.exists():
+        raise UserError(f"{folder} exists and is no export to PyTorch: give another --output")
+    tape = dataclasses.asdict(_tape(predictor)) | {"class_names": predictor.label_maps}
+    tensors = predictor.tensors()
+    module = Path(formats.__file__).with_name("fcn_torch.py").read_text(encoding="utf-8")
+    weights = folder / model_file.FILE
+    write_whole(weights, lambda part: save_file(tensors, part, metadata={"format": "pt"}))
+    write_whole(folder / "fcn_torch.py", lambda part: part.write_text(module, encoding="utf-8"))
+    write_whole(graph, lambda part: part.write_text(json.dumps(tape), encoding="utf-8"))
+    return f"{folder}: from fcn_torch import load; network = load(FOLDER)"
+
+
+_EXPORTERS: dict[str, Callable[[Predictor, Path], str]] = {
+    "onnx": export_to_onnx,
+    "stablehlo": export_to_stablehlo,
+    "pytorch": export_to_pytorch,
+    "torchvision": export_to_torchvision,
+    "torchfcn": export_to_torchfcn,
+}
+
+
+def _tape(predictor: Predictor) -> Tape:
+    model = dataclasses.replace(predictor.config.model, remat=False, compute_dtype="float32")
+    num_classes = {name: len(names) for name, names in predictor.label_maps.items()}
+    network = PureModel(abstract_model(model, num_classes, channels=predictor.channels))
     try:
-        import torch
-    except ImportError:
-        instead = path.with_suffix(model_file.SUFFIX)
-        raise UserError(f"writing {path} needs PyTorch; without it, --output={instead}") from None
-    tensors = {name: torch.tensor(tensor) for name, tensor in state.items()}
-    write_whole(path, lambda part: torch.save(tensors, part))
+        return record(network)
+    except UnknownLayerError as error:
+        raise UserError(f"this network has no counterpart in other formats: {error}") from error
 
 
-def _torchvision_arguments(predictor: Predictor) -> str:
-    auxiliary = predictor.config.model.auxiliary_weight > 0
-    return f"weights_backbone=None, num_classes={len(predictor.class_names)}, aux_loss={auxiliary}"
+def _check_suffix(path: Path, suffix: str) -> None:
+    if path.suffix != suffix:
+        raise UserError(f"--output={path} must end in {suffix}")
 
 
 def _format(value: Any) -> str:

@@ -1,7 +1,9 @@
 """An exported run replaces the run, here and in torchvision."""
 
 import dataclasses
+import importlib
 import json
+import re
 import shutil
 from pathlib import Path
 from types import ModuleType
@@ -144,6 +146,53 @@ def test_a_run_of_another_network_does_not_go_to_torchvision(
 ) -> None:
     with pytest.raises(UserError, match="needs a run of torchvision's FCN"):
         export_to_torchvision(load_run(trained_run), tmp_path / "fcn.pth")
+
+
+@pytest.mark.parametrize(
+    ("name", "output", "message"),
+    [
+        ("onnx", "fcn.pb", r"--output=.*fcn\.pb must end in \.onnx"),
+        ("stablehlo", "fcn.onnx", r"--output=.*fcn\.onnx must end in \.stablehlo"),
+        ("pytorch", "taken", r"taken exists and is no export to PyTorch: give another --output"),
+        ("torchfcn", "fcn.pth", r"--format=torchfcn needs a run of the paper's network"),
+    ],
+)
+def test_what_cannot_be_written_is_one_line(
+    trained_run: Path, tmp_path: Path, name: str, output: str, message: str
+) -> None:
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken/mine.txt").write_text("")
+    path = tmp_path / output
+    result = run_command(
+        "export", f"--workdir={trained_run}", f"--output={path}", f"--format={name}"
+    )
+    assert result.returncode == 1
+    assert re.search(message, result.stderr.splitlines()[-1])
+    assert sorted(found.name for found in tmp_path.rglob("*")) == ["mine.txt", "taken"]
+
+
+def test_a_run_goes_to_onnx_and_pytorch(
+    torch: ModuleType, trained_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+    pytest.importorskip("onnx", reason="onnx is not installed")
+    for name, output in (("onnx", "fcn.onnx"), ("pytorch", "fcn")):
+        command = (f"--workdir={trained_run}", f"--output={tmp_path / output}", f"--format={name}")
+        result = run_command("export", *command)
+        assert result.returncode == 0, result.stderr
+    image, _ = shapes.draw("val_000")
+    expected = load_run(trained_run)(image)
+    session = onnxruntime.InferenceSession(tmp_path / "fcn.onnx")
+    classes, _ = session.run(["classes", "logits"], {"image": image[None]})
+    np.testing.assert_array_equal(classes[0], expected)
+    metadata = session.get_modelmeta().custom_metadata_map
+    assert json.loads(metadata["class_names"]) == {"": list(shapes.CLASSES)}
+    assert json.loads(metadata["colours"])[1] == [128, 0, 0]
+    monkeypatch.syspath_prepend(str(tmp_path / "fcn"))
+    network = importlib.import_module("fcn_torch").load(tmp_path / "fcn")
+    with torch.no_grad():
+        logits = network(torch.tensor(image[None]))[""]
+    np.testing.assert_array_equal(logits[0].argmax(0).numpy(), expected)
 
 
 def test_a_file_of_another_version_is_refused(trained_run: Path, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ FLOORS = (
     {"data"},
     {"pictures"},
     {"training", "pretrained"},
-    {"doctor", "runs"},
+    {"doctor", "runs", "formats"},
     {"inference"},
     {"evaluation"},
     {"train", "evaluate", "predict", "compare", "compile", "export", "heatmap", "testing"},

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from fcn_jax.models.geometry import ReceptiveField, Window
+from fcn_jax.models.recorded import recorded
 
 
 class TilePosition(NamedTuple):
@@ -61,6 +62,7 @@ class FeatureMap:
         """The size of the canvases in positions."""
         return self.values.shape[1:-1]
 
+    @recorded
     def map(self, function: Callable[[jax.Array], jax.Array]) -> Self:
         """Applies a function of single positions, such as an activation, to the values."""
         return dataclasses.replace(self, values=function(self.values))
@@ -106,21 +108,25 @@ def _counts(sizes: jax.Array, windows: Sequence[Window]) -> jax.Array:
     return jnp.stack([window.count(sizes[:, axis]) for axis, window in enumerate(windows)], axis=1)
 
 
+@recorded
 def scaled(x: FeatureMap, factor: float) -> FeatureMap:
     """Multiplies the values by a factor."""
     return x.map(lambda values: values * factor)
 
 
+@recorded
 def add(x: FeatureMap, y: FeatureMap) -> FeatureMap:
     """Adds two feature maps of the same images and size."""
     return _joined(x, y, x.values + y.values)
 
 
+@recorded
 def multiply(x: FeatureMap, y: FeatureMap) -> FeatureMap:
     """Multiplies two feature maps of the same images; the second may have one position."""
     return _joined(x, y, x.values * y.values)
 
 
+@recorded
 def concatenate(x: FeatureMap, y: FeatureMap) -> FeatureMap:
     """Concatenates the channels of two feature maps of the same images and size."""
     return _joined(x, y, jnp.concatenate([x.values, y.values], axis=-1))

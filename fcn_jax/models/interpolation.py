@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from fcn_jax.models.feature_map import FeatureMap
+from fcn_jax.models.recorded import recorded
 from fcn_jax.models.row_blocks import BlockLayout, RowBlocks, in_blocks, rows_in_block
 from fcn_jax.models.upsampling import EXACT
 
@@ -22,6 +23,7 @@ class Interpolate(nnx.Module):
     align_corners=False)`, which the heads of torchvision and mmsegmentation use.
     """
 
+    @recorded
     def __call__(self, x: FeatureMap, like: FeatureMap) -> FeatureMap:
         """Interpolates (b, *spatial, c) to the canvas size and the image sizes of `like`."""
         sizes_by_axis = list(zip(x.spatial, like.spatial, strict=True))
@@ -112,7 +114,7 @@ def resized(
     values = values.astype(jnp.float32)
     for axis, side in enumerate(canvas_px):
         places = interpolation_places(size[:, axis], new_size[:, axis], jnp.arange(side)[None])
-        lower, upper, share = (jnp.broadcast_to(x, (len(values), side)) for x in places)
+        lower, upper, share = (jnp.broadcast_to(x, (values.shape[0], side)) for x in places)
         before, after = (_looked_up(values, place, axis) for place in (lower, upper))
         share = share.reshape(-1, *[1] * axis, side, *[1] * (len(canvas_px) - axis))
         values = before * (1 - share) + after * share

@@ -17,15 +17,16 @@ from jax import lax
 from fcn_jax.models.convolution import Geometry, convolve
 from fcn_jax.models.feature_map import FeatureMap
 from fcn_jax.models.geometry import Padding, Window, both_sides
+from fcn_jax.models.recorded import recorded
 
 
 def relu(x: FeatureMap) -> FeatureMap:
     """Computes max(x, 0)."""
-    return x.map(_relu)
+    return x.map(rectify)
 
 
 @jax.custom_jvp
-def _relu(values: jax.Array) -> jax.Array:
+def rectify(values: jax.Array) -> jax.Array:
     """Computes `jax.nn.relu` with less memory: the backward pass reads the result alone.
 
     The next layer stores this result anyway. `jax.nn.relu` also stores a mask, which in bfloat16
@@ -34,9 +35,9 @@ def _relu(values: jax.Array) -> jax.Array:
     return jnp.maximum(values, 0)
 
 
-@_relu.defjvp
-def _relu_jvp(primals, tangents):
-    result = _relu(*primals)
+@rectify.defjvp
+def _rectify_jvp(primals, tangents):
+    result = rectify(*primals)
     (tangent,) = tangents
 
     @functools.partial(jax.checkpoint, prevent_cse=False)  # recomputes the mask
@@ -120,6 +121,7 @@ class Conv(nnx.Module):
         self.kernel = nnx.Param(kernel_init(rngs.params(), shape, jnp.float32))
         self.bias = nnx.Param(jnp.zeros((out_features,), jnp.float32)) if use_bias else None
 
+    @recorded
     def __call__(self, x: FeatureMap) -> FeatureMap:
         """Convolves (b, *n, in) to (b, *window_count(n), out)."""
         kernel = self.kernel[...].astype(x.values.dtype)
@@ -145,6 +147,7 @@ class Conv(nnx.Module):
         return both_sides(self.padding)
 
 
+@recorded
 def max_pool(
     x: FeatureMap, window: int, stride: int, padding: int = 0, *, ceil: bool = False
 ) -> FeatureMap:
@@ -185,6 +188,7 @@ def _max_along(
     return functools.reduce(jnp.maximum, slices)
 
 
+@recorded
 def average_pool(x: FeatureMap, window: Sequence[int]) -> FeatureMap:
     """Computes the mean over each window, with stride 1 and without padding.
 
@@ -207,6 +211,7 @@ def average_pool(x: FeatureMap, window: Sequence[int]) -> FeatureMap:
     return x.windowed((total / math.prod(window)).astype(x.values.dtype), windows)
 
 
+@recorded
 def spatial_mean(x: FeatureMap) -> FeatureMap:
     """Computes the mean over the positions of each image: float32 (b, 1, …, 1, c)."""
     axes = tuple(range(1, x.values.ndim - 1))
@@ -255,6 +260,7 @@ class BatchNorm(nnx.Module):
         self.mean = nnx.BatchStat(jnp.zeros((features,), jnp.float32))
         self.var = nnx.BatchStat(jnp.ones((features,), jnp.float32))
 
+    @recorded
     def __call__(self, x: FeatureMap, *, train: bool = False) -> FeatureMap:
         """Normalises features (b, *n, c); `train` selects and updates the statistics."""
         if train:
@@ -302,6 +308,7 @@ class GroupNorm(nnx.Module):
         self.scale = nnx.Param(jnp.ones((features,), jnp.float32))
         self.bias = nnx.Param(jnp.zeros((features,), jnp.float32))
 
+    @recorded
     def __call__(self, x: FeatureMap, *, train: bool = False) -> FeatureMap:
         """Normalises (b, *n, features). train: has no effect; `BatchNorm` takes it."""
         mean = self._group_mean(x, _image_sum(x))
@@ -368,6 +375,7 @@ def norm_layer(
     return GroupNorm(features, groups=groups)
 
 
+@recorded
 def mirror_pad(x: FeatureMap, before: int, after: int) -> FeatureMap:
     """Pads every image on each axis by its mirror image; the border position is not repeated.
 

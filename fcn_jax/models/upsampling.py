@@ -14,6 +14,7 @@ from flax import nnx
 from jax import lax
 
 from fcn_jax.models.feature_map import FeatureMap
+from fcn_jax.models.recorded import recorded
 from fcn_jax.models.row_blocks import BlockLayout, RowBlocks, in_blocks, rows_in_block
 from fcn_jax.parallel.target import target_platform
 
@@ -262,6 +263,7 @@ class Upsample(nnx.Module):
         self.stride = stride
         self.crop = crop
 
+    @recorded
     def __call__(self, x: FeatureMap, like: FeatureMap) -> FeatureMap:
         """Upsamples (b, *spatial, c) to the canvas size and the image sizes of `like`."""
         field = x.field.scattered(like.field.stride, self.filter_size, self.stride, self.crop)
@@ -323,6 +325,7 @@ class BlockUpsample(nnx.Module):
         self.kernel = nnx.Param(init(rngs.params(), shape, jnp.float32))
         self.bias = nnx.Param(jnp.zeros((features,), jnp.float32))
 
+    @recorded
     def __call__(self, x: FeatureMap, like: FeatureMap) -> FeatureMap:
         """Upsamples (b, *n, in) to the spatial size, and the valid part, of `like`."""
         kernel = self.kernel[...].astype(x.values.dtype)

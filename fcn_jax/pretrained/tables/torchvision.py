@@ -16,6 +16,7 @@ from fcn_jax.pretrained.source import (
     WeightSource,
     batch_norms,
     from_fully_connected,
+    from_iohw,
     from_oihw,
     kernels,
     kernels_and_biases,
@@ -204,7 +205,11 @@ def to_state_dict(source: WeightSource, ours: Mapping[str, np.ndarray]) -> dict[
     Raises:
         KeyError: a tensor of the backbone or of the head is missing.
     """
-    inverse: dict[LayoutChange, LayoutChange] = {unchanged: unchanged, from_oihw: to_oihw}
+    inverse: dict[LayoutChange, LayoutChange] = {
+        unchanged: unchanged,
+        from_oihw: to_oihw,
+        from_iohw: from_iohw,  # its own inverse
+    }
     state = {
         theirs: np.ascontiguousarray(inverse[layout](ours[name]))
         for name, (theirs, layout) in source.table.items()
