@@ -1,7 +1,7 @@
 """Scores a run on a split: every image once, by default whole and at its own size.
 
     python -m fcn_jax.evaluate --workdir=DIR [--split=NAME] [--checkpoint=latest|best|STEP]
-                               [--convention=native|paper|torchvision|d2l|mmseg] [--boundary]
+                               [--convention=NAME | --all_conventions] [--boundary]
                                [--scales=0.75,1,1.25] [--flip] [--windows=average|gaussian]
 
 DIR is the folder of a run or of an exported run, or FILE.safetensors, a model file that
@@ -19,6 +19,9 @@ Prints the paper's four metrics and a table of classes. Writes to DIR/evaluation
 With several label maps, each has its files: SPLIT_MAP.json and so on. Another convention, windows,
 scales or mirror images also add to the names: SPLIT_mmseg.json, SPLIT_scales_0.75_1_1.25_flip.json.
 `fcn_jax/evaluation/conventions.py` and `fcn_jax/inference/options.py` describe them.
+
+--all_conventions prints the scores under each convention, and writes them to DIR/evaluation/
+conventions/SPLIT.json. Conventions that show the network the same images share one pass.
 
 A large split can be scored by several jobs on any machines, and their counts added up:
 
@@ -53,6 +56,7 @@ if __name__ == "__main__":  # --help and wrong flags do not wait for the imports
         "the way of scoring: "
         + "; ".join(f"{c.name}: {c.description}" for c in conventions.CONVENTIONS.values()),
     )
+    flags.DEFINE_bool("all_conventions", False, "score under each convention, and compare them")
     flags.DEFINE_bool("boundary", False, "also compute boundary IoU")
     define_view_flags()
     flags.DEFINE_string("checkpoint", "latest", "latest, best (by mIoU), or a step")
@@ -61,14 +65,17 @@ if __name__ == "__main__":  # --help and wrong flags do not wait for the imports
     cli.begin()
 
 import dataclasses
+import functools
 import json
 import math
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from rich.table import Table
 
 from fcn_jax.config import DataConfig
 from fcn_jax.data.datasets import Dataset, open_dataset
@@ -101,8 +108,18 @@ def main(arguments: list[str]) -> None:
         raise UserError("--data=NAME and --data_root=DIR are needed: model files name no data set")
     split = options.split or predictor.config.data.eval_split
     inference = Inference(**view_arguments())
+    for flag, default in (("convention", "native"), ("boundary", False), ("shard", None)):
+        if options.all_conventions and options[flag].value != default:
+            raise UserError(f"--all_conventions cannot be combined with --{flag}")
     shard = Shard.parse(options.shard) if options.shard else None
     dataset = _dataset(predictor.config.data, options.data, options.data_root)
+    # Scores on other data, or by another convention or inference, do not replace the run's own.
+    name = f"{options.data.replace('/', '_')}_{split}" if options.data else split
+    tag = "" if inference == WHOLE else f"_{inference.tag}"
+    if options.all_conventions:
+        evaluations = evaluate_all(predictor, split, dataset=dataset, inference=inference)
+        report_conventions(evaluations, workdir, f"{name}{tag}", step=predictor.step)
+        return
     evaluation = evaluate(
         predictor,
         split,
@@ -112,12 +129,9 @@ def main(arguments: list[str]) -> None:
         boundary=options.boundary,
         shard=shard,
     )
-    # Scores on other data, or by another convention or inference, do not replace the run's own.
-    name = f"{options.data.replace('/', '_')}_{split}" if options.data else split
     if evaluation.convention is not conventions.NATIVE:
         name += f"_{evaluation.convention.name}"
-    if inference != WHOLE:
-        name += f"_{inference.tag}"
+    name += tag
     if shard is None:
         report(evaluation, workdir, name, step=predictor.step)
     else:
@@ -237,6 +251,70 @@ def evaluate(
         shard=shard,
     )
     return evaluator(predictor.variables)
+
+
+def evaluate_all(
+    predictor: Predictor,
+    split: str | None = None,
+    *,
+    dataset: Dataset | None = None,
+    inference: Inference = WHOLE,
+) -> dict[str, Evaluation]:
+    """Scores a network under every convention that can score the split; see `evaluate`.
+
+    Conventions that show the network the same images share one pass over them.
+
+    Returns:
+        The scores by convention.
+    """
+    dataset = dataset or open_dataset(predictor.config.data)
+    evaluations: dict[str, Evaluation] = {}
+    for name, convention in conventions.CONVENTIONS.items():
+        known = [one for one in evaluations.values() if one.convention.sees_as(convention)]
+        if known:
+            evaluations[name] = known[0].under(convention)
+            continue
+        try:
+            evaluations[name] = evaluate(
+                predictor, split, dataset=dataset, convention=name, inference=inference
+            )
+        except ArgumentError as error:
+            if error.argument != "convention":
+                raise
+            say(f"note: left out: convention {name} {error.problem}")
+    return evaluations
+
+
+def report_conventions(
+    evaluations: Mapping[str, Evaluation], workdir: Path, name: str, step: int
+) -> None:
+    """Prints the scores under several conventions, and writes them to conventions/NAME.json.
+
+    The arguments are those of `report`, with the evaluations by convention.
+    """
+    if jax.process_index():
+        return
+    first = next(iter(evaluations.values()))
+    folder = evaluation_folder(workdir) / "conventions"
+    overall = ("mean_iou", "pixel_accuracy", "mean_accuracy", "mean_dice")
+    for label_map in first.by_map:
+        say(f"step {step} on {name}{f', label map {label_map}' if label_map else ''}")
+        table = Table("convention", "images", *(score.replace("_", " ") for score in overall))
+        numbers = {}
+        for convention, evaluation in evaluations.items():
+            scored, images = evaluation.by_map[label_map], len(evaluation.names)
+            values = [getattr(scored.scores, score) for score in overall]
+            table.add_row(convention, str(images), *map(metrics.percent, values))
+            numbers[convention] = {
+                **metrics.to_json(scored.scores, scored.class_names, images),
+                "step": step,
+                "inference": evaluation.inference.description,
+            }
+        open_console().print(table)
+        path = folder / f"{name}{suffix(label_map)}.json"
+        text = json.dumps(numbers, indent=2) + "\n"
+        write_whole(path, functools.partial(Path.write_text, data=text, encoding="utf-8"))
+        say(f"numbers: {path}")
 
 
 def report(evaluation: Evaluation, workdir: Path, name: str, step: int) -> None:

@@ -2,7 +2,9 @@
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,9 +15,10 @@ from PIL import Image
 import fcn_jax
 from fcn_jax.data.datasets import Dataset, open_dataset
 from fcn_jax.errors import ArgumentError, UserError
-from fcn_jax.evaluate import report
+from fcn_jax.evaluate import evaluate_all, report
 from fcn_jax.evaluation.confusion import count_confusion
-from fcn_jax.evaluation.evaluator import Evaluation
+from fcn_jax.evaluation.conventions import CONVENTIONS
+from fcn_jax.evaluation.evaluator import Evaluation, Evaluator
 from fcn_jax.evaluation.metrics import scores
 from fcn_jax.export import read_metrics
 from fcn_jax.inference.options import Inference
@@ -218,3 +221,42 @@ def test_scores_by_another_convention_are_not_what_a_run_is_judged_by(trained_ru
     assert written["intervals"] is None
     assert 0 <= written["mean_boundary_iou"] <= 1
     assert set(read_metrics(trained_run, 6)[0]) == {"val"}
+
+
+def test_all_conventions_are_those_one_by_one(
+    predictor: Predictor, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passes = []
+    score = Evaluator.__call__
+
+    def counting(evaluator: Evaluator, *arguments: Any) -> Evaluation:
+        passes.append(evaluator)
+        return score(evaluator, *arguments)
+
+    monkeypatch.setattr(Evaluator, "__call__", counting)
+    together = evaluate_all(predictor, dataset=dataset)
+    # The images are too small for a window of d2l, and five conventions share a pass.
+    assert set(CONVENTIONS) - set(together) == {"d2l"}
+    assert len(passes) == 3
+    for name in ("paper", "cityscapes", "ultralytics", "nnunet"):
+        alone = fcn_jax.evaluate(predictor, dataset=dataset, convention=name).scores
+        np.testing.assert_array_equal(together[name].scores.mean_iou, alone.mean_iou)
+    with pytest.raises(ValueError, match=r"`convention` \(=mmseg\) changes images or labels"):
+        together["native"].under(CONVENTIONS["mmseg"])
+
+
+def test_the_command_compares_conventions(trained_run: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(trained_run, run)
+    result = run_command("evaluate", f"--workdir={run}", "--all_conventions", "--boundary")
+    assert result.returncode == 1
+    assert result.stderr.splitlines()[-1] == (
+        "evaluate: --all_conventions cannot be combined with --boundary"
+    )
+    result = run_command("evaluate", f"--workdir={run}", "--all_conventions")
+    assert result.returncode == 0, result.stderr
+    written = json.loads((run / "evaluation/conventions/val.json").read_text())
+    alone = json.loads((run / "evaluation/val.json").read_text())
+    assert written["native"]["mean_iou"] == alone["mean_iou"]
+    # They are not what the run is exported with.
+    assert set(read_metrics(run, 6)[0]) == {"val"}

@@ -10,11 +10,19 @@ convention scores as its source does; `native` is ours.
 | torchvision | shorter side 520    | resized with it | all classes, nan if one is in neither |
 | d2l         | a window of 320×480 | cut with it     | classes in the truth             |
 | mmseg       | within 2048×512     | unchanged       | classes in truth or prediction   |
+| cityscapes  | unchanged           | unchanged       | classes in truth or prediction   |
+| ultralytics | unchanged           | unchanged       | all classes, 0 if one is in neither |
+| nnunet      | unchanged           | unchanged       | images, then classes without 0   |
 
 mmseg interpolates the logits to the size of the truth. Void pixels are left out, except by d2l,
-which counts them as background. Sources: the authors' `score.py`; torchvision's
-`references/segmentation`; 'Dive into Deep Learning', section on FCNs; mmsegmentation's `IoUMetric`
-and its VOC settings.
+which counts them as background. nnunet takes the IoU and the Dice of each image, and the means over
+the images that have the class in truth or prediction, then over the classes except background.
+
+Sources: the authors' `score.py`; torchvision's `references/segmentation`; 'Dive into Deep
+Learning', section on FCNs; mmsegmentation's `IoUMetric` and its VOC settings; cityscapesScripts'
+`evalPixelLevelSemanticLabeling.py`; `SemanticMetrics` of Ultralytics 8.4.60 (8.4.100 takes the
+classes in the truth, as native); nnU-Net's `evaluate_predictions.py`. Of Ultralytics the means
+alone, not the size to which it pads images.
 """
 
 import dataclasses
@@ -64,6 +72,13 @@ class Convention:
     image_size: Callable[[Size], Size] = lambda size: size
     prepare: Callable[[dict[str, Any], int], dict[str, Any]] = _unchanged
     resizes_logits: bool = False
+
+    def sees_as(self, other: "Convention") -> bool:
+        """Returns whether both score the same predictions, and differ in the means alone."""
+        own, others = (
+            (one.includes, one.image_size, one.prepare, one.resizes_logits) for one in (self, other)
+        )
+        return own == others
 
 
 class EvaluationSplit:
@@ -227,6 +242,37 @@ MMSEG = Convention(
     prepare=_mmseg,
     resizes_logits=True,
 )
+CITYSCAPES = Convention(
+    "cityscapes",
+    "as its evalPixelLevelSemanticLabeling.py: images and labels unchanged, which must be trainIds "
+    "with 255 for classes that are not evaluated, means over the classes in truth or prediction",
+    "union",
+)
+ULTRALYTICS = Convention(
+    "ultralytics",
+    "images and labels unchanged, means over all classes, where one in neither truth nor "
+    "prediction counts as 0",
+    "zero",
+)
+NNUNET = Convention(
+    "nnunet",
+    "as nnU-Net's evaluation: images and labels unchanged, Dice and IoU of each image, their means "
+    "over the images that have the class in truth or prediction, then over the classes but the "
+    "first",
+    "cases",
+)
 CONVENTIONS: Mapping[str, Convention] = MappingProxyType(
-    {convention.name: convention for convention in (NATIVE, PAPER, TORCHVISION, D2L, MMSEG)}
+    {
+        convention.name: convention
+        for convention in (
+            NATIVE,
+            PAPER,
+            TORCHVISION,
+            D2L,
+            MMSEG,
+            CITYSCAPES,
+            ULTRALYTICS,
+            NNUNET,
+        )
+    }
 )

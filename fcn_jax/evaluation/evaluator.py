@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
 import jax
 import numpy as np
@@ -55,6 +55,9 @@ class MapEvaluation:
 
     @property
     def scores(self) -> metrics.Scores:
+        if self.mean_over == "cases":
+            counts = self.counts
+            return metrics.case_scores(counts.hits, counts.truth, counts.predicted, self.boundary)
         return metrics.scores(self.confusion, self.mean_over, self.boundary)
 
 
@@ -84,6 +87,23 @@ class Evaluation:
     def scores(self) -> metrics.Scores:
         """The scores of the first label map."""
         return next(iter(self.by_map.values())).scores
+
+    def under(self, convention: Convention) -> Self:
+        """Returns the scores of the same predictions under another convention.
+
+        Raises:
+            ValueError: the convention scores other predictions.
+        """
+        if not self.convention.sees_as(convention):
+            raise ValueError(
+                f"`convention` (={convention.name}) changes images or labels otherwise than "
+                f"{self.convention.name}"
+            )
+        by_map = {
+            name: dataclasses.replace(scored, mean_over=convention.mean_over)
+            for name, scored in self.by_map.items()
+        }
+        return dataclasses.replace(self, by_map=by_map, convention=convention)
 
 
 class EvaluationStopped(Exception):

@@ -5,7 +5,7 @@ Nothing is averaged over images, batches or devices before.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -15,9 +15,10 @@ from rich.text import Text
 
 ABSENT = "–"
 
-MeanOver = Literal["truth", "union", "all"]
+MeanOver = Literal["truth", "union", "all", "zero", "cases"]
 """The classes that have an IoU and count in the means: classes in the truth; in the truth or the
-prediction; or all, so that the means are nan if a class is in neither."""
+prediction; all, so that the means are nan if a class is in neither; or all, where a class that is
+in neither has 0. "cases": see `case_scores`."""
 
 
 @dataclass(frozen=True)
@@ -106,11 +107,13 @@ def scores_from_counts(
     """
     present = truth > 0
     scored = present if mean_over == "truth" else truth + predicted > 0
-    mean = np.mean if mean_over == "all" else mean_of_present
+    mean = np.mean if mean_over in ("all", "zero") else mean_of_present
     pixels = truth.sum()
     iou = ratio(hits, truth + predicted - hits, where=scored)
     recall = ratio(hits, truth, where=present)
     dice = ratio(2 * hits, truth + predicted, where=scored)
+    if mean_over == "zero":
+        iou, recall, dice = (np.nan_to_num(per_class) for per_class in (iou, recall, dice))
     shares = truth / pixels if pixels else np.full(len(truth), np.nan)
     return Scores(
         pixel_accuracy=float(hits.sum() / pixels) if pixels else math.nan,
@@ -128,6 +131,42 @@ def scores_from_counts(
             if boundary is None
             else ratio(boundary[0], boundary[1], where=present & (boundary[1] > 0))
         ),
+    )
+
+
+def case_scores(
+    hits: np.ndarray,
+    truth: np.ndarray,
+    predicted: np.ndarray,
+    boundary: np.ndarray | None = None,
+) -> Scores:
+    """Computes the scores as nnU-Net does: Dice and IoU of each image, then their means.
+
+    The Dice and the IoU of a class are the means over the images that have the class in the truth
+    or the prediction; the others have nan, and so has a class that is in no image. The means over
+    the classes leave out class 0, the background (nnU-Net's `foreground_mean`), and are nan if one
+    of the others has nan. The other scores are those of all images together.
+
+    Args:
+        hits, truth, predicted: int64 (n, k), as in `scores_from_counts`, of each image.
+        boundary: as in `scores`.
+    """
+    cases = truth + predicted > 0
+    count = cases.sum(axis=0)
+    means = [
+        ratio(np.nansum(ratio(part, whole, where=cases), axis=0), count, where=count > 0)
+        for part, whole in ((hits, truth + predicted - hits), (2 * hits, truth + predicted))
+    ]
+    together = scores_from_counts(
+        hits.sum(axis=0), truth.sum(axis=0), predicted.sum(axis=0), "union", boundary
+    )
+    iou, dice = means
+    return replace(
+        together,
+        per_class_iou=iou,
+        per_class_dice=dice,
+        mean_iou=float(iou[1:].mean()) if len(iou) > 1 else math.nan,
+        mean_dice=float(dice[1:].mean()) if len(dice) > 1 else math.nan,
     )
 
 

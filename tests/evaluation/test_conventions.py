@@ -9,7 +9,18 @@ from PIL import Image
 
 from fcn_jax.evaluation import metrics
 from fcn_jax.evaluation.confusion import count_confusion
-from fcn_jax.evaluation.conventions import D2L, MMSEG, NATIVE, PAPER, TORCHVISION, EvaluationSplit
+from fcn_jax.evaluation.conventions import (
+    CITYSCAPES,
+    D2L,
+    MMSEG,
+    NATIVE,
+    NNUNET,
+    PAPER,
+    TORCHVISION,
+    ULTRALYTICS,
+    EvaluationSplit,
+)
+from fcn_jax.evaluation.image_counts import ImageCounts
 
 CLASSES = 5
 
@@ -194,3 +205,79 @@ def test_mmsegs_scores_are_those_of_its_formulas(predictions, torch: ModuleType)
     np.testing.assert_allclose(
         (ours.pixel_accuracy, ours.mean_accuracy, ours.mean_iou), expected, rtol=1e-12
     )
+
+
+def test_cityscapes_scores_are_those_of_its_script(predictions):
+    """With its `getIouScoreForLabel` and `getScoreAverage` on a matrix with an ignored label.
+
+    The labels of its matrix are ours, and one that is not evaluated: our 255.
+    """
+    truth, guess = predictions
+    matrix = np.zeros((CLASSES + 1, CLASSES + 1), np.int64)
+    for label, prediction in zip(truth, guess, strict=True):
+        np.add.at(matrix, (np.where(label == 255, CLASSES, label), prediction), 1)
+    evaluated = range(CLASSES)
+    iou = {}
+    for label in evaluated:
+        right = matrix[label, label]
+        missed = matrix[label].sum() - right
+        wrong = matrix[[other for other in evaluated if other != label], label].sum()
+        found = right + missed + wrong
+        iou[label] = right / found if found else math.nan
+    valid = [value for value in iou.values() if not math.isnan(value)]
+    ours = metrics.scores(confusion(truth, guess), CITYSCAPES.mean_over)
+    np.testing.assert_allclose(ours.per_class_iou, list(iou.values()), rtol=1e-12)
+    assert ours.mean_iou == pytest.approx(sum(valid) / len(valid), rel=1e-12)
+
+
+def test_ultralytics_scores_are_those_of_its_formulas(predictions, torch: ModuleType):
+    """Those of `SemanticMetrics.process`: here, class 4 is in neither truth nor prediction."""
+    truth, guess = predictions
+    matrix = torch.zeros(CLASSES, CLASSES, dtype=torch.float64)
+    for label, prediction in zip(truth, guess, strict=True):
+        a, b = torch.from_numpy(label).flatten(), torch.from_numpy(prediction).flatten()
+        cells = CLASSES * a[a != 255] + b[a != 255]
+        matrix += torch.bincount(cells, minlength=CLASSES**2).view_as(matrix)
+    both = torch.diagonal(matrix)
+    union = matrix.sum(1) + matrix.sum(0) - both
+    iou = torch.where(union > 0, both / union, torch.zeros_like(both))
+    ours = metrics.scores(confusion(truth, guess), ULTRALYTICS.mean_over)
+    np.testing.assert_allclose(ours.per_class_iou, iou.numpy(), rtol=1e-12)
+    assert ours.per_class_iou[4] == 0
+    assert ours.mean_iou == pytest.approx(iou.mean().item(), rel=1e-12)
+    assert ours.pixel_accuracy == pytest.approx((both.sum() / matrix.sum()).item(), rel=1e-12)
+
+
+def test_nnunets_scores_are_those_of_its_formulas(predictions):
+    """Those of `compute_metrics` and `compute_metrics_on_folder`, with an ignore label.
+
+    Class 2 is missing in the first image, class 3 in the truth of all.
+    """
+    truth, guess = (list(map(np.copy, labels)) for labels in predictions)
+    truth[0][truth[0] == 2], guess[0][guess[0] == 2] = 1, 0
+    cases = []
+    for label, prediction in zip(truth, guess, strict=True):
+        counted, scores = label != 255, {}
+        for c in range(1, 4):
+            reference, predicted = (label == c) & counted, (prediction == c) & counted
+            right = (reference & predicted).sum()
+            wrong, missed = (predicted & ~reference).sum(), (reference & ~predicted).sum()
+            found = right + wrong + missed
+            dice = 2 * right / (2 * right + wrong + missed) if found else math.nan
+            scores[c] = dice, right / found if found else math.nan
+        cases.append(scores)
+    assert math.isnan(cases[0][2][0])
+    means = {c: np.nanmean([case[c] for case in cases], axis=0) for c in range(1, 4)}
+    matrices = np.stack([confusion([a], [b])[:4, :4] for a, b in zip(truth, guess, strict=True)])
+    counts = ImageCounts.of(("a", "b", "c"), matrices)
+    ours = metrics.case_scores(counts.hits, counts.truth, counts.predicted)
+    assert NNUNET.mean_over == "cases"
+    dice, iou = np.array(list(means.values())).T
+    np.testing.assert_allclose(ours.per_class_dice[1:], dice, rtol=1e-12)
+    np.testing.assert_allclose(ours.per_class_iou[1:], iou, rtol=1e-12)
+    assert ours.mean_dice == pytest.approx(np.mean(dice), rel=1e-12)
+    assert ours.mean_iou == pytest.approx(np.mean(iou), rel=1e-12)
+    # Its mean over the classes is nan if one of them is in no image.
+    with_absent = np.pad(matrices, ((0, 0), (0, 1), (0, 1)))
+    counts = ImageCounts.of(("a", "b", "c"), with_absent)
+    assert math.isnan(metrics.case_scores(counts.hits, counts.truth, counts.predicted).mean_dice)
