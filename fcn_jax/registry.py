@@ -132,6 +132,8 @@ backbones = Registry(
         "resnet50": f"{_BACKBONES}.resnet:resnet50",
         "resnet101": f"{_BACKBONES}.resnet:resnet101",
         "resnet152": f"{_BACKBONES}.resnet:resnet152",
+        "resnet50c": f"{_BACKBONES}.resnet:resnet50c",
+        "resnet101c": f"{_BACKBONES}.resnet:resnet101c",
         "mobilenet_v3_large": f"{_BACKBONES}.mobilenet:MobileNetV3Large",
         "efficientnet_lite0": f"{_BACKBONES}.efficientnet:EfficientNetLite0",
         "unet": "fcn_jax.models.unet:UNetEncoder",

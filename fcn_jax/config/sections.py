@@ -160,8 +160,11 @@ class ModelConfig(Section):
     )
     head: str = setting(
         "linear",
-        "coarsest scores: 1×1, or after a hidden 3×3 layer as in torchvision",
-        choices=("linear", "hidden"),
+        "coarsest scores: 1×1, or after the hidden 3×3 layers of torchvision or mmsegmentation",
+        choices=("linear", "hidden", "mmseg"),
+    )
+    head_dilation: int = setting(
+        1, "dilation of the hidden layers of head=mmseg", at_least=1, at_most=64
     )
     auxiliary_weight: float = setting(
         0.0,
@@ -349,6 +352,10 @@ class Config(Section):
             )
         if augment.scale[0] > augment.scale[1]:
             raise ArgumentError("augment.scale", augment.scale, "must be smallest,largest")
+        if model.head_dilation != 1 and model.head != "mmseg":
+            raise ArgumentError(
+                "model.head_dilation", model.head_dilation, "must be 1 without model.head=mmseg"
+            )
         if augment.crop_px is None and augment.scale != (1.0, 1.0):
             raise ArgumentError(
                 "augment.scale",

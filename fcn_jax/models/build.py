@@ -138,6 +138,7 @@ def build_model(
         decoder=decoder,
         skips=skips,
         hidden=config.head == "hidden",
+        mmseg_dilation=config.head_dilation if config.head == "mmseg" else None,
         auxiliary=config.auxiliary_weight > 0,
         context_features=config.context_features,
         score_scales=config.score_scales,

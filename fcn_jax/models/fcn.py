@@ -36,6 +36,8 @@ class FCN(nnx.Module):
         decoder: builds a decoder that fuses those stages. It is called with `channels` and `grids`,
             and with `stages`, `ndim`, `axis_name` and `rngs` by name. None: their scores are added.
         hidden: whether a 3×3 convolution precedes the coarsest score layer, as in torchvision.
+        mmseg_dilation: dilation of the hidden layers of mmsegmentation (`MMSegScore`), which then
+            take the place of torchvision's; None for no such layers.
         auxiliary: whether training adds a second head with a hidden layer, on the stage before the
             coarsest, or with a decoder on its stage before the finest. It is used in training only.
         context_features: features of a `Context` that adds a stage at twice the coarsest stride of
@@ -65,6 +67,7 @@ class FCN(nnx.Module):
         skips: int,
         decoder: Callable[..., UNetDecoder] | None = None,
         hidden: bool = False,
+        mmseg_dilation: int | None = None,
         auxiliary: bool = False,
         context_features: int | None = None,
         score_scales: Sequence[float] | None = None,
@@ -121,6 +124,7 @@ class FCN(nnx.Module):
                 num_classes,
                 stages=stages,
                 hidden=hidden,
+                mmseg_dilation=mmseg_dilation,
                 dropout_rate=dropout_rate,
                 upsampling=upsampling,
                 half_pixel=half_pixel,

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from fcn_jax.models.feature_map import FeatureMap, add
+from fcn_jax.models.feature_map import FeatureMap, add, concatenate
 from fcn_jax.models.geometry import PIXELS, Grid, upsampling_geometry
 from fcn_jax.models.interpolation import Interpolate
 from fcn_jax.models.layers import BatchNorm, Conv, dropout, relu
@@ -26,6 +26,8 @@ class SkipHead(nnx.Module):
         num_classes: scores per pixel.
         stages: the stages to score, from coarse to fine.
         hidden: whether a 3×3 convolution precedes the coarsest score layer (`HiddenScore`).
+        mmseg_dilation: None, or the dilation of `MMSegScore`: with two layers and its input if
+            `hidden` is False, with one layer, as mmsegmentation's auxiliary head, if it is True.
         dropout_rate: dropout of the hidden features, in 0…1.
         upsampling: "learned", "fixed" (both start bilinear) or "interpolate".
         half_pixel: see `FCN`.
@@ -42,6 +44,7 @@ class SkipHead(nnx.Module):
         *,
         stages: Sequence[int],
         hidden: bool = False,
+        mmseg_dilation: int | None = None,
         dropout_rate: float = 0.0,
         upsampling: str = "learned",
         half_pixel: bool = False,
@@ -51,8 +54,21 @@ class SkipHead(nnx.Module):
     ):
         self.stages = tuple(stages)
         for stage in self.stages:
-            score: Conv | HiddenScore
-            if hidden and stage == self.stages[0]:
+            score: Conv | HiddenScore | MMSegScore
+            if mmseg_dilation is not None and stage == self.stages[0]:
+                score = MMSegScore(
+                    channels[stage],
+                    num_classes,
+                    features=256 if hidden else 512,
+                    depth=1 if hidden else 2,
+                    concatenates=not hidden,
+                    dilation=mmseg_dilation,
+                    dropout_rate=dropout_rate,
+                    ndim=ndim,
+                    axis_name=axis_name,
+                    rngs=rngs,
+                )
+            elif hidden and stage == self.stages[0]:
                 score = HiddenScore(
                     channels[stage],
                     num_classes,
@@ -94,7 +110,7 @@ class SkipHead(nnx.Module):
         coarser = 0
         for stage in self.stages:
             layer = getattr(self, f"score{stage}")
-            if isinstance(layer, HiddenScore):
+            if isinstance(layer, HiddenScore | MMSegScore):
                 score = layer(features[stage], train=train, keys=keys)
             else:
                 score = layer(features[stage])
@@ -138,6 +154,62 @@ class HiddenScore(nnx.Module):
     def __call__(self, x: FeatureMap, *, train: bool, keys: jax.Array | None) -> FeatureMap:
         x = relu(self.bn(self.conv(x), train=train))
         return self.score(dropout(x, self.dropout_rate, keys if train else None))
+
+
+class MMSegScore(nnx.Module):
+    """Dilated 3×3 convolutions, then the scores (mmsegmentation's `FCNHead`).
+
+    Args:
+        in_features: number of input features.
+        num_classes: scores per pixel.
+        features: of each convolution.
+        depth: number of dilated convolutions.
+        concatenates: whether a further 3×3 convolution, not dilated, sees the input beside the
+            last of these.
+        dilation: of the convolutions.
+        dropout_rate: dropout before the score layer, in 0…1.
+        ndim: number of spatial axes.
+        axis_name: see `BatchNorm`.
+        rngs: streams of random keys for the initial weights.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        num_classes: int,
+        *,
+        features: int,
+        depth: int,
+        concatenates: bool,
+        dilation: int,
+        dropout_rate: float,
+        ndim: int,
+        axis_name: str | None,
+        rngs: nnx.Rngs,
+    ):
+        size = (3,) * ndim
+        self.depth = depth
+        self.concatenates = concatenates
+        self.dropout_rate = dropout_rate
+        inputs = [in_features, *[features] * (depth - 1)]
+        for number, count in enumerate(inputs, start=1):
+            conv = Conv(count, features, size, dilation=dilation, use_bias=False, rngs=rngs)
+            setattr(self, f"conv{number}", conv)
+            setattr(self, f"bn{number}", BatchNorm(features, axis_name=axis_name))
+        if concatenates:
+            both = in_features + features
+            self.conv_cat = Conv(both, features, size, use_bias=False, rngs=rngs)
+            self.bn_cat = BatchNorm(features, axis_name=axis_name)
+        self.score = score_layer(features, num_classes, ndim=ndim, rngs=rngs)
+
+    def __call__(self, x: FeatureMap, *, train: bool, keys: jax.Array | None) -> FeatureMap:
+        y = x
+        for number in range(1, self.depth + 1):
+            conv, bn = getattr(self, f"conv{number}"), getattr(self, f"bn{number}")
+            y = relu(bn(conv(y), train=train))
+        if self.concatenates:
+            y = relu(self.bn_cat(self.conv_cat(concatenate(x, y)), train=train))
+        return self.score(dropout(y, self.dropout_rate, keys if train else None))
 
 
 def score_layer(in_features: int, num_classes: int, *, ndim: int = 2, rngs: nnx.Rngs) -> Conv:

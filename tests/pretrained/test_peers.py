@@ -16,7 +16,7 @@ import pytest
 from flax import nnx
 
 from fcn_jax import pretrained
-from fcn_jax.config import ModelConfig
+from fcn_jax.config import ModelConfig, load
 from fcn_jax.models.backbones import vgg
 from fcn_jax.models.backbones.preprocess import PREPROCESSING
 from fcn_jax.models.backbones.vgg import VGG16
@@ -32,6 +32,8 @@ from tests.peers import (
     randomised_peer,
     to_torch,
 )
+
+CONFIGS = Path(__file__).parents[2] / "configs"
 
 # Whole segmentation networks
 
@@ -83,6 +85,80 @@ def test_torchvisions_auxiliary_head(
     for ours, theirs in {"logits": "out", "logits_auxiliary": "aux"}.items():
         scores = expected[theirs].numpy().transpose(0, 2, 3, 1)
         np.testing.assert_allclose(values[ours], scores, atol=2e-4 * np.ptp(scores), rtol=0)
+
+
+def mmsegs_fcn_d6(torch: ModuleType, torchvision: ModuleType) -> Any:
+    """mmsegmentation's fcn-d6_r50-d16 under its names, on torchvision's residual blocks.
+
+    `FCNHead` and `ResNetV1c` by their code and by configs/fcn/fcn-d6_r50-d16_4xb2-40k_cityscapes.
+    """
+    nn = torch.nn
+
+    def conv_module(before: int, features: int, dilation: int = 1) -> Any:
+        conv = nn.Conv2d(before, features, 3, padding=dilation, dilation=dilation, bias=False)
+        layers = {"conv": conv, "bn": nn.BatchNorm2d(features), "activate": nn.ReLU()}
+        module = nn.Sequential()
+        for name, layer in layers.items():
+            module.add_module(name, layer)
+        return module
+
+    def stem_layer(before: int, features: int, stride: int) -> list[Any]:
+        conv = nn.Conv2d(before, features, 3, stride=stride, padding=1, bias=False)
+        return [conv, nn.BatchNorm2d(features), nn.ReLU()]
+
+    dilate = [False, False, True]
+    resnet = torchvision.models.resnet50(weights=None, replace_stride_with_dilation=dilate)
+    network = nn.Module()
+    backbone = network.backbone = nn.Module()
+    backbone.stem = nn.Sequential(
+        *stem_layer(3, 32, 2), *stem_layer(32, 32, 1), *stem_layer(32, 64, 1)
+    )
+    for layer in range(1, 5):
+        setattr(backbone, f"layer{layer}", getattr(resnet, f"layer{layer}"))
+    head = network.decode_head = nn.Module()
+    head.convs = nn.Sequential(conv_module(2048, 512, 6), conv_module(512, 512, 6))
+    head.conv_cat = conv_module(2048 + 512, 512)
+    head.conv_seg = nn.Conv2d(512, 19, 1)
+    auxiliary = network.auxiliary_head = nn.Module()
+    auxiliary.convs = nn.Sequential(conv_module(1024, 256, 6))
+    auxiliary.conv_seg = nn.Conv2d(256, 19, 1)
+
+    def forward(image: Any) -> tuple[Any, Any]:
+        x = nn.functional.max_pool2d(backbone.stem(image), 3, stride=2, padding=1)
+        third = backbone.layer3(backbone.layer2(backbone.layer1(x)))
+        last = backbone.layer4(third)
+        both = torch.cat([last, head.convs(last)], dim=1)
+        scores = head.conv_seg(head.conv_cat(both)), auxiliary.conv_seg(auxiliary.convs(third))
+        size = image.shape[2:]
+        return tuple(
+            nn.functional.interpolate(x, size, mode="bilinear", align_corners=False) for x in scores
+        )
+
+    network.forward = forward
+    return network
+
+
+def test_mmsegs_fcn_d6(torch: ModuleType, torchvision: ModuleType, tmp_path: Path) -> None:
+    peer = randomised_peer(torch, mmsegs_fcn_d6(torch, torchvision))
+    torch.save({"meta": {}, "state_dict": peer.state_dict()}, tmp_path / "fcn.pth")
+    config = pretrained.read(str(tmp_path / "fcn.pth")).provenance.config.model
+    expected = load(CONFIGS / "cityscapes_fcn_d6_resnet50.py").model
+    expected.auxiliary_weight = 0.5  # of every file with an auxiliary head
+    expected.preprocessing = config.preprocessing
+    assert config == expected
+
+    def logits(image: np.ndarray) -> np.ndarray:
+        with torch.no_grad():
+            scores, _ = peer(to_torch(torch, image, PREPROCESSING["torchvision"]))
+        return scores[0].numpy().transpose(1, 2, 0)
+
+    check_segmentation(
+        "mmsegmentation FCN-D6",
+        lambda: build_model(config, 19, rngs=nnx.Rngs(0)),
+        tmp_path / "fcn.pth",
+        logits,
+        [(96, 64), (33, 120)],
+    )
 
 
 def small_vgg16(skips: int, **settings: Any) -> Callable[[], FCN]:

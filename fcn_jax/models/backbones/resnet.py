@@ -136,6 +136,7 @@ class ResNet(nnx.Module):
         depth: int,
         *,
         output_stride: Literal[32, 16, 8] = 32,
+        deep_stem: bool = False,
         preprocessing: Preprocessing = TORCHVISION,
         axis_name: str | None = None,
         rngs: nnx.Rngs,
@@ -144,8 +145,22 @@ class ResNet(nnx.Module):
         self.depths = DEPTHS[depth]
         kind = BasicBlock if depth < 50 else Bottleneck
         expansion = 1 if depth < 50 else 4
-        self.conv1 = Conv(preprocessing.channels, 64, (7, 7), stride=2, use_bias=False, rngs=rngs)
-        self.bn1 = BatchNorm(64, axis_name=axis_name)
+        stem = ((7, 64),) if not deep_stem else ((3, 32), (3, 32), (3, 64))
+        in_features = preprocessing.channels
+        self.stem_names = tuple("" if not deep_stem else f"_{n}" for n in range(1, len(stem) + 1))
+        for number, (size, features) in enumerate(stem):
+            conv = Conv(
+                in_features,
+                features,
+                (size, size),
+                stride=2 if number == 0 else 1,
+                use_bias=False,
+                rngs=rngs,
+            )
+            setattr(self, f"conv1{self.stem_names[number]}", conv)
+            bn = BatchNorm(features, axis_name=axis_name)
+            setattr(self, f"bn1{self.stem_names[number]}", bn)
+            in_features = features
         # Odd windows with symmetric padding are centred on every s-th pixel.
         self.channels, self.grids = {2: 64}, {2: Grid(2)}
         in_features, stride, dilation = 64, 4, 1
@@ -175,7 +190,10 @@ class ResNet(nnx.Module):
     def __call__(
         self, image: FeatureMap, *, train: bool = False, keys: jax.Array | None = None
     ) -> dict[int, FeatureMap]:
-        x = relu(self.bn1(self.conv1(image), train=train))
+        x = image
+        for name in self.stem_names:
+            conv, bn = getattr(self, f"conv1{name}"), getattr(self, f"bn1{name}")
+            x = relu(bn(conv(x), train=train))
         features = {2: x}
         x = max_pool(x, window=3, stride=2, padding=1)
         for layer, count in enumerate(self.depths, start=1):
@@ -201,3 +219,5 @@ resnet34 = functools.partial(_basic_resnet, 34)
 resnet50 = functools.partial(ResNet, 50)
 resnet101 = functools.partial(ResNet, 101)
 resnet152 = functools.partial(ResNet, 152)
+resnet50c = functools.partial(ResNet, 50, deep_stem=True)
+resnet101c = functools.partial(ResNet, 101, deep_stem=True)

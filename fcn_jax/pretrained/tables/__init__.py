@@ -3,6 +3,7 @@
 caffe           the authors' FCNs and the classifiers that they start from
 torchvision     classifiers and segmentation networks
 torchfcn        the FCNs of Kentaro Wada
+mmseg           mmsegmentation's FCN-D6
 timm            EfficientNet-Lite0
 classifiers     the last layers of all classifiers, for heat maps
 """
@@ -11,7 +12,7 @@ from collections.abc import Iterator
 
 from fcn_jax.models.backbones.resnet import DEPTHS
 from fcn_jax.pretrained.source import WeightSource
-from fcn_jax.pretrained.tables import caffe, timm, torchfcn, torchvision
+from fcn_jax.pretrained.tables import caffe, mmseg, timm, torchfcn, torchvision
 
 
 def sources() -> Iterator[WeightSource]:
@@ -36,3 +37,4 @@ def sources() -> Iterator[WeightSource]:
         yield torchvision.resnet(depth)
     for depth in (50, 101):
         yield torchvision.fcn_resnet(depth)
+        yield mmseg.fcn(depth)
