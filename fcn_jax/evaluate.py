@@ -87,6 +87,7 @@ from fcn_jax.inference.options import WHOLE, Inference
 from fcn_jax.inference.trained import Predictor, load_run
 from fcn_jax.models.fcn import suffix
 from fcn_jax.pictures import plots, sheets
+from fcn_jax.pictures.colours import palette_of
 from fcn_jax.runs import evaluation_folder
 from fcn_jax.terminal.atomic_files import write_whole
 from fcn_jax.terminal.console import open_console
@@ -382,7 +383,7 @@ def _write(scored: MapEvaluation, numbers: dict[str, Any], stem: Path) -> None:
         )
         confusion_path = stem.with_name(f"{stem.name}_confusion.png")
         plots.plot_confusion(scored.confusion, scored.class_names, confusion_path)
-        sheet = sheets.sheet(scored.sheet_rows, scored.class_names)
+        sheet = sheets.sheet(scored.sheet_rows, scored.class_names, palette_of(scored.colours))
         sheet.save(stem.with_name(f"{stem.name}_sheet.png"))
     except OSError as error:
         raise UserError(f"cannot write to {stem.parent} ({error.strerror or error})") from error

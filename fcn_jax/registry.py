@@ -161,7 +161,7 @@ datasets = Registry(
         "shapes": "fcn_jax.data.shapes:raw_dataset",
         "voc": "fcn_jax.data.voc:raw_dataset",
         "voc/trainaug": "fcn_jax.data.voc:raw_dataset",
-        "folder": "fcn_jax.data.folder:raw_dataset",
+        "folder": "fcn_jax.data.layouts:raw_dataset",
         "isbi2012": "fcn_jax.data.isbi:raw_dataset",
     },
 )

@@ -42,6 +42,7 @@ from fcn_jax.models.pure_model import PureModel
 from fcn_jax.parallel import data_parallel
 from fcn_jax.parallel.data_parallel import DATA_AXIS
 from fcn_jax.pictures import sheets
+from fcn_jax.pictures.colours import palette_of
 from fcn_jax.terminal.progress import format_duration, progress_bar, say
 from fcn_jax.terminal.signals import StopSignal
 from fcn_jax.training import optim
@@ -113,7 +114,9 @@ def _train(config: Config, workdir: Path) -> Evaluation:
     total_steps = config.train.total_steps(len(records))
     num_classes, channels = dataset.num_classes, dataset.channels
     images = f"{len(records)} images (names {statistics.names_digest})"
-    run = pretrained.Provenance(config, dataset.label_maps, channels, train_images=images)
+    run = pretrained.Provenance(
+        config, dataset.label_maps, channels, train_images=images, colours=dataset.colours
+    )
 
     # --- model, optimizer, steps
     network = PureModel(
@@ -273,7 +276,9 @@ def _log_evaluation(log: RunLog, step: int, evaluation: Evaluation, dataset: Dat
     for label_map, scored in evaluation.by_map.items():
         scores, ending = scored.scores, suffix(label_map)
         numbers |= {f"{name}{ending}": getattr(scores, name) for name in names}
-        sheet = sheets.sheet(scored.sheet_rows, dataset.label_maps[label_map])
+        sheet = sheets.sheet(
+            scored.sheet_rows, dataset.label_maps[label_map], palette_of(scored.colours)
+        )
         log.picture(f"predictions{ending}", step, np.asarray(sheet))
         of_label_map = f" of {label_map}" if label_map else ""
         say(

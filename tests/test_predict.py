@@ -158,3 +158,19 @@ def test_shards_predict_every_image_once_and_do_not_repeat_themselves(
     assert "up to date" not in predict("shared", "--shard=1/3", "--flip")
     assert label.stat().st_mtime_ns != made
     assert "shard 8/9: 0 of 7 images" in predict("shared", "--shard=8/9")
+
+
+def test_label_maps_have_the_colours_of_the_data_set(trained_run, tmp_path):
+    image, _ = shapes.draw("val_000")
+    Image.fromarray(image).save(tmp_path / "a.png")
+    shutil.copytree(trained_run, tmp_path / "run")
+    path = tmp_path / "run/run.json"
+    (tmp_path / "out").mkdir()
+    colours = [[1, 2, 3], [250, 50, 83]]
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"colours": colours}))
+    predict_files(load_run(tmp_path / "run"), [tmp_path / "a.png"], tmp_path / "out", overlay=True)
+    with Image.open(tmp_path / "out/a.png") as label:
+        assert label.getpalette()[:9] == [1, 2, 3, 250, 50, 83, *voc_palette()[2]]
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"colours": [[1, 2, 300]]}))
+    with pytest.raises(UserError, match="colours are not up to 255 triples of 0 to 255"):
+        load_run(tmp_path / "run")

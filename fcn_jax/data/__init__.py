@@ -2,7 +2,10 @@
 
 Raw files:
   raw.py        what a registered data set returns: samples, class names; its example
-  shapes.py folder.py voc.py   the data sets of this package
+  shapes.py voc.py isbi.py layouts.py   the data sets of this package
+  folder.py     a folder of images and masks
+  cvat.py labelme.py coco.py   what annotation tools write; annotations.py has what they share
+  polygons.py   shapes drawn into label maps
   images.py     image files: the formats that are opened, reading, headers, PNG
   masks.py      mask files: class indices from them
   palettes.py   colours that stand for classes

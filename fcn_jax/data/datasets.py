@@ -27,6 +27,7 @@ from fcn_jax import registry
 from fcn_jax.config import DataConfig, check_ranges
 from fcn_jax.data.channels import channel_feature
 from fcn_jax.data.labels import by_map, label_feature
+from fcn_jax.data.palettes import Colour
 from fcn_jax.data.prepared import locked, open_prepared, prepared_dir, quiet_tfds
 from fcn_jax.data.raw import expanded
 from fcn_jax.data.splits import Split
@@ -65,6 +66,7 @@ class Dataset:
       channel_features: the names of the features of extra channels.
       label_features: the names of the label maps' features, in the order of `label_maps`.
       label_offset: is added to every label.
+      colours: the colours of the classes, if the data set defines them.
     """
 
     name: str
@@ -75,6 +77,7 @@ class Dataset:
     channel_features: tuple[str, ...] = ()
     label_features: tuple[str, ...] = ("label",)
     label_offset: int = 0
+    colours: tuple[Colour, ...] = ()
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -166,6 +169,7 @@ def open_dataset(data: DataConfig | str) -> Dataset:
         builder=records.builder,
         channel_features=tuple(channel_feature(name) for name in records.channels),
         label_features=tuple(label_feature(name) for name in records.label_maps),
+        colours=records.colours,
     )
 
 

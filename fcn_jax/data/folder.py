@@ -1,4 +1,4 @@
-"""A person's own images and masks, in a folder.
+"""A person's own images and masks, in a folder; `layouts.py` has the layouts of annotation tools.
 
     root/
       images/       a.jpg b.png …       files of `images.RASTER_FORMATS`
@@ -40,14 +40,14 @@ def raw_dataset(data: DataConfig) -> RawDataset:
     notes += [Note("file_ignored", name) for name in _ignored(root / "images")]
     masks = {name: _by_stem(root, name, "label_maps", notes) for name in data.label_maps}
     channels = {name: _by_stem(root, name, "extra_channels", notes) for name in data.extra_channels}
-    splits = _read_lists(root, images, notes)
+    splits = read_lists(root, images, notes)
     notes += _unmatched(images, masks, channels, splits)
     class_names = {}
     for folder, label_map in zip(masks, data.label_map_names(), strict=True):
         try:
             class_names[label_map] = read_classes(root / classes_file(folder))
         except UserError as error:
-            notes.append(_note_of(error, "classes"))
+            notes.append(note_of(error, "classes"))
             class_names[label_map] = []
     by_map = dict(zip(class_names, masks.values(), strict=True))
     splits = splits or split_by_hash(images, data.validation_fraction)
@@ -77,7 +77,7 @@ def read_classes(path: Path) -> list[str]:
     """
     if not path.is_file():
         raise UserError(f"{path}: missing; write one class name per line, class 0 first")
-    names = _lines(path)
+    names = read_lines(path)
     check_class_names(names, str(path))
     return names
 
@@ -155,17 +155,26 @@ def _of_stem(folders: Mapping[str, Mapping[str, Path]], stem: str) -> dict[str, 
     return {name: files[stem] for name, files in folders.items() if stem in files}
 
 
-def _read_lists(root: Path, images: Mapping[str, Path], notes: list[Note]) -> dict[str, list[str]]:
-    """The stems in each list, each once and only those that have an image."""
+def read_lists(root: Path, images: Mapping[str, Path], notes: list[Note]) -> dict[str, list[str]]:
+    """Reads the stems in train.txt, val.txt and test.txt, each once and only those with an image.
+
+    Args:
+      root: the folder of the lists.
+      images: the images by stem.
+      notes: faults of the lists are added to it.
+
+    Returns:
+      The stems by split; without lists, {}.
+    """
     splits = {}
     for split in SPLITS:
         path = root / f"{split}.txt"
         if not path.is_file():
             continue
         try:
-            stems = [_as_stem(line, images) for line in _lines(path)]
+            stems = [_as_stem(line, images) for line in read_lines(path)]
         except UserError as error:
-            notes.append(_note_of(error, "list_unreadable"))
+            notes.append(note_of(error, "list_unreadable"))
             stems = []
         counts = Counter(stems)
         notes += [Note("listed_missing", path.name, s) for s in counts if s not in images]
@@ -222,7 +231,12 @@ def _as_stem(entry: str, images: Mapping[str, Path]) -> str:
     return path.stem if entry not in images and named_with_suffix else entry
 
 
-def _lines(path: Path) -> list[str]:
+def read_lines(path: Path) -> list[str]:
+    """Reads the lines of a text file, without empty ones and the space around each.
+
+    Raises:
+      UserError: no such file, or no text in UTF-8.
+    """
     try:
         text = read_bytes(path).decode("utf-8-sig")
     except UnicodeDecodeError:  # Windows' terminal writes UTF-16
@@ -230,8 +244,8 @@ def _lines(path: Path) -> list[str]:
     return [line.strip() for line in text.splitlines() if line.strip()]
 
 
-def _note_of(error: UserError, kind: str) -> Note:
-    """A note without the remedy, which the doctor's finding has."""
+def note_of(error: UserError, kind: str) -> Note:
+    """Returns a note without the remedy, which the doctor's finding has."""
     return Note(kind, str(error).partition(";")[0], error=str(error))
 
 

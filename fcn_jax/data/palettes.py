@@ -5,6 +5,9 @@ import numpy as np
 from fcn_jax.data.images import read_bytes
 from fcn_jax.errors import UserError
 
+Colour = tuple[int, int, int]
+"""Red, green and blue, from 0 to 255."""
+
 
 def voc_palette() -> np.ndarray:
     """VOC's colour of each label: uint8 (256, 3), RGB.
@@ -57,17 +60,17 @@ def labels_from_colours(rgb: np.ndarray, palette: np.ndarray, name: str) -> np.n
 
     Args:
       rgb: uint8 (h, w, 3).
-      palette: uint8 (k, 3).
+      palette: uint8 (k, 3). If a colour occurs more than once, its last class counts.
       name: what errors begin with.
 
     Raises:
       UserError: a colour is not in the palette.
     """
     codes = _colour_codes(palette)
-    order = np.argsort(codes)
+    order = np.argsort(codes, kind="stable")
     wanted = _colour_codes(rgb)
-    position = np.searchsorted(codes, wanted, sorter=order)
-    label = order[np.minimum(position, len(codes) - 1)]
+    position = np.searchsorted(codes, wanted, side="right", sorter=order) - 1
+    label = order[np.maximum(position, 0)]
     stray = codes[label] != wanted
     if stray.any():
         colours = np.unique(rgb[stray], axis=0)

@@ -30,6 +30,7 @@ from typing import Any, NamedTuple, TextIO
 
 from fcn_jax import registry
 from fcn_jax.config import DataConfig
+from fcn_jax.data.palettes import Colour
 from fcn_jax.data.raw import RawDataset, expanded, list_samples, open_raw, raise_for_notes
 from fcn_jax.errors import UserError
 from fcn_jax.terminal.atomic_files import write_whole
@@ -48,7 +49,10 @@ READ_SETTINGS = (
 )
 """Settings of `DataConfig` that do not change the records."""
 
-WRITER_MODULES = ("records.py", "images.py", "masks.py", "palettes.py", "channels.py")
+WRITER_MODULES = (
+    *("records.py", "images.py", "masks.py", "palettes.py", "channels.py"),
+    *("folder.py", "annotations.py", "cvat.py", "labelme.py", "coco.py", "polygons.py"),
+)
 """The code that turns the raw files of any data set into records."""
 
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
@@ -61,11 +65,13 @@ class PreparedRecords(NamedTuple):
       builder: the TFDS builder that reads the records.
       label_maps: class names by label map, as in `RawDataset.label_maps`.
       channels: the names of extra channels.
+      colours: the colours of the classes, if the data set defines them.
     """
 
     builder: Any
     label_maps: dict[str, tuple[str, ...]]
     channels: tuple[str, ...]
+    colours: tuple[Colour, ...] = ()
 
 
 def prepared_dir(data: DataConfig) -> Path:
@@ -154,7 +160,8 @@ def _load(folder: Path) -> PreparedRecords:
     if folder != _versions(folder.parent)[-1]:
         with contextlib.suppress(UserError):  # records of another user, which are read-only
             _write_marker(folder, marker | {"number": _next_number(folder.parent)})
-    return PreparedRecords(builder, label_maps, tuple(marker["channels"]))
+    colours = tuple((red, green, blue) for red, green, blue in marker.get("colours", ()))
+    return PreparedRecords(builder, label_maps, tuple(marker["channels"]), colours)
 
 
 def _prepare(folder: Path, raw: RawDataset, data: DataConfig) -> None:
@@ -177,6 +184,7 @@ def _prepare(folder: Path, raw: RawDataset, data: DataConfig) -> None:
         description = {
             "label_maps": raw.label_maps,
             "channels": builder.channels,
+            "colours": raw.colours,
             "records": str(Path(builder.data_dir).relative_to(folder)),
             "files": {
                 str(path.relative_to(folder)): path.stat().st_size

@@ -30,6 +30,7 @@ from fcn_jax import registry
 from fcn_jax.config import DataConfig
 from fcn_jax.data.images import encode_png, read_bytes
 from fcn_jax.data.labels import IGNORE_INDEX
+from fcn_jax.data.palettes import Colour, voc_palette
 from fcn_jax.errors import ArgumentError, UserError, listed, printable
 
 T = TypeVar("T")
@@ -50,6 +51,7 @@ FATAL_NOTES = {
     "listed_twice": "images listed twice",
     "mask_without_image": "masks without an image of the same name",
     "channels_missing": "images without a file of extra channels",
+    "annotation": "annotations that cannot be used",
 }
 """Kinds of notes that stop preparation, with their titles; the first kind found is reported."""
 
@@ -178,7 +180,7 @@ class RawDataset:
       files: files and folders; if the name, size or modification time of one changes, the records
         are prepared again. A folder stands for the files in it. None for the files of `samples`.
       palette: the colours of the classes in colour masks, uint8 (k, 3) or a list of RGB triples;
-        see `read_palette`.
+        see `read_palette`. Predictions and pictures have them too.
       splits: names of the splits; required only if a split may be empty.
       complete_sizes: split -> number of samples in the complete data set, if the raw files may be
         only a part of it.
@@ -205,6 +207,16 @@ class RawDataset:
         if palette.size and not 0 <= palette.min() <= palette.max() <= 255:
             raise ValueError("`palette` must contain numbers from 0 to 255")
         object.__setattr__(self, "palette", palette.astype(np.uint8, copy=False))
+
+    @property
+    def colours(self) -> tuple[Colour, ...]:
+        """The colours of the classes in `palette`; empty for VOC's, or without a palette."""
+        if self.palette is None:
+            return ()
+        colours = self.palette[: max(map(len, self.label_maps.values()), default=0)]
+        if np.array_equal(colours, voc_palette()[: len(colours)]):
+            return ()
+        return tuple((red, green, blue) for red, green, blue in colours.tolist())
 
     @property
     def label_maps(self) -> dict[str, tuple[str, ...]]:

@@ -35,6 +35,8 @@ mask_without_image: masks without an image
     add the image or remove the mask; names must match, including case: a.png for a.jpg
 channels_missing: images without a file of extra channels
     add a file with the image's name, or remove its folder from config.data.extra_channels
+annotation: annotations that cannot be used
+    correct them in the annotation tool, or the file that is named, and export again
 several_files: names with several files
     keep one; the ending does not distinguish them
 list_unreadable: unreadable lists of images
@@ -126,6 +128,8 @@ channels_coloured: folders of extra channels in colour
     each file adds three channels to RGB, which is right for HHA; save depth as grey
 file_ignored: files that are not recognised as images
     if they belong to the set, save them as JPEG or PNG in images/ itself, not in a subfolder
+image_unannotated: images without annotations
+    they are not used; annotate them (an image without objects, too, needs its file), or remove them
 image_unlisted: images that no list names
     they are not used; to use them, add them to train.txt, val.txt or test.txt
 image_large: images much larger than the others

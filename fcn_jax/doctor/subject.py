@@ -63,7 +63,7 @@ def _from_files(raw: RawDataset, samples: Sequence[Sample]) -> Subject:
     def load(index: int, label_map: str) -> Entry:
         sample = samples[index]
         image, mask = _load_image(sample), _load_mask(sample, label_map, raw.palette)
-        return Entry(sample.name, image, mask, raw.label_maps[label_map])
+        return Entry(sample.name, image, mask, raw.label_maps[label_map], colours=raw.colours)
 
     return Subject(
         label_maps=raw.label_maps,
@@ -93,7 +93,8 @@ def _from_records(dataset: Dataset) -> Subject:
         except UserError:
             return Entry(f"{split}[{place}]", UNREADABLE, UNREADABLE, class_names)
         label = by_map(record["label"], label_maps)[label_map]
-        return Entry(record["name"], record["image"][..., :3], label, class_names)
+        image = record["image"][..., :3]
+        return Entry(record["name"], image, label, class_names, colours=dataset.colours)
 
     return Subject(
         label_maps=dataset.label_maps,

@@ -12,6 +12,7 @@ from fcn_jax.config import EvalConfig
 from fcn_jax.data.canvases import Size
 from fcn_jax.data.datasets import Dataset
 from fcn_jax.data.labels import by_map
+from fcn_jax.data.palettes import Colour
 from fcn_jax.data.shard import Shard
 from fcn_jax.errors import ArgumentError, UserError
 from fcn_jax.evaluation import conventions, metrics
@@ -44,6 +45,7 @@ class MapEvaluation:
         sheet_rows: image, truth and prediction of a few images, in the order of the split.
         mean_over: the classes that the means are taken over.
         boundary: int64 (2, k), see `metrics.scores`; None if it was not asked for.
+        colours: the colours of the first classes in pictures; VOC's for the others.
     """
 
     class_names: tuple[str, ...]
@@ -52,6 +54,7 @@ class MapEvaluation:
     sheet_rows: Sequence[SheetRow]
     mean_over: metrics.MeanOver
     boundary: np.ndarray | None = None
+    colours: Sequence[Colour] = ()
 
     @property
     def scores(self) -> metrics.Scores:
@@ -161,7 +164,7 @@ class Evaluator:
                 "boundary IoU, windows, scales and mirror images are computed on one host: "
                 "evaluate on a single host"
             )
-        self._label_maps = dataset.label_maps
+        self._label_maps, self._colours = dataset.label_maps, dataset.colours
         self._split, self._convention, self._inference = split, convention, inference
         self._boundary = boundary
         count = self._image_count = len(records)
@@ -222,6 +225,7 @@ class Evaluator:
                     sheet_rows=[row for _, row in sorted(total.sheet_rows.items())],
                     mean_over=self._convention.mean_over,
                     boundary=total.boundary,
+                    colours=self._colours,
                 )
                 for label_map, total in totals.items()
             },

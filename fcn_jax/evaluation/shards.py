@@ -225,6 +225,8 @@ def _arrays(scored: MapEvaluation) -> dict[str, np.ndarray]:
     }
     if scored.boundary is not None:
         arrays["boundary"] = scored.boundary
+    if scored.colours:
+        arrays["colours"] = np.array(scored.colours, np.uint8)
     for number, (image, truth, predicted, name) in enumerate(scored.sheet_rows):
         row = f"row{number}"
         arrays |= {f"{row}/image": image, f"{row}/truth": truth, f"{row}/predicted": predicted}
@@ -248,6 +250,7 @@ def _map_evaluation(
         number += 1
     counts = (stored[f"{prefix}{name}"] for name in ("hits", "truth", "predicted"))
     boundary = f"{prefix}boundary"
+    colours = stored.get(f"{prefix}colours", np.zeros((0, 3), np.uint8))
     return MapEvaluation(
         class_names=class_names,
         confusion=stored[f"{prefix}confusion"],
@@ -255,6 +258,7 @@ def _map_evaluation(
         sheet_rows=rows,
         mean_over=convention.mean_over,
         boundary=stored.get(boundary),
+        colours=[(red, green, blue) for red, green, blue in colours.tolist()],
     )
 
 

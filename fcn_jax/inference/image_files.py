@@ -55,9 +55,9 @@ def predict_file(
     text = output_digest.png_text(digest)
     for name, label in predictor.predict_maps(image, inference).items():
         map_path = label_map_path(target, name)
-        overlays.save_label_map(map_path, label, text=text)
+        overlays.save_label_map(map_path, label, predictor.palette, text)
         if overlay:
-            _save_overlay(map_path, image[..., :3], label, predictor.label_maps[name], text)
+            _save_overlay(predictor, map_path, image[..., :3], label, name, text)
 
 
 def predict_file_in_tiles(
@@ -90,15 +90,15 @@ def predict_file_in_tiles(
                     done.append(labels)
                     bar.advance()
                     _end_if_requested(stop, done, len(tiles))
-            for name, class_names in predictor.label_maps.items():
+            for name in predictor.label_maps:
                 map_path = label_map_path(target, name)
                 pieces = functools.partial(_pieces, done, name, stop)
-                scene.write(map_path, cut.tile, pieces, digest)
+                scene.write(map_path, cut.tile, pieces, digest, predictor.palette)
                 if overlay:
                     size, _ = reduced_size(scene.size, MAX_OVERLAY_PX)
                     label = reduced_label(scene.size, pieces, MAX_OVERLAY_PX)
                     text = output_digest.png_text(digest)
-                    _save_overlay(map_path, scene.reduced(size), label, class_names, text)
+                    _save_overlay(predictor, map_path, scene.reduced(size), label, name, text)
             done.remove()
 
 
@@ -168,6 +168,7 @@ def _inputs(
         "weights": predictor.digest,
         "step": predictor.step,
         "classes": {name: list(names) for name, names in predictor.label_maps.items()},
+        **({"colours": predictor.provenance.colours} if predictor.provenance.colours else {}),
         **settings,
     }
 
@@ -211,13 +212,15 @@ def _check_room(needed_bytes: int, folder: Path) -> None:
 
 
 def _save_overlay(
+    predictor: Predictor,
     map_path: Path,
     image: np.ndarray,
     label: np.ndarray,
-    class_names: tuple[str, ...],
+    label_map: str,
     text: PngInfo,
 ) -> None:
-    picture = Image.fromarray(overlays.overlay(image, label, class_names))
+    class_names = predictor.label_maps[label_map]
+    picture = Image.fromarray(overlays.overlay(image, label, class_names, predictor.palette))
     path = overlay_path(map_path)
     write_whole(path, lambda part: picture.save(part, "PNG", pnginfo=text))
 

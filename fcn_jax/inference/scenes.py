@@ -17,11 +17,11 @@ import numpy as np
 from PIL import Image
 
 from fcn_jax.data.labels import IGNORE_INDEX
-from fcn_jax.data.palettes import voc_palette
 from fcn_jax.errors import UserError
 from fcn_jax.inference import output_digest
 from fcn_jax.inference.bands import chosen_bands
 from fcn_jax.pictures import overlays
+from fcn_jax.pictures.colours import palette_or_voc
 from fcn_jax.terminal.atomic_files import write_whole
 from fcn_jax.terminal.progress import say
 
@@ -55,7 +55,14 @@ class Scene(Protocol):
         """Returns where the file marks missing data, bool (h, w); None if nowhere."""
         ...
 
-    def write(self, path: Path, tile: int, pieces: Pieces, digest: str) -> None:
+    def write(
+        self,
+        path: Path,
+        tile: int,
+        pieces: Pieces,
+        digest: str,
+        palette: np.ndarray | None = None,
+    ) -> None:
         """Writes the label map, whole or not at all.
 
         Args:
@@ -63,6 +70,7 @@ class Scene(Protocol):
             tile: side of the pieces, in pixels.
             pieces: the label map.
             digest: stored in the file (`output_digest.py`).
+            palette: uint8 (256, 3), RGB; VOC's if None.
         """
         ...
 
@@ -84,11 +92,18 @@ class Picture:
     def no_data(self, rows: slice, columns: slice) -> None:
         return None
 
-    def write(self, path: Path, tile: int, pieces: Pieces, digest: str) -> None:
+    def write(
+        self,
+        path: Path,
+        tile: int,
+        pieces: Pieces,
+        digest: str,
+        palette: np.ndarray | None = None,
+    ) -> None:
         label = np.empty(self.size, np.uint8)
         for rows, columns, part in pieces():
             label[rows, columns] = part
-        overlays.save_label_map(path, label, text=output_digest.png_text(digest))
+        overlays.save_label_map(path, label, palette, output_digest.png_text(digest))
 
 
 class Tiff:
@@ -136,8 +151,15 @@ class Tiff:
         with _errors_of(self._path):
             return self._dataset.dataset_mask(window=_window(rows, columns)) == 0
 
-    def write(self, path: Path, tile: int, pieces: Pieces, digest: str) -> None:
-        """Writes a tiled, compressed TIFF in VOC's colours, with the scene's georeference.
+    def write(
+        self,
+        path: Path,
+        tile: int,
+        pieces: Pieces,
+        digest: str,
+        palette: np.ndarray | None = None,
+    ) -> None:
+        """Writes a tiled, compressed TIFF in the palette's colours, with the scene's georeference.
 
         The file is read back before it gets its name, because GDAL does not report every error of a
         full disk.
@@ -161,7 +183,7 @@ class Tiff:
             "AREA_OR_POINT": self._dataset.tags().get("AREA_OR_POINT", "Area"),
             output_digest.TAG: digest,
         }
-        write_whole(path, lambda part: _write_tiff(part, profile, tags, pieces))
+        write_whole(path, lambda part: _write_tiff(part, profile, tags, pieces, palette))
 
     def _georeference(self) -> dict[str, Any]:
         points, system = self._dataset.gcps
@@ -237,12 +259,19 @@ def reduced_label(size: tuple[int, int], pieces: Pieces, longest_px: int) -> np.
     return label
 
 
-def _write_tiff(path: Path, profile: dict[str, Any], tags: dict[str, str], pieces: Pieces) -> None:
+def _write_tiff(
+    path: Path,
+    profile: dict[str, Any],
+    tags: dict[str, str],
+    pieces: Pieces,
+    palette: np.ndarray | None,
+) -> None:
     import rasterio
 
     try:
         with rasterio.open(path, "w", **profile) as written:
-            written.write_colormap(1, dict(enumerate(map(tuple, voc_palette().tolist()))))
+            colours = map(tuple, palette_or_voc(palette).tolist())
+            written.write_colormap(1, dict(enumerate(colours)))
             written.update_tags(**tags)
             for rows, columns, label in pieces():
                 written.write(label, 1, window=_window(rows, columns))

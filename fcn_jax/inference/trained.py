@@ -23,6 +23,7 @@ from fcn_jax.inference.views import ViewPredictor
 from fcn_jax.models.build import abstract_model
 from fcn_jax.models.fcn import FCN
 from fcn_jax.models.pure_model import PureModel
+from fcn_jax.pictures.colours import palette_of
 from fcn_jax.pretrained import Provenance, Weights, model_file
 from fcn_jax.pretrained.weights import MAX_LISTED, replace_leaves
 from fcn_jax.runs import read_settings
@@ -129,6 +130,11 @@ class Predictor:
     @property
     def label_maps(self) -> Mapping[str, tuple[str, ...]]:
         return self.provenance.label_maps
+
+    @property
+    def palette(self) -> np.ndarray:
+        """The colours of label maps, uint8 (256, 3): the data set's own if it has any, or VOC's."""
+        return palette_of(self.provenance.colours)
 
     @property
     def class_names(self) -> tuple[str, ...]:

@@ -1,11 +1,11 @@
 """Colours that all pictures share, and hatching."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from fcn_jax.data.labels import IGNORE_INDEX
-from fcn_jax.data.palettes import voc_palette
-
-Colour = tuple[int, int, int]
+from fcn_jax.data.palettes import Colour, voc_palette
 
 CORRECT_COLOUR: Colour = (236, 236, 232)
 WRONG_COLOUR: Colour = (214, 39, 40)
@@ -16,6 +16,14 @@ FAULT_INK: Colour = (190, 30, 30)
 PAPER: Colour = (255, 255, 255)
 PLACEHOLDER_COLOUR: Colour = (228, 228, 228)
 HATCH_GREYS = (205, 95)
+
+
+def palette_of(colours: Sequence[Colour]) -> np.ndarray:
+    """Returns VOC's palette, uint8 (256, 3), with these colours for the first classes."""
+    palette = voc_palette()
+    if colours:
+        palette[: len(colours)] = colours
+    return palette
 
 
 def palette_or_voc(palette: np.ndarray | None) -> np.ndarray:

@@ -12,6 +12,8 @@ from fcn_jax.pictures.colours import (
     INK,
     PAPER,
     PLACEHOLDER_COLOUR,
+    Colour,
+    palette_of,
     palette_with_grey_void,
 )
 from fcn_jax.pictures.legend import Legend, legend_entries
@@ -25,7 +27,8 @@ class Entry(NamedTuple):
     """An image with its mask.
 
     image: uint8 (h, w, 3), or a text to draw instead. mask: class indices, uint8 (h, w); or, if the
-    mask file contains none, its picture, uint8 (h, w, 3); or a text.
+    mask file contains none, its picture, uint8 (h, w, 3); or a text. colours: those of the first
+    classes; VOC's for the others.
     """
 
     caption: str
@@ -33,6 +36,11 @@ class Entry(NamedTuple):
     mask: np.ndarray | str
     class_names: Sequence[str]
     is_faulty: bool = False
+    colours: Sequence[Colour] = ()
+
+    @property
+    def palette(self) -> np.ndarray:
+        return palette_with_grey_void(palette_of(self.colours))
 
 
 def draw(entries: Iterable[Entry]) -> Image.Image | None:
@@ -63,7 +71,7 @@ def _draw_entry(entry: Entry) -> Image.Image:
     bands = [pictures, layout.caption(pictures.width, entry.caption, ink=ink)]
     if not isinstance(entry.mask, str) and entry.mask.ndim == 2:
         present = np.unique(entry.mask)
-        legend = legend_entries(present, entry.class_names, palette_with_grey_void())
+        legend = legend_entries(present, entry.class_names, entry.palette)
         bands.append(Legend(legend, layout.FONT_PX).draw(pictures.width))
     return layout.stack(bands)
 
@@ -84,8 +92,8 @@ def _pictures(entry: Entry) -> list[np.ndarray | str]:
     elif entry.image.shape[:2] != mask.shape:
         overlay = "of different sizes"
     else:
-        overlay = overlays.tint(image, reduced, entry.class_names)
-    return [image, palette_with_grey_void()[reduced], overlay]
+        overlay = overlays.tint(image, reduced, entry.class_names, palette_of(entry.colours))
+    return [image, entry.palette[reduced], overlay]
 
 
 def _reduce(picture: np.ndarray) -> np.ndarray:

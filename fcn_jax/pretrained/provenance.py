@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from fcn_jax.config import Config, from_dict
 from fcn_jax.config.sections import SUB_FOLDER
+from fcn_jax.data.palettes import Colour
 from fcn_jax.errors import ArgumentError
 from fcn_jax.models.build import preprocessing_name
 
@@ -24,7 +25,7 @@ MAX_CHANNELS = 256
 MAX_TEXT_LENGTH = 1000
 MAX_NUMBER = 2**31
 
-KEYS = {"config", "class_names", "channels", "source", "step", "metrics", "train_images"}
+KEYS = {"config", "class_names", "channels", "source", "step", "metrics", "train_images", "colours"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +42,7 @@ class Provenance:
         step: training step; None for a run that has just begun, and weights of another project.
         metrics: scores of an exported run by split, as `evaluate` writes them.
         train_images: number and digest of the images that the network was trained on.
+        colours: the colours of the first classes in pictures; VOC's for the others.
 
     Raises:
         ArgumentError: a label map that cannot name a folder, or a value out of range.
@@ -53,6 +55,7 @@ class Provenance:
     step: int | None = None
     metrics: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
     train_images: str = ""
+    colours: tuple[Colour, ...] = ()
 
     def __post_init__(self) -> None:
         if not 1 <= self.channels <= MAX_CHANNELS:
@@ -116,8 +119,9 @@ class Provenance:
             "step": self.step,
             "metrics": self.metrics,
             "train_images": self.train_images,
+            "colours": self.colours,
         }
-        optional = {name for name, value in values.items() if value in ("", None, {})}
+        optional = {name for name, value in values.items() if value in ("", None, {}, ())}
         return {name: values[name] for name in values if name not in optional - {"class_names"}}
 
     @classmethod
@@ -152,7 +156,21 @@ class Provenance:
             _checked(values.get("step", 0), int, "step") or None,
             metrics,
             _checked(values.get("train_images", ""), str, "train_images"),
+            _checked_colours(values.get("colours", [])),
         )
+
+
+def _checked_colours(values: Any) -> tuple[Colour, ...]:
+    colours = _checked(values, list, "colours")
+    is_colour = [
+        isinstance(colour, list)
+        and len(colour) == 3
+        and all(type(value) is int and 0 <= value <= 255 for value in colour)
+        for colour in colours
+    ]
+    if len(colours) > MAX_CLASSES or not all(is_colour):
+        raise ValueError(f"colours are not up to {MAX_CLASSES} triples of 0 to 255")
+    return tuple((red, green, blue) for red, green, blue in colours)
 
 
 def _checked(value: Any, kind: type[T], name: str) -> T:
