@@ -258,7 +258,7 @@ def _map_evaluation(
         sheet_rows=rows,
         mean_over=convention.mean_over,
         boundary=stored.get(boundary),
-        colours=[(red, green, blue) for red, green, blue in colours.tolist()],
+        colours=tuple((red, green, blue) for red, green, blue in colours.tolist()),
     )
 
 
