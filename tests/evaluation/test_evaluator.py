@@ -41,6 +41,7 @@ class Drawn:
         self.name = "drawn"
         self.label_maps = {"": shapes.CLASSES}
         self.num_classes = {"": CLASSES}
+        self.colours = [(index, 0, 9) for index in range(CLASSES)]
 
     def split(self, name: str) -> list[dict[str, Any]]:
         records = []

@@ -138,6 +138,7 @@ def test_several_hosts_read_names_once(monkeypatch):
     class Split:
         label_maps = {"": ("ground", "disc")}  # noqa: RUF012
         num_classes = {"": 2}  # noqa: RUF012
+        colours = ()
 
         def split(self, name: str) -> Named:
             return Named()

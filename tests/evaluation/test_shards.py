@@ -68,6 +68,8 @@ def assert_equal(a: Evaluation, b: Evaluation) -> None:
         assert getattr(a, name) == getattr(b, name)
     for one, other in zip(a.by_map.values(), b.by_map.values(), strict=True):
         assert (one.class_names, one.mean_over) == (other.class_names, other.mean_over)
+        assert one.colours
+        assert tuple(one.colours) == tuple(other.colours)
         assert one.counts.names == other.counts.names
         for name in ("hits", "truth", "predicted"):
             np.testing.assert_array_equal(getattr(one.counts, name), getattr(other.counts, name))
