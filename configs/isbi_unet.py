@@ -2,8 +2,8 @@
 
     python -m fcn_jax.train --config=configs/isbi_unet.py --config.data.root=DIR --workdir=runs/isbi
 
-DIR holds image/ and label/. Hardware: any; 0.8 s of CPU time a step on one core of an AMD EPYC. Result:
-not measured to the end, see docs/unet.md.
+DIR holds image/ and label/. Hardware: any; 0.8 s of CPU time a step on one core of an AMD EPYC.
+Result: not measured to the end, see docs/unet.md.
 """
 
 from fcn_jax.config import Config
