@@ -15,4 +15,5 @@ myst_enable_extensions = ["dollarmath"]
 autodoc_typehints = "none"  # the signature has them
 autodoc_member_order = "bysource"
 napoleon_use_ivar = True
-nitpicky = False
+default_role = "literal"  # `code` in docstrings
+smartquotes = False  # which would change --flags and "names"

@@ -133,7 +133,7 @@ class Predictor:
 
     @property
     def palette(self) -> np.ndarray:
-        """The colours of label maps, uint8 (256, 3): the data set's own if it has any, or VOC's."""
+        """The colours of label maps, uint8 (256, 3), of the data set if it has any, or VOC's."""
         return palette_of(self.provenance.colours)
 
     @property
