@@ -1,6 +1,7 @@
 """What the readers of annotation tools' files share: JSON, class lists, names of images, faults."""
 
 import json
+import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path, PureWindowsPath
 from typing import Any
@@ -12,11 +13,13 @@ from fcn_jax.data.images import IMAGE_SUFFIXES, header_size, read_bytes
 from fcn_jax.data.labels import IGNORE_INDEX
 from fcn_jax.data.polygons import RunLengths, Shape, draw_shapes
 from fcn_jax.data.raw import Note, Sample, SourceFile, check_class_names
-from fcn_jax.errors import UserError, suggestion, width_by_height
+from fcn_jax.errors import UserError, printable, suggestion, width_by_height
 
 BACKGROUND_NAMES = ("background", "_background_")
 IGNORED_NAMES = ("__ignore__", "ignored", "ignore", "void")
 """Labels whose pixels are neither trained on nor scored, whatever the case of their letters."""
+
+MAX_NAME_LENGTH = 200
 
 SPLIT_OF = {
     "train": "train",
@@ -93,7 +96,7 @@ def read_json(path: Path) -> Any:
 
 def fault(path: Path, problem: str, remedy: str) -> Note:
     """Returns a note of a fault in an annotation file, which stops preparation."""
-    where = f"{path}: {problem}"
+    where = f"{path}: {printable(problem)}"
     return Note("annotation", where, error=f"{where}; {remedy}")
 
 
@@ -112,12 +115,18 @@ class ClassList:
 
     Raises:
       UserError: no background, which is the class of pixels outside of all shapes; fewer than two
-        classes, more than 255, or one name twice.
+        classes, more than 255, one name twice, or a name that cannot be printed.
     """
 
     def __init__(self, names: Iterable[str], path: Path):
         self.path = path
         names = list(names)
+        for name in names:
+            if not name.isprintable() or len(name) > MAX_NAME_LENGTH:
+                raise UserError(
+                    f"{path}: the label {printable(name[:40])!r} has control characters, or more "
+                    f"than {MAX_NAME_LENGTH} letters; rename it"
+                )
         self.ignored = [name for name in names if name.lower() in IGNORED_NAMES]
         self.names = [
             "background" if name.lower() in BACKGROUND_NAMES else name
@@ -169,7 +178,7 @@ def image_path(name: Any, folders: Iterable[Path]) -> Path:
     if path.suffix.lower() not in IMAGE_SUFFIXES:
         raise ValueError(f"its image {name[:80]!r} is no image file")
     for folder in (folders := list(folders)):
-        if (folder / path.as_posix()).is_file():
+        if os.path.isfile(folder / path.as_posix()):  # also of names that no file can have
             return folder / path.as_posix()
     places = ", ".join(str(folder) for folder in folders)
     raise ValueError(f"its image {name[:80]!r} is missing from {places}")

@@ -141,7 +141,7 @@ def _read_images(
     for place, annotation in enumerate(document["annotations"], start=1):
         annotation = annotation if isinstance(annotation, dict) else {}
         number = annotation.get("image_id")
-        title = f"annotation {annotation.get('id', f'in place {place}')}"
+        title = f"annotation {str(annotation.get('id', f'in place {place}'))[:40]}"
         if type(number) is not int or number not in images:
             problem = f"{title} is of the image {str(number)[:40]}, which is not in the file"
             notes.append(fault(path, problem, REMEDY))

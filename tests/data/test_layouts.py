@@ -224,6 +224,8 @@ def test_labels_without_background(tmp_path):
         ({"imagePath": "gone.png"}, r"its image 'gone\.png' is missing from .*; copy the images"),
         ({"imagePath": "b.json"}, r"its image 'b\.json' is no image file"),
         ({"imagePath": None}, r"it names no image"),
+        ({"imagePath": "b" * 5000 + ".png"}, r"its image 'b+' is missing from"),
+        ({"imagePath": "\ud800.png"}, r"its image '.*' is missing from"),
         ({"shapes": None}, r"has no list of shapes; is it a file of LabelMe\?"),
         ({"imagePath": "a.png"}, r"is a second file for a, as a\.json; keep one"),
     ],
@@ -243,6 +245,13 @@ def test_labelme_of_another_size_than_the_image(tmp_path):
         r"b\.json: was drawn on 10 × 8 pixels, but its image .*b\.png has 8 × 10 \(rotated by its "
         r"EXIF data\?\); ",
     )
+
+
+@pytest.mark.parametrize("label", ["c\nar", "\ud800", "c" * 201, "\x1b[2J"])
+def test_labels_that_cannot_be_printed(tmp_path, label):
+    root = labelme_set(tmp_path / "set")
+    write_labelme(root, "b", [shape(label, box(0, 0, 1, 1))])
+    refuses(root, r"set: the label .* has control characters, or more than 200 letters; rename it")
 
 
 def test_broken_json(tmp_path):
