@@ -9,6 +9,8 @@ DIR is the folder of a run or of an exported run, or FILE.safetensors, a model f
 
     python -m fcn_jax.evaluate --workdir=FILE.safetensors --data=voc --data_root=VOCdevkit
 
+Several processes score a split together, with the same result: docs/cluster.md.
+
 Prints the paper's four metrics and a table of classes. Writes to DIR/evaluation (FILE/evaluation)
 
     SPLIT.json            the scores, and their confidence intervals
@@ -42,6 +44,7 @@ from absl import flags
 
 from fcn_jax.evaluation import conventions
 from fcn_jax.terminal import cli
+from fcn_jax.terminal.host_flags import define_host_flags, host_arguments
 from fcn_jax.terminal.view_flags import define_view_flags, view_arguments
 
 if __name__ == "__main__":  # --help and wrong flags do not wait for the imports below
@@ -62,6 +65,7 @@ if __name__ == "__main__":  # --help and wrong flags do not wait for the imports
     flags.DEFINE_string("checkpoint", "latest", "latest, best (by mIoU), or a step")
     flags.DEFINE_string("shard", None, "i/n: score only shard i, from 0, of n that share the split")
     flags.DEFINE_bool("merge", False, "add up the shards that are in the folders DIR...")
+    define_host_flags()
     cli.begin()
 
 import dataclasses
@@ -73,7 +77,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from rich.table import Table
 
@@ -86,12 +89,30 @@ from fcn_jax.evaluation.evaluator import Evaluation, Evaluator, MapEvaluation
 from fcn_jax.inference.options import WHOLE, Inference
 from fcn_jax.inference.trained import Predictor, load_run
 from fcn_jax.models.fcn import suffix
+from fcn_jax.parallel import agreement, hosts
 from fcn_jax.pictures import plots, sheets
 from fcn_jax.pictures.colours import palette_of
 from fcn_jax.runs import evaluation_folder
 from fcn_jax.terminal.atomic_files import write_whole
 from fcn_jax.terminal.console import open_console
 from fcn_jax.terminal.progress import say
+
+EQUAL_FLAGS = (
+    "workdir",
+    "split",
+    "data",
+    "convention",
+    "boundary",
+    "checkpoint",
+    "shard",
+    "all_conventions",
+    "windows",
+    "window_px",
+    "overlap",
+    "scales",
+    "flip",
+)
+"""Flags that all processes must give alike; the data's root may differ."""
 
 
 def main(arguments: list[str]) -> None:
@@ -101,9 +122,19 @@ def main(arguments: list[str]) -> None:
         return
     if arguments:
         raise UserError(f"unexpected argument {arguments[0]!r} (see --help)")
+    joining = host_arguments()
+    if options.shard and not options.coordinator:
+        joining["num_processes"] = 1  # shards are scored independently of each other
+    with hosts.joined(**joining):
+        _evaluate_and_report()
+
+
+def _evaluate_and_report() -> None:
+    options = flags.FLAGS
     if not options.workdir:
         raise UserError("--workdir=DIR is needed: the folder of a run")
     workdir = Path(options.workdir)
+    agreement.check_same_start({f"--{name}": options[name].value for name in EQUAL_FLAGS})
     predictor = load_run(workdir, options.checkpoint)
     if workdir.is_file() and not options.data:
         raise UserError("--data=NAME and --data_root=DIR are needed: model files name no data set")
@@ -113,7 +144,13 @@ def main(arguments: list[str]) -> None:
         if options.all_conventions and options[flag].value != default:
             raise UserError(f"--all_conventions cannot be combined with --{flag}")
     shard = Shard.parse(options.shard) if options.shard else None
-    dataset = _dataset(predictor.config.data, options.data, options.data_root)
+    with hosts.first_process_first():
+        dataset = _dataset(predictor.config.data, options.data, options.data_root)
+        images = dataset.statistics(split).names_digest
+    agreement.check_same(
+        {"the step": predictor.step, "the digest of the images' names": images},
+        "give all processes the same run and data set",
+    )
     # Scores on other data, or by another convention or inference, do not replace the run's own.
     name = f"{options.data.replace('/', '_')}_{split}" if options.data else split
     tag = "" if inference == WHOLE else f"_{inference.tag}"
@@ -153,7 +190,7 @@ def _shard_inputs(predictor: Predictor, dataset: Dataset, split: str) -> dict[st
 def _save_shard(
     evaluation: Evaluation, workdir: Path, name: str, shard: Shard, inputs: dict[str, Any]
 ) -> None:
-    if jax.process_index():  # all hosts have the same counts; one of them writes
+    if not hosts.is_first():  # all hosts have the same counts; one of them writes
         return
     path = evaluation_folder(workdir) / shards.FOLDER / f"{name}_{shard.tag}.npz"
     shards.EvaluatedShard(shard, inputs, evaluation).save(path)
@@ -293,7 +330,7 @@ def report_conventions(
 
     The arguments are those of `report`, with the evaluations by convention.
     """
-    if jax.process_index():
+    if not hosts.is_first():
         return
     first = next(iter(evaluations.values()))
     folder = evaluation_folder(workdir) / "conventions"
@@ -330,7 +367,7 @@ def report(evaluation: Evaluation, workdir: Path, name: str, step: int) -> None:
     Raises:
         UserError: a file cannot be written.
     """
-    if jax.process_index():  # all hosts have the same scores; one of them writes
+    if not hosts.is_first():  # all hosts have the same scores; one of them writes
         return
     canvases = ", ".join(f"{height}×{width}" for height, width in evaluation.canvases)
     empty = f"{evaluation.empty_share:.0%} of them empty"

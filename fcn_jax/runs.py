@@ -10,6 +10,7 @@ DIR/evaluation          SPLIT.json, SPLIT_images.npz, SPLIT_confusion.png, SPLIT
 
 import json
 from pathlib import Path
+from typing import Any
 
 from fcn_jax.config import Config, settings
 from fcn_jax.errors import ArgumentError, UserError, format_value
@@ -133,6 +134,18 @@ def create_or_check(workdir: Path, run: Provenance, num_images: int) -> None:
         write_whole(path, lambda part: part.write_text(text))
     except UserError as error:
         raise UserError(f"{error}: give a workdir that you may write to") from error
+
+
+def equal_settings(config: Config) -> dict[str, Any]:
+    """Returns the settings, by dotted name, that several hosts must have in common.
+
+    The places of the data may differ: see `Provenance.train_images` for the images themselves.
+    """
+    return {
+        setting.name: setting.value
+        for setting in settings(config)
+        if setting.name not in ("data.root", "data.prepared_dir")
+    }
 
 
 def _check_schedule(workdir: Path, held: Config, config: Config, num_images: int) -> None:

@@ -3,7 +3,8 @@
     python -m fcn_jax.train [--config=FILE] [--workdir=DIR] [--config.section.key=value ...]
 
 Without a config, a small FCN-8s learns drawn shapes in about two minutes on two CPU cores. The
-same command, started again, resumes an interrupted run. Afterwards:
+same command, started again, resumes an interrupted run. Several processes, on one host or many,
+train together: docs/cluster.md. Afterwards:
 
     python -m fcn_jax.evaluate --workdir=DIR
     python -m fcn_jax.predict  --workdir=DIR --output=OUT PATH...
@@ -13,10 +14,12 @@ same command, started again, resumes an interrupted run. Afterwards:
 from absl import flags
 
 from fcn_jax.terminal import cli
+from fcn_jax.terminal.host_flags import define_host_flags, host_arguments
 
 # Before the slow imports, so that --help and errors in flags appear at once.
 if __name__ == "__main__":
     flags.DEFINE_string("workdir", None, "folder of the run (default: runs/NAME OF THE CONFIG)")
+    define_host_flags()
     cli.begin(with_config=True)
 
 import contextlib
@@ -25,6 +28,7 @@ import math
 import time
 from functools import partial
 from pathlib import Path
+from typing import NoReturn
 
 import jax
 import numpy as np
@@ -39,7 +43,7 @@ from fcn_jax.inference.trained import load_weights
 from fcn_jax.models.build import abstract_model, init_model, preprocessing_name
 from fcn_jax.models.fcn import suffix
 from fcn_jax.models.pure_model import PureModel
-from fcn_jax.parallel import data_parallel
+from fcn_jax.parallel import agreement, data_parallel, hosts
 from fcn_jax.parallel.data_parallel import DATA_AXIS
 from fcn_jax.pictures import sheets
 from fcn_jax.pictures.colours import palette_of
@@ -60,7 +64,8 @@ def main(arguments: list[str]) -> None:
     if arguments:
         raise UserError(f"unexpected argument {arguments[0]!r} (see --help)")
     options = flags.FLAGS
-    train(options.config, options.workdir or Path("runs") / cli.config_name())
+    with hosts.joined(**host_arguments()):
+        train(options.config, options.workdir or Path("runs") / cli.config_name())
 
 
 def train(config: Config, workdir: str | Path) -> Evaluation:
@@ -82,26 +87,28 @@ def train(config: Config, workdir: str | Path) -> Evaluation:
         ArgumentError: a setting cannot be used.
         UserError: a file is missing or damaged, the disk is full, a metric is not finite, or
             another process trains in the folder. Saved checkpoints stay.
-        SystemExit: on Ctrl-C or SIGTERM, after saving a checkpoint. Several hosts save a checkpoint
-            together, so the signal must reach all of them within one step.
+        SystemExit: on Ctrl-C or SIGTERM, after saving a checkpoint. Of several processes, a signal
+            to one ends all, after the same step.
     """
     workdir = Path(workdir)
     config.check()
+    agreement.check_same_start({"the workdir": workdir.absolute(), **runs.equal_settings(config)})
     with run_lock(workdir):
         return _train(config, workdir)
 
 
 def _train(config: Config, workdir: Path) -> Evaluation:
     # --- settings and data
-    begun = runs.has_checkpoint(workdir)
+    begun = hosts.from_first(runs.has_checkpoint(workdir))
     weights = load_weights(config.init) if config.init and not begun else None
     config = _with_preprocessing(config, workdir if begun else None, weights)
     data_parallel.check_batch_divides(
         config.train.batch_size, "train.batch_size", config.train.accumulation_steps
     )
-    dataset = open_dataset(config.data)
-    records = dataset.split(config.data.train_split)
-    statistics = dataset.statistics(config.data.train_split)
+    with hosts.first_process_first():
+        dataset = open_dataset(config.data)
+        records = dataset.split(config.data.train_split)
+        statistics = dataset.statistics(config.data.train_split)
     if not len(records):
         raise UserError(f"split {config.data.train_split} of {dataset.name} has no images")
     for label_map, counts in statistics.label_counts.items():
@@ -128,9 +135,11 @@ def _train(config: Config, workdir: Path) -> Evaluation:
     first_state = jax.jit(partial(create_train_state, optimizer=optimizer), donate_argnums=0)
     state_shapes = jax.eval_shape(first_state, network.variables)
     check_memory(train_step, state_shapes, records[0], statistics.sizes, config)
-    # Only now, because the settings of the model and the loss are checked.
-    runs.create_or_check(workdir, run, len(records))
-    evaluate = Evaluator(network, dataset, config.data.eval_split, config.eval)
+    agreement.check_same({"the training set": images}, "give all processes the same images")
+    with hosts.first_process_first():
+        # Only now, because the settings of the model and the loss are checked.
+        runs.create_or_check(workdir, run, len(records))
+        evaluate = Evaluator(network, dataset, config.data.eval_split, config.eval)
     learning_rate = jax.jit(optim.learning_rate_schedule(config.optim, total_steps))
 
     # --- start or resume
@@ -162,20 +171,25 @@ def _train(config: Config, workdir: Path) -> Evaluation:
         steps_left = range(start_step, total_steps)
         feed = open_feed(train_step, records, statistics.sizes, config, steps_left)
         evaluation = None
-        is_alone = jax.process_count() == 1  # several hosts save, and end, together
+        is_alone = hosts.count() == 1  # several hosts save, and end, together
         save_unscored = partial(_save_unscored, workdir, checkpoints, total_steps)
         started = time.monotonic()
         with (
             contextlib.closing(feed),
             RunLog(workdir, start_step) as log,
             StopSignal("step") as stop,
+            contextlib.closing(agreement.Lockstep()) as lockstep,
             progress_bar("training", total_steps, "steps", initial=start_step) as bar,
         ):
             logger = MetricLogger(config, total_steps, log, bar, checkpoints, learning_rate)
 
             def should_stop() -> bool:
-                # Several hosts, which evaluate together, would have to stop at the same batch.
-                return bool(stop.requested) and jax.process_count() == 1
+                return bool(lockstep.agreed(stop.requested))
+
+            def end() -> NoReturn:
+                """Ends with the status of a process that the signal has ended."""
+                hosts.barrier()
+                raise hosts.AgreedExit(128 + lockstep.number)
 
             def evaluate_step(step: int) -> Evaluation | None:
                 with logger.paused(), contextlib.suppress(EvaluationStopped):
@@ -189,25 +203,27 @@ def _train(config: Config, workdir: Path) -> Evaluation:
             def is_due(step: int) -> bool:
                 return step == total_steps or (step > 0 and step % eval_every == 0)
 
-            if is_due(start_step) and not log.has_evaluation and jax.process_count() == 1:
+            if is_due(start_step) and not hosts.from_first(log.has_evaluation):
                 # A signal ended the run in this evaluation.
                 evaluation = evaluate_step(start_step)
                 if evaluation is not None:
                     checkpoints.add_score(start_step, evaluation.scores.mean_iou)
-                stop.end_if_requested()
+                if should_stop():
+                    end()
             if len(steps_left):
                 bar.show_activity("compiling the first step")
             every = eval_every, save_every
             for steps in step_chunks(start_step, total_steps, feed.steps_per_call, every):
                 # The first step waits for its compilation, and nothing is lost with it.
                 is_first = is_alone and steps[0] == start_step + 1
-                with stop.abandoned(partial(forget, workdir) if is_first else None):
-                    state, step_metrics = feed(state, len(steps))
-                logger.dispatched(steps, step_metrics)
                 step = steps[-1]
+                with lockstep.step(step):
+                    with stop.abandoned(partial(forget, workdir) if is_first else None):
+                        state, step_metrics = feed(state, len(steps))
+                    logger.dispatched(steps, step_metrics)
                 last = step == total_steps
                 evaluation = evaluate_step(step) if is_due(step) else None
-                stopping = stop.requested and (evaluation is None or not last)
+                stopping = should_stop() and (evaluation is None or not last)
                 if last or step % save_every == 0 or stopping:
                     mean_iou = None if evaluation is None else evaluation.scores.mean_iou
                     with logger.paused():
@@ -215,7 +231,7 @@ def _train(config: Config, workdir: Path) -> Evaluation:
                 if stopping:
                     checkpoints.wait()
                     say(f"stopped and saved at step {step} of {total_steps}: start again to resume")
-                    stop.end_if_requested()
+                    end()
         checkpoints.wait()
 
     # --- the result
@@ -259,14 +275,13 @@ def _save_unscored(
 
 def _headline(config: Config, dataset: Dataset, network: PureModel) -> str:
     parameters = sum(leaf.size for leaf in jax.tree.leaves(network.variables[0]))
-    kind = f"{jax.device_count()} × {jax.devices()[0].device_kind}"
     classes = " and ".join(map(str, dataset.num_classes.values()))
     model = config.model
     decoder = f"{model.skips} skips" if model.decoder == "fcn" else "U-Net decoder"
     return (
         f"{dataset.name}: {len(dataset.split(config.data.train_split))} images, "
         f"{classes} classes · {model.backbone}, {decoder}, "
-        f"{parameters / 1e6:.2f} M parameters · {kind}"
+        f"{parameters / 1e6:.2f} M parameters · {hosts.description()}"
     )
 
 

@@ -34,15 +34,15 @@ DeviceStep = Callable[[Any, Any], tuple[Any, dict[str, jax.Array]]]
 """A training step that `make_train_step` returns: (state, batch) -> (state, metrics)."""
 
 
-def load(records: Any, canvas_px: Size, use_mesh: bool = False) -> dict[str, jax.Array]:
-    """Loads the canvases of all records onto this host's devices.
+def load(records: Any, canvas_px: Size, use_mesh: bool | None = None) -> dict[str, jax.Array]:
+    """Loads the canvases of all records onto the devices; each host decodes those of its own.
 
     Threads decode the records; pieces of `PIECE_BYTES` are copied to the devices.
 
     Args:
         records: a random-access source of records (`splits.Split`), none larger than the canvas.
         canvas_px: height and width.
-        use_mesh: see `data_parallel.parallelize`; here for the devices of one host.
+        use_mesh: see `data_parallel.parallelize`.
 
     Returns:
         `image`, `label` and `size`, each (d, n, …) and sharded over its first axis: device i of d
@@ -50,7 +50,10 @@ def load(records: Any, canvas_px: Size, use_mesh: bool = False) -> dict[str, jax
         records.
     """
     to_canvas, example = ToCanvas(canvas_px), records[0]
-    devices = jax.local_device_count()
+    if use_mesh is None:
+        use_mesh = jax.process_count() > 1
+    devices, local_devices = jax.device_count(), jax.local_device_count()
+    first = jax.process_index() * local_devices
     shard, length = shard_lengths(len(records), canvas_bytes(example, canvas_px))
     sharding = NamedSharding(data_parallel.data_mesh(use_mesh), P(DATA_AXIS))
     resident = jax.jit(
@@ -62,28 +65,32 @@ def load(records: Any, canvas_px: Size, use_mesh: bool = False) -> dict[str, jax
     )()
     with (
         ThreadPoolExecutor(os.cpu_count(), "decode") as pool,
-        progress_bar("loading the images", len(records)) as bar,
+        progress_bar("loading the images", -(-len(records) // jax.process_count())) as bar,
     ):
         for start in range(0, shard, length):
             piece = {
-                name: values.reshape(devices, length, *values.shape[1:])
-                for name, values in to_canvas.empty(example, devices * length).items()
+                name: values.reshape(local_devices, length, *values.shape[1:])
+                for name, values in to_canvas.empty(example, local_devices * length).items()
             }
 
             def fill(slot: tuple[int, int], piece: Any = piece, start: int = start) -> None:
                 device, inside = slot
-                record = records[device * shard + start + inside]
+                record = records[(first + device) * shard + start + inside]
                 to_canvas.put(record, {name: values[slot] for name, values in piece.items()})
 
             slots = [
                 (device, inside)
-                for device in range(devices)
+                for device in range(local_devices)
                 for inside in range(length)
-                if device * shard + start + inside < len(records)
+                if (first + device) * shard + start + inside < len(records)
             ]
             for _ in pool.map(fill, slots):
                 bar.advance()
-            resident = _write_piece(resident, jax.device_put(piece, sharding), np.int32(start))
+            placed = {
+                name: jax.make_array_from_process_local_data(sharding, values)
+                for name, values in piece.items()
+            }
+            resident = _write_piece(resident, placed, np.int32(start))
     return jax.block_until_ready(resident)
 
 
@@ -93,9 +100,8 @@ def shard_lengths(count: int, canvas_bytes: int) -> tuple[int, int]:
     All pieces have the same length, so the first number is a multiple of the second. This rounding
     adds fewer canvases per device than there are pieces; the added canvases are empty.
     """
-    devices = jax.local_device_count()
-    shard = -(-count // devices)
-    max_length = max(1, PIECE_BYTES // (devices * canvas_bytes))
+    shard = -(-count // jax.device_count())
+    max_length = max(1, PIECE_BYTES // (jax.local_device_count() * canvas_bytes))
     pieces = -(-shard // max_length)
     length = -(-shard // pieces)
     return pieces * length, length

@@ -5,7 +5,6 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Self
 
-import jax
 import numpy as np
 
 from fcn_jax.config import EvalConfig
@@ -14,7 +13,7 @@ from fcn_jax.data.datasets import Dataset
 from fcn_jax.data.labels import by_map
 from fcn_jax.data.palettes import Colour
 from fcn_jax.data.shard import Shard
-from fcn_jax.errors import ArgumentError, UserError
+from fcn_jax.errors import ArgumentError
 from fcn_jax.evaluation import conventions, metrics
 from fcn_jax.evaluation.boundary import boundary_counts
 from fcn_jax.evaluation.conventions import Convention, EvaluationSplit
@@ -28,6 +27,7 @@ from fcn_jax.evaluation.scorers import (
 )
 from fcn_jax.inference.options import WHOLE, Inference
 from fcn_jax.models.pure_model import PureModel
+from fcn_jax.parallel import hosts
 from fcn_jax.pictures.sheets import SheetRow
 from fcn_jax.terminal.progress import progress_bar
 
@@ -133,7 +133,6 @@ class Evaluator:
         ArgumentError: the split is empty, the convention includes none of its images or cannot be
             combined with the inference, the network cannot be used with the inference, or the batch
             does not divide over the devices.
-        UserError: several hosts are to compute boundaries or views.
     """
 
     def __init__(
@@ -158,12 +157,7 @@ class Evaluator:
                 convention.name,
                 f"includes none of the {len(images)} images of {split}: {convention.description}",
             )
-        several_hosts = jax.process_count() > 1
-        if several_hosts and (boundary or inference != WHOLE):
-            raise UserError(
-                "boundary IoU, windows, scales and mirror images are computed on one host: "
-                "evaluate on a single host"
-            )
+        several_hosts = hosts.count() > 1
         self._label_maps, self._colours = dataset.label_maps, dataset.colours
         self._split, self._convention, self._inference = split, convention, inference
         self._boundary = boundary
@@ -198,7 +192,7 @@ class Evaluator:
         }
         scored_images = self._scorer(variables)
         with (
-            progress_bar(f"scoring {self._split}", len(self._images)) as bar,
+            progress_bar(f"scoring {self._split}", self._own_count) as bar,
             contextlib.closing(scored_images),
         ):
             for scored in scored_images:
@@ -210,6 +204,8 @@ class Evaluator:
                     total.add(label_map, scored)
                 self._look_at(scored, totals)
                 bar.advance(len(scored.indices))
+        for total in totals.values():
+            total.add_other_hosts(self._scorer.is_partial)
         names, images = [names[index] for index in self._images], list(self._images)
         return Evaluation(
             {
@@ -236,6 +232,12 @@ class Evaluator:
             self._convention,
             self._inference,
         )
+
+    @property
+    def _own_count(self) -> int:
+        """Number of images whose counts this host adds up."""
+        hosts_at_work = hosts.count() if self._scorer.is_partial else 1
+        return -(-len(self._images) // hosts_at_work)
 
     def _look_at(self, scored: ScoredImages, totals: "Mapping[str, _Totals]") -> None:
         """Adds what needs whole predictions: rows of the sheet, and boundaries."""
@@ -270,6 +272,24 @@ class _Totals:
         indices = list(scored.indices)
         hits, truth, predicted = scored.counts[label_map]
         self.hits[indices], self.truth[indices], self.predicted[indices] = hits, truth, predicted
+
+    def add_other_hosts(self, is_partial: bool) -> None:
+        """Adds what the other hosts have counted, and their rows of the sheet."""
+        if hosts.count() == 1:
+            return
+        sums = ["boundary"] if self.boundary is not None else []
+        if is_partial:
+            sums += ["confusion", "hits", "truth", "predicted"]
+        parts = {name: getattr(self, name) for name in sums}
+        for index, row in self.sheet_rows.items():
+            parts |= {f"row {index} {n}": np.asarray(value) for n, value in enumerate(row)}
+        gathered = hosts.gather_arrays(parts)
+        for name in sums:
+            setattr(self, name, sum(part[name] for part in gathered))
+        for part in gathered:
+            for index in {int(key.split()[1]) for key in part if key.startswith("row ")}:
+                image, truth, predicted, title = (part[f"row {index} {n}"] for n in range(4))
+                self.sheet_rows[index] = image, truth, predicted, str(title)
 
 
 def _sheet_row(record: dict[str, Any], truth: np.ndarray, predicted: np.ndarray) -> SheetRow:

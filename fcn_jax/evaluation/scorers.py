@@ -59,10 +59,12 @@ class Scorer(Protocol):
     Attributes:
         canvases: heights and widths of the canvases that the images are placed on.
         empty_share: share of the canvases' pixels that are outside the images.
+        is_partial: whether the counts that a host yields are of its own images only.
     """
 
     canvases: tuple[Size, ...]
     empty_share: float
+    is_partial: bool
 
     def __call__(self, variables: Any) -> Generator[ScoredImages]:
         """Yields the images of the split, predicted with (params, batch_stats)."""
@@ -70,7 +72,7 @@ class Scorer(Protocol):
 
 
 class BatchScorer:
-    """Scores whole images, several at a time, on canvases.
+    """Scores whole images, several at a time, on canvases; every host yields the counts of all.
 
     While the devices compute a batch, the host reads the next one and fetches the results of the
     previous one. The step compiles once for each canvas, when it is first used.
@@ -87,6 +89,8 @@ class BatchScorer:
     Raises:
         ArgumentError: the batch does not divide over the devices.
     """
+
+    is_partial = False
 
     def __init__(
         self,
@@ -221,7 +225,7 @@ def batch_size(settings: EvalConfig, num_images: int) -> int:
 class ViewScorer:
     """Scores images one by one in windows, at several scales or mirrored; counts on the host.
 
-    The predictions of all images are yielded.
+    The predictions of all images are yielded. Of several hosts, each takes every n-th image.
 
     Args:
         network: the network.
@@ -234,6 +238,8 @@ class ViewScorer:
     Raises:
         ArgumentError: the convention resizes logits, or the network cannot be used with the views.
     """
+
+    is_partial = True
 
     def __init__(
         self,
@@ -259,7 +265,7 @@ class ViewScorer:
         self._predictor = ViewPredictor(network, inference, self.canvases)
 
     def __call__(self, variables: Any) -> Generator[ScoredImages]:
-        for index in self._images:
+        for index in self._images[jax.process_index() :: jax.process_count()]:
             record = self._records[index]
             classes = self._predictor.predict_maps(variables, record["image"])
             labels = by_map(record["label"], self._network.label_maps)

@@ -23,6 +23,7 @@ from fcn_jax.inference.views import ViewPredictor
 from fcn_jax.models.build import abstract_model
 from fcn_jax.models.fcn import FCN
 from fcn_jax.models.pure_model import PureModel
+from fcn_jax.parallel import agreement
 from fcn_jax.pictures.colours import palette_of
 from fcn_jax.pretrained import Provenance, Weights, model_file
 from fcn_jax.pretrained.weights import MAX_LISTED, replace_leaves
@@ -276,6 +277,7 @@ def load_run(workdir: str | Path, checkpoint: str | int = "latest") -> Predictor
         step = checkpoints.find(checkpoint)
         if step is None:
             raise UserError(f"{workdir} has no checkpoint {checkpoint} (it holds: {held})")
+        agreement.check_same({"the checkpoint": step}, "start again")
         variables = checkpoints.restore_model(network.variables, step)
     except DamagedError as error:
         problem = f"cannot be loaded: {error}; choose another of the run's checkpoints {held}"

@@ -185,7 +185,22 @@ def replicate(values: Any, *, use_mesh: bool | None = None) -> Any:
     """
     if use_mesh is None:
         use_mesh = _spans_hosts()
-    return jax.device_put(values, NamedSharding(data_mesh(use_mesh), P()))
+    sharding = replicated_sharding(use_mesh)
+    if not _spans_hosts():
+        return jax.device_put(values, sharding)
+
+    def place(value):
+        if isinstance(value, jax.Array) and value.sharding.is_equivalent_to(sharding, value.ndim):
+            return value
+        # device_put would compare the values of all hosts, one collective for each array.
+        return jax.make_array_from_process_local_data(sharding, np.asarray(value), np.shape(value))
+
+    return jax.tree.map(place, values)
+
+
+def replicated_sharding(use_mesh: bool | None = None) -> NamedSharding:
+    """Returns the sharding of arrays that `replicate` places. use_mesh: as in `parallelize`."""
+    return NamedSharding(data_mesh(_spans_hosts() if use_mesh is None else use_mesh), P())
 
 
 def shard_batch(batch: Any, use_mesh: bool | None = None) -> Any:

@@ -94,13 +94,10 @@ def run(main: Callable[[list[str]], None]) -> None:
         with signals.interruptions():
             main(sys.argv[1:])
     except UserError as error:
-        print_error(f"{_command()}: {_message(error)}")
+        print_error(error_line(error))
         sys.exit(1)
     except OSError as error:  # usually a full disk
-        print_error(
-            f"{_command()}: {error}; the saved files are kept; correct the problem and run the "
-            "same command again"
-        )
+        print_error(error_line(error))
         os._exit(1)  # skips exit handlers, which would fail for the same reason
     except (AssertionError, RuntimeError):
         if not (problem := _problem_of_devices()):
@@ -109,6 +106,16 @@ def run(main: Callable[[list[str]], None]) -> None:
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def error_line(error: UserError | OSError) -> str:
+    """Returns the line that the running command prints of an error that ends it."""
+    if isinstance(error, UserError):
+        return f"{_command()}: {_message(error)}"
+    return (
+        f"{_command()}: {error}; the saved files are kept; correct the problem and run the same "
+        "command again"
+    )
 
 
 def _problem_of_devices() -> str:

@@ -8,6 +8,22 @@ from collections.abc import Iterator
 
 from fcn_jax.errors import printable
 
+_is_muted = False
+
+
+def mute() -> None:
+    """Ends the output of results and progress, of which one of several processes is enough.
+
+    Errors are still printed.
+    """
+    global _is_muted
+    _is_muted = True
+
+
+def is_muted() -> bool:
+    """Returns whether `mute` was called."""
+    return _is_muted
+
 
 def protect_streams() -> None:
     """Replaces stdout and stderr by streams on which printing never fails.

@@ -24,6 +24,7 @@ from rich.table import Column
 from rich.text import Text
 
 from fcn_jax.errors import printable
+from fcn_jax.terminal.output import is_muted
 
 PLAIN_LINE_EVERY_SECONDS = 10.0
 
@@ -74,7 +75,7 @@ class Bar:
 
     def print_line(self, every_seconds: float = 0) -> None:
         """Prints the status to stderr, unless the last line is more recent than `every_seconds`."""
-        if monotonic() - self._last_line >= every_seconds:
+        if monotonic() - self._last_line >= every_seconds and not is_muted():
             self._last_line = monotonic()
             print(f"{self._task.description}: {self.status()}", file=sys.stderr, flush=True)
 
@@ -131,7 +132,8 @@ def progress_bar(
 
 def say(message: str) -> None:
     """Prints a line to stdout, above the progress bar if there is one."""
-    print(printable(message), flush=True)
+    if not is_muted():
+        print(printable(message), flush=True)
 
 
 def format_duration(seconds: float) -> str:
@@ -171,7 +173,8 @@ def _display() -> Iterator[Progress]:
         speed_estimate_period=3600,
         get_time=lambda: monotonic(),
     )
-    if not sys.stderr.isatty() or os.environ.get("TERM") in ("dumb", "unknown"):
+    is_plain = not sys.stderr.isatty() or os.environ.get("TERM") in ("dumb", "unknown")
+    if is_plain or is_muted():
         yield display
         return
     _open_displays.append(display)

@@ -21,8 +21,11 @@ from collections.abc import Callable, Iterator, Mapping
 from types import FrameType
 from typing import Any, Self
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-"""A closed terminal sends SIGHUP. A signal that the caller ignores (`nohup`) stays ignored."""
+from fcn_jax.terminal import output
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+"""A closed terminal sends SIGHUP, Slurm's `--signal=USR1@60` SIGUSR1. A signal that the caller
+ignores (`nohup`) stays ignored."""
 
 AGAIN_AFTER_SECONDS = 0.05
 """Delay after which a dropped interruption is raised again: the callback has ended by then."""
@@ -89,8 +92,11 @@ class StopSignal:
                 signal.raise_signal(number)
             self.requested = number
         # The signal may have come while another line was being printed.
-        with contextlib.suppress(OSError, RuntimeError):
-            print(f"stopping after this {self._work} (again: at once, without saving)", flush=True)
+        if not output.is_muted():
+            with contextlib.suppress(OSError, RuntimeError):
+                print(
+                    f"stopping after this {self._work} (again: at once, without saving)", flush=True
+                )
 
     def _abandon(self, number: int, since: float) -> None:
         with self._abandoning:

@@ -22,6 +22,8 @@ import numpy as np
 from jax.sharding import SingleDeviceSharding
 
 from fcn_jax.errors import UserError, format_value
+from fcn_jax.parallel import agreement, hosts
+from fcn_jax.parallel.data_parallel import replicated_sharding
 from fcn_jax.terminal.atomic_files import write_whole
 from fcn_jax.terminal.progress import say
 from fcn_jax.training import checksums
@@ -122,6 +124,8 @@ class CheckpointReader:
         """Loads (params, batch_stats) of a step, in the structure of `target`; see `restore`."""
         params, batch_stats = target
         model = self._load(step, {"model": {"params": params, "batch_stats": batch_stats}})["model"]
+        if hosts.count() > 1:  # a predictor runs on this host's device alone
+            model = jax.tree.map(lambda x: x.addressable_data(0), model)
         return model["params"], model["batch_stats"]
 
     def _mean_iou(self, step: int) -> float | None:
@@ -147,9 +151,11 @@ class CheckpointReader:
 
     def _load(self, step: int, target: dict[str, Any]) -> dict[str, Any]:
         path = self._directory / str(step)
-        device = SingleDeviceSharding(jax.local_devices()[0])
+        # Orbax reads arrays of several hosts in concert.
+        alone = hosts.count() == 1
+        sharding = SingleDeviceSharding(jax.devices()[0]) if alone else replicated_sharding()
         shapes = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), target
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), target
         )
         is_verified = (path / checksums.FILE).exists()
         try:
@@ -193,7 +199,11 @@ class CheckpointWriter(CheckpointReader):
         policies = ocp.training.preservation_policies
         best = policies.BestN(get_metric_fn=_score, n=1, keep_checkpoints_without_metrics=False)
         try:
-            self._set_damaged_aside()
+            with hosts.first_process_first():
+                self._set_damaged_aside()
+            agreement.check_same(
+                {"the newest checkpoint": self.latest}, "wait a while and start again"
+            )
             self._checkpointer = ocp.training.Checkpointer(
                 self._directory,
                 preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(keep), best]),
@@ -206,6 +216,8 @@ class CheckpointWriter(CheckpointReader):
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if hosts.count() > 1 and kind not in (None, hosts.AgreedExit):
+            return  # Orbax would wait for the other hosts, which this one is to tell of its error
         try:
             self.wait()
             self._checkpointer.close()
@@ -247,11 +259,12 @@ class CheckpointWriter(CheckpointReader):
         """Adds the score of a checkpoint that was saved without one; see `save`."""
         self.wait()
         path = self._directory / str(step)
-        if math.isfinite(mean_iou) and self._mean_iou(step) is None:
-            text = json.dumps({"mean_iou": mean_iou})
-            write_whole(path / "metrics/metrics", lambda part: part.write_text(text))
-            checksums.write_checksums(path)
-            self._checkpointer.reload()
+        with hosts.first_process_first():
+            if math.isfinite(mean_iou) and self._mean_iou(step) is None:
+                text = json.dumps({"mean_iou": mean_iou})
+                write_whole(path / "metrics/metrics", lambda part: part.write_text(text))
+                checksums.write_checksums(path)
+        self._checkpointer.reload()
 
     def wait(self) -> None:
         """Waits until every checkpoint is on disk, with its checksums.
@@ -269,7 +282,7 @@ class CheckpointWriter(CheckpointReader):
 
     def _add_checksums(self, step: int, response: Any) -> None:
         response.result()
-        if jax.process_index() == 0:
+        if hosts.is_first():
             checksums.write_checksums(self._directory / str(step))
 
     def _set_damaged_aside(self) -> None:
@@ -291,8 +304,6 @@ class CheckpointWriter(CheckpointReader):
                 "workdir, or delete the checkpoints to train from the start"
             )
         self._verified = good
-        if jax.process_index():
-            return
         for step, damage in damaged.items():
             aside = self._directory / f"{step}.damaged"
             shutil.rmtree(aside, ignore_errors=True)  # of the same step, renamed earlier

@@ -17,7 +17,7 @@ from fcn_jax.data.canvases import Size, one_canvas, round_up
 from fcn_jax.data.pipeline import training_batches
 from fcn_jax.data.resident import DeviceStep
 from fcn_jax.errors import ArgumentError, UserError
-from fcn_jax.parallel import data_parallel
+from fcn_jax.parallel import data_parallel, hosts
 from fcn_jax.parallel.memory import free_bytes
 from fcn_jax.terminal.progress import say
 
@@ -65,7 +65,8 @@ def open_feed(
         canvas_bytes = resident.canvas_bytes(records[0], canvas_px)
         needed = resident.shard_lengths(len(sizes), canvas_bytes)[0] * canvas_bytes
         drawn = len(steps) * config.train.batch_size
-        reason = reason_to_stream(config.data.cache, sizes, canvas_px, needed, drawn)
+        reasons = hosts.gather(reason_to_stream(config.data.cache, sizes, canvas_px, needed, drawn))
+        reason = next(filter(None, reasons), "")  # a host may have less memory than others
         images = f"{len(sizes):,} images"
         if not reason:
             say(f"{images} are kept in device memory, {_per_device(needed)}")
@@ -220,8 +221,6 @@ def reason_to_stream(
     """
     if cache == "none":
         return "data.cache=none asks for it"
-    if jax.process_count() > 1:
-        return "several hosts train together"
     if (np.asarray(sizes) > canvas_px).any():
         return "some are larger than data.canvas_px, of which another part is drawn each time"
     free = free_bytes()

@@ -17,9 +17,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-import jax
-
 from fcn_jax.errors import UserError
+from fcn_jax.parallel import agreement, hosts
 from fcn_jax.terminal.progress import say
 
 FILE = "train.lock"
@@ -32,12 +31,14 @@ SILENCE_SECONDS = 60.0
 def run_lock(workdir: Path) -> Iterator[None]:
     """Holds the lock of a run's folder, which is created if it does not exist.
 
-    The first of several hosts holds it for all.
+    The first of several hosts holds it for all, which must see it.
 
     Raises:
-        UserError: another process trains there, or the folder cannot be written to.
+        UserError: another process trains there, the folder cannot be written to, or not all hosts
+            share it.
     """
-    if jax.process_index():
+    if not hosts.is_first():
+        agreement.check_shared(workdir / FILE, "")
         yield
         return
     path = workdir / FILE
@@ -59,6 +60,7 @@ def run_lock(workdir: Path) -> Iterator[None]:
             file.flush()
         heartbeat.start()
         try:
+            agreement.check_shared(path, path.read_text())
             yield
         finally:
             ended.set()

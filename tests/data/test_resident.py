@@ -199,7 +199,8 @@ def test_shards_hold_few_void_canvases(
     length: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(jax, "local_device_count", lambda: devices)
+    for count_devices in ("local_device_count", "device_count"):
+        monkeypatch.setattr(jax, count_devices, lambda: devices)
     assert resident.shard_lengths(count, canvas_bytes) == (share, length)
 
 

@@ -132,6 +132,7 @@ def test_a_split_of_more_than_2_to_the_32_pixels_is_counted(network, monkeypatch
             yield ScoredImages((index, index + 1), {"": most}, {"": counts}, {}, {})
 
     batches.canvases, batches.empty_share = (), 0.0  # type: ignore[attr-defined]
+    batches.is_partial = False  # type: ignore[attr-defined]
     monkeypatch.setattr(evaluator, "BatchScorer", lambda *_: batches)
     scored = evaluate(network).by_map[""]
     assert scored.confusion.dtype == scored.counts.truth.dtype == np.int64

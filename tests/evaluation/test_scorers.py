@@ -18,7 +18,7 @@ from fcn_jax.evaluation import conventions, evaluator, scorers
 from fcn_jax.evaluation.conventions import EvaluationSplit
 from fcn_jax.evaluation.eval_step import make_eval_step
 from fcn_jax.evaluation.scorers import BatchScorer, ScoredImages
-from fcn_jax.parallel import data_parallel
+from fcn_jax.parallel import data_parallel, hosts
 from fcn_jax.parallel.data_parallel import DATA_AXIS
 from tests.parallel import test_data_parallel
 
@@ -147,7 +147,7 @@ def test_several_hosts_read_names_once(monkeypatch):
             return SimpleNamespace(sizes=np.full((IMAGES, 2), 4))
 
     class NoImages:
-        canvases, empty_share = (), 0.0
+        canvases, empty_share, is_partial = (), 0.0, False
 
         def __init__(self, *arguments: Any) -> None: ...
 
@@ -155,6 +155,7 @@ def test_several_hosts_read_names_once(monkeypatch):
             yield from ()
 
     monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(hosts, "gather_arrays", lambda arrays: [arrays, arrays])
     monkeypatch.setattr(evaluator, "BatchScorer", NoImages)
     network: Any = None
     dataset: Any = Split()

@@ -14,6 +14,7 @@ from fcn_jax.config import default_config
 from fcn_jax.errors import UserError
 from fcn_jax.models.build import init_model
 from fcn_jax.models.pure_model import PureModel
+from fcn_jax.parallel import hosts
 from fcn_jax.train import train
 from fcn_jax.training import feed
 from fcn_jax.training.feed import Resident, Streamed, open_feed, step_chunks
@@ -147,9 +148,12 @@ def test_the_reason_to_stream(monkeypatch):
     assert why("device", 3 * 10**9) == (
         "they take 3.0 GB on each of 4 devices, and 2.0 GB are free"
     )
-    monkeypatch.setattr(jax, "process_count", lambda: 2)
-    for cache in ("auto", "device"):
-        assert why(cache) == "several hosts train together"
+
+
+def test_all_hosts_stream_if_one_of_them_must(monkeypatch, capsys):
+    monkeypatch.setattr(hosts, "gather", lambda reason: [reason, "the device is small"])
+    opened(Blank(16)).close()
+    assert "16 images are streamed: the device is small" in capsys.readouterr().out
 
 
 def test_steps_in_one_call_are_not_left_out_silently(capsys):
