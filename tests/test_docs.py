@@ -63,7 +63,7 @@ SETTINGS = {one.name for one in settings(Config())}
 
 
 def problem_of(words: list[str]) -> str:
-    """What is wrong with a command; "" if nothing is."""
+    """Returns what is wrong with a command; "" if nothing is."""
     module, *arguments = words
     if module.partition(".")[0] not in ("fcn_jax", "benchmarks", "examples"):
         return ""

@@ -1,4 +1,4 @@
-"""What the readers of annotation tools' files share: JSON, class lists, names of images, faults."""
+"""Shared by the readers of annotation files: JSON, lists of classes, image files, faults."""
 
 import json
 import os
@@ -57,6 +57,7 @@ class AnnotatedImage:
         self._declared = declared
 
     def sample(self, split: str) -> Sample:
+        """Returns the image as a sample of a split, whose mask is drawn when it is read."""
         mask = SourceFile(self.annotations, self._draw)
         return Sample(split, self.image, mask, self.name)
 

@@ -302,6 +302,22 @@ def test_coco_files_of_splits(tmp_path):
     refuses(tmp_path / "set", r"several files of COCO .* that do not name one split each; keep one")
 
 
+def test_coco_images_in_the_folder_of_their_subset(tmp_path):
+    """CVAT puts them there."""
+    write_coco(tmp_path / "set", coco_document("ab"), "annotations/instances_default.json")
+    (tmp_path / "set/images/default").mkdir()
+    for name in ("a.png", "b.png"):
+        (tmp_path / "set/images" / name).rename(tmp_path / "set/images/default" / name)
+    (tmp_path / "set/train.txt").write_text("a\n")
+    (tmp_path / "set/val.txt").write_text("b\n")
+    dataset = raw(tmp_path / "set")
+    assert [(sample.split, sample.name) for sample in dataset.samples] == [
+        ("train", "a"),
+        ("val", "b"),
+    ]
+    assert counts(dataset, "a") == [36, 44]
+
+
 def test_coco_category_called_background(tmp_path):
     document = coco_document("ab")
     document["categories"].append({"id": 9, "name": "Background"})
