@@ -10,5 +10,5 @@ hardware.py        the machine and the versions
 report.py          the tables
 """
 
-SUITES = ("startup", "memory", "upsample", "train_step", "input", "evaluate")
+SUITES = ("startup", "memory", "upsample", "volumes", "train_step", "input", "evaluate")
 """Those that start processes, which need the device's memory, come first."""

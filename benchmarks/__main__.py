@@ -8,6 +8,8 @@ memory      peak memory of a training step, activations saved per image, largest
 upsample    transposed convolutions to about 320×480, batch 2, forward and with their gradients: of
             21 classes with strides 2 to 32, and of a U-Net's features with kernels of 2×2; ours,
             flax's, lax's and, if asked for, PyTorch's
+volumes     convolutions and transposed convolutions of three axes, as in a 3-D U-Net; ours, lax's
+            and, if asked for, PyTorch's
 train_step  a whole step, from canvases of 512×512 bytes to new parameters: scale, crop and flip,
             forward, loss, gradients, update. FCN-8s on SqueezeNet; on a GPU also torchvision's FCN
             on ResNet-50 and FCN-8s on VGG16, in bfloat16

@@ -78,7 +78,7 @@ def contenders(
         graph, _ = nnx.split(nnx.eval_shape(layer))
         return nnx.merge(graph, nnx.State({"kernel": nnx.Param(k)}))(x)
 
-    contender = partial(_contender, cotangent=cotangent, backward=backward, dtype=dtype)
+    make = partial(contender, cotangent=cotangent, backward=backward, dtype=dtype)
     fixed = partial(bilinear_upsample, filter_size=2 * stride, **geometry)
     with_lax = partial(lax.conv_transpose, strides=(stride, stride), padding="SAME")
     peers: Contenders = {}
@@ -87,10 +87,10 @@ def contenders(
             values, kernel, cotangent, stride, stride // 2, backward, dtype, _calls()
         )
     return {
-        "fcn_jax learned": contender(partial(conv_transpose, **geometry), values, kernel),
-        "fcn_jax fixed": contender(fixed, values),
-        "flax nnx.ConvTranspose": contender(with_flax, values, kernel),
-        "lax.conv_transpose": contender(with_lax, values, kernel),
+        "fcn_jax learned": make(partial(conv_transpose, **geometry), values, kernel),
+        "fcn_jax fixed": make(fixed, values),
+        "flax nnx.ConvTranspose": make(with_flax, values, kernel),
+        "lax.conv_transpose": make(with_lax, values, kernel),
         **peers,
     }
 
@@ -109,16 +109,16 @@ def unet_contenders(
             (2, 2, features, out_features),
         )
     )
-    contender = partial(_contender, cotangent=cotangent, backward=backward, dtype=dtype)
+    make = partial(contender, cotangent=cotangent, backward=backward, dtype=dtype)
     in_phases = partial(conv_transpose, stride=2, crop=0, output_size=output_size)
     with_lax = partial(lax.conv_transpose, strides=(2, 2), padding="VALID")
     peers: Contenders = {}
     if peer:
         peers = peer.upsampling(values, kernel, cotangent, 2, 0, backward, dtype, _calls())
     return {
-        "fcn_jax blocks": contender(block_upsample, values, kernel),
-        "fcn_jax in phases": contender(in_phases, values, kernel),
-        "lax.conv_transpose": contender(with_lax, values, kernel),
+        "fcn_jax blocks": make(block_upsample, values, kernel),
+        "fcn_jax in phases": make(in_phases, values, kernel),
+        "lax.conv_transpose": make(with_lax, values, kernel),
         **peers,
     }
 
@@ -127,7 +127,7 @@ def _calls() -> int:
     return CALLS_ON_GPU if on_gpu() else 1
 
 
-def _contender(
+def contender(
     function: Callable[..., jax.Array],
     *arguments: np.ndarray,
     cotangent: np.ndarray,

@@ -24,6 +24,7 @@ from fcn_jax.data.splits import Split
 from fcn_jax.errors import UserError
 
 EAGER = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+EAGER_3D = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last_3d}
 COMPILED = {"channels_last, compiled": torch.channels_last}
 """Memory formats by the part of a contender's name in brackets, of which the fastest counts."""
 
@@ -96,23 +97,47 @@ class Peer:
                 copy = torch.tensor(array.copy(), dtype=getattr(torch, dtype))
                 return copy.to(self.device, memory_format=layout)
 
+            convolve = getattr(torch.nn.functional, f"conv_transpose{kernel.ndim - 2}d")
             x, gradient = (tensor(np.moveaxis(array, -1, 1)) for array in (values, cotangent))
-            weight = tensor(kernel.transpose(2, 3, 0, 1))  # to (in, out, h, w)
+            weight = tensor(np.moveaxis(kernel, (-2, -1), (0, 1)))  # to (in, out, h, w)
             for inputs in (x, weight):
                 inputs.requires_grad_(backward)
 
             def run() -> Any:
                 for _ in range(calls):
-                    result = torch.nn.functional.conv_transpose2d(
-                        x, weight, stride=stride, padding=padding
-                    )
+                    result = convolve(x, weight, stride=stride, padding=padding)
                     if backward:
                         torch.autograd.grad(result, (x, weight), gradient)
                 return result
 
             return run
 
-        return self._contenders("PyTorch", EAGER, make, iterations=calls)
+        layouts = EAGER if kernel.ndim == 4 else EAGER_3D
+        return self._contenders("PyTorch", layouts, make, iterations=calls)
+
+    def convolution(
+        self, values: np.ndarray, kernel: np.ndarray, cotangent: np.ndarray, backward: bool
+    ) -> dict[str, Contender]:
+        """Makes the contenders of the suite `volumes`; see `suite_volumes.convolutions`."""
+
+        def make(layout: Any) -> Callable[[], Any]:
+            def tensor(array: np.ndarray) -> Any:
+                return torch.tensor(array.copy()).to(self.device, memory_format=layout)
+
+            x, gradient = (tensor(np.moveaxis(array, -1, 1)) for array in (values, cotangent))
+            weight = tensor(np.moveaxis(kernel, (-1, -2), (0, 1)))  # to (out, in, d, h, w)
+            for inputs in (x, weight):
+                inputs.requires_grad_(backward)
+
+            def run() -> Any:
+                result = torch.nn.functional.conv3d(x, weight, padding=1)
+                if backward:
+                    torch.autograd.grad(result, (x, weight), gradient)
+                return result
+
+            return run
+
+        return self._contenders("PyTorch", EAGER_3D, make)
 
     def training_steps(self, workload: Workload) -> dict[str, Contender]:
         """Makes the contenders of the suite `train_step`.

@@ -106,6 +106,8 @@ def main(arguments: list[str]) -> None:
 
 def _data_shape(config: Config, num_classes: int | None) -> DataShape:
     """Reads what the step depends on from the data set, or takes it from the flag."""
+    if config.data.ndim == 3:
+        raise UserError("config.data.name=volumes cannot be compiled ahead of time, images can")
     if num_classes is not None:
         canvas = config.data.canvas_px or config.augment.crop_px
         if canvas is None:

@@ -11,7 +11,8 @@ DIR is the folder of a run or of an exported run, or FILE.safetensors, a model f
 
 Several processes score a split together, with the same result: docs/cluster.md.
 
-Prints the paper's four metrics and a table of classes. Writes to DIR/evaluation (FILE/evaluation)
+Prints the paper's four metrics and a table of classes; of volumes also Dice, IoU and the 95 %
+Hausdorff distance by case. Writes to DIR/evaluation (FILE/evaluation)
 
     SPLIT.json            the scores, and their confidence intervals
     SPLIT_images.npz      pixels by image and class, for `python -m fcn_jax.compare`
@@ -92,7 +93,7 @@ from fcn_jax.models.fcn import suffix
 from fcn_jax.parallel import agreement, hosts
 from fcn_jax.pictures import plots, sheets
 from fcn_jax.pictures.colours import palette_of
-from fcn_jax.runs import evaluation_folder
+from fcn_jax.runs import PLAN, evaluation_folder
 from fcn_jax.terminal.atomic_files import write_whole
 from fcn_jax.terminal.console import open_console
 from fcn_jax.terminal.progress import say
@@ -145,7 +146,7 @@ def _evaluate_and_report() -> None:
             raise UserError(f"--all_conventions cannot be combined with --{flag}")
     shard = Shard.parse(options.shard) if options.shard else None
     with hosts.first_process_first():
-        dataset = _dataset(predictor.config.data, options.data, options.data_root)
+        dataset = _dataset(predictor.config.data, options.data, options.data_root, workdir / PLAN)
         images = dataset.statistics(split).names_digest
     agreement.check_same(
         {"the step": predictor.step, "the digest of the images' names": images},
@@ -217,11 +218,16 @@ def _merge(workdirs: list[Path]) -> None:
         report(evaluation, workdirs[0], name, step=step)
 
 
-def _dataset(trained_on: DataConfig, name: str | None, root: str | None) -> Dataset:
-    """Opens the data set of a run, or the one that the flags name instead."""
+def _dataset(trained_on: DataConfig, name: str | None, root: str | None, plan: Path) -> Dataset:
+    """Opens the data set of a run, or the one that the flags name instead.
+
+    plan: the run's, for volumes.
+    """
     data = dataclasses.replace(trained_on, name=name or trained_on.name)
     # shapes has no files, so the root of the training data does not apply to it.
     data.root = root or (None if data.name == "shapes" else data.root)
+    if data.ndim == 3 and plan.exists():
+        data.plan = str(plan)
     try:
         return open_dataset(data)
     except UserError as error:
@@ -369,12 +375,18 @@ def report(evaluation: Evaluation, workdir: Path, name: str, step: int) -> None:
     """
     if not hosts.is_first():  # all hosts have the same scores; one of them writes
         return
-    canvases = ", ".join(f"{height}×{width}" for height, width in evaluation.canvases)
+    canvases = ", ".join("×".join(map(str, canvas)) for canvas in evaluation.canvases)
     empty = f"{evaluation.empty_share:.0%} of them empty"
-    say(
-        f"step {step} on {name}: {len(evaluation.names)} images, "
-        f"{evaluation.inference.description} on canvases of {canvases}, {empty}"
-    )
+    if any(scored.cases for scored in evaluation.by_map.values()):
+        say(
+            f"step {step} on {name}: {len(evaluation.names)} volumes, in tiles of {canvases} "
+            "voxels that overlap by half, with Gaussian weights"
+        )
+    else:
+        say(
+            f"step {step} on {name}: {len(evaluation.names)} images, "
+            f"{evaluation.inference.description} on canvases of {canvases}, {empty}"
+        )
     say(f"convention {evaluation.convention.name}: {evaluation.convention.description}")
     for label_map, scored in evaluation.by_map.items():
         if label_map:
@@ -387,6 +399,8 @@ def report(evaluation: Evaluation, workdir: Path, name: str, step: int) -> None:
             "inference": evaluation.inference.description,
             "intervals": intervals and intervals.to_json(scored.class_names),
         }
+        if scored.cases is not None:
+            numbers["by_case"] = scored.cases.to_json(scored.class_names)
         stem = evaluation_folder(workdir) / f"{name}{suffix(label_map)}"
         _write(scored, numbers, stem)
         say(f"pictures and numbers: {stem}_sheet.png, _confusion.png, .json")
@@ -396,6 +410,8 @@ def _print_scores(scored: MapEvaluation) -> bootstrap.Intervals | None:
     """Prints the table; returns the intervals if the means are those of the intervals."""
     scores, class_names = scored.scores, scored.class_names
     open_console().print(metrics.scores_table(scores, class_names))
+    if scored.cases is not None:
+        open_console().print(scored.cases.table(class_names))
     if scored.mean_over == "truth":
         intervals = bootstrap.intervals(scored.counts)
         images = len(scored.counts.names)

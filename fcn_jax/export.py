@@ -74,6 +74,8 @@ def main(arguments: list[str]) -> None:
         raise UserError("--workdir=DIR and --output=OUT are needed (see --help)")
     workdir, output = Path(options.workdir), Path(options.output)
     predictor = load_run(workdir, options.checkpoint)
+    if predictor.config.data.ndim == 3:
+        raise UserError(f"{workdir} is trained on volumes, and export is for images")
     if options.format != "fcn_jax":
         if workdir.resolve() in (output.resolve(), *output.resolve().parents):
             raise UserError(f"--output={output} is the run itself, or inside it: give another file")

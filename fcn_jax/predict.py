@@ -38,6 +38,12 @@ is predicted in tiles without this flag too.
 predicts the test images of PASCAL VOC 2012 and packs OUT/results.tgz for its evaluation server; try
 it with --split=val. See `inference/voc_server.py`.
 
+A network that was trained on volumes (docs/volumes.md) predicts NIfTI files in overlapping tiles:
+
+    python -m fcn_jax.predict --workdir=DIR --output=OUT [--flip] FOLDER
+
+writes OUT/CASE.nii.gz, on the grid and with the header of the image.
+
 From Python:
 
     import fcn_jax
@@ -97,6 +103,7 @@ from pathlib import Path
 import numpy as np
 
 from fcn_jax.data.images import IMAGE_SUFFIXES, header_size, is_tiff
+from fcn_jax.data.plan import Plan
 from fcn_jax.data.shard import Shard
 from fcn_jax.errors import UserError, width_by_height
 from fcn_jax.inference.image_files import (
@@ -110,7 +117,9 @@ from fcn_jax.inference.options import WHOLE, Inference
 from fcn_jax.inference.output_digest import read_digest
 from fcn_jax.inference.tiles import Tiling, receptive_field, tiling
 from fcn_jax.inference.trained import Predictor, load_run
+from fcn_jax.inference.volume_files import predict_volume_files
 from fcn_jax.parallel.memory import free_bytes
+from fcn_jax.runs import PLAN
 from fcn_jax.terminal.progress import progress_bar, say
 from fcn_jax.terminal.signals import StopSignal
 
@@ -149,8 +158,11 @@ def main(arguments: list[str]) -> None:
     if options.voc_submission:
         _submit(inference)
         return
-    paths = find_images(arguments)
     predictor = load_run(options.workdir, options.checkpoint)
+    if predictor.config.data.ndim == 3:
+        _predict_volumes(predictor, arguments, inference)
+        return
+    paths = find_images(arguments)
     inference.check_fits(predictor.network)
     predict_files(
         predictor,
@@ -161,6 +173,22 @@ def main(arguments: list[str]) -> None:
         cut=_tiling(predictor) if options.tile is not None else None,
         shard=shard,
     )
+
+
+def _predict_volumes(predictor: Predictor, arguments: list[str], inference: Inference) -> None:
+    options = flags.FLAGS
+    for name in ("overlay", "tile", "shard", "windows"):
+        if options[name].present:
+            raise UserError(f"--{name} is for images, and this network was trained on volumes")
+    if inference.scales != WHOLE.scales:
+        raise UserError("--scales is for images, and this network was trained on volumes")
+    path = Path(options.workdir) / PLAN
+    if not path.exists():
+        raise UserError(
+            f"{path}: missing; volumes are predicted with the folder that training wrote"
+        )
+    output = Path(options.output)
+    predict_volume_files(predictor, Plan.load(path), arguments, output, mirror=inference.flip)
 
 
 def _submit(inference: Inference) -> None:

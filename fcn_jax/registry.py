@@ -162,6 +162,7 @@ datasets = Registry(
         "voc": "fcn_jax.data.voc:raw_dataset",
         "voc/trainaug": "fcn_jax.data.voc:raw_dataset",
         "folder": "fcn_jax.data.layouts:raw_dataset",
+        "volumes": "fcn_jax.data.volumes:open_volumes",
         "isbi2012": "fcn_jax.data.isbi:raw_dataset",
     },
 )

@@ -1,6 +1,7 @@
 """The folder of a run: its files, and the check that training may resume it.
 
 DIR/run.json            settings, channels of the images, class names, digest of the training images
+DIR/plan.json           of volumes only: see `data/plan.py`
 DIR/checkpoints/STEP    see `training/checkpoint.py`
 DIR/log.jsonl           metrics every few steps
 DIR/tensorboard         the same metrics as curves, and pictures of predictions
@@ -19,8 +20,11 @@ from fcn_jax.registry import UnregisteredError
 from fcn_jax.terminal.atomic_files import write_whole
 from fcn_jax.terminal.progress import say
 
+PLAN = "plan.json"
+
 FREE_TO_CHANGE = (
     "data.root",
+    "data.plan",
     "data.prepared_dir",
     "data.cache",
     "data.workers",

@@ -28,7 +28,7 @@ import math
 import time
 from functools import partial
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import jax
 import numpy as np
@@ -36,6 +36,7 @@ import numpy as np
 from fcn_jax import pretrained, runs
 from fcn_jax.config import Config
 from fcn_jax.data.datasets import Dataset, open_dataset
+from fcn_jax.data.volumes import VolumeDataset
 from fcn_jax.errors import UserError
 from fcn_jax.evaluate import report
 from fcn_jax.evaluation.evaluator import Evaluation, EvaluationStopped, Evaluator
@@ -109,6 +110,7 @@ def _train(config: Config, workdir: Path) -> Evaluation:
         dataset = open_dataset(config.data)
         records = dataset.split(config.data.train_split)
         statistics = dataset.statistics(config.data.train_split)
+    config = _with_patch(config, dataset)
     if not len(records):
         raise UserError(f"split {config.data.train_split} of {dataset.name} has no images")
     for label_map, counts in statistics.label_counts.items():
@@ -126,9 +128,8 @@ def _train(config: Config, workdir: Path) -> Evaluation:
     )
 
     # --- model, optimizer, steps
-    network = PureModel(
-        abstract_model(config.model, num_classes, channels=channels, axis_name=DATA_AXIS)
-    )
+    shape: Any = {"channels": channels, "ndim": dataset.ndim}
+    network = PureModel(abstract_model(config.model, num_classes, **shape, axis_name=DATA_AXIS))
     optimizer = optim.build_optimizer(config.optim, network.decay_mask, total_steps)
     weights_by_map = class_weights(config.loss.class_weights, num_classes, statistics.label_counts)
     train_step = make_train_step(network, optimizer, config, weights_by_map)
@@ -139,6 +140,10 @@ def _train(config: Config, workdir: Path) -> Evaluation:
     with hosts.first_process_first():
         # Only now, because the settings of the model and the loss are checked.
         runs.create_or_check(workdir, run, len(records))
+        if isinstance(dataset, VolumeDataset):
+            plan = dataclasses.replace(dataset.plan, patch=config.volumes.patch or ())
+            dataset = dataclasses.replace(dataset, plan=plan)
+            plan.save(workdir / runs.PLAN)
         evaluate = Evaluator(network, dataset, config.data.eval_split, config.eval)
     learning_rate = jax.jit(optim.learning_rate_schedule(config.optim, total_steps))
 
@@ -147,7 +152,7 @@ def _train(config: Config, workdir: Path) -> Evaluation:
         if checkpoints.latest is not None:
             state = checkpoints.restore(state_shapes)
         else:
-            model = init_model(config.model, num_classes, channels=channels, seed=config.seed)
+            model = init_model(config.model, num_classes, **shape, seed=config.seed)
             variables = PureModel(model).variables
             del model
             if weights is not None:
@@ -253,12 +258,22 @@ def _with_preprocessing(
         return config
     if begun is not None:
         resolved = runs.read_settings(begun).config.model.preprocessing
+    elif config.data.ndim == 3:
+        resolved = "none"  # the plan normalises volumes
     elif weights is not None:
         resolved = weights.provenance.preprocessing
     else:
         resolved = preprocessing_name(config.model)
     model = dataclasses.replace(config.model, preprocessing=resolved)
     return dataclasses.replace(config, model=model)
+
+
+def _with_patch(config: Config, dataset: Dataset) -> Config:
+    """Replaces `volumes.patch=None` by the patch of the plan."""
+    if not isinstance(dataset, VolumeDataset) or config.volumes.patch is not None:
+        return config
+    x, y, z = dataset.plan.patch
+    return dataclasses.replace(config, volumes=dataclasses.replace(config.volumes, patch=(x, y, z)))
 
 
 def _save_unscored(

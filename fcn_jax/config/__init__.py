@@ -20,6 +20,7 @@ from fcn_jax.config.sections import (
     ModelConfig,
     OptimConfig,
     TrainConfig,
+    VolumesConfig,
     default_config,
 )
 
@@ -33,6 +34,7 @@ __all__ = [
     "ModelConfig",
     "OptimConfig",
     "TrainConfig",
+    "VolumesConfig",
     "check_ranges",
     "default_config",
     "from_dict",

@@ -26,6 +26,9 @@ DATA_SET_NAME = Pattern(r"(?![/.~])(?!.*\.\.)[^\s\\]+", "the name of a data set,
 
 MAX_SIDE_PX = 32_768
 
+VOLUMES = "volumes"
+"""The name of the data set of three-dimensional images (`data/volumes.py`)."""
+
 
 # The machinery reads the annotations as types: no `from __future__ import annotations` here.
 @dataclasses.dataclass
@@ -76,6 +79,15 @@ class DataConfig(Section):
         0, "processes that read and decode (0: threads of this one)", at_least=0, at_most=1024
     )
 
+    plan: str | None = setting(
+        None, "volumes: file of the plan (None: made from the volumes, and kept with the records)"
+    )
+
+    @property
+    def ndim(self) -> int:
+        """Number of spatial axes: 3 for volumes, 2 for images."""
+        return 3 if self.name == VOLUMES else 2
+
     def label_map_names(self) -> tuple[str, ...]:
         """Returns the names of the label maps in the network; a single one is called ""."""
         return self.label_maps if len(self.label_maps) > 1 else ("",)
@@ -108,6 +120,38 @@ class AugmentConfig(Section):
 
 
 @dataclasses.dataclass
+class VolumesConfig(Section):
+    """Random changes of the training patches of volumes, in place of those in `augment`."""
+
+    patch: tuple[int, int, int] | None = setting(
+        None, "size of the training patch, in voxels (None: the plan's)", at_least=1, at_most=1024
+    )
+    foreground_share: float = setting(
+        1 / 3, "share of the patches with a foreground voxel in their middle", at_least=0, at_most=1
+    )
+    flip_axes: tuple[int, ...] = setting(
+        (), "axes along which half of the patches are mirrored: 0,1,2", at_least=0, at_most=2
+    )
+    rotate_degrees: float = setting(
+        0.0, "largest rotation about each axis", at_least=0, at_most=180
+    )
+    scale: tuple[float, float] = setting(
+        (1.0, 1.0), "range of the random scale: smallest,largest", at_least=0.1, at_most=10
+    )
+    brightness: float = setting(0.0, "largest relative change", at_least=0, at_most=1)
+    contrast: float = setting(0.0, "largest relative change", at_least=0, at_most=1)
+    gamma: float = setting(
+        0.0, "largest relative change of the exponent of intensities", at_least=0, below=1
+    )
+    noise: float = setting(
+        0.0,
+        "largest standard deviation of noise, of normalised intensities",
+        at_least=0,
+        at_most=10,
+    )
+
+
+@dataclasses.dataclass
 class ModelConfig(Section):
     """The network."""
 
@@ -134,7 +178,7 @@ class ModelConfig(Section):
     preprocessing: str = setting(
         "auto",
         "normalisation of pixels (auto: as the weights of `init`, or the backbone, need it)",
-        choices=("auto", "caffe", "torchvision", "inception"),
+        choices=("auto", "caffe", "torchvision", "inception", "none"),
     )
     fusion: str = setting(
         "early",
@@ -180,6 +224,11 @@ class ModelConfig(Section):
     )
     score_scales: tuple[float, ...] | None = setting(
         None, "factors of the features before they are scored, coarse to fine (None: 1)", above=0
+    )
+    score_init: str = setting(
+        "zero",
+        "initial weights of the score layers: zero in FCN's paper, normal (He) in U-Net's",
+        choices=("zero", "normal"),
     )
     upsampling: str = setting(
         "learned",
@@ -312,6 +361,7 @@ class Config(Section):
     init: str | None = setting(None, "weights to start from: a file, or the folder of another run")
     data: DataConfig = field(default_factory=DataConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
+    volumes: VolumesConfig = field(default_factory=VolumesConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
@@ -350,8 +400,9 @@ class Config(Section):
                 train.batch_size,
                 f"must be divisible by train.accumulation_steps (={train.accumulation_steps})",
             )
-        if augment.scale[0] > augment.scale[1]:
-            raise ArgumentError("augment.scale", augment.scale, "must be smallest,largest")
+        for name, scale in (("augment", augment.scale), ("volumes", self.volumes.scale)):
+            if scale[0] > scale[1]:
+                raise ArgumentError(f"{name}.scale", scale, "must be smallest,largest")
         if model.head_dilation != 1 and model.head != "mmseg":
             raise ArgumentError(
                 "model.head_dilation", model.head_dilation, "must be 1 without model.head=mmseg"

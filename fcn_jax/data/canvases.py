@@ -11,10 +11,15 @@ from typing import TypeVar
 
 import numpy as np
 
+from fcn_jax.config import Config
+
 Number = TypeVar("Number", int, np.ndarray)
 
-Size = tuple[int, int]
-"""Height and width."""
+Size = tuple[int, ...]
+"""Height and width; of volumes, the size on each of three axes."""
+
+PATCHES_ON_CANVAS = 2
+"""Patches, along each axis, on the canvas of a large volume, of which training draws one."""
 
 MIN_SAVED_SHARE = 0.05
 """An additional canvas size must save at least this share of all pixels."""
@@ -131,9 +136,23 @@ def choose_canvases(sizes: np.ndarray, *, max_canvases: int, multiple: int = 32)
 
 
 def one_canvas(sizes: np.ndarray, multiple: int = 32) -> Size:
-    """The smallest canvas that holds every image: sizes int (n, 2), n > 0."""
-    height, width = (round_up(int(side), multiple) for side in sizes.max(axis=0))
-    return height, width
+    """The smallest canvas that holds every image: sizes int (n, axes), n > 0."""
+    return tuple(round_up(int(side), multiple) for side in sizes.max(axis=0))
+
+
+def training_canvas(config: Config, sizes: np.ndarray) -> Size:
+    """Returns the canvas of training: the setting, or the smallest that holds every image.
+
+    Training reads patches of volumes that are larger than `PATCHES_ON_CANVAS` patches along an
+    axis: a window of that size.
+    """
+    if config.data.ndim == 2:
+        return config.data.canvas_px or one_canvas(sizes)
+    assert config.volumes.patch is not None
+    return tuple(
+        min(side, PATCHES_ON_CANVAS * patch_side)
+        for side, patch_side in zip(one_canvas(sizes, 1), config.volumes.patch, strict=True)
+    )
 
 
 def empty_share(sizes: np.ndarray, buckets: Sequence[Bucket]) -> float:

@@ -41,7 +41,7 @@ class Statistics:
     """Image sizes and label counts of a split.
 
     Attributes:
-      sizes: height and width of each image, int32 (n, 2).
+      sizes: height and width of each image, int32 (n, 2); three sizes of a volume.
       label_counts: pixels of each label, int64 (256,), by label map.
       names_digest: identifies the names of the images and their order.
     """
@@ -67,6 +67,7 @@ class Dataset:
       label_features: the names of the label maps' features, in the order of `label_maps`.
       label_offset: is added to every label.
       colours: the colours of the classes, if the data set defines them.
+      ndim: number of spatial axes: 2 for images, 3 for volumes (`volumes.VolumeDataset`).
     """
 
     name: str
@@ -78,6 +79,7 @@ class Dataset:
     label_features: tuple[str, ...] = ("label",)
     label_offset: int = 0
     colours: tuple[Colour, ...] = ()
+    ndim: int = 2
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -95,8 +97,8 @@ class Dataset:
         features = self.builder.info.features
         return 3 + sum(features[name].shape[-1] for name in self.channel_features)
 
-    def split(self, name: str) -> Split:
-        """Opens the records of a split.
+    def split(self, name: str) -> Any:
+        """Opens the records of a split, a `Split`.
 
         Raises:
           UserError: there is no such split.
@@ -161,6 +163,8 @@ def open_dataset(data: DataConfig | str) -> Dataset:
     check_ranges(data, "data.")
     if data.name not in registry.datasets:
         return _open_tfds(data)
+    if data.ndim == 3:
+        return registry.datasets[data.name](data)
     records = open_prepared(data)
     return Dataset(
         name=data.name,

@@ -3,6 +3,8 @@
 A canvas has a fixed size, and a record in its top left corner. It is a dictionary of `image`, uint8
 (H, W, c); `label`, uint8 (H, W), or (H, W, m) for several label maps, with 255 outside the image;
 and `size`, int32 (2,), the height and width of the image.
+
+Volumes have one axis more, and their images are float32.
 """
 
 import contextlib
@@ -21,6 +23,9 @@ from fcn_jax.data.order import PERIOD, image_at
 
 Batch = dict[str, np.ndarray]
 
+
+FOREGROUND_SHARE = 0.5
+"""Share of the windows of a large volume that have a foreground voxel in their middle."""
 
 TRAINING_THREADS = 16
 """Threads that read and decode images for training; they may outnumber the cores."""
@@ -158,11 +163,17 @@ class _Subset:
 def _random_window(
     record: dict[str, Any], canvas_px: Size, random: np.random.Generator
 ) -> dict[str, Any]:
-    slack = np.maximum(np.subtract(record["label"].shape[:2], canvas_px), 0)
+    slack = np.maximum(np.subtract(record["label"].shape[: len(canvas_px)], canvas_px), 0)
     if not slack.any():
         return record
-    top, left = random.integers(0, slack + 1)
-    window = slice(top, top + canvas_px[0]), slice(left, left + canvas_px[1])
+    starts = random.integers(0, slack + 1)
+    places = record.get("foreground", ())
+    if len(places) and random.random() < FOREGROUND_SHARE:
+        middle = places[random.integers(len(places))]
+        starts = np.clip(middle - np.asarray(canvas_px) // 2, 0, slack)
+    window = tuple(
+        slice(start, start + side) for start, side in zip(starts, canvas_px, strict=True)
+    )
     return {**record, "image": record["image"][window], "label": record["label"][window]}
 
 
@@ -186,17 +197,18 @@ class ToCanvas:
     def put(self, record: dict[str, Any], canvas: dict[str, np.ndarray]) -> None:
         """Copies a record onto an empty canvas."""
         for key, size in (("image", "size"), ("label", "label_size")):
-            height, width = record[key].shape[:2]
-            canvas[key][:height, :width] = record[key]
+            shape = record[key].shape[: len(self.canvas_px)]
+            canvas[key][tuple(slice(side) for side in shape)] = record[key]
             if size in canvas:
-                canvas[size][...] = height, width
+                canvas[size][...] = shape
 
     def empty(self, example: dict[str, Any], count: int) -> dict[str, np.ndarray]:
         """Makes `count` empty canvases with the channels and label maps of an example record."""
         label_px = self.label_canvas_px or self.canvas_px
-        maps = example["label"].shape[2:]
+        image = example["image"]
+        maps = example["label"].shape[len(self.canvas_px) :]
         canvases = {
-            "image": np.zeros((count, *self.canvas_px, example["image"].shape[-1]), np.uint8),
+            "image": np.zeros((count, *self.canvas_px, image.shape[-1]), image.dtype),
             "label": np.full((count, *label_px, *maps), IGNORE_INDEX, np.uint8),
             "size": np.tile(np.asarray(self.canvas_px, np.int32), (count, 1)),
         }

@@ -235,6 +235,10 @@ def open_raw(data: DataConfig) -> RawDataset | None:
     """
     if data.name not in registry.datasets:
         return None
+    if data.ndim == 3:
+        raise UserError(
+            f"{data.root or data.name}: this needs images, and data.name=volumes is none"
+        )
     raw = _call_data_set(registry.datasets[data.name], data, data=data)
     if not isinstance(raw, RawDataset):
         raise UserError(

@@ -41,7 +41,7 @@ def load(records: Any, canvas_px: Size, use_mesh: bool | None = None) -> dict[st
 
     Args:
         records: a random-access source of records (`splits.Split`), none larger than the canvas.
-        canvas_px: height and width.
+        canvas_px: height and width; of volumes, three sizes.
         use_mesh: see `data_parallel.parallelize`.
 
     Returns:

@@ -26,7 +26,7 @@ import errno
 import itertools
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -43,6 +43,7 @@ from fcn_jax.doctor.kinds import Finding, group_by_kind
 from fcn_jax.doctor.set_checks import check_set
 from fcn_jax.doctor.subject import Subject, open_subject
 from fcn_jax.doctor.survey import Survey
+from fcn_jax.doctor.volumes import examine_volumes
 from fcn_jax.errors import UserError
 from fcn_jax.pictures import contact_sheet
 from fcn_jax.terminal.atomic_files import write_whole
@@ -61,7 +62,7 @@ def main(arguments: list[str]) -> None:
         raise UserError(f"unexpected argument {arguments[0]!r} (see --help)")
     config, output = flags.FLAGS.config, flags.FLAGS.output
     name = config.data.name.replace("/", "_")
-    if config.data.name == "folder":
+    if config.data.name in ("folder", "volumes"):
         name = Path(config.data.root or "").resolve().name
     diagnose(config, Path(output or f"doctor_{name}.png"))
 
@@ -74,7 +75,10 @@ def diagnose(config: Config, output: Path) -> None:
     """
     config.check()
     check_output(output)
-    errors = []
+    if config.data.ndim == 3:
+        lines, pictures = examine_volumes(config.data)
+        _finish(len(lines), pictures, output, config.data.root or config.data.name)
+        return
     with open_subject(config.data) as subject:
         console = open_console()
         where = f" in {config.data.root}" if config.data.root else ""
@@ -84,16 +88,23 @@ def diagnose(config: Config, output: Path) -> None:
         report.print_findings(console, findings)
         report.print_advice(console, advise(survey, config))
         faults = [finding for finding in findings if finding.is_fault]
-        sheet = contact_sheet.draw(_sheet_entries(subject, survey, faults))
-        if sheet is not None:
-            try:
-                save_picture(sheet, output)
-                say(f"picture: {output}")
-            except UserError as error:  # for example a full disk; the faults still count
-                errors.append(str(error))
+        entries = _sheet_entries(subject, survey, faults)
+        _finish(len(faults), entries, output, config.data.root or config.data.name)
+
+
+def _finish(faults: int, entries: Iterable[contact_sheet.Entry], output: Path, place: str) -> None:
+    """Draws the picture; raises UserError if there are faults or the picture cannot be written."""
+    errors = []
+    sheet = contact_sheet.draw(entries)
+    if sheet is not None:
+        try:
+            save_picture(sheet, output)
+            say(f"picture: {output}")
+        except UserError as error:  # for example a full disk; the faults still count
+            errors.append(str(error))
     if faults:
-        noun = "fault" if len(faults) == 1 else "faults"
-        errors.append(f"{len(faults)} {noun} in {config.data.root or config.data.name}")
+        noun = "fault" if faults == 1 else "faults"
+        errors.append(f"{faults} {noun} in {place}")
     else:
         say("no faults")
     if errors:

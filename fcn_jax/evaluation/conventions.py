@@ -136,7 +136,7 @@ def within(size: Size, longer: int, shorter: int) -> Size:
 def resize_smooth(image: np.ndarray, size: Size) -> np.ndarray:
     """Resizes uint8 (h, w, c) to (*size, c) by Pillow's bilinear filter, with antialiasing."""
     channels = [
-        np.asarray(Image.fromarray(channel).resize(size[::-1], Image.Resampling.BILINEAR))
+        np.asarray(Image.fromarray(channel).resize((size[1], size[0]), Image.Resampling.BILINEAR))
         for channel in np.moveaxis(image, -1, 0)
     ]
     return np.stack(channels, axis=-1)
@@ -164,7 +164,7 @@ def resize_nearest(label: np.ndarray, size: Size) -> np.ndarray:
     """Resizes uint8 (h, w) or (h, w, m) to (*size) or (*size, m) by Pillow's nearest neighbour."""
     maps = label if label.ndim == 3 else label[..., None]
     resized = [
-        np.asarray(Image.fromarray(values).resize(size[::-1], Image.Resampling.NEAREST))
+        np.asarray(Image.fromarray(values).resize((size[1], size[0]), Image.Resampling.NEAREST))
         for values in np.moveaxis(maps, -1, 0)
     ]
     return resized[0] if label.ndim == 2 else np.stack(resized, axis=-1)

@@ -13,9 +13,11 @@ from fcn_jax.data.datasets import Dataset
 from fcn_jax.data.labels import by_map
 from fcn_jax.data.palettes import Colour
 from fcn_jax.data.shard import Shard
-from fcn_jax.errors import ArgumentError
+from fcn_jax.data.volumes import VolumeDataset
+from fcn_jax.errors import ArgumentError, UserError
 from fcn_jax.evaluation import conventions, metrics
 from fcn_jax.evaluation.boundary import boundary_counts
+from fcn_jax.evaluation.case_scores import CaseScores, hausdorff95_of_classes
 from fcn_jax.evaluation.conventions import Convention, EvaluationSplit
 from fcn_jax.evaluation.image_counts import ImageCounts
 from fcn_jax.evaluation.scorers import (
@@ -23,11 +25,13 @@ from fcn_jax.evaluation.scorers import (
     ScoredImages,
     Scorer,
     ViewScorer,
+    VolumeScorer,
     images_of,
 )
 from fcn_jax.inference.options import WHOLE, Inference
 from fcn_jax.models.pure_model import PureModel
 from fcn_jax.parallel import hosts
+from fcn_jax.pictures.orthogonal import orthogonal_views
 from fcn_jax.pictures.sheets import SheetRow
 from fcn_jax.terminal.progress import progress_bar
 
@@ -46,6 +50,7 @@ class MapEvaluation:
         mean_over: the classes that the means are taken over.
         boundary: int64 (2, k), see `metrics.scores`; None if it was not asked for.
         colours: the colours of the first classes in pictures; VOC's for the others.
+        cases: the scores of each volume; None for images.
     """
 
     class_names: tuple[str, ...]
@@ -55,6 +60,7 @@ class MapEvaluation:
     mean_over: metrics.MeanOver
     boundary: np.ndarray | None = None
     colours: Sequence[Colour] = ()
+    cases: CaseScores | None = None
 
     @property
     def scores(self) -> metrics.Scores:
@@ -150,7 +156,11 @@ class Evaluator:
         images = dataset.split(split)
         if not len(images):
             raise ArgumentError("split", split, f"of {dataset.name} has no images")
-        records = EvaluationSplit(images, dataset.statistics(split).sizes, convention)
+        records: Any = images
+        if isinstance(dataset, VolumeDataset):
+            _check_volumes(convention, inference, boundary=boundary)
+        else:
+            records = EvaluationSplit(images, dataset.statistics(split).sizes, convention)
         if not len(records):
             raise ArgumentError(
                 "convention",
@@ -165,7 +175,9 @@ class Evaluator:
         self._images = images_of(shard, count)
         self._sampled = set(sheet_images(count))
         self._scorer: Scorer
-        if inference == WHOLE:
+        if isinstance(dataset, VolumeDataset):
+            self._scorer = VolumeScorer(network, dataset, images, shard)
+        elif inference == WHOLE:
             wanted = range(count) if boundary else self._sampled
             self._scorer = BatchScorer(
                 network, dataset.num_classes, records, settings, wanted, shard
@@ -222,6 +234,7 @@ class Evaluator:
                     mean_over=self._convention.mean_over,
                     boundary=total.boundary,
                     colours=self._colours,
+                    cases=total.case_scores(tuple(names), images),
                 )
                 for label_map, total in totals.items()
             },
@@ -244,10 +257,13 @@ class Evaluator:
         for index, (record, predictions) in scored.predictions.items():
             for label_map, truth in by_map(record["label"], tuple(totals)).items():
                 total = totals[label_map]
-                height, width = truth.shape
-                predicted = predictions[label_map][:height, :width]
+                predicted = predictions[label_map][tuple(slice(side) for side in truth.shape)]
                 if index in self._sampled:
                     total.sheet_rows[index] = _sheet_row(record, truth, predicted)
+                if truth.ndim == 3:
+                    total.hd95_mm[index] = hausdorff95_of_classes(
+                        truth, predicted, len(total.confusion), record["spacing_mm"]
+                    )
                 if total.boundary is not None:
                     total.boundary += boundary_counts(truth, predicted, len(total.confusion))
 
@@ -266,6 +282,14 @@ class _Totals:
         self.hits, self.truth, self.predicted = np.zeros((3, images, num_classes), np.int64)
         self.boundary = np.zeros((2, num_classes), np.int64) if boundary else None
         self.sheet_rows: dict[int, SheetRow] = {}
+        self.hd95_mm: dict[int, np.ndarray] = {}
+
+    def case_scores(self, names: tuple[str, ...], images: list[int]) -> CaseScores | None:
+        if not self.hd95_mm:
+            return None
+        counts = (self.hits[images], self.truth[images], self.predicted[images])
+        distances = np.stack([self.hd95_mm[index] for index in images])
+        return CaseScores.of(ImageCounts(names, *counts), distances)
 
     def add(self, label_map: str, scored: ScoredImages) -> None:
         self.confusion += scored.confusion[label_map]
@@ -292,7 +316,25 @@ class _Totals:
                 self.sheet_rows[index] = image, truth, predicted, str(title)
 
 
+def _check_volumes(convention: Convention, inference: Inference, *, boundary: bool) -> None:
+    """Raises UserError for several hosts, and for ways of scoring that apply to images only."""
+    if hosts.count() > 1:
+        raise UserError("volumes are trained on and scored by one host: start a single process")
+    if convention.name not in ("native", "paper", "nnunet"):  # they leave images as they are
+        raise ArgumentError(
+            "convention", convention.name, "must be native, paper or nnunet for volumes"
+        )
+    if inference != WHOLE:
+        raise ArgumentError(
+            "inference", inference.description, "is for images: volumes are predicted in tiles"
+        )
+    if boundary:
+        raise ArgumentError("boundary", True, "is for images")
+
+
 def _sheet_row(record: dict[str, Any], truth: np.ndarray, predicted: np.ndarray) -> SheetRow:
+    if truth.ndim == 3:
+        return (*orthogonal_views(record["image"], truth, predicted), record["name"])
     image = record["image"][..., :3]
     if image.shape[:2] != truth.shape:
         height, width = truth.shape

@@ -17,13 +17,16 @@ from fcn_jax.config import EvalConfig
 from fcn_jax.data.canvases import Size, empty_share, fill_buckets, round_up
 from fcn_jax.data.labels import by_map
 from fcn_jax.data.pipeline import EvaluationBatch, evaluation_batches
+from fcn_jax.data.resample import resample_label
 from fcn_jax.data.shard import Shard
+from fcn_jax.data.volumes import VolumeDataset, VolumeSplit
 from fcn_jax.errors import ArgumentError, width_by_height
 from fcn_jax.evaluation.confusion import class_counts, count_confusion
 from fcn_jax.evaluation.conventions import EvaluationSplit
 from fcn_jax.evaluation.eval_step import make_eval_step
 from fcn_jax.inference.options import Inference
 from fcn_jax.inference.views import ViewPredictor
+from fcn_jax.inference.volumes import VolumePredictor
 from fcn_jax.models.pure_model import PureModel, predict
 from fcn_jax.parallel import data_parallel
 from fcn_jax.parallel.memory import free_bytes
@@ -276,3 +279,48 @@ class ViewScorer:
             counts = {name: class_counts(matrix[None]) for name, matrix in confusion.items()}
             names = {index: record["name"]}
             yield ScoredImages((index,), confusion, counts, names, {index: (record, classes)})
+
+
+class VolumeScorer:
+    """Scores volumes one by one, in tiles, at the spacing of their files.
+
+    The predictions of all volumes are yielded.
+
+    Args:
+        network: the network.
+        dataset: its plan gives the size of the tiles.
+        records: the volumes.
+        shard: as for `BatchScorer`.
+    """
+
+    empty_share = 0.0
+    is_partial = False
+
+    def __init__(
+        self,
+        network: PureModel,
+        dataset: VolumeDataset,
+        records: VolumeSplit,
+        shard: Shard | None = None,
+    ):
+        self._records, self._classes = records, dataset.num_classes[""]
+        self._images = images_of(shard, len(records))
+        self._predictor = VolumePredictor(network, dataset.plan.patch)
+        self.canvases: tuple[Size, ...] = (dataset.plan.patch,)
+
+    def __call__(self, variables: Any) -> Generator[ScoredImages]:
+        for index in self._images:
+            record = self._records[index]
+            truth = self._records.native_label(index)
+            predicted = resample_label(self._predictor(variables, record["image"]), truth.shape)
+            matrix = count_confusion(truth, predicted, self._classes)
+            counts = {"": class_counts(matrix[None])}
+            spacing_mm = self._records.spacing_mm(index)
+            scored = {**record, "label": truth, "spacing_mm": spacing_mm}
+            yield ScoredImages(
+                (index,),
+                {"": matrix},
+                counts,
+                {index: record["name"]},
+                {index: (scored, {"": predicted})},
+            )

@@ -230,6 +230,11 @@ class Predictor:
         return self._view_predictors[inference]
 
     def _check_image(self, image: np.ndarray) -> None:
+        if self.config.data.ndim == 3:
+            raise ValueError(
+                "the network is for volumes, which fcn_jax.inference.volumes.VolumePredictor "
+                "predicts"
+            )
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != self.channels:
             channels = " and ".join(["RGB", *self.config.data.extra_channels])
             raise ValueError(
@@ -343,5 +348,10 @@ def _network(provenance: Provenance) -> PureModel:
     """Builds the network with abstract variables: shapes and dtypes, no weights."""
     num_classes = {name: len(names) for name, names in provenance.label_maps.items()}
     return PureModel(
-        abstract_model(provenance.config.model, num_classes, channels=provenance.channels)
+        abstract_model(
+            provenance.config.model,
+            num_classes,
+            channels=provenance.channels,
+            ndim=provenance.config.data.ndim,
+        )
     )

@@ -218,7 +218,7 @@ def _listed_images(folder: Path, split: str) -> dict[str, Path]:
 
 def _sizes(images: Mapping[str, Path]) -> dict[str, Size]:
     """Returns the height and width in each image's header."""
-    sizes = {}
+    sizes: dict[str, Size] = {}
     for name, path in images.items():
         size = header_size(path)
         if size is None:

@@ -15,6 +15,8 @@ from fcn_jax.models.backbones.contract import Backbone, accepts, check_contract,
 from fcn_jax.models.backbones.late_fusion import LateFusion
 from fcn_jax.models.backbones.preprocess import COLOURS, PREPROCESSING, Preprocessing
 from fcn_jax.models.fcn import FCN
+from fcn_jax.models.heads import ZEROS
+from fcn_jax.models.layers import HE_NORMAL
 from fcn_jax.models.remat import remat_blocks
 from fcn_jax.models.unet import UNetDecoder
 
@@ -144,6 +146,7 @@ def build_model(
         score_scales=config.score_scales,
         upsampling=config.upsampling,
         half_pixel=config.alignment == "half_pixel",
+        score_init=HE_NORMAL if config.score_init == "normal" else ZEROS,
         dropout_rate=config.dropout,
         dtype=jnp.dtype(config.compute_dtype),
         axis_name=axis_name,

@@ -1,6 +1,4 @@
-"""Net surgery: turns a classifier of images (two axes) into a fully convolutional network.
-
-The network has the scores of the classifier.
+"""Net surgery: turns a classifier into a fully convolutional network with the same scores.
 
 A classifier ends in fully connected layers, which need a fixed image size. A fully connected layer
 on a feature map of h×w positions equals a convolution with an h×w kernel, which also slides over

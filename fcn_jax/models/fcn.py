@@ -16,7 +16,7 @@ from flax import nnx
 from fcn_jax.errors import ArgumentError
 from fcn_jax.models.backbones.contract import Backbone, spatial_axes
 from fcn_jax.models.feature_map import FeatureMap, TilePosition, scaled
-from fcn_jax.models.heads import SkipHead
+from fcn_jax.models.heads import ZEROS, SkipHead
 from fcn_jax.models.layers import Conv, max_pool, relu
 from fcn_jax.models.row_blocks import RowBlocks
 from fcn_jax.models.unet import UNetDecoder
@@ -25,7 +25,8 @@ from fcn_jax.models.unet import UNetDecoder
 class FCN(nnx.Module):
     """A backbone, score layers on the fused stages, and upsampling to the size of the image.
 
-    Score layers start at zero. Learned upsampling starts bilinear; fixed upsampling is bilinear.
+    Score layers start at zero unless `score_init` is given. Learned upsampling starts bilinear;
+    fixed upsampling is bilinear.
 
     Args:
         backbone: see `models/backbones`.
@@ -49,6 +50,7 @@ class FCN(nnx.Module):
         half_pixel: whether upsampling assumes that each coarse position is centred on its block of
             pixels (PyTorch's `align_corners=False`, d2l's padding of stride/2). If False, it uses
             the centres that follow from the backbone's layers (its grids).
+        score_init: initialiser of the score layers' kernels; without a hidden layer before them.
         dropout_rate: dropout of the hidden features, in 0…1.
         dtype: dtype of the backbone's activations; scores and logits are float32.
         axis_name: see `BatchNorm`.
@@ -73,6 +75,7 @@ class FCN(nnx.Module):
         score_scales: Sequence[float] | None = None,
         upsampling: str = "learned",
         half_pixel: bool = False,
+        score_init: nnx.Initializer = ZEROS,
         dropout_rate: float = 0.0,
         dtype: jnp.dtype = jnp.float32,
         axis_name: str | None = None,
@@ -128,6 +131,7 @@ class FCN(nnx.Module):
                 dropout_rate=dropout_rate,
                 upsampling=upsampling,
                 half_pixel=half_pixel,
+                score_init=score_init,
                 ndim=ndim,
                 axis_name=axis_name,
                 rngs=rngs,

@@ -13,6 +13,8 @@ from fcn_jax.models.layers import BatchNorm, Conv, dropout, relu
 from fcn_jax.models.row_blocks import RowBlocks
 from fcn_jax.models.upsampling import BilinearUpsample, ConvTranspose
 
+ZEROS = nnx.initializers.zeros
+
 
 class SkipHead(nnx.Module):
     """The skip architecture: upsamples coarse scores and adds the scores of finer features.
@@ -31,6 +33,7 @@ class SkipHead(nnx.Module):
         dropout_rate: dropout of the hidden features, in 0…1.
         upsampling: "learned", "fixed" (both start bilinear) or "interpolate".
         half_pixel: see `FCN`.
+        score_init: initialiser of the score layers' kernels.
         ndim: number of spatial axes.
         axis_name: see `BatchNorm`.
         rngs: streams of random keys for the initial weights.
@@ -48,6 +51,7 @@ class SkipHead(nnx.Module):
         dropout_rate: float = 0.0,
         upsampling: str = "learned",
         half_pixel: bool = False,
+        score_init: nnx.Initializer = ZEROS,
         ndim: int = 2,
         axis_name: str | None = None,
         rngs: nnx.Rngs,
@@ -78,7 +82,9 @@ class SkipHead(nnx.Module):
                     rngs=rngs,
                 )
             else:
-                score = score_layer(channels[stage], num_classes, ndim=ndim, rngs=rngs)
+                score = score_layer(
+                    channels[stage], num_classes, kernel_init=score_init, ndim=ndim, rngs=rngs
+                )
             setattr(self, f"score{stage}", score)
         targets = [*(grids[stage] for stage in self.stages[1:]), PIXELS]
         for stage, target in zip(self.stages, targets, strict=True):
@@ -212,10 +218,16 @@ class MMSegScore(nnx.Module):
         return self.score(dropout(y, self.dropout_rate, keys if train else None))
 
 
-def score_layer(in_features: int, num_classes: int, *, ndim: int = 2, rngs: nnx.Rngs) -> Conv:
-    """Builds a 1×1 convolution that starts at zero, as in the paper."""
-    zeros = nnx.initializers.zeros
-    return Conv(in_features, num_classes, (1,) * ndim, kernel_init=zeros, rngs=rngs)
+def score_layer(
+    in_features: int,
+    num_classes: int,
+    *,
+    kernel_init: nnx.Initializer = ZEROS,
+    ndim: int = 2,
+    rngs: nnx.Rngs,
+) -> Conv:
+    """Builds a 1×1 convolution that starts at zero, as in the paper, or by another initialiser."""
+    return Conv(in_features, num_classes, (1,) * ndim, kernel_init=kernel_init, rngs=rngs)
 
 
 def upsampling_layer(

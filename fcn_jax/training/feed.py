@@ -13,7 +13,7 @@ import numpy as np
 
 from fcn_jax.config import Config
 from fcn_jax.data import resident
-from fcn_jax.data.canvases import Size, one_canvas, round_up
+from fcn_jax.data.canvases import PATCHES_ON_CANVAS, Size, round_up, training_canvas
 from fcn_jax.data.pipeline import training_batches
 from fcn_jax.data.resident import DeviceStep
 from fcn_jax.errors import ArgumentError, UserError
@@ -60,7 +60,7 @@ def open_feed(
         UserError: a record is damaged.
         ArgumentError: `data.cache=device`, and the set cannot be resident.
     """
-    canvas_px = config.data.canvas_px or one_canvas(sizes)
+    canvas_px = training_canvas(config, sizes)
     if steps:
         canvas_bytes = resident.canvas_bytes(records[0], canvas_px)
         needed = resident.shard_lengths(len(sizes), canvas_bytes)[0] * canvas_bytes
@@ -222,7 +222,8 @@ def reason_to_stream(
     if cache == "none":
         return "data.cache=none asks for it"
     if (np.asarray(sizes) > canvas_px).any():
-        return "some are larger than data.canvas_px, of which another part is drawn each time"
+        canvas = "data.canvas_px" if len(canvas_px) == 2 else f"{PATCHES_ON_CANVAS} patches"
+        return f"some are larger than {canvas}, of which another part is drawn each time"
     free = free_bytes()
     if cache == "device":
         if free is None or needed <= free:

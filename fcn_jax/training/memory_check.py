@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from fcn_jax.config import Config
-from fcn_jax.data.canvases import one_canvas
+from fcn_jax.data.canvases import Size, training_canvas
 from fcn_jax.data.pipeline import ToCanvas
 from fcn_jax.errors import ArgumentError
 from fcn_jax.parallel.data_parallel import DATA_AXIS
@@ -46,15 +46,20 @@ def check_memory(
     Raises:
         ArgumentError: it does not fit; names the setting to change.
     """
-    canvas_px = config.data.canvas_px or one_canvas(sizes)
-    crop_px = config.augment.crop_px or canvas_px
+    canvas_px = training_canvas(config, sizes)
+    crop_px = (
+        config.volumes.patch if config.data.ndim == 3 else config.augment.crop_px
+    ) or canvas_px
     shard = config.train.batch_size // jax.device_count()
     # Shapes from a canvas of one pixel: one of this size may not fit.
     canvas = {
         name: jax.ShapeDtypeStruct(
-            values.shape[1:] if name == "size" else (*canvas_px, *values.shape[3:]), values.dtype
+            values.shape[1:]
+            if name == "size"
+            else (*canvas_px, *values.shape[1 + len(canvas_px) :]),
+            values.dtype,
         )
-        for name, values in ToCanvas((1, 1)).empty(example, 1).items()
+        for name, values in ToCanvas((1,) * len(canvas_px)).empty(example, 1).items()
     }
     canvas_bytes = sum(shape.size * shape.dtype.itemsize for shape in canvas.values())
     host_bytes = canvas_bytes * config.train.batch_size // jax.process_count()
@@ -76,14 +81,21 @@ def check_memory(
 
 def _refusal(
     config: Config,
-    canvas_px: tuple[int, int],
-    crop_px: tuple[int, int],
+    canvas_px: Size,
+    crop_px: Size,
     needed: int,
     where: str,
     free: int,
 ) -> ArgumentError:
     """Blames the setting that differs most from what is usual."""
     amounts = f"needs about {needed / 1e9:.1f} GB{where}, and {free / 1e9:.1f} GB are free"
+    if config.data.ndim == 3:
+        return ArgumentError(
+            "train.batch_size",
+            config.train.batch_size,
+            f"with patches of {' × '.join(map(str, crop_px))} voxels {amounts}: give a smaller "
+            "batch, or smaller patches (volumes.patch)",
+        )
     canvas, crop = ("{} × {}".format(*reversed(sides)) for sides in (canvas_px, crop_px))
     few = config.train.batch_size <= 8 * jax.device_count()
     if config.augment.crop_px is None and few:

@@ -10,7 +10,8 @@ import optax
 from jax import lax
 
 from fcn_jax.config import Config
-from fcn_jax.data.augment import augment
+from fcn_jax.data.augment import Crop, augment
+from fcn_jax.data.augment_volume import augment_volume
 from fcn_jax.models.pure_model import PureModel
 from fcn_jax.parallel.data_parallel import DATA_AXIS
 from fcn_jax.training.objective import Objective
@@ -61,15 +62,18 @@ def make_train_step(
     fill = network.preprocessing.input_mean
     objective = Objective(network, config, class_weights or {})
 
+    def draw(*canvas: jax.Array) -> Crop:
+        if config.data.ndim == 3:
+            return augment_volume(*canvas, config=config.volumes)
+        return augment(*canvas, config=config.augment, fill=fill)
+
     def train_step(state, batch):
         shard = batch["image"].shape[0]
         # A key for each image by its index in the whole batch: the same on any number of devices.
         index = lax.axis_index(DATA_AXIS) * shard + jnp.arange(shard)
         keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.fold_in(seed, state.step), index)
         crop_keys, dropout_keys = jnp.unstack(jax.vmap(jax.random.split)(keys), axis=1)
-        crop = jax.vmap(lambda *canvas: augment(*canvas, config=config.augment, fill=fill))(
-            crop_keys, batch["image"], batch["label"], batch["size"]
-        )
+        crop = jax.vmap(draw)(crop_keys, batch["image"], batch["label"], batch["size"])
         gradients, batch_stats, metrics = objective.gradients(
             state.params, state.batch_stats, crop, dropout_keys
         )

@@ -12,9 +12,6 @@ mobilenet.py     MobileNetV3-Large, and the inverted residuals of its family
 efficientnet.py  EfficientNet-Lite0
 lenet.py         LeNet-5, for strings of digits
 late_fusion.py   two backbones, one for colour and one for the other channels
-../unet.py       the contracting path of U-Net
-
-They are for images, with two spatial axes; `small` and `unet` take one to three (`ndim`).
 
 To add a backbone, write one file, here or in a package of your own:
 

@@ -99,5 +99,13 @@ published weights, the network then computes z·s/0.5 + (m − 0.5)/0.5 (`transf
 (x/255 − 0.5) / 0.5 = (x − 127.5) / 127.5.
 """
 
-PREPROCESSING = {"caffe": CAFFE, "torchvision": TORCHVISION, "inception": INCEPTION}
-"""The normalisations of published weights, by name."""
+NONE = Preprocessing(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+"""No normalisation, for channels that the data set has normalised: volumes."""
+
+PREPROCESSING = {
+    "caffe": CAFFE,
+    "torchvision": TORCHVISION,
+    "inception": INCEPTION,
+    "none": NONE,
+}
+"""The normalisations of published weights, and that of volumes, by name."""

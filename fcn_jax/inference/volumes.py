@@ -1,0 +1,138 @@
+"""Predicts volumes in overlapping tiles with Gaussian weights, as nnU-Net does, block by block.
+
+The tiles have the size of the training patches and overlap by half. Their class probabilities are
+averaged with Gaussian weights. The tiles are computed in the order of the first axis, and labels
+are decided as soon as no further tile covers them, so only the sums of the tiles at one place of
+the first axis are held: never the probabilities of the whole volume.
+"""
+
+import functools
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fcn_jax.inference.windows import MIN_WEIGHT, SIGMA_SCALE, window_starts
+from fcn_jax.models.pure_model import PureModel
+
+OVERLAP = 0.5
+"""Share of a tile that the next one covers again (nnU-Net's)."""
+
+
+def tile_weights(patch: Sequence[int]) -> np.ndarray:
+    """Returns the weight of each voxel of a tile: float32 patch, above 0, at most about 1.
+
+    A Gaussian about the middle with a standard deviation of an eighth of each side, and a lower
+    bound so that voxels in the corners of a volume have a weight.
+    """
+    weights = np.ones((1,) * len(patch))
+    for axis, side in enumerate(patch):
+        place = (np.arange(side) - (side - 1) / 2) / (SIGMA_SCALE * side)
+        weights = weights * np.exp(-(place**2) / 2).reshape(
+            [-1 if n == axis else 1 for n in (0, 1, 2)]
+        )
+    return np.maximum(weights, MIN_WEIGHT).astype(np.float32)
+
+
+class VolumePredictor:
+    """Predicts label maps of normalised volumes; compiled once, for tiles.
+
+    Args:
+        network: a network of three spatial axes with a single label map.
+        patch: size of the tiles.
+        mirror_axes: axes along which tiles are also mirrored; the views' probabilities are
+            averaged.
+    """
+
+    def __init__(self, network: PureModel, patch: Sequence[int], mirror_axes: Sequence[int] = ()):
+        self.patch = tuple(patch)
+        self._views = [
+            tuple(1 + axis for axis in axes)
+            for count in range(len(mirror_axes) + 1)
+            for axes in itertools.combinations(mirror_axes, count)
+        ]
+        self._weights = tile_weights(self.patch)
+        (self._classes,) = network.num_classes.values()
+        self._probabilities = jax.jit(functools.partial(_probabilities, network))
+
+    def __call__(self, variables: Any, volume: np.ndarray) -> np.ndarray:
+        """Predicts the class of each voxel.
+
+        Args:
+            variables: (params, batch_stats).
+            volume: normalised intensities, float32 (x, y, z, c); it may be mapped into memory.
+
+        Returns:
+            uint8 (x, y, z).
+        """
+        label = np.empty(volume.shape[:3], np.uint8)
+        for start, block in self.blocks(variables, volume):
+            label[start : start + len(block)] = block
+        return label
+
+    def blocks(
+        self,
+        variables: Any,
+        volume: np.ndarray,
+        on_tile: Callable[[], None] = lambda: None,
+    ) -> Iterator[tuple[int, np.ndarray]]:
+        """Yields the label map in blocks along the first axis, in order: (start, uint8 block)."""
+        size = volume.shape[:3]
+        padded = tuple(max(n, side) for n, side in zip(size, self.patch, strict=True))
+        starts = self._starts(size)
+        sums = np.zeros((self.patch[0], *padded[1:], self._classes), np.float32)
+        for number, first in enumerate(starts[0]):
+            for second, third in itertools.product(*starts[1:]):
+                corner = (first, second, third)
+                tile = self._tile(volume, corner)
+                by_view = [self._probabilities(variables, np.flip(tile, v)) for v in self._views]
+                views = [
+                    np.flip(np.asarray(p), v) for p, v in zip(by_view, self._views, strict=True)
+                ]
+                window = tuple(
+                    slice(start, start + side)
+                    for start, side in zip(corner[1:], self.patch[1:], strict=True)
+                )
+                mean = sum(views[1:], views[0])[0]
+                sums[(slice(None), *window)] += self._weights[..., None] * mean
+                on_tile()
+            following = starts[0][number + 1] if number + 1 < len(starts[0]) else size[0]
+            done = following - first
+            # The sum of the weights is the same for all classes, so it does not change the largest.
+            block = sums[:done, : size[1], : size[2]].argmax(axis=-1).astype(np.uint8)
+            yield first, block
+            sums[: len(sums) - done] = sums[done:].copy()
+            sums[len(sums) - done :] = 0
+
+    def num_tiles(self, size: Sequence[int]) -> int:
+        """Returns the number of tiles of a volume of this size."""
+        return int(np.prod([len(starts) for starts in self._starts(size)]))
+
+    def _starts(self, size: Sequence[int]) -> list[list[int]]:
+        """First voxels of the tiles on each axis; the last tile ends at the volume's border."""
+        by_axis = [
+            window_starts(n, side, OVERLAP) for n, side in zip(size, self.patch, strict=True)
+        ]
+        return [
+            sorted({*starts, max(n - side, 0)})
+            for starts, n, side in zip(by_axis, size, self.patch, strict=True)
+        ]
+
+    def _tile(self, volume: np.ndarray, corner: Sequence[int]) -> np.ndarray:
+        """Cuts out (1, *patch, c); 0, the mean, where the volume is smaller than the patch."""
+        window = tuple(
+            slice(start, start + side) for start, side in zip(corner, self.patch, strict=True)
+        )
+        values = volume[window]
+        tile = np.zeros((1, *self.patch, volume.shape[-1]), np.float32)
+        inside = tuple(slice(n) for n in values.shape[:3])
+        tile[0][inside] = values
+        return tile
+
+
+def _probabilities(network: PureModel, variables: Any, tile: jax.Array) -> jax.Array:
+    values, _ = network(variables, tile)
+    return jax.nn.softmax(values["logits"].astype(jnp.float32))

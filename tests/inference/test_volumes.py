@@ -1,0 +1,72 @@
+"""Prediction of volumes in tiles, against sums over the whole volume."""
+
+import itertools
+from typing import Any, ClassVar
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fcn_jax.inference.volumes import VolumePredictor, tile_weights
+from tests.arrays import normal
+
+PATCH = (4, 6, 4)
+
+
+class PlaceDependent:
+    """A network whose scores depend on the place in the tile, so that weights matter."""
+
+    num_classes: ClassVar = {"": 3}
+
+    def __call__(self, variables: Any, tile: Any) -> tuple[dict[str, Any], Any]:
+        return {"logits": tile * variables}, None
+
+
+def by_hand(variables: np.ndarray, volume: np.ndarray, starts: list[list[int]]) -> np.ndarray:
+    sums = np.zeros((*volume.shape[:3], 3))
+    for corner in itertools.product(*starts):
+        window = tuple(slice(n, n + side) for n, side in zip(corner, PATCH, strict=True))
+        logits = volume[window] * variables
+        exponentials = np.exp(logits)
+        sums[window] += (
+            tile_weights(PATCH)[..., None] * exponentials / exponentials.sum(-1, keepdims=True)
+        )
+    return sums.argmax(-1)
+
+
+def test_blocks_are_those_of_the_sums_over_the_whole_volume():
+    variables = normal(0, *PATCH, 3)
+    volume = normal(1, 11, 7, 6, 1)
+    predictor = VolumePredictor(PlaceDependent(), PATCH)  # type: ignore[arg-type]
+    expected = by_hand(variables, volume, [[0, 2, 4, 6, 7], [0, 1], [0, 2]])
+    assert predictor.num_tiles(volume.shape[:3]) == 20
+    np.testing.assert_array_equal(predictor(jnp.asarray(variables), volume), expected)
+    blocks = list(predictor.blocks(jnp.asarray(variables), volume))
+    assert [start for start, _ in blocks] == [0, 2, 4, 6, 7]
+    assert sum(len(block) for _, block in blocks) == 11
+
+
+def test_a_volume_smaller_than_a_tile_is_padded_by_zeros():
+    variables, volume = normal(0, *PATCH, 3), normal(1, 3, 6, 2, 1)
+    predictor = VolumePredictor(PlaceDependent(), PATCH)  # type: ignore[arg-type]
+    expected = (volume * variables[:3, :, :2]).argmax(-1)
+    np.testing.assert_array_equal(predictor(jnp.asarray(variables), volume), expected)
+
+
+def test_mirrored_views_are_mirrored_back():
+    variables, volume = normal(0, *PATCH, 3), normal(1, *PATCH, 1)
+    predictor = VolumePredictor(PlaceDependent(), PATCH, mirror_axes=(0,))  # type: ignore[arg-type]
+
+    def softmax(values):
+        return np.exp(values) / np.exp(values).sum(-1, keepdims=True)
+
+    mean = softmax(volume * variables) + softmax(volume * variables[::-1])
+    np.testing.assert_array_equal(predictor(jnp.asarray(variables), volume), mean.argmax(-1))
+
+
+def test_the_weights_are_gaussian_with_a_deviation_of_an_eighth_of_the_side():
+    weights = tile_weights((17, 1, 1))
+    assert weights[8, 0, 0] == pytest.approx(1)
+    # Two voxels from the middle, by σ = 17 / 8.
+    assert weights[10, 0, 0] == pytest.approx(np.exp(-((2 / (17 / 8)) ** 2) / 2))
+    assert tile_weights((40, 56, 40)).min() == pytest.approx(1e-3)
