@@ -238,9 +238,11 @@ def zeros(network: PureModel) -> tuple[Any, Any]:
 def flatten(variables: tuple[Any, Any]) -> dict[str, Any]:
     """Flattens (params, batch_stats) into one dictionary, by names such as "backbone/bn1/scale"."""
     params, batch_stats = variables
+    # The items of an `nnx.List` have integers for keys.
     return {
-        **traverse_util.flatten_dict(params, sep="/"),
-        **traverse_util.flatten_dict(batch_stats, sep="/"),
+        "/".join(map(str, path)): value
+        for tree in (params, batch_stats)
+        for path, value in traverse_util.flatten_dict(tree).items()
     }
 
 
@@ -253,9 +255,11 @@ def replace_leaves(
     """
 
     def in_tree(tree: Any) -> Any:
-        named = traverse_util.flatten_dict(tree, sep="/")
-        new = {name: jnp.asarray(tensors.get(name, value)) for name, value in named.items()}
-        return traverse_util.unflatten_dict(new, sep="/")
+        new = {
+            path: jnp.asarray(tensors.get("/".join(map(str, path)), value))
+            for path, value in traverse_util.flatten_dict(tree).items()
+        }
+        return traverse_util.unflatten_dict(new)
 
     params, batch_stats = variables
     return in_tree(params), in_tree(batch_stats)

@@ -1,5 +1,6 @@
 """Model files of strangers ask for nothing, and files of others are not replaced."""
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -7,12 +8,17 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from flax import nnx
 from safetensors.numpy import load_file, save_file
 
+from fcn_jax import pretrained, registry
 from fcn_jax.config import Config, ModelConfig
 from fcn_jax.errors import UserError
 from fcn_jax.inference.trained import load_run
+from fcn_jax.models.backbones.preprocess import TORCHVISION
 from fcn_jax.models.build import abstract_model
+from fcn_jax.models.geometry import PIXELS
+from fcn_jax.models.layers import BatchNorm, Conv
 from fcn_jax.models.pure_model import PureModel
 from fcn_jax.pretrained import Provenance, flatten, model_file, zeros
 from tests.in_process import run_command
@@ -49,6 +55,42 @@ def test_a_model_file_gives_back_what_was_saved(model_path: Path) -> None:
     )
     assert predictor(np.zeros((5, 7, 3), np.uint8)).shape == (5, 7)
     jax.tree.map(np.testing.assert_array_equal, predictor.variables, zeros(predictor.network))
+
+
+class Listed(nnx.Module):
+    """A backbone whose layers are in a list, which nnx numbers by integers."""
+
+    def __init__(self, *, preprocessing=TORCHVISION, axis_name=None, rngs):
+        self.preprocessing = preprocessing
+        convs = [Conv(c, 4, (3, 3), stride=2, rngs=rngs) for c in (preprocessing.channels, 4)]
+        self.blocks = nnx.List(convs)
+        self.norms = nnx.List([BatchNorm(4, axis_name=axis_name)])
+        self.channels, self.grids = {4: 4}, {4: PIXELS.after(3, stride=2).after(3, stride=2)}
+
+    def __call__(self, image, *, train=False, keys=None):
+        return {4: self.blocks[1](self.norms[0](self.blocks[0](image), train=train))}
+
+
+def test_a_backbone_with_a_list_is_saved_loaded_and_an_initialisation(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(registry.backbones, "_registered", {"listed": Listed})
+    config = Config(model=ModelConfig("listed", skips=0))
+    network = PureModel(abstract_model(config.model, len(CLASSES)))
+    numbers = itertools.count(1)
+    variables = jax.tree.map(
+        lambda leaf: np.full(leaf.shape, next(numbers), leaf.dtype), network.variables
+    )
+    tensors = flatten(variables)
+    assert {"backbone/blocks/1/kernel", "backbone/norms/0/mean"} <= tensors.keys()
+    path = tmp_path / "m.safetensors"
+    model_file.save(path, tensors, Provenance(config, {"": CLASSES}, step=3))
+    loaded = load_run(path)
+    jax.tree.map(np.testing.assert_array_equal, loaded.variables, variables)
+    loaded.save(tmp_path / "again.safetensors")
+    assert load_file(tmp_path / "again.safetensors").keys() == tensors.keys()
+    initialised, _ = pretrained.read(path).apply(zeros(network))
+    jax.tree.map(np.testing.assert_array_equal, initialised, variables)
 
 
 def test_a_changed_byte_is_noticed(model_path: Path, tmp_path: Path) -> None:
