@@ -117,6 +117,13 @@ def test_build_follows_the_config() -> None:
     assert model.head.upsample4.crop == 2
 
 
+def test_score_layers_start_at_zero_or_as_other_layers() -> None:
+    for score_init, deviation in (("zero", 0.0), ("normal", (2 / 64) ** 0.5)):
+        config = ModelConfig(backbone="small", features=(4, 64), skips=0, score_init=score_init)
+        kernel = build_model(config, 200, rngs=nnx.Rngs(0)).head.score4.kernel[...]
+        assert float(kernel.std()) == pytest.approx(deviation, rel=0.05)
+
+
 def test_an_unknown_backbone_is_refused_with_the_nearest_name() -> None:
     for build in (lambda model: build_model(model, 7, rngs=nnx.Rngs(0)), check):
         with pytest.raises(ArgumentError, match=r"model.backbone \(=resnet81\).*mean resnet18\?"):
