@@ -218,6 +218,12 @@ def _merge(workdirs: list[Path]) -> None:
         report(evaluation, workdirs[0], name, step=step)
 
 
+def _with_plan(data: DataConfig, path: Path) -> DataConfig:
+    """Replaces the plan of volumes by that of a run, if it has one."""
+    is_there = data.ndim == 3 and path.exists()
+    return dataclasses.replace(data, plan=str(path)) if is_there else data
+
+
 def _dataset(trained_on: DataConfig, name: str | None, root: str | None, plan: Path) -> Dataset:
     """Opens the data set of a run, or the one that the flags name instead.
 
@@ -226,8 +232,7 @@ def _dataset(trained_on: DataConfig, name: str | None, root: str | None, plan: P
     data = dataclasses.replace(trained_on, name=name or trained_on.name)
     # shapes has no files, so the root of the training data does not apply to it.
     data.root = root or (None if data.name == "shapes" else data.root)
-    if data.ndim == 3 and plan.exists():
-        data.plan = str(plan)
+    data = _with_plan(data, plan)
     try:
         return open_dataset(data)
     except UserError as error:
@@ -268,7 +273,9 @@ def evaluate(
     """
     predictor = run if isinstance(run, Predictor) else load_run(run, checkpoint)
     config = predictor.config
-    dataset = dataset or open_dataset(config.data)
+    if dataset is None:
+        plan = None if isinstance(run, Predictor) else Path(run) / PLAN
+        dataset = open_dataset(config.data if plan is None else _with_plan(config.data, plan))
     for name, trained in predictor.label_maps.items():
         found = dataset.label_maps.get(name, ())
         if found != trained:

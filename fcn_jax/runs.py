@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from fcn_jax.config import Config, settings
+from fcn_jax.data.plan import Plan
 from fcn_jax.errors import ArgumentError, UserError, format_value
 from fcn_jax.pretrained import Provenance, model_file
 from fcn_jax.registry import UnregisteredError
@@ -150,6 +151,21 @@ def equal_settings(config: Config) -> dict[str, Any]:
         for setting in settings(config)
         if setting.name not in ("data.root", "data.prepared_dir")
     }
+
+
+def save_or_check_plan(workdir: Path, plan: Plan) -> None:
+    """Writes the plan of a run's volumes, or checks that the run to resume has the same.
+
+    Raises:
+        UserError: the run has another plan, or the file cannot be written.
+    """
+    path = workdir / PLAN
+    if has_checkpoint(workdir) and path.exists() and Plan.load(path) != plan:
+        raise UserError(
+            f"the plan of the volumes is no longer {path}: set --config.data.plan={path} to resume "
+            "the run, or give another workdir"
+        )
+    plan.save(path)
 
 
 def _check_schedule(workdir: Path, held: Config, config: Config, num_images: int) -> None:

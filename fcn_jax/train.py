@@ -143,7 +143,7 @@ def _train(config: Config, workdir: Path) -> Evaluation:
         if isinstance(dataset, VolumeDataset):
             plan = dataclasses.replace(dataset.plan, patch=config.volumes.patch or ())
             dataset = dataclasses.replace(dataset, plan=plan)
-            plan.save(workdir / runs.PLAN)
+            runs.save_or_check_plan(workdir, plan)
         evaluate = Evaluator(network, dataset, config.data.eval_split, config.eval)
     learning_rate = jax.jit(optim.learning_rate_schedule(config.optim, total_steps))
 

@@ -1,5 +1,6 @@
 """Volumes from files to label maps, by the commands: train, evaluate, predict and doctor."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -10,7 +11,11 @@ from PIL import Image
 from fcn_jax.config import Config
 from fcn_jax.data import nifti
 from fcn_jax.data.datasets import open_dataset
+from fcn_jax.data.plan import Plan
+from fcn_jax.errors import UserError
+from fcn_jax.evaluate import evaluate
 from fcn_jax.evaluation.case_scores import hausdorff95_mm
+from fcn_jax.runs import save_or_check_plan
 from tests.in_process import run_command
 from tests.volume_files import SHAPE, drawn, save, write_set
 
@@ -126,6 +131,27 @@ def test_what_cannot_be_predicted_is_one_line(
     assert result.returncode == 1
     assert problem in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_a_run_keeps_its_plan(trained: Path, tmp_path: Path) -> None:
+    path = trained / "run" / "plan.json"
+    plan = Plan.load(path)
+    assert plan.spacing_mm == (1, 1.5, 1)
+    save_or_check_plan(trained / "run", plan)
+    other = dataclasses.replace(plan, spacing_mm=(2.0, 2.0, 2.0))
+    with pytest.raises(UserError, match=f"set --config.data.plan={path} to resume"):
+        save_or_check_plan(trained / "run", other)
+    assert Plan.load(path) == plan
+    # The plan next to the prepared volumes has changed since; the run is scored by its own.
+    (beside,) = (trained / "prepared").glob("volumes/*/plan.json")
+    text = beside.read_text()
+    other.save(beside)
+    try:
+        evaluation = evaluate(trained / "run")
+    finally:
+        beside.write_text(text)
+    scored = json.loads((trained / "run" / "evaluation" / "val.json").read_text())
+    assert evaluation.scores.mean_dice == scored["mean_dice"]
 
 
 def test_what_is_for_images_is_refused(trained: Path, tmp_path: Path) -> None:
