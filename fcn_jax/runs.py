@@ -1,6 +1,6 @@
 """The folder of a run: its files, and the check that training may resume it.
 
-DIR/run.json            settings, channels of the images, class names, digest of the training images
+DIR/run.json            settings, channels of the images, class names, digests of training images
 DIR/plan.json           of volumes only: see `data/plan.py`
 DIR/checkpoints/STEP    see `training/checkpoint.py`
 DIR/log.jsonl           metrics every few steps
@@ -87,10 +87,10 @@ def _saved_steps(workdir: Path) -> list[int]:
 def create_or_check(workdir: Path, run: Provenance, num_images: int) -> None:
     """Creates the folder of a run, or checks that it holds this run and can be resumed.
 
-    A resumed run must have the same training images, but the settings in `FREE_TO_CHANGE` and
-    `SCHEDULE` may differ. If the number of steps differs, a message says that the learning rate
-    changes. A folder whose run stopped before its first checkpoint, for example because of a wrong
-    path, may be used for another run.
+    A resumed run must have the same training images and masks, but the settings in
+    `FREE_TO_CHANGE` and `SCHEDULE` may differ. If the number of steps differs, a message says that
+    the learning rate changes. A folder whose run stopped before its first checkpoint, for example
+    because of a wrong path, may be used for another run.
 
     Args:
         workdir: the folder.
@@ -120,12 +120,26 @@ def create_or_check(workdir: Path, run: Provenance, num_images: int) -> None:
             for name, names in held.label_maps.items()
             if run.label_maps.get(name) != names
         ]
-        if run.train_images and not held.train_images:
+        held_names, held_contents = _split_digests(held.train_images)
+        names, contents = _split_digests(run.train_images)
+        if names and not held_names:
             say(f"note: {path} does not record the training images, so they are not compared")
-        elif held.train_images != run.train_images:
+        elif held_names != names:
             differences.append(
                 f"its training images are {held.train_images} there and {run.train_images} now"
             )
+        elif contents and not held_contents:
+            say(
+                f"note: {path} does not record the contents of the training images: only their "
+                "names are compared"
+            )
+        elif held_contents != contents and not differences:
+            raise UserError(
+                f"{workdir}: the training images or masks have changed since the run began: give "
+                "another workdir, or the former images and masks to resume it"
+            )
+        elif held_contents != contents:
+            differences.append("its training images or masks have changed")
         if differences:
             raise UserError(
                 f"{workdir} holds a run with other settings ({'; '.join(differences)}): "
@@ -166,6 +180,17 @@ def save_or_check_plan(workdir: Path, plan: Plan) -> None:
             "the run, or give another workdir"
         )
     plan.save(path)
+
+
+def describe_images(num_images: int, names_digest: str, contents_digest: str) -> str:
+    """Formats `Provenance.train_images`."""
+    return f"{num_images} images (names {names_digest}, contents {contents_digest})"
+
+
+def _split_digests(train_images: str) -> tuple[str, str]:
+    """Splits `Provenance.train_images` before the digest of the contents, which old runs lack."""
+    names, _, contents = train_images.rstrip(")").partition(", contents ")
+    return names, contents
 
 
 def _check_schedule(workdir: Path, held: Config, config: Config, num_images: int) -> None:

@@ -35,9 +35,9 @@ import numpy as np
 
 from fcn_jax import pretrained, runs
 from fcn_jax.config import Config
-from fcn_jax.data.datasets import Dataset, open_dataset
+from fcn_jax.data.datasets import Dataset, Statistics, open_dataset
 from fcn_jax.data.volumes import VolumeDataset
-from fcn_jax.errors import UserError
+from fcn_jax.errors import UserError, listed
 from fcn_jax.evaluate import report
 from fcn_jax.evaluation.evaluator import Evaluation, EvaluationStopped, Evaluator
 from fcn_jax.inference.trained import load_weights
@@ -59,6 +59,9 @@ from fcn_jax.training.metric_logger import MetricLogger
 from fcn_jax.training.run_lock import forget, run_lock
 from fcn_jax.training.run_log import RunLog
 from fcn_jax.training.train_step import TrainState, create_train_state, make_train_step
+
+MAX_CLASSES_SHOWN = 8
+"""The note about classes without a training pixel names at most this many."""
 
 
 def main(arguments: list[str]) -> None:
@@ -113,16 +116,10 @@ def _train(config: Config, workdir: Path) -> Evaluation:
     config = _with_patch(config, dataset)
     if not len(records):
         raise UserError(f"split {config.data.train_split} of {dataset.name} has no images")
-    for label_map, counts in statistics.label_counts.items():
-        if not counts[: dataset.num_classes[label_map]].any():
-            masks = f"masks of {label_map}" if label_map else "masks"
-            raise UserError(
-                f"all {masks} of split {config.data.train_split} of {dataset.name} are void (255) "
-                "everywhere: there is nothing to learn; python -m fcn_jax.doctor examines them"
-            )
+    _check_labels(dataset, config.data.train_split, statistics)
     total_steps = config.train.total_steps(len(records))
     num_classes, channels = dataset.num_classes, dataset.channels
-    images = f"{len(records)} images (names {statistics.names_digest})"
+    images = runs.describe_images(len(records), statistics.names_digest, statistics.contents_digest)
     run = pretrained.Provenance(
         config, dataset.label_maps, channels, train_images=images, colours=dataset.colours
     )
@@ -138,13 +135,15 @@ def _train(config: Config, workdir: Path) -> Evaluation:
     check_memory(train_step, state_shapes, records[0], statistics.sizes, config)
     agreement.check_same({"the training set": images}, "give all processes the same images")
     with hosts.first_process_first():
-        # Only now, because the settings of the model and the loss are checked.
-        runs.create_or_check(workdir, run, len(records))
+        plan = None
         if isinstance(dataset, VolumeDataset):
             plan = dataclasses.replace(dataset.plan, patch=config.volumes.patch or ())
             dataset = dataclasses.replace(dataset, plan=plan)
-            runs.save_or_check_plan(workdir, plan)
         evaluate = Evaluator(network, dataset, config.data.eval_split, config.eval)
+        # Only now, because the settings of the model, the loss and the evaluation are checked.
+        runs.create_or_check(workdir, run, len(records))
+        if plan is not None:
+            runs.save_or_check_plan(workdir, plan)
     learning_rate = jax.jit(optim.learning_rate_schedule(config.optim, total_steps))
 
     # --- start or resume
@@ -248,6 +247,25 @@ def _train(config: Config, workdir: Path) -> Evaluation:
     report(evaluation, workdir, config.data.eval_split, step=total_steps)
     say(f"label your images: python -m fcn_jax.predict --workdir={workdir} --output=OUT PATH...")
     return evaluation
+
+
+def _check_labels(dataset: Dataset, split: str, statistics: Statistics) -> None:
+    """Prints the classes without a training pixel; raises UserError if there is no other class."""
+    for label_map, class_names in dataset.label_maps.items():
+        counts = statistics.label_counts[label_map]
+        untrained = [name for name, count in zip(class_names, counts, strict=False) if not count]
+        if len(untrained) == len(class_names):
+            masks = f"masks of {label_map}" if label_map else "masks"
+            raise UserError(
+                f"all {masks} of split {split} of {dataset.name} are void (255) everywhere: there "
+                "is nothing to learn; python -m fcn_jax.doctor examines them"
+            )
+        if untrained:
+            of_map = f" of {label_map}" if label_map else ""
+            say(
+                f"note: no training pixel{of_map} is {listed(untrained, MAX_CLASSES_SHOWN)}; "
+                "python -m fcn_jax.doctor examines the masks"
+            )
 
 
 def _with_preprocessing(

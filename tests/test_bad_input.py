@@ -192,7 +192,9 @@ ROWS = {
         ),
         Row("train --config.data.name=folder --config.data.root={empty}", "no such folder"),
         Row(
-            "train --config.data.name=shapez", "no data set is called 'shapez'; did you mean shapes"
+            "train --config.data.name=shapez",
+            "called 'shapez'; if your own code registers it, give its module by --import=FILE; did "
+            "you mean shapes",
         ),
         Row(f"train {FOLDER} --config.loss.class_weights=0,0,0,0,0,0", "and not all 0"),
         Row(f"train {FOLDER} --config.loss.class_weights=1,2", "6 numbers, one for each class"),

@@ -81,6 +81,24 @@ def test_changed_training_images_are_refused(begun, config):
     assert runs.read_settings(begun) == run
 
 
+def test_changed_masks_are_refused(begun, config, capsys):
+    before, after = (runs.describe_images(5, "0a1b", contents) for contents in ("77", "88"))
+    run = Provenance(config, MAPS, train_images=before)
+    runs.create_or_check(begun, Provenance(config, MAPS, train_images=FIVE), num_images=80)
+    capsys.readouterr()
+    runs.create_or_check(begun, run, num_images=80)
+    assert "only their names are compared" in capsys.readouterr().out
+    runs.create_or_check(begun, run, num_images=80)
+    assert capsys.readouterr().out == ""
+    with pytest.raises(UserError) as refused:
+        runs.create_or_check(begun, dataclasses.replace(run, train_images=after), num_images=80)
+    assert str(refused.value) == (
+        f"{begun}: the training images or masks have changed since the run began: give another "
+        "workdir, or the former images and masks to resume it"
+    )
+    assert runs.read_settings(begun) == run
+
+
 def test_a_run_json_without_images_is_resumed_with_a_note_once(begun, config, capsys):
     run = Provenance(config, MAPS, train_images=FIVE)
     runs.create_or_check(begun, run, num_images=80)

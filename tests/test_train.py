@@ -387,6 +387,28 @@ def test_an_option_that_the_loss_does_not_take_leaves_no_run(trained_folder, tmp
     assert not (tmp_path / "run" / "run.json").exists()
 
 
+def test_an_evaluation_that_cannot_be_made_leaves_no_run(trained_folder, tmp_path):
+    config = small_config(trained_folder)
+    config.data.eval_split = "valid"
+    with pytest.raises(UserError, match="no split 'valid'"):
+        train(config, tmp_path / "run")
+    assert not (tmp_path / "run" / "run.json").exists()
+
+
+def test_classes_without_a_training_pixel_are_named(tmp_path, capsys):
+    write_folder(tmp_path / "data", ["train_000", "train_001", "val_000"])
+    for path in (tmp_path / "data" / "masks").glob("*.png"):
+        mask = np.asarray(Image.open(path))
+        Image.fromarray(np.where(mask == 0, 0, 255).astype(np.uint8)).save(path)
+    config = small_config(tmp_path)
+    config.loss.options = ("alpha=0.9",)  # refused after the data has been read
+    with pytest.raises(UserError, match="'alpha'"):
+        train(config, tmp_path / "run")
+    others = ", ".join(shapes.CLASSES[1:])
+    note = f"note: no training pixel is {others}; python -m fcn_jax.doctor examines the masks\n"
+    assert note in capsys.readouterr().out
+
+
 def test_without_a_workdir_the_run_is_under_the_name_of_its_config(
     trained_run, trained_folder, tmp_path, monkeypatch
 ):

@@ -12,9 +12,6 @@ from fcn_jax.config.fields import Setting, assign, check_ranges, parse, settings
 from fcn_jax.config.sections import Config
 from fcn_jax.errors import UserError, suggestion
 
-ALTERNATIVES = {"train.epochs": "train.steps", "train.steps": "train.epochs"}
-"""Pairs of which a config may set one: setting one on the command line sets the other to None."""
-
 RENAMED = {"model.rematerialize": "model.remat", "loss.name": "loss.names"}
 """Settings of earlier versions, and their names in this one."""
 
@@ -114,10 +111,7 @@ def override(config: Config, name: str, text: str) -> None:
         raise UserError(
             f"there is no setting config.{name}{suggestion(name, list(known), 'config.')}"
         )
-    value = parse(known[name], text)
-    assign(config, name, value)
-    if name in ALTERNATIVES and value is not None:
-        assign(config, ALTERNATIVES[name], None)
+    assign(config, name, parse(known[name], text))
 
 
 def from_dict(values: Mapping[str, Any]) -> Config:

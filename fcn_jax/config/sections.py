@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from dataclasses import field
-from typing import Literal
+from typing import Any, Literal
 
 from fcn_jax.config.fields import MAX_INT, Pattern, Section, check_ranges, setting
 from fcn_jax.errors import ArgumentError
@@ -302,7 +302,7 @@ class OptimConfig(Section):
 
 @dataclasses.dataclass
 class TrainConfig(Section):
-    """The training loop. Either `epochs` or `steps` is given."""
+    """The training loop. Assigning one of `epochs` and `steps` removes the other."""
 
     batch_size: int = setting(8, "images per step, over all devices", at_least=1)
     accumulation_steps: int = setting(
@@ -325,6 +325,12 @@ class TrainConfig(Section):
         None, "steps between checkpoints (None: as evaluations)", at_least=1
     )
     keep_checkpoints: int = setting(2, "newest checkpoints kept, beside the best", at_least=1)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        is_set = "steps" in vars(self)  # __init__ sets it after `epochs`, and removes neither
+        super().__setattr__(name, value)
+        if is_set and value is not None and name in ("epochs", "steps"):
+            super().__setattr__("steps" if name == "epochs" else "epochs", None)
 
     def total_steps(self, num_images: int) -> int:
         """Returns the number of training steps for a split of `num_images` images.
@@ -391,8 +397,8 @@ class Config(Section):
             raise ArgumentError(
                 "train.steps",
                 train.steps,
-                f"must be None if train.epochs (={train.epochs:g}) is given: set "
-                "config.train.epochs = None to train for steps, or leave config.train.steps None",
+                f"must be None if train.epochs (={train.epochs:g}) is given: TrainConfig(...) "
+                "takes one of them",
             )
         if train.batch_size % train.accumulation_steps:
             raise ArgumentError(

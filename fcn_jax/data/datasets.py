@@ -44,11 +44,13 @@ class Statistics:
       sizes: height and width of each image, int32 (n, 2); three sizes of a volume.
       label_counts: pixels of each label, int64 (256,), by label map.
       names_digest: identifies the names of the images and their order.
+      contents_digest: identifies the images, their extra channels and masks, and their order.
     """
 
     sizes: np.ndarray
     label_counts: Mapping[str, np.ndarray]
     names_digest: str = ""
+    contents_digest: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,7 +128,7 @@ class Dataset:
             stored = json.loads(path.read_text())  # not yet, or damaged: counted below
             sizes = np.array(stored["sizes"], np.int32).reshape(len(split), 2)
             counts = {name: np.array(n, np.int64) for name, n in stored["label_counts"].items()}
-            return Statistics(sizes, counts, stored["names_digest"])
+            return Statistics(sizes, counts, stored["names_digest"], stored["contents_digest"])
         statistics = _measure(split, tuple(self.label_maps))
         listed_counts = {name: n.tolist() for name, n in statistics.label_counts.items()}
         document = json.dumps(
@@ -134,6 +136,7 @@ class Dataset:
                 "sizes": statistics.sizes.tolist(),
                 "label_counts": listed_counts,
                 "names_digest": statistics.names_digest,
+                "contents_digest": statistics.contents_digest,
             }
         )
         with contextlib.suppress(UserError):  # the records belong to another user
@@ -217,12 +220,11 @@ def _tfds_builder(data: DataConfig) -> Any:
     except tfds.core.registered.DatasetNotFoundError:
         known = [*registry.datasets.names, *tfds.list_builders(with_community_datasets=False)]
         near = difflib.get_close_matches(data.name, known)
-        hint = (
-            f"did you mean {' or '.join(near)}?"
-            if near
-            else f"if your own code registers it, {registry.IMPORT_FIRST}"
-        )
-        raise UserError(f"no data set is called {data.name!r}; {hint}") from None
+        hint = f"; did you mean {' or '.join(near)}?" if near else ""
+        raise UserError(
+            f"no data set is called {data.name!r}; if your own code registers it, "
+            f"{registry.IMPORT_FIRST}{hint}"
+        ) from None
     except Exception as error:  # each of TFDS's builders fails in its own way
         raise UserError(
             f"TFDS cannot prepare {data.name} ({type(error).__name__}: {_first_line(error)}); many "
@@ -270,16 +272,19 @@ def _undecoded(dataset: Dataset, split_name: str) -> Any:
 def _measure(split: Split, label_maps: Sequence[str]) -> Statistics:
     sizes = np.zeros((len(split), 2), np.int32)
     counts = {name: np.zeros(256, np.int64) for name in label_maps}
-    names = hashlib.sha256()
+    names, contents = hashlib.sha256(), hashlib.sha256()
     with progress_bar(f"measuring {split.name}", len(split)) as bar:
         for index in range(len(split)):
             names.update(split.record_name(index).encode(errors="surrogateescape") + b"\n")
             label = split.label(index)
             sizes[index] = label.shape[:2]
+            mask = repr(label.shape).encode() + label.tobytes()
+            for content in (*split.stored_images(index), mask):
+                contents.update(hashlib.sha256(content).digest())
             for name, values in by_map(label, label_maps).items():
                 counts[name] += np.bincount(values.reshape(-1), minlength=256)
             bar.advance()
-    return Statistics(sizes, counts, names.hexdigest()[:16])
+    return Statistics(sizes, counts, names.hexdigest()[:16], contents.hexdigest()[:16])
 
 
 def _first_line(error: Exception) -> str:

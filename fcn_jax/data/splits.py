@@ -76,6 +76,14 @@ class Split:
         """The name of a record, without decoding it."""
         return self._record_name(self._record(index), index)
 
+    def stored_images(self, index: int) -> list[bytes]:
+        """The image and the extra channels of a record, encoded as they are stored."""
+        record = self._record(index)
+        values = [record[feature] for feature in (self.image_feature, *self.channel_features)]
+        return [
+            value if isinstance(value, bytes) else np.asarray(value).tobytes() for value in values
+        ]
+
     def _record(self, index: int) -> dict[str, Any]:
         if not 0 <= index < len(self):
             raise IndexError(f"record {index} of {len(self)} in split {self.name}")

@@ -38,7 +38,7 @@ from fcn_jax.errors import UserError, listed, printable
 from fcn_jax.terminal.atomic_files import write_whole
 from fcn_jax.terminal.progress import progress_bar, say
 
-FORMAT = 2
+FORMAT = 3
 """Changes when prepared arrays must be prepared again."""
 
 INDEX = "volumes.json"
@@ -164,12 +164,16 @@ class VolumeDataset(Dataset):
     def statistics(self, split_name: str) -> Statistics:
         """Sizes and label counts of a split, at the plan's spacing."""
         split = self.split(split_name)
-        names = hashlib.sha256("".join(f"{case['name']}\n" for case in split.cases).encode())
+        names, contents = (
+            hashlib.sha256("".join(f"{case[key]}\n" for case in split.cases).encode())
+            for key in ("name", "contents")
+        )
         counts = np.sum([case["counts"] for case in split.cases], axis=0, initial=0)
         return Statistics(
             np.array([case["shape"] for case in split.cases], np.int32).reshape(-1, 3),
             {"": np.broadcast_to(counts, (256,)).astype(np.int64)},
             names.hexdigest()[:16],
+            contents.hexdigest()[:16],
         )
 
 
@@ -396,6 +400,9 @@ def _prepare_case(folder: Path, number: int, case: Case, plan: Plan) -> dict[str
     label, label_header = nifti.read_label(case.label)
     nifti.check_same_grid(case.label, label_header, case.images[0], header)
     check_labels(label, len(plan.class_names), printable(str(case.label)))
+    contents = hashlib.sha256(repr(image.shape).encode())
+    for array in (image, label):
+        contents.update(array.tobytes())
     shape = plan.resampled_shape(header.shape, header.spacing_mm)
     is_resampled = shape != header.shape
     if is_resampled:
@@ -413,6 +420,7 @@ def _prepare_case(folder: Path, number: int, case: Case, plan: Plan) -> dict[str
         "shape": list(shape),
         "spacing_mm": list(header.spacing_mm),
         "resampled": is_resampled,
+        "contents": contents.hexdigest(),
         "counts": np.bincount(label.reshape(-1), minlength=256).tolist(),
     }
 

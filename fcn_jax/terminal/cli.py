@@ -148,6 +148,9 @@ def make_callable(module: str, function: Callable[..., Any]) -> None:
 
 def _message(error: Exception) -> str:
     """Returns the error message, with settings and flags in place of the API's terms."""
+    if isinstance(error, flags.UnrecognizedFlagError):  # absl may suggest all flags of a prefix
+        near = suggestion(error.flagname, list(flags.FLAGS), "--")
+        return f"there is no flag --{error.flagname}{near}"
     return _with_flag(error).replace(IMPORT_FIRST, "give its module by --import=FILE")
 
 

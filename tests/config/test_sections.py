@@ -1,5 +1,6 @@
 """The settings: each has a range, and wrong values are refused in one line before anything runs."""
 
+import dataclasses
 import importlib
 import math
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 
 from fcn_jax.config import Config, check_ranges, default_config, load, override, settings
 from fcn_jax.config.fields import MAX_INT, assign
+from fcn_jax.config.sections import TrainConfig
 from fcn_jax.data.datasets import open_dataset
 from fcn_jax.errors import ArgumentError
 
@@ -229,16 +231,29 @@ def test_the_form_of_the_options_of_a_loss_is_shown():
 
 def test_either_steps_or_epochs_are_given():
     config = default_config()
-    config.train.steps = 5
+    config.train = TrainConfig(epochs=24, steps=5)
     with pytest.raises(
         ArgumentError,
-        match=r"train.steps \(=5\) must be None if train.epochs \(=24\) is given: set "
-        r"config.train.epochs = None to train for steps, or leave config.train.steps None$",
+        match=r"train.steps \(=5\) must be None if train.epochs \(=24\) is given: "
+        r"TrainConfig\(...\) takes one of them$",
     ):
         config.check()
     config.train.steps = config.train.epochs = None
     with pytest.raises(ArgumentError, match=r"train.steps \(=None\) must be given, or train.ep"):
         config.check()
+
+
+def test_in_a_config_file_the_last_of_steps_and_epochs_holds():
+    config = default_config()
+    config.train.steps = 30
+    assert (config.train.epochs, config.train.steps) == (None, 30)
+    config.train.epochs = None
+    config.check()
+    config.train.epochs = 2
+    assert (config.train.epochs, config.train.steps) == (2, None)
+    config.check()
+    again = dataclasses.replace(config.train, batch_size=4)
+    assert (again.epochs, again.steps) == (2, None)
 
 
 def test_on_the_command_line_the_last_of_steps_and_epochs_holds():

@@ -100,7 +100,7 @@ def test_unknown_splits_and_data_sets(tmp_path):
     dataset = open_shapes(tmp_path)
     with pytest.raises(UserError, match="shapes has no split 'valid'; it has train, val"):
         dataset.split("valid")
-    with pytest.raises(UserError, match="called 'shapse'; did you mean shapes"):
+    with pytest.raises(UserError, match="import its module first; did you mean shapes"):
         open_dataset(DataConfig(name="shapse", prepared_dir=str(tmp_path)))
     with pytest.raises(UserError, match="'qqqq'; if your own code registers it, import its"):
         open_dataset(DataConfig(name="qqqq", prepared_dir=str(tmp_path)))
@@ -119,6 +119,7 @@ def test_statistics_by_hand(tmp_path, monkeypatch):
     np.testing.assert_array_equal(again.sizes, statistics.sizes)
     np.testing.assert_array_equal(again.label_counts[""], counts)
     assert again.names_digest == statistics.names_digest
+    assert again.contents_digest == statistics.contents_digest
 
 
 def test_the_digest_of_names_depends_on_names_and_order(tmp_path):
@@ -128,6 +129,21 @@ def test_the_digest_of_names_depends_on_names_and_order(tmp_path):
     digest = dataset.statistics("train+val").names_digest
     assert digest == hashlib.sha256(lines).hexdigest()[:16]
     assert dataset.statistics("val+train").names_digest != digest
+
+
+def test_the_digest_of_contents_depends_on_images_and_masks_but_not_on_their_place(tmp_path):
+    def digest(root: Path) -> str:
+        return open_folder(root, tmp_path / "prepared").statistics("train+val").contents_digest
+
+    root = write_set(tmp_path / "set")
+    first = digest(root)
+    assert digest(write_set(tmp_path / "moved")) == first
+    corrected = Image.new("L", (5, 4), 1)
+    corrected.putpixel((2, 2), 2)
+    corrected.save(root / "masks" / "b.png")
+    second = digest(root)
+    Image.new("RGB", (5, 4), "red").save(root / "images" / "a.png")
+    assert len({first, second, digest(root)}) == 3
 
 
 @pytest.mark.parametrize(

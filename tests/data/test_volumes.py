@@ -46,6 +46,12 @@ def test_records_are_the_files_normalised_and_every_fifth_is_for_validation(tmp_
     assert statistics.sizes.tolist() == [list(SHAPE)] * 4
     # Each box of 6³ holds one of 4³.
     assert statistics.label_counts[""][1:3].tolist() == [4 * (6**3 - 4**3), 4 * 4**3]
+    label[0, 0, 0] = 1
+    save(tmp_path / "set" / "labels" / "case_1.nii.gz", label)
+    corrected = open_dataset(config_of(tmp_path / "set"))
+    assert corrected.statistics("train").contents_digest != statistics.contents_digest
+    validation = dataset.statistics("val").contents_digest
+    assert corrected.statistics("val").contents_digest == validation
     with pytest.raises(UserError, match="has no split 'test'; it has train, val, all"):
         dataset.split("test")
 

@@ -139,7 +139,8 @@ def test_nothing_slow_is_imported_with_the_package():
 @pytest.mark.parametrize(
     ("name", "mistake", "status", "told"),
     [
-        ("fcn_jax.predict", "--wrokdir=x", 2, "wrokdir"),
+        ("fcn_jax.predict", "--wrokdir=x", 2, "no flag --wrokdir; did you mean --workdir? (see"),
+        ("fcn_jax.train", "--conifg=x.py", 2, "no flag --conifg; did you mean --config? (see"),
         ("fcn_jax.train", "--config.train.stesp=5", 2, "did you mean --config.train.steps?"),
         ("fcn_jax.train", "--config.train.steps=five", 2, "steps"),
         ("fcn_jax.train", "--config.eval.canvases=0", 1, "config.eval.canvases (=0) must be a"),
