@@ -99,6 +99,7 @@ def test_evaluate_and_predict_agree_and_predict_goes_on(trained: Path, tmp_path:
     ("kind", "problem"),
     [
         ("orientation", "has the orientation LPS, but the plan RAS"),
+        ("metres", "its voxels are 1000 × 1000 × 1000 mm, and the plan's 1 × 1.5 × 1 mm"),
         ("foreign", "exists and was not written by predict"),
         ("channels", "has 2 channel files, but the network was trained on 1"),
         ("nothing", "no NIfTI file"),
@@ -114,6 +115,8 @@ def test_what_cannot_be_predicted_is_one_line(
     match kind:
         case "orientation":
             save(path, image, axes="LPS")
+        case "metres":
+            save(path, image, spacing=(1000, 1000, 1000))
         case "foreign":
             save(output / "a.nii.gz", image)
         case "channels":

@@ -52,6 +52,9 @@ SAMPLE = 10_000
 PLACES = 1000
 """Foreground voxels of each volume that are stored, for windows of large volumes."""
 
+MAX_SPACING_RATIO = 10
+"""Of a volume's spacing to the plan's: more suggests another unit, and would fill the memory."""
+
 CHANNEL = re.compile(r"(.+)_(\d{4})")
 
 CASES_SHOWN = 5
@@ -274,11 +277,19 @@ def list_cases(root: Path) -> Listing:
     return Listing(tuple(cases), names, normalisation)
 
 
-def read_channels(paths: Sequence[Path], orientation: str) -> tuple[np.ndarray, nifti.Header]:
+def read_channels(
+    paths: Sequence[Path], orientation: str, spacing_mm: Sequence[float] | None = None
+) -> tuple[np.ndarray, nifti.Header]:
     """Reads the channels of a volume: float32 (x, y, z, c), and their grid.
 
+    Args:
+        paths: a file for each channel.
+        orientation: the plan's.
+        spacing_mm: the plan's, to which the volume is to be resampled; None if it is not.
+
     Raises:
-        UserError: a file cannot be read, or is of another grid or orientation.
+        UserError: a file cannot be read, or is of another grid or orientation, or of a spacing that
+            differs from the plan's by more than `MAX_SPACING_RATIO`.
     """
     channels = [nifti.read_image(path) for path in paths]
     _, header = channels[0]
@@ -289,6 +300,12 @@ def read_channels(paths: Sequence[Path], orientation: str) -> tuple[np.ndarray, 
             f"{printable(str(paths[0]))}: has the orientation {header.orientation}, but the plan "
             f"{orientation}; reorient it, for example with nibabel.as_closest_canonical"
         )
+    for old, new in zip(header.spacing_mm, spacing_mm or header.spacing_mm, strict=True):
+        if not 1 / MAX_SPACING_RATIO <= old / new <= MAX_SPACING_RATIO:
+            raise UserError(
+                f"{printable(str(paths[0]))}: its voxels are {nifti.by_axis(header.spacing_mm)} "
+                f"mm, and the plan's {nifti.by_axis(spacing_mm or ())} mm; is its header right?"
+            )
     if len(channels) == 1:
         return channels[0][0][..., None], header  # without a copy
     return np.stack([values for values, _ in channels], axis=-1), header
@@ -396,7 +413,7 @@ def _prepare(folder: Path, cases: Sequence[Case], plan: Plan) -> None:
 
 
 def _prepare_case(folder: Path, number: int, case: Case, plan: Plan) -> dict[str, Any]:
-    image, header = read_channels(case.images, plan.orientation)
+    image, header = read_channels(case.images, plan.orientation, plan.spacing_mm)
     label, label_header = nifti.read_label(case.label)
     nifti.check_same_grid(case.label, label_header, case.images[0], header)
     check_labels(label, len(plan.class_names), printable(str(case.label)))

@@ -136,7 +136,7 @@ def _predict_file(
     description = MADE_BY + _digest(predictor, plan, volume, axes)
     if volume.target.exists() and _description(volume.target) == description:
         return False
-    image, header = read_channels(volume.channels, plan.orientation)
+    image, header = read_channels(volume.channels, plan.orientation, plan.spacing_mm)
     shape = plan.resampled_shape(header.shape, header.spacing_mm)
     if shape != header.shape:
         image = resample_image(image, shape)
