@@ -138,7 +138,10 @@ def _evaluate_and_report() -> None:
     agreement.check_same_start({f"--{name}": options[name].value for name in EQUAL_FLAGS})
     predictor = load_run(workdir, options.checkpoint)
     if workdir.is_file() and not options.data:
-        raise UserError("--data=NAME and --data_root=DIR are needed: model files name no data set")
+        raise UserError(
+            "--data=NAME is needed, with --data_root=DIR except for shapes: model files name no "
+            "data set"
+        )
     split = options.split or predictor.config.data.eval_split
     inference = Inference(**view_arguments())
     for flag, default in (("convention", "native"), ("boundary", False), ("shard", None)):

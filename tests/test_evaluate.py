@@ -171,7 +171,7 @@ def test_the_command_names_files_by_data_convention_and_views(
     [
         ([], "evaluate: --workdir=DIR is needed: the folder of a run"),
         (["--workdir=x", "y"], "evaluate: unexpected argument 'y' (see --help)"),
-        (["--workdir=FILE"], "evaluate: --data=NAME and --data_root=DIR are needed: model files"),
+        (["--workdir=FILE"], "evaluate: --data=NAME is needed, with --data_root=DIR except for"),
         (
             ["--workdir=FILE", "--data=folder"],
             "evaluate: the folder data set needs --data_root=DIR",

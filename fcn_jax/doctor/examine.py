@@ -163,7 +163,11 @@ def _examine_mask(
     try:
         content = file.load()
         if not isinstance(content, bytes):
-            label = as_labels(content, file.name)
+            try:
+                label = as_labels(content, file.name)
+            except UserError as error:
+                report.note("reader_labels", file.name, _reason(error, file.name))
+                return None, None
             mask = _examine_label(report, label, file.name, num_classes)
             return mask, (label.shape[0], label.shape[1])
         image = open_image(content, file.name)

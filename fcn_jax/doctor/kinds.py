@@ -58,6 +58,9 @@ channels_unreadable: unusable extra channels
     follow the message, or copy the file again from its source
 reader_failed: files whose reader raises an error
     correct the function of the data set that reads them, or the files
+reader_labels: masks whose reader returns no class indices
+    return integers (h, w) from the function that reads the masks: 0 to the number of classes minus
+    1, and 255 for void
 record_unusable: unusable records
     follow the message
 mask_size: masks that differ in size from their image

@@ -48,7 +48,10 @@ def open_subject(data: DataConfig) -> Iterator[Subject]:
     if raw is None:
         yield _from_records(open_dataset(data))
     else:
-        yield _from_files(raw, list_samples(raw, data))
+        samples = list_samples(raw, data)
+        if not samples and not raw.notes:
+            raise UserError(f"{data.root or data.name}: the data set has no images")
+        yield _from_files(raw, samples)
 
 
 def _from_files(raw: RawDataset, samples: Sequence[Sample]) -> Subject:

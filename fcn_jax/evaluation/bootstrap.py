@@ -196,10 +196,7 @@ def rare_classes(counts: ImageCounts, class_names: Sequence[str]) -> str | None:
     ]
     if not rare or len(counts.names) == 1:
         return None
-    return (
-        f"in fewer than {MIN_IMAGES} images: {listed(rare, MAX_NAMED)}; resamples without them "
-        "average the IoU over the others, which widens the interval of mIoU"
-    )
+    return f"few images show {listed(rare, MAX_NAMED)}: the interval of mIoU is rough"
 
 
 def _intervals(resampled: Resampled, images: int) -> Intervals:

@@ -60,7 +60,9 @@ def read_weights(path: Path) -> dict[str, np.ndarray]:
     if path.is_dir():
         raise UserError(f"{path} is a folder, not a file of weights")
     if not path.exists():
-        raise UserError(f"there is no file {path}")
+        raise UserError(
+            f"there is no file {path} (docs/weights.md says where published weights are)"
+        )
     read = READERS.get(path.suffix.lower())
     if read is None:
         raise UserError(f"{path} must be a file of weights that ends in {', '.join(READERS)}")

@@ -88,7 +88,7 @@ def test_the_doctor_examines_it_by_its_files(tmp_path):
 
 
 def test_a_name_that_looks_like_a_registered_one_is_suggested(tmp_path):
-    with pytest.raises(UserError, match="called 'labelmee'; did you mean labelme"):
+    with pytest.raises(UserError, match=r"its module first; did you mean labelme\?"):
         open_dataset(settings(write_labelme(tmp_path / "cells"), "labelmee"))
 
 
@@ -164,6 +164,26 @@ def test_unusable_data_sets(tmp_path, register, raw, message):
         open_dataset(settings(tmp_path / "", "mine"))
     assert "\n" not in str(caught.value)
     assert not list(tmp_path.rglob("*.array_record*"))
+
+
+def test_the_doctor_says_what_training_says_of_no_images_and_of_values_that_are_no_labels(
+    tmp_path, register
+):
+    samples: list[Sample] = []
+    register(lambda data: changed(samples=samples))
+    with pytest.raises(UserError, match="the data set has no images"):
+        examine(tmp_path, "mine")
+    samples += [
+        Sample("train", image(1), mask(np.float32(1)), "x"),
+        Sample("val", image(2), mask(-1), "y"),
+    ]
+    found = examine(tmp_path, "mine")
+    assert {kind for kind, finding in found.items() if finding.is_fault} == {"reader_labels"}
+    assert found["reader_labels"].places == (
+        "drawn/b.png (the mask is float32 (4, 5))",
+        "drawn/b.png (values from -1 to -1)",
+    )
+    assert found["reader_labels"].remedy.startswith("return integers (h, w)")
 
 
 def test_settings_that_do_not_apply_are_refused(tmp_path):

@@ -751,7 +751,7 @@ class TestCaffe:
 
 class TestOtherFiles:
     def test_a_missing_file_and_a_folder_are_named(self, tmp_path):
-        assert "there is no file" in refusal(tmp_path / "none.pth")
+        assert "none.pth (docs/weights.md says where" in refusal(tmp_path / "none.pth")
         assert "is a folder" in refusal(tmp_path)
 
     def test_an_unknown_ending_lists_those_that_are_known(self, tmp_path):
