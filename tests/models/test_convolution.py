@@ -61,6 +61,22 @@ def test_gradients_are_pytorchs(
     )
 
 
+@pytest.mark.parametrize(("side", "convolutions"), [(5, 0), (7, 1)])
+def test_depthwise_kernels_of_many_taps_are_not_unrolled(side: int, convolutions: int) -> None:
+    values, kernel = normal(0, 2, 9, 8, 3), normal(1, side, side, 1, 3)
+    geometry = Geometry(1, ((side // 2,) * 2,) * 2, groups=3)
+    convolved = jax.jit(lambda x, k: convolve(x, k, geometry))
+    operations = convolved.lower(values, kernel).as_text()
+    assert operations.count("stablehlo.convolution") == convolutions
+    by_channel = [
+        convolve(values[..., i : i + 1], kernel[..., i : i + 1], Geometry(1, geometry.pads))
+        for i in range(3)
+    ]
+    np.testing.assert_allclose(
+        convolved(values, kernel), jnp.concatenate(by_channel, axis=-1), atol=5e-5, rtol=1e-5
+    )
+
+
 def test_the_kernels_gradient_in_bfloat16_is_summed_in_float32() -> None:
     # 32 × 32 positions with input 1 and cotangent 1; in bfloat16 a sum of ones stops at 256.
     values = jnp.ones((2, 32, 32, 1), jnp.bfloat16)
