@@ -193,6 +193,51 @@ def test_statistics_of_the_canvas_are_named() -> None:
         check_backbone(lambda rngs: Normalised(rngs=rngs), compile_times=False)
 
 
+@pytest.mark.parametrize(
+    ("layer", "in_map", "message"),
+    [
+        (nnx.BatchNorm(4, rngs=nnx.Rngs(0)), True, "between is an nnx.BatchNorm, .* use BatchNorm"),
+        (nnx.Conv(4, 4, (3, 3), rngs=nnx.Rngs(0)), True, "between is an nnx.Conv, .*: use Conv of"),
+        (lambda values: values + values.mean((1, 2), keepdims=True), True, "spatial_mean"),
+        (nnx.Conv(4, 4, (3, 3), rngs=nnx.Rngs(0)), False, r"layers of fcn_jax.models.layers take"),
+        (jax.nn.relu, False, r"x\.map\(layer\)"),
+        (lambda x: x + x, False, r"write add\(x, y\)"),
+        (nnx.Dropout(0.5, rngs=nnx.Rngs(0)), True, r"between.rngs.* use dropout\(x, rate"),
+    ],
+)
+def test_the_remedy_for_what_is_no_layer_is_named(layer: Any, in_map: bool, message: str) -> None:
+    class Mapped(Broken):
+        def __init__(self, *, axis_name: str | None = None, rngs: nnx.Rngs):
+            super().__init__(layer, rngs=rngs)
+
+        def __call__(self, image: FeatureMap, *, train: bool = False, keys: Any = None) -> Any:
+            x = self.first(image)
+            return {2: self.second(x.map(self.between) if in_map else self.between(x))}
+
+    with pytest.raises((AssertionError, ValueError), match=message):
+        check_backbone(Mapped, compile_times=False)
+
+
+@pytest.mark.parametrize("returned", [lambda x: x.values, lambda x: None])
+def test_a_stage_that_is_no_feature_map_is_refused(returned: Callable[..., Any]) -> None:
+    class Unwrapped(Broken):
+        def __call__(self, image: FeatureMap, *, train: bool = False, keys: Any = None) -> Any:
+            return {2: returned(self.first(image))}
+
+    with pytest.raises(ValueError, match="Unwrapped must return a FeatureMap for each stage"):
+        check_backbone(Unwrapped, compile_times=False)
+
+
+def test_a_missing_attribute_is_named() -> None:
+    class Bare(Broken):
+        def __init__(self, *, axis_name: str | None = None, rngs: nnx.Rngs):
+            super().__init__(rngs=rngs)
+            del self.preprocessing
+
+    with pytest.raises(ValueError, match=r"Bare has no attribute preprocessing: .* must set self"):
+        check_backbone(Bare, compile_times=False)
+
+
 def test_a_block_that_computes_something_else_under_remat_is_named() -> None:
     class Block(nnx.Module):
         @remat_block

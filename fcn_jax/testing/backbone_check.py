@@ -14,6 +14,7 @@ from fcn_jax.models.backbones.contract import (
     Backbone,
     abstract_features,
     check_contract,
+    check_no_random_state,
     parameters,
     spatial_axes,
 )
@@ -44,6 +45,13 @@ TOLERANCE = 1e-4
 
 ROUNDING = 10
 """Largest difference of features, relative to the effect of the last bit of the pixels."""
+
+EXACT_LAYERS = {
+    nnx.BatchNorm: "BatchNorm of fcn_jax.models.layers",
+    nnx.Conv: "Conv of fcn_jax.models.layers",
+    nnx.GroupNorm: "GroupNorm of fcn_jax.models.layers",
+}
+"""Layers of flax that also see the canvas outside the image -> what to use instead."""
 
 
 def check_backbone(
@@ -97,7 +105,9 @@ def random_weights(make: Callable[[], Any]) -> Any:
     are small, and other vectors between 0.5 and 1.5.
     """
     # Shapes alone: every initializer would be compiled for every shape.
-    graph, state = nnx.split(nnx.eval_shape(make))
+    abstract = nnx.eval_shape(make)
+    check_no_random_state(abstract)
+    graph, state = nnx.split(abstract)
     random = np.random.default_rng(0)
 
     def draw(path: Any, leaf: jax.ShapeDtypeStruct) -> jax.Array:
@@ -156,7 +166,7 @@ class _Check:
 
     def _training(self) -> str | None:
         if not jax.tree.leaves(nnx.state(self._model, nnx.BatchStat)):
-            return "no statistics"
+            return "no BatchNorm"
         # An image has the same statistics if it is there twice as if it is there once, next to a
         # place without an image.
         canvas = TRAINING_CANVAS[: spatial_axes(self._model)]
@@ -294,9 +304,22 @@ class _Check:
                 where, what = first_problem(problem, *(calls for _, calls, _ in recorded))
                 raise AssertionError(
                     f"{self._check}: {where} {what or found} (seen in stage {stage} of "
-                    f"{self._name})"
+                    f"{self._name}){self._remedy(where)}"
                 )
         return results
+
+    def _remedy(self, where: str) -> str:
+        """Returns what to write instead, if what differs is no layer of this package."""
+        if not where.startswith("what is "):
+            return ""
+        for name, module in modules_by_name(self._model).items():
+            if type(module) in EXACT_LAYERS:
+                kind = type(module).__name__
+                return (
+                    f"; {name} is an nnx.{kind}, which does not know where an image ends: use "
+                    f"{EXACT_LAYERS[type(module)]}"
+                )
+        return "; x.map is for functions of one position, spatial_mean for means over the image"
 
     def _same(self, expected: Any, found: Any, problem: str, name: str = "") -> None:
         """Compares two trees of arrays."""

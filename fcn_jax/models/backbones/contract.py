@@ -124,9 +124,17 @@ def check_contract(
 
     Raises:
         ValueError: a stage has the wrong number of positions or features, or its positions are not
-            centred where `grids` says; or a `BatchNorm` has another axis.
+            centred where `grids` says; a `BatchNorm` has another axis; or an attribute is missing,
+            or a layer holds a random state or does not take or return a `FeatureMap`.
     """
     name = type(backbone).__name__
+    for attribute in ("preprocessing", "channels", "grids"):
+        if not hasattr(backbone, attribute):
+            raise ValueError(
+                f"{name} has no attribute {attribute}: its __init__ must set self.{attribute} "
+                "(see models/backbones/contract.py)"
+            )
+    check_no_random_state(backbone)
     for path, module in nnx.iter_modules(backbone):  # type: ignore[arg-type]
         if isinstance(module, BatchNorm) and module.axis_name != axis_name:
             raise ValueError(
@@ -174,15 +182,56 @@ def check_contract(
             )
 
 
+def check_no_random_state(backbone: Any) -> None:
+    """Raises ValueError if a layer draws random numbers by itself, such as `nnx.Dropout`."""
+    for path, _ in nnx.to_flat_state(nnx.state(backbone, nnx.RngState)):
+        raise ValueError(
+            f"{type(backbone).__name__}.{'.'.join(map(str, path))} is the random state of an "
+            "nnx.Dropout or nnx.Rngs, and a backbone must hold none: use dropout(x, rate, keys) of "
+            "fcn_jax.models.layers with the argument keys of __call__"
+        )
+
+
+REMEDIES = (
+    ("for +: 'FeatureMap'", "write add(x, y), of fcn_jax.models.feature_map"),
+    ("for *: 'FeatureMap'", "write multiply(x, y), of fcn_jax.models.feature_map"),
+    (
+        "FeatureMap",
+        "the layers of fcn_jax.models.layers take a FeatureMap; those of flax and jax.nn take "
+        "arrays: x.map(layer), if each position depends on itself alone",
+    ),
+)
+"""What an error message contains -> what to write instead; the first one that fits."""
+
+
 def abstract_features(backbone: Backbone, shape: tuple[int, ...]) -> FeaturesByStage:
-    """Returns the shapes of the features for float32 pixels of shape (b, *spatial, c)."""
+    """Returns the shapes of the features for float32 pixels of shape (b, *spatial, c).
+
+    Raises:
+        ValueError: a layer is given a `FeatureMap` that it does not take, or a stage is not one.
+    """
+    name = type(backbone).__name__
     graph, state = nnx.split(backbone)
     shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), state)
-    return jax.eval_shape(
-        lambda state, image: nnx.merge(graph, state)(FeatureMap(image)),
-        shapes,
-        jax.ShapeDtypeStruct(shape, jnp.float32),
-    )
+    try:
+        features = jax.eval_shape(
+            lambda state, image: nnx.merge(graph, state)(FeatureMap(image)),
+            shapes,
+            jax.ShapeDtypeStruct(shape, jnp.float32),
+        )
+    except (AttributeError, TypeError) as error:
+        remedy = next((remedy for part, remedy in REMEDIES if part in str(error)), None)
+        if remedy is None:
+            raise
+        raise ValueError(f"{name}: {error}: {remedy}") from error
+    for x in features.values() if isinstance(features, dict) else [features]:
+        if not (isinstance(features, dict) and isinstance(x, FeatureMap)):
+            kind = "an array" if isinstance(x, jax.ShapeDtypeStruct) else f"a {type(x).__name__}"
+            raise ValueError(
+                f"{name} must return a FeatureMap for each stage, {{stride: x}}, not {kind}: "
+                "x.map(function) and x.windowed(values, windows) make one"
+            )
+    return features
 
 
 def _by(size: tuple[int, ...]) -> str:
