@@ -16,6 +16,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from fcn_jax.errors import ArgumentError
+from fcn_jax.parallel import hosts
 
 DATA_AXIS = "data"
 """Name of the axis of devices over which the batch is sharded."""
@@ -122,9 +123,19 @@ def parallelize(
 
     if use_mesh:
         compiled = on_mesh(step_of_two, mesh, split_results=split_results, donated=donated)
+        executables: dict[Any, Any] = {}
 
         def run_on_mesh(state, batch, *constants):
-            return compiled(placed(state), (shard_batch(batch, use_mesh), constants))
+            batch = shard_batch(batch, use_mesh)
+            arguments = placed(state), (batch, constants)
+            if not _spans_hosts():
+                return compiled(*arguments)
+            shapes = tuple(leaf.shape for leaf in jax.tree.leaves(batch))
+            if shapes not in executables:
+                executables[shapes] = compiled.lower(*arguments).compile()
+                # A collective waits no more than 30 s for a host that still compiles, on CPUs.
+                hosts.barrier()
+            return executables[shapes](*arguments)
 
         def lower_on_mesh(state, batch):
             return compiled.lower(state_shapes(state), (jax.tree.map(global_shape, batch), ()))

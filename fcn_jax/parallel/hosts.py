@@ -32,7 +32,6 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from fcn_jax.errors import ArgumentError, UserError, format_value
-from fcn_jax.parallel.data_parallel import DATA_AXIS, data_mesh
 from fcn_jax.terminal import cli, output
 
 if TYPE_CHECKING:
@@ -302,9 +301,9 @@ def _connect() -> "Lifeline":
 
 def maximum(number: int) -> jax.Array:
     """Dispatches the maximum of a number over all processes."""
-    mesh = data_mesh(use_mesh=True)
+    mesh = Mesh(np.asarray(jax.devices()), ("devices",))
     own = np.full(jax.local_device_count(), number, np.int32)
-    numbers = jax.make_array_from_process_local_data(NamedSharding(mesh, P(DATA_AXIS)), own)
+    numbers = jax.make_array_from_process_local_data(NamedSharding(mesh, P("devices")), own)
     return _maximum_program(mesh)(numbers)
 
 

@@ -277,6 +277,7 @@ class CheckpointWriter(CheckpointReader):
             if saving is not None:
                 saving.result()
             self._checkpointer.wait()
+            hosts.barrier()  # no host runs ahead of the first one, which writes the checksums
         except SAVE_ERRORS as error:
             raise self._failed(error) from error
 
