@@ -14,7 +14,7 @@ from fcn_jax.data.labels import by_map
 from fcn_jax.data.palettes import Colour
 from fcn_jax.data.shard import Shard
 from fcn_jax.data.volumes import VolumeDataset
-from fcn_jax.errors import ArgumentError, UserError
+from fcn_jax.errors import ArgumentError, UserError, printable
 from fcn_jax.evaluation import conventions, metrics
 from fcn_jax.evaluation.boundary import boundary_counts
 from fcn_jax.evaluation.case_scores import CaseScores, hausdorff95_of_classes
@@ -33,6 +33,7 @@ from fcn_jax.models.pure_model import PureModel
 from fcn_jax.parallel import hosts
 from fcn_jax.pictures.orthogonal import orthogonal_views
 from fcn_jax.pictures.sheets import SheetRow
+from fcn_jax.terminal.console import rendered
 from fcn_jax.terminal.progress import progress_bar
 
 SHEET_ROWS = 6
@@ -72,7 +73,7 @@ class MapEvaluation:
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """The scores of a network on a split.
+    """The scores of a network on a split. Printed, it is the table of each label map.
 
     Attributes:
         by_map: the evaluation of each label map by its name; a single label map is called "".
@@ -96,6 +97,17 @@ class Evaluation:
     def scores(self) -> metrics.Scores:
         """The scores of the first label map."""
         return next(iter(self.by_map.values())).scores
+
+    def __str__(self) -> str:
+        lines = [
+            f"{len(self.names)} images, {self.inference.description}, "
+            f"convention {self.convention.name}"
+        ]
+        for label_map, scored in self.by_map.items():
+            if label_map:
+                lines.append(f"label map {printable(label_map)}")
+            lines.append(rendered(metrics.scores_table(scored.scores, scored.class_names)))
+        return "\n".join(lines)
 
     def under(self, convention: Convention) -> Self:
         """Returns the scores of the same predictions under another convention.

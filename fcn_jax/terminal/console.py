@@ -1,5 +1,6 @@
 """Tables on the terminal."""
 
+import io
 from collections.abc import Iterator
 
 from rich.console import Console, ConsoleOptions, ConsoleRenderable, RenderableType, RenderHook
@@ -13,6 +14,15 @@ def open_console() -> Console:
     console = Console(highlight=False)
     console.push_render_hook(_EscapeHook())
     return console
+
+
+def rendered(table: RenderableType) -> str:
+    """Returns the text of a table, without colours, with control characters escaped."""
+    console = Console(file=io.StringIO(), highlight=False, color_system=None)
+    console.push_render_hook(_EscapeHook())
+    with console.capture() as capture:
+        console.print(table)
+    return "\n".join(line.rstrip() for line in capture.get().splitlines())
 
 
 class _EscapeHook(RenderHook):

@@ -21,7 +21,7 @@ from fcn_jax.data.datasets import Statistics
 from fcn_jax.errors import ArgumentError
 from fcn_jax.evaluation import conventions, evaluator
 from fcn_jax.evaluation.boundary import boundary_counts
-from fcn_jax.evaluation.evaluator import Evaluation, Evaluator
+from fcn_jax.evaluation.evaluator import Evaluation, Evaluator, MapEvaluation
 from fcn_jax.evaluation.image_counts import ImageCounts
 from fcn_jax.evaluation.scorers import ScoredImages
 from fcn_jax.inference.options import WHOLE, Inference
@@ -120,6 +120,23 @@ def test_batches_and_canvases_change_no_count(network, one_by_one, batch_size, c
     assert len(np.unique(one_by_one.sum(axis=(0, 1)))) > 2  # several classes are predicted
     assert_counts(evaluation, one_by_one)
     assert 1 <= len(evaluation.canvases) <= canvases
+
+
+def test_a_printed_evaluation_is_its_table() -> None:
+    # Of 4 pixels of ground 3 are right, and all 4 of cell: IoU 3/4 and 4/5.
+    confusion = np.array([[3, 1], [0, 4]])
+    scored = MapEvaluation(
+        ("ground", "cell\x1b[2J"), confusion, ImageCounts.of(("a",), confusion[None]), (), "truth"
+    )
+    lines = str(
+        Evaluation({"": scored}, ("a",), 1, (), 0.0, conventions.NATIVE, WHOLE)
+    ).splitlines()
+    assert lines[0] == f"1 images, {WHOLE.description}, convention native"
+    rows = {words[0]: words for words in map(str.split, lines) if words}
+    assert rows["ground"][1] == "75.0"
+    assert rows[r"cell\x1b[2J"][1] == "80.0"
+    assert "77.5" in str(lines)  # the mean
+    assert "array" not in str(lines)
 
 
 def test_a_split_of_more_than_2_to_the_32_pixels_is_counted(network, monkeypatch):
