@@ -5,10 +5,10 @@
     python -m fcn_jax.compare A B [--split=val]
 
 A and B are folders of runs or of exported runs, or model files FILE.safetensors, that evaluate has
-scored: its files DIR/evaluation/SPLIT.json and SPLIT_images.npz are read, and no image is predicted
-again. SPLIT is the beginning of their names, such as val, val_geometry for a label map, or
-val_scales_0.75_1_1.25_flip. Of the conventions, only native and d2l can be compared: the means of
-the others are over classes that may differ between runs.
+scored: its files DIR/evaluation/SPLIT.json and SPLIT_images.npz are read. SPLIT is the beginning of
+their names, such as val, val_geometry for a label map, or val_scales_0.75_1_1.25_flip. Of the
+conventions, only native and d2l can be compared: the means of the others are over classes that may
+differ between runs.
 
 Prints the scores of both, their difference, and its 95 % interval over the choice of images (paired
 bootstrap: `fcn_jax/evaluation/bootstrap.py`); then the images whose own mIoU, over the classes in
@@ -16,6 +16,8 @@ their truth, changed most. Writes to A/evaluation/against_B, or to --output=FOLD
 
     SPLIT.json   all these numbers, and those of every image
     SPLIT.png    IoU of each class with its intervals
+    SPLIT.html   a page with both, and the images that changed most in each run, which are predicted
+                 again for it if the runs and their data can be read
 
 The interval does not include the variation over training seeds.
 """
@@ -78,6 +80,18 @@ def main(arguments: list[str]) -> None:
     write_whole(folder / f"{split}.json", lambda part: part.write_text(document))
     write_whole(folder / f"{split}.png", lambda part: plot(comparison, part))
     say(f"numbers and picture: {folder}/{split}.json, .png")
+    from fcn_jax.evaluation.comparison_page import comparison_page, predict_changes
+
+    gained, lost = largest_changes(comparison, IMAGES_SHOWN)
+    try:
+        examples = predict_changes(comparison, split, [*gained, *lost])
+    except UserError as error:
+        examples = []
+        say(f"note: the page is without images: {error}")
+    plot_png = (folder / f"{split}.png").read_bytes()
+    page = comparison_page(comparison, split, plot_png, examples)
+    write_whole(folder / f"{split}.html", lambda part: part.write_text(page, encoding="utf-8"))
+    say(f"page: {folder}/{split}.html")
 
 
 def report(comparison: Comparison, split: str) -> None:

@@ -18,6 +18,7 @@ Hausdorff distance by case. Writes to DIR/evaluation (FILE/evaluation)
     SPLIT_images.npz      pixels by image and class, for `python -m fcn_jax.compare`
     SPLIT_confusion.png   the confusion matrix
     SPLIT_sheet.png       image | truth | prediction | error of a few images
+    SPLIT_report.html     a page with all of these, the training's curves and the worst images
 
 With several label maps, each has its files: SPLIT_MAP.json and so on. Another convention, windows,
 scales or mirror images also add to the names: SPLIT_mmseg.json, SPLIT_scales_0.75_1_1.25_flip.json.
@@ -87,12 +88,14 @@ from fcn_jax.data.shard import Shard
 from fcn_jax.errors import ArgumentError, UserError
 from fcn_jax.evaluation import bootstrap, metrics, shards
 from fcn_jax.evaluation.evaluator import Evaluation, Evaluator, MapEvaluation
+from fcn_jax.evaluation.report_page import report_page
 from fcn_jax.inference.options import WHOLE, Inference
 from fcn_jax.inference.trained import Predictor, load_run
 from fcn_jax.models.fcn import suffix
 from fcn_jax.parallel import agreement, hosts
 from fcn_jax.pictures import plots, sheets
 from fcn_jax.pictures.colours import palette_of
+from fcn_jax.pretrained import Provenance
 from fcn_jax.runs import PLAN, evaluation_folder
 from fcn_jax.terminal.atomic_files import write_whole
 from fcn_jax.terminal.console import open_console
@@ -170,12 +173,13 @@ def _evaluate_and_report() -> None:
         inference=inference,
         boundary=options.boundary,
         shard=shard,
+        examples=shard is None,
     )
     if evaluation.convention is not conventions.NATIVE:
         name += f"_{evaluation.convention.name}"
     name += tag
     if shard is None:
-        report(evaluation, workdir, name, step=predictor.step)
+        report(evaluation, workdir, name, step=predictor.step, provenance=predictor.provenance)
     else:
         _save_shard(evaluation, workdir, name, shard, _shard_inputs(predictor, dataset, split))
 
@@ -254,6 +258,7 @@ def evaluate(
     inference: Inference = WHOLE,
     boundary: bool = False,
     shard: Shard | None = None,
+    examples: bool = False,
 ) -> Evaluation:
     """Scores a trained network on a split of a data set; writes no files.
 
@@ -266,6 +271,7 @@ def evaluate(
         inference: windows, scales and mirror images to average over.
         boundary: whether to compute boundary IoU as well.
         shard: the share of the images to score; None for all.
+        examples: whether to return the worst and the median images as well.
 
     Returns:
         The scores: `evaluation.scores` are those of the first label map.
@@ -304,7 +310,7 @@ def evaluate(
         boundary=boundary,
         shard=shard,
     )
-    return evaluator(predictor.variables)
+    return evaluator(predictor.variables, examples=examples)
 
 
 def evaluate_all(
@@ -367,11 +373,17 @@ def report_conventions(
         open_console().print(table)
         path = folder / f"{name}{suffix(label_map)}.json"
         text = json.dumps(numbers, indent=2) + "\n"
-        write_whole(path, functools.partial(Path.write_text, data=text, encoding="utf-8"))
+        write_whole(path, functools.partial(_write_text, text))
         say(f"numbers: {path}")
 
 
-def report(evaluation: Evaluation, workdir: Path, name: str, step: int) -> None:
+def report(
+    evaluation: Evaluation,
+    workdir: Path,
+    name: str,
+    step: int,
+    provenance: Provenance | None = None,
+) -> None:
     """Prints the scores, and writes them with pictures to the folder of a run.
 
     Args:
@@ -379,6 +391,7 @@ def report(evaluation: Evaluation, workdir: Path, name: str, step: int) -> None:
         workdir: the folder; the files are written to its sub-folder `evaluation`.
         name: beginning of the files' names, such as the split.
         step: training step of the weights.
+        provenance: settings of the run, for the page; None leaves them out.
 
     Raises:
         UserError: a file cannot be written.
@@ -413,7 +426,20 @@ def report(evaluation: Evaluation, workdir: Path, name: str, step: int) -> None:
             numbers["by_case"] = scored.cases.to_json(scored.class_names)
         stem = evaluation_folder(workdir) / f"{name}{suffix(label_map)}"
         _write(scored, numbers, stem)
+        page = report_page(
+            evaluation,
+            scored,
+            intervals,
+            stem.with_name(f"{stem.name}_confusion.png").read_bytes(),
+            title=f"{workdir} on {name}{suffix(label_map)}",
+            workdir=workdir,
+            step=step,
+            provenance=provenance,
+        )
+        page_path = stem.with_name(f"{stem.name}_report.html")
+        write_whole(page_path, functools.partial(_write_text, page))
         say(f"pictures and numbers: {stem}_sheet.png, _confusion.png, .json")
+        say(f"page: {page_path}")
 
 
 def _print_scores(scored: MapEvaluation) -> bootstrap.Intervals | None:
@@ -440,16 +466,17 @@ def _write(scored: MapEvaluation, numbers: dict[str, Any], stem: Path) -> None:
     try:
         scored.counts.save(stem.with_name(f"{stem.name}_images.npz"))
         text = json.dumps(numbers, indent=2) + "\n"
-        write_whole(
-            stem.with_name(f"{stem.name}.json"),
-            lambda part: part.write_text(text, encoding="utf-8"),
-        )
+        write_whole(stem.with_name(f"{stem.name}.json"), functools.partial(_write_text, text))
         confusion_path = stem.with_name(f"{stem.name}_confusion.png")
         plots.plot_confusion(scored.confusion, scored.class_names, confusion_path)
         sheet = sheets.sheet(scored.sheet_rows, scored.class_names, palette_of(scored.colours))
         sheet.save(stem.with_name(f"{stem.name}_sheet.png"))
     except OSError as error:
         raise UserError(f"cannot write to {stem.parent} ({error.strerror or error})") from error
+
+
+def _write_text(text: str, path: Path) -> None:
+    path.write_text(text, encoding="utf-8")
 
 
 cli.make_callable(__name__, evaluate)

@@ -198,8 +198,9 @@ def _train(config: Config, workdir: Path) -> Evaluation:
             def evaluate_step(step: int) -> Evaluation | None:
                 with logger.paused(), contextlib.suppress(EvaluationStopped):
                     if not should_stop():
+                        variables, last = (state.params, state.batch_stats), step == total_steps
                         with stop.abandoned(partial(save_unscored, state) if is_alone else None):
-                            evaluation = evaluate((state.params, state.batch_stats), should_stop)
+                            evaluation = evaluate(variables, should_stop, examples=last)
                         _log_evaluation(log, step, evaluation, dataset)
                         return evaluation
                 return None
@@ -240,11 +241,11 @@ def _train(config: Config, workdir: Path) -> Evaluation:
 
     # --- the result
     if evaluation is None:
-        evaluation = evaluate((state.params, state.batch_stats))
+        evaluation = evaluate((state.params, state.batch_stats), examples=True)
     elif start_step < total_steps:
         elapsed = format_duration(time.monotonic() - started)
         say(f"trained {total_steps - start_step} steps in {elapsed}")
-    report(evaluation, workdir, config.data.eval_split, step=total_steps)
+    report(evaluation, workdir, config.data.eval_split, step=total_steps, provenance=run)
     say(f"label your images: python -m fcn_jax.predict --workdir={workdir} --output=OUT PATH...")
     return evaluation
 

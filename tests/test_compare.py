@@ -145,8 +145,10 @@ def test_what_the_command_prints_and_writes(tmp_path):
     gained, _ = largest_changes(comparison, 5)
     assert {row[0] for row in rows if row} >= {moved.image for moved in gained}
     folder = a / "evaluation" / "against_b $1$"
-    assert lines[-1] == f"numbers and picture: {folder}/val.json, .png"
-    assert sorted(path.name for path in folder.iterdir()) == ["val.json", "val.png"]
+    assert lines[-3] == f"numbers and picture: {folder}/val.json, .png"
+    assert lines[-2].startswith(f"note: the page is without images: {a} is not the folder of a run")
+    assert lines[-1] == f"page: {folder}/val.html"
+    assert sorted(path.name for path in folder.iterdir()) == ["val.html", "val.json", "val.png"]
     written = json.loads((folder / "val.json").read_text())
     assert written["split"] == "val"
     assert written["images_by_class"] == {"sky": 40, "road": 40, "boat": 0}
@@ -174,6 +176,7 @@ def test_the_command_reads_label_maps_and_files_and_writes_to_a_given_folder(tmp
     result = run_command("compare", tmp_path / "net.v2.safetensors", b, *arguments)
     assert result.returncode == 0, result.stderr
     assert sorted(path.name for path in output.iterdir()) == [
+        "val_geometry.html",
         "val_geometry.json",
         "val_geometry.png",
     ]

@@ -56,7 +56,7 @@ def dataset(predictor: Predictor) -> Dataset:
 
 @pytest.fixture(scope="module")
 def evaluation(predictor: Predictor) -> Evaluation:
-    return fcn_jax.evaluate(predictor)
+    return fcn_jax.evaluate(predictor, examples=True)
 
 
 def test_scores_are_those_of_the_predictions(
@@ -117,6 +117,7 @@ def test_the_report_writes_numbers_counts_and_pictures(
         "val.json",
         "val_confusion.png",
         "val_images.npz",
+        "val_report.html",
         "val_sheet.png",
     ]
     numbers = json.loads((folder / "val.json").read_text())
@@ -128,7 +129,8 @@ def test_the_report_writes_numbers_counts_and_pictures(
             assert min(picture.size) > 100
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("step 7 on val: 2 images, whole images on canvases of ")
-    assert lines[-1] == f"pictures and numbers: {folder}/val_sheet.png, _confusion.png, .json"
+    assert lines[-2] == f"pictures and numbers: {folder}/val_sheet.png, _confusion.png, .json"
+    assert lines[-1] == f"page: {folder}/val_report.html"
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"cannot write .*file/evaluation"):
         report(evaluation, tmp_path / "file", "val", step=7)
@@ -229,9 +231,9 @@ def test_all_conventions_are_those_one_by_one(
     passes = []
     score = Evaluator.__call__
 
-    def counting(evaluator: Evaluator, *arguments: Any) -> Evaluation:
+    def counting(evaluator: Evaluator, *arguments: Any, **options: Any) -> Evaluation:
         passes.append(evaluator)
-        return score(evaluator, *arguments)
+        return score(evaluator, *arguments, **options)
 
     monkeypatch.setattr(Evaluator, "__call__", counting)
     together = evaluate_all(predictor, dataset=dataset)

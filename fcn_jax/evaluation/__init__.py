@@ -10,4 +10,6 @@ conventions.py    how other projects score
 image_counts.py   the counts of each image, and their file
 bootstrap.py      confidence intervals
 comparison.py     two runs scored on the same images
+report_page.py    the report of an evaluation as an HTML page
+comparison_page.py  the comparison of two runs as an HTML page, with images
 """

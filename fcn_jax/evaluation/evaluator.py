@@ -5,6 +5,7 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Self
 
+import jax
 import numpy as np
 
 from fcn_jax.config import EvalConfig
@@ -37,6 +38,8 @@ from fcn_jax.terminal.console import rendered
 from fcn_jax.terminal.progress import progress_bar
 
 SHEET_ROWS = 6
+WORST_SHOWN, MEDIAN_SHOWN = 6, 3
+"""The number of images that a report shows."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +55,8 @@ class MapEvaluation:
         boundary: int64 (2, k), see `metrics.scores`; None if it was not asked for.
         colours: the colours of the first classes in pictures; VOC's for the others.
         cases: the scores of each volume; None for images.
+        worst, median: the images with the lowest and with the median mIoU of their own, in
+            ascending order; empty if they were not asked for.
     """
 
     class_names: tuple[str, ...]
@@ -62,6 +67,8 @@ class MapEvaluation:
     boundary: np.ndarray | None = None
     colours: Sequence[Colour] = ()
     cases: CaseScores | None = None
+    worst: Sequence[SheetRow] = ()
+    median: Sequence[SheetRow] = ()
 
     @property
     def scores(self) -> metrics.Scores:
@@ -202,12 +209,22 @@ class Evaluator:
         self._names = [records.name(index) if several_hosts else "" for index in range(count)]
 
     def __call__(
-        self, variables: Any, should_stop: Callable[[], bool] = lambda: False
+        self,
+        variables: Any,
+        should_stop: Callable[[], bool] = lambda: False,
+        *,
+        examples: bool = False,
     ) -> Evaluation:
         """Scores (params, batch_stats).
 
+        Args:
+            variables: (params, batch_stats).
+            should_stop: is called after each batch.
+            examples: also return the worst and the median images, which are predicted twice; not
+                on several hosts or for a shard.
+
         Raises:
-            EvaluationStopped: `should_stop`, which is called after each batch, returned True.
+            EvaluationStopped: `should_stop` returned True.
         """
         names = list(self._names)
         totals = {
@@ -231,7 +248,7 @@ class Evaluator:
         for total in totals.values():
             total.add_other_hosts(self._scorer.is_partial)
         names, images = [names[index] for index in self._images], list(self._images)
-        return Evaluation(
+        evaluation = Evaluation(
             {
                 label_map: MapEvaluation(
                     class_names=self._label_maps[label_map],
@@ -257,6 +274,32 @@ class Evaluator:
             self._convention,
             self._inference,
         )
+        is_whole = len(images) == self._image_count
+        if examples and is_whole and jax.process_count() == 1:
+            return self._with_examples(evaluation, variables)
+        return evaluation
+
+    def _with_examples(self, evaluation: Evaluation, variables: Any) -> Evaluation:
+        """Predicts the worst and the median images of each label map again, for pictures."""
+        chosen = {name: _worst_and_median(scored) for name, scored in evaluation.by_map.items()}
+        only = {index for worst, median in chosen.values() for index in (*worst, *median)}
+        rows: dict[str, dict[int, SheetRow]] = {name: {} for name in chosen}
+        scored_images = self._scorer(variables, only)
+        with contextlib.closing(scored_images):
+            for scored in scored_images:
+                for index, (record, predictions) in scored.predictions.items():
+                    for name, truth in by_map(record["label"], tuple(rows)).items():
+                        predicted = predictions[name][tuple(slice(side) for side in truth.shape)]
+                        rows[name][index] = _sheet_row(record, truth, predicted)
+        by_name = {
+            name: dataclasses.replace(
+                scored,
+                worst=[rows[name][index] for index in chosen[name][0]],
+                median=[rows[name][index] for index in chosen[name][1]],
+            )
+            for name, scored in evaluation.by_map.items()
+        }
+        return dataclasses.replace(evaluation, by_map=by_name)
 
     @property
     def _own_count(self) -> int:
@@ -342,6 +385,15 @@ def _check_volumes(convention: Convention, inference: Inference, *, boundary: bo
         )
     if boundary:
         raise ArgumentError("boundary", True, "is for images")
+
+
+def _worst_and_median(scored: MapEvaluation) -> tuple[list[int], list[int]]:
+    """Returns indices of images by the mIoU of their own; images that are all void have none."""
+    own = scored.counts.mean_iou_by_image
+    order = [int(index) for index in np.argsort(own, kind="stable") if not np.isnan(own[index])]
+    worst, others = order[:WORST_SHOWN], order[WORST_SHOWN:]
+    first = max(0, len(order) // 2 - WORST_SHOWN - MEDIAN_SHOWN // 2)
+    return worst, others[first : first + MEDIAN_SHOWN]
 
 
 def _sheet_row(record: dict[str, Any], truth: np.ndarray, predicted: np.ndarray) -> SheetRow:

@@ -69,8 +69,16 @@ class Scorer(Protocol):
     empty_share: float
     is_partial: bool
 
-    def __call__(self, variables: Any) -> Generator[ScoredImages]:
-        """Yields the images of the split, predicted with (params, batch_stats)."""
+    def __call__(
+        self, variables: Any, only: Container[int] | None = None
+    ) -> Generator[ScoredImages]:
+        """Yields the images of the split, predicted with (params, batch_stats).
+
+        Args:
+            variables: (params, batch_stats).
+            only: indices of the images to score, all of whose predictions are yielded; None for
+                all images.
+        """
         ...
 
 
@@ -126,15 +134,25 @@ class BatchScorer:
             for bucket in buckets
         ]
 
-    def __call__(self, variables: Any) -> Generator[ScoredImages]:
+    def __call__(
+        self, variables: Any, only: Container[int] | None = None
+    ) -> Generator[ScoredImages]:
         variables = data_parallel.replicate(variables)
         share = self._batch_size // jax.process_count()
-        batches = evaluation_batches(self._records, self._buckets, batch_size=share)
+        buckets, wanted = self._buckets, self._wanted
+        if only is not None:
+            kept = (tuple(index for index in bucket.images if index in only) for bucket in buckets)
+            buckets = [
+                dataclasses.replace(bucket, images=images)
+                for bucket, images in zip(buckets, kept, strict=True)
+            ]
+            wanted = only
+        batches = evaluation_batches(self._records, buckets, batch_size=share)
         pending: _Dispatched | None = None
         with contextlib.closing(batches):  # also if scoring fails or is interrupted
             for batch in batches:
                 results = self._step((), batch.canvases, variables)
-                dispatched = _Dispatched.select(batch, results, self._wanted)
+                dispatched = _Dispatched.select(batch, results, wanted)
                 if pending is not None:
                     yield pending.fetch()
                 pending = dispatched
@@ -267,8 +285,12 @@ class ViewScorer:
         self.empty_share = empty_share(records.sizes, buckets)
         self._predictor = ViewPredictor(network, inference, self.canvases)
 
-    def __call__(self, variables: Any) -> Generator[ScoredImages]:
+    def __call__(
+        self, variables: Any, only: Container[int] | None = None
+    ) -> Generator[ScoredImages]:
         for index in self._images[jax.process_index() :: jax.process_count()]:
+            if only is not None and index not in only:
+                continue
             record = self._records[index]
             classes = self._predictor.predict_maps(variables, record["image"])
             labels = by_map(record["label"], self._network.label_maps)
@@ -308,8 +330,12 @@ class VolumeScorer:
         self._predictor = VolumePredictor(network, dataset.plan.patch)
         self.canvases: tuple[Size, ...] = (dataset.plan.patch,)
 
-    def __call__(self, variables: Any) -> Generator[ScoredImages]:
+    def __call__(
+        self, variables: Any, only: Container[int] | None = None
+    ) -> Generator[ScoredImages]:
         for index in self._images:
+            if only is not None and index not in only:
+                continue
             record = self._records[index]
             truth = self._records.native_label(index)
             predicted = resample_label(self._predictor(variables, record["image"]), truth.shape)

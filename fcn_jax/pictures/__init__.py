@@ -7,4 +7,6 @@ overlays.py       label maps as palette PNGs, over an image, and maps of errors
 sheets.py         image, truth, prediction and error of several images
 contact_sheet.py  images with their masks, as the doctor draws them
 plots.py          the plot of a confusion matrix
+curves.py         curves and histograms as SVG
+html_page.py      HTML pages in one file: tables that sort, pictures inside
 """
