@@ -16,7 +16,18 @@ FLOORS = (
     {"doctor", "runs", "formats"},
     {"inference"},
     {"evaluation"},
-    {"train", "evaluate", "predict", "compare", "compile", "export", "heatmap", "testing"},
+    {
+        "train",
+        "evaluate",
+        "predict",
+        "compare",
+        "compile",
+        "export",
+        "heatmap",
+        "inspect",
+        "serve",
+        "testing",
+    },
 )
 """A room imports from the floors below its own; rooms on the same floor do not know each other."""
 

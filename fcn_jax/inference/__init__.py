@@ -3,6 +3,7 @@
 trained         load_run, load_weights, Predictor
 options         windows, scales and mirror images to average over
 views           predictions as the options describe
+details         probable classes and entropy of every pixel, for a page
 windows         positions and weights of windows
 tiles           images of any size in tiles, with the label map of the whole image
 image_files     one image file in, label maps and overlays out

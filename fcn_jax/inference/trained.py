@@ -208,7 +208,15 @@ class Predictor:
         Args:
             sizes: heights and widths, int (n, 2).
         """
-        self._canvases = choose_canvases(sizes, max_canvases=self.config.eval.canvases)
+        self.use_canvases(choose_canvases(sizes, max_canvases=self.config.eval.canvases))
+
+    def use_canvases(self, canvases: Sequence[Size]) -> None:
+        """Places images on these canvases, each of which is compiled once.
+
+        Args:
+            canvases: heights and widths. An image that none holds gets a canvas of its own.
+        """
+        self._canvases = list(canvases)
         self._view_predictors = {}
 
     @functools.cached_property

@@ -71,7 +71,7 @@ class ViewPredictor:
             Label maps by name, uint8 (h, w), writable.
         """
         if self.inference == WHOLE:
-            canvas, size = self._on_canvas(image)
+            canvas, size = on_canvas(image, self._canvases)
             by_name = self._classes(variables, canvas, size)
         else:
             by_name = {
@@ -133,25 +133,13 @@ class ViewPredictor:
 
     def _scores(self, variables: Variables, image: np.ndarray) -> dict[str, jax.Array]:
         """Returns the logits of a single view, or the mean softmax of several: (H, W, k)."""
-        canvas, size = self._on_canvas(image)
+        canvas, size = on_canvas(image, self._canvases)
         sums: dict[str, jax.Array] = {}
         for scale in self.inference.scales:
             for name, logits in self._logits_at(scale, variables, canvas, size).items():
                 scores = logits[0] if self.inference.views == 1 else _summed_softmax(logits)
                 sums[name] = sums[name] + scores if name in sums else scores
         return {name: total / self.inference.views for name, total in sums.items()}
-
-    def _on_canvas(self, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Returns a canvas (1, H, W, c) with the image at its top left, and its `valid` (1, 2)."""
-        height, width, channels = image.shape
-        large_enough = (
-            canvas for canvas in self._canvases if height <= canvas[0] and width <= canvas[1]
-        )
-        rounded = round_up(height, CANVAS_MULTIPLE_PX), round_up(width, CANVAS_MULTIPLE_PX)
-        canvas_px = next(large_enough, rounded)
-        canvas = np.zeros((1, *canvas_px, channels), image.dtype)
-        canvas[0, :height, :width] = image
-        return canvas, np.asarray([[height, width]], np.int32)
 
     def _logits_at(
         self, scale: float, variables: Variables, canvas: np.ndarray, size: np.ndarray
@@ -225,6 +213,26 @@ class ViewPredictor:
                     sums[name][position] += weights * window_logits[:rows, :columns]
         outside = weight_sum == 0
         return {name: total / (weight_sum + outside) for name, total in sums.items()}
+
+
+def on_canvas(image: np.ndarray, canvases: Sequence[Size]) -> tuple[np.ndarray, np.ndarray]:
+    """Places an image at the top left of the first canvas that holds it.
+
+    Args:
+        image: uint8 (h, w, c).
+        canvases: heights and widths, the smallest first. If none is large enough, the image's sides
+            are rounded up to multiples of 64.
+
+    Returns:
+        The canvas, (1, H, W, c), and the height and width of the image on it, int32 (1, 2).
+    """
+    height, width, channels = image.shape
+    large_enough = (canvas for canvas in canvases if height <= canvas[0] and width <= canvas[1])
+    rounded = round_up(height, CANVAS_MULTIPLE_PX), round_up(width, CANVAS_MULTIPLE_PX)
+    canvas_px = next(large_enough, rounded)
+    canvas = np.zeros((1, *canvas_px, channels), image.dtype)
+    canvas[0, :height, :width] = image
+    return canvas, np.asarray([[height, width]], np.int32)
 
 
 def _classes(network: PureModel, variables: Variables, image: jax.Array, size: jax.Array):

@@ -42,10 +42,24 @@ def save_label_map(
       UserError: the file cannot be written.
       ValueError: `label` or `palette` has another shape or dtype.
     """
+    picture = palette_picture(label, palette)
+    write_whole(Path(path), lambda part: picture.save(part, format="PNG", pnginfo=text))
+
+
+def palette_picture(label: np.ndarray, palette: np.ndarray | None = None) -> Image.Image:
+    """Returns a label map as a picture that shows its classes in colours.
+
+    Args:
+      label: uint8 (h, w).
+      palette: uint8 (256, 3), RGB; VOC's if None.
+
+    Raises:
+      ValueError: `label` or `palette` has another shape or dtype.
+    """
     check_label("label", label)
     picture = Image.fromarray(label)
     picture.putpalette(palette_or_voc(palette).tobytes())
-    write_whole(Path(path), lambda part: picture.save(part, format="PNG", pnginfo=text))
+    return picture
 
 
 def overlay(

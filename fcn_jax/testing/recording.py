@@ -6,9 +6,8 @@
 
 import contextlib
 import dataclasses
-import functools
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -17,6 +16,7 @@ from flax import nnx
 
 from fcn_jax.models.backbones.contract import spatial_axes
 from fcn_jax.models.feature_map import FeatureMap
+from fcn_jax.models.recording import Call, modules_by_name, record_calls
 from fcn_jax.testing.report import Layer
 
 UNOPTIMISED = {"xla_backend_optimization_level": 0}
@@ -24,21 +24,6 @@ UNOPTIMISED = {"xla_backend_optimization_level": 0}
 
 Problem = Callable[[FeatureMap, FeatureMap], str | None]
 """Compares two feature maps; returns what is wrong with the second, if anything."""
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Call:
-    """A call of a module: its name in the backbone, its input and its output.
-
-    depth: number of modules within which it was called.
-    """
-
-    name: str = dataclasses.field(metadata={"static": True})
-    depth: int = dataclasses.field(metadata={"static": True})
-    keywords: tuple[tuple[str, Any], ...] = dataclasses.field(metadata={"static": True})
-    input: FeatureMap
-    output: FeatureMap
 
 
 def backbone_program(graph: Any) -> Any:
@@ -71,44 +56,6 @@ def derivatives(module: Any, x: FeatureMap, options: Mapping[str, Any]) -> Any:
         return {"loss": value, "gradient": gradient, "state": nnx.to_pure_dict(after)}
 
     return jax.jit(run, compiler_options=UNOPTIMISED)(x.values, state)
-
-
-def modules_by_name(model: nnx.Module) -> dict[str, nnx.Module]:
-    """Returns the modules of a model by name; its own name is empty."""
-    return {".".join(map(str, path)): module for path, module in nnx.iter_modules(model)}
-
-
-@contextlib.contextmanager
-def record_calls(model: nnx.Module) -> Iterator[list[Call]]:
-    """Records the calls of a model's modules in the order in which they end."""
-    names = {id(module): name for name, module in modules_by_name(model).items() if name}
-    kinds = {type(module) for module in modules_by_name(model).values() if module is not model}
-    calls: list[Call] = []
-    active: list[int] = []
-
-    def recording(call: Callable[..., Any]) -> Callable[..., Any]:
-        @functools.wraps(call)
-        def run(module: nnx.Module, *arguments: Any, **keywords: Any) -> Any:
-            if id(module) in active:  # the method of a base class
-                return call(module, *arguments, **keywords)
-            active.append(id(module))
-            result = call(module, *arguments, **keywords)
-            active.pop()
-            if isinstance(result, FeatureMap) and isinstance(arguments[0], FeatureMap):
-                name, options = names[id(module)], tuple(keywords.items())
-                calls.append(Call(name, len(active), options, arguments[0], result))
-            return result
-
-        return run
-
-    originals = {kind: vars(kind)["__call__"] for kind in kinds if "__call__" in vars(kind)}
-    try:
-        for kind, call in originals.items():
-            kind.__call__ = recording(call)  # type: ignore[method-assign]
-        yield calls
-    finally:
-        for kind, call in originals.items():
-            kind.__call__ = call  # type: ignore[method-assign]
 
 
 def first_problem(

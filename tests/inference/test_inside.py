@@ -1,0 +1,136 @@
+"""Intermediate results of a network, and the command that draws them."""
+
+import itertools
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from fcn_jax.inference.inside import (
+    Opened,
+    at_pixels,
+    feature_maps,
+    first_filters,
+    open_network,
+    receptive_field,
+    skips,
+)
+from fcn_jax.models.geometry import Grid
+from tests.in_process import run_command
+from tests.serve.images import drawn, encoded
+
+
+@pytest.fixture(scope="module")
+def opened(trained_run) -> Opened:
+    """The network of the tiny run with random score layers."""
+    opened = open_network(trained_run)
+    random = np.random.default_rng(0)
+    for stage in opened.model.stages:
+        kernel = getattr(opened.model.head, f"score{stage}").kernel
+        kernel[...] = jnp.asarray(random.standard_normal(kernel.shape), jnp.float32)
+    return opened
+
+
+def test_a_map_is_interpolated_between_the_centres_of_its_positions():
+    grid = Grid(stride=4, offset=1.5)
+    centres = 4 * np.arange(6) + 1.5
+    values = np.stack(np.meshgrid(centres, centres, indexing="ij"), axis=-1)
+    found = at_pixels(values, grid, (20, 22))
+    assert found.shape == (20, 22, 2)
+    np.testing.assert_allclose(found[2:, 5, 0], np.arange(2, 20))
+    np.testing.assert_allclose(found[5, 2:, 1], np.arange(2, 22))
+    np.testing.assert_allclose(found[0, :, 0], 1.5)  # before the first centre
+
+
+def test_each_skip_is_added_to_the_upsampled_scores_before_it(opened):
+    image = drawn(96, 64)
+    found = skips(opened, image)
+    assert [skip.stride for skip in found] == list(opened.model.stages)
+    np.testing.assert_array_equal(found[0].own, found[0].fused)
+    for coarse, fine in itertools.pairwise(found):
+        added = fine.fused - fine.own
+        assert np.abs(fine.own).max() > 0
+        # Bilinear, up to six steps of training: the same as between the centres.
+        size = fine.own.shape[:2]
+        grid = Grid(
+            coarse.grid.stride // fine.grid.stride,
+            (coarse.grid.offset - fine.grid.offset) / fine.grid.stride,
+        )
+        expected = at_pixels(coarse.fused, grid, size)
+        inner = np.s_[2:-2, 2:-2]
+        spread = np.ptp(expected)
+        np.testing.assert_allclose(added[inner], expected[inner], atol=0.05 * spread)
+
+
+def test_the_gradient_is_zero_outside_the_theoretical_field(opened):
+    image = drawn(320, 256)
+    field = receptive_field(opened, image, (10, 12))
+    assert field.is_bounded
+    (top, bottom), (left, right) = field.rows, field.columns
+    assert (top, left) == (0, 0)
+    assert bottom < 255
+    assert right < 319
+    inside = np.zeros(image.shape[:2], bool)
+    inside[top : bottom + 1, left : right + 1] = True
+    assert field.influence.shape == inside.shape
+    assert not field.influence[~inside].any()
+    assert field.influence[inside].any()
+
+
+def test_the_maps_end_with_the_features_and_begin_with_the_filters(opened):
+    image = drawn(64, 48)
+    maps = feature_maps(opened, image)
+    features = opened.model.features(jnp.asarray(image)[None])
+    last = list(maps.values())[-1]
+    expected = features[f"backbone{max(opened.model.backbone.channels)}"].values[0]
+    np.testing.assert_allclose(last, expected, rtol=1e-4, atol=1e-4)
+    kernel = first_filters(opened)
+    assert kernel.shape[2] == 3
+    assert next(iter(maps.values())).shape[-1] == kernel.shape[3]
+
+
+def test_the_command_writes_pictures_and_a_page(trained_run, tmp_path):
+    (tmp_path / "x.png").write_bytes(encoded(drawn(60, 40)))
+    output = tmp_path / "out"
+    ended = run_command(
+        "inspect",
+        f"--workdir={trained_run}",
+        f"--output={output}",
+        "--pixel=59,0",
+        tmp_path / "x.png",
+    )
+    assert ended.returncode == 0, ended.stderr
+    names = sorted(str(path.relative_to(output)) for path in output.rglob("*.png"))
+    assert {"field.png", "filters.png", "skips.png"} < set(names)
+    assert all(
+        name.startswith("layers/") for name in set(names[:-1]) - {"field.png", "filters.png"}
+    )
+    with Image.open(output / "field.png") as picture:
+        assert picture.size == (60, 40)
+    page = (output / "index.html").read_text(encoding="utf-8")
+    assert page.count("<img") == len(names)
+    assert "at x 59, y 0" in page
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["{image}"], "--output=OUT and one IMAGE are needed"),
+        (
+            ["{image}", "--output={out}", "--pixel=60,0"],
+            "--pixel (=60,0) must be x,y within 0,0 and",
+        ),
+        (["{image}", "--output={out}", "--pixel=middle"], "--pixel (=middle) must be x,y"),
+        (["{out}/none.png", "--output={out}"], "none.png: No such file"),
+    ],
+)
+def test_mistakes_are_said_in_a_line(trained_run, tmp_path, arguments, message):
+    (tmp_path / "x.png").write_bytes(encoded(drawn(60, 40)))
+    places = {"image": tmp_path / "x.png", "out": tmp_path / "out"}
+    words = [word.format(**places) for word in arguments]
+    ended = run_command("inspect", f"--workdir={trained_run}", *words)
+    assert ended.returncode == 1
+    assert message in ended.stderr
+    assert ended.stderr.count("\n") == 1
+    assert not (tmp_path / "out").exists()
