@@ -1,3 +1,5 @@
+import ctypes
+import gc
 import getpass
 import importlib.util
 import os
@@ -5,7 +7,7 @@ import signal
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
@@ -33,6 +35,20 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 # GPUs and TPUs round float32 products otherwise; here they are compared with exact ones.
 jax.config.update("jax_default_matmul_precision", "highest")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def bounded_memory() -> Iterator[None]:
+    """Frees compiled programs after a file's tests if the process holds more than 2 GiB (Linux)."""
+    yield
+    status = Path("/proc/self/statm")
+    if not status.exists():
+        return
+    pages = int(status.read_text().split()[1])
+    if pages * os.sysconf("SC_PAGE_SIZE") > 2 << 30:
+        jax.clear_caches()
+        gc.collect()
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 @pytest.fixture(scope="session")
