@@ -156,13 +156,13 @@ def test_a_run_that_is_stopped_in_an_evaluation_ends_in_the_same_bits(
     class StoppedEvaluator(Evaluator):
         batches = 0
 
-        def __call__(self, variables, should_stop):
+        def __call__(self, variables, should_stop, **options):
             def signal_then_stop():
                 StoppedEvaluator.batches += 1
                 signal.raise_signal(signal.SIGTERM)
                 return should_stop()
 
-            return super().__call__(variables, signal_then_stop)
+            return super().__call__(variables, signal_then_stop, **options)
 
     workdir = tmp_path / "run"
     config = small_config(trained_folder)
@@ -254,7 +254,7 @@ def test_an_evaluation_that_does_not_stop_is_abandoned_after_saving_its_step(
         ended.set()
 
     class BlockedEvaluator(Evaluator):
-        def __call__(self, variables, should_stop):
+        def __call__(self, variables, should_stop, **options):
             signal.raise_signal(signal.SIGTERM)
             assert ended.wait(60)
             raise SystemExit(3)

@@ -19,7 +19,7 @@ send images; there is neither a login nor encryption.
 
     python -m fcn_jax.serve --demo=digits
 
-needs no run: it trains LeNet on drawn digits in less than a minute, or loads it from
+needs no run: it trains LeNet on drawn digits in about a minute, or loads it from
 runs/digits/lenet.safetensors, and shows every layer while you draw a digit or a string of them.
 
 Ctrl-C or SIGTERM ends the server after the images that it has accepted. It needs

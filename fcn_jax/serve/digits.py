@@ -31,6 +31,7 @@ from fcn_jax.serve.worker import Worker
 from fcn_jax.terminal.atomic_files import write_whole
 
 HEIGHT_PX = 32
+NO_DIGIT = 10
 WIDTHS_PX = (32, 160)
 """Of the pad for one digit, and of the strip."""
 
@@ -72,10 +73,12 @@ class DigitReader:
 
         Returns:
             For JSON: the maps of the layers in bytes of base64, channel by channel, and by column
-            of windows the probability of each digit and of none.
+            of windows the probability of each digit and of none, and the evidence of a digit: the
+            logarithm of their ratio, exact where the rounded probabilities tie.
         """
         maps, scores = self._run(self._state, jnp.asarray(image)[None, :, :, None])
-        probabilities = np.asarray(jax.nn.softmax(scores))
+        probabilities, scores = np.asarray(jax.nn.softmax(scores)), np.asarray(scores)
+        evidence = np.logaddexp.reduce(scores[:, :NO_DIGIT], axis=-1) - scores[:, NO_DIGIT]
         columns = self.grid.stride * np.arange(len(probabilities)) + self.grid.offset
         return {
             "layers": [
@@ -83,6 +86,7 @@ class DigitReader:
                 for name, values in zip(self._names, maps, strict=True)
             ],
             "probabilities": probabilities.round(4).tolist(),
+            "evidence": evidence.tolist(),
             "columns": columns.tolist(),
         }
 

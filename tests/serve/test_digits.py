@@ -64,6 +64,8 @@ def test_the_probabilities_are_those_of_every_window_of_the_strip(client):
     windows = np.stack([image[:, 4 * index : 4 * index + 32] for index in range(33)])
     expected = jax.nn.softmax(digits.classify(classifier, jnp.asarray(windows)[..., None]))
     np.testing.assert_allclose(answer["probabilities"], expected, atol=1e-4)
+    evidence = np.log((1 - expected[:, 10]) / expected[:, 10])
+    np.testing.assert_allclose(answer["evidence"], evidence, atol=1e-3)
 
 
 def test_other_sizes_are_refused(client):

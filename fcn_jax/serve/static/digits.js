@@ -98,10 +98,10 @@ function grey(pad) {
 
 // Showing
 
-function show(pad, { layers, probabilities, columns }) {
+function show(pad, { layers, probabilities, evidence, columns }) {
   $("layers").replaceChildren(...layers.map(figureOf));
   if (pad === pads.pad) showScores(probabilities[0]);
-  else showString(probabilities, columns);
+  else showString(probabilities, evidence, columns);
 }
 
 function figureOf({ title, height, width, channels, planes }) {
@@ -166,7 +166,7 @@ function showScores(scores) {
   );
 }
 
-function showString(probabilities, columns) {
+function showString(probabilities, evidence, columns) {
   const map = $("map");
   const context = map.getContext("2d");
   context.clearRect(0, 0, map.width, map.height);
@@ -175,15 +175,14 @@ function showString(probabilities, columns) {
     for (let digit = 0; digit < NO_DIGIT + 1; digit++) {
       const [red, green, blue] = heat(255 * scores[digit]);
       context.fillStyle = `rgb(${red} ${green} ${blue})`;
-      context.fillRect(columns[index] - step / 2, 3 * digit, step, 3);
+      context.fillRect(Math.round(columns[index] - step / 2), 3 * digit, step, 3);
     }
   });
-  $("read").textContent = textOf(probabilities) || "–";
+  $("read").textContent = textOf(probabilities, evidence) || "–";
 }
 
 // A digit is where its evidence is the highest of five columns, as in examples/digits.py.
-function textOf(probabilities) {
-  const evidence = probabilities.map((scores) => Math.log((1 - scores[NO_DIGIT] + 1e-9) / (scores[NO_DIGIT] + 1e-9)));
+function textOf(probabilities, evidence) {
   let text = "";
   evidence.forEach((value, index) => {
     const near = evidence.slice(Math.max(0, index - 2), index + 3);
