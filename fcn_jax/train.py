@@ -38,8 +38,8 @@ from fcn_jax.config import Config
 from fcn_jax.data.datasets import Dataset, Statistics, open_dataset
 from fcn_jax.data.volumes import VolumeDataset
 from fcn_jax.errors import UserError, listed
-from fcn_jax.evaluate import report
 from fcn_jax.evaluation.evaluator import Evaluation, EvaluationStopped, Evaluator
+from fcn_jax.evaluation.report import report
 from fcn_jax.inference.trained import load_weights
 from fcn_jax.models.build import abstract_model, init_model, preprocessing_name
 from fcn_jax.models.fcn import suffix

@@ -15,11 +15,12 @@ from PIL import Image
 import fcn_jax
 from fcn_jax.data.datasets import Dataset, open_dataset
 from fcn_jax.errors import ArgumentError, UserError
-from fcn_jax.evaluate import evaluate_all, report
+from fcn_jax.evaluate import evaluate_all
 from fcn_jax.evaluation.confusion import count_confusion
 from fcn_jax.evaluation.conventions import CONVENTIONS
 from fcn_jax.evaluation.evaluator import Evaluation, Evaluator
 from fcn_jax.evaluation.metrics import scores
+from fcn_jax.evaluation.report import report
 from fcn_jax.export import read_metrics
 from fcn_jax.inference.options import Inference
 from fcn_jax.inference.trained import Predictor

@@ -13,7 +13,8 @@ import pytest
 
 from fcn_jax.config import import_code
 from fcn_jax.errors import ArgumentError
-from fcn_jax.evaluate import evaluate, report
+from fcn_jax.evaluate import evaluate
+from fcn_jax.evaluation.report import report
 from fcn_jax.inference.options import Inference
 from fcn_jax.inference.trained import load_run
 from fcn_jax.parallel import hosts
