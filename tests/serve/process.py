@@ -44,5 +44,4 @@ def running_server(*flags: str, folder: Path = ROOT) -> Iterator[Server]:
         yield Server(process, port)
     finally:
         process.terminate()
-        process.wait(30)
-        process.stdout.close()
+        print(process.communicate(timeout=30)[0])  # pytest shows it if the test has failed
