@@ -4,8 +4,6 @@ The scores are not averages over images, so the scores of images do not determin
 or a resample (`bootstrap.py`); these counts do.
 """
 
-import zipfile
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,9 +13,9 @@ from typing import Self
 import numpy as np
 
 from fcn_jax.errors import UserError
+from fcn_jax.evaluation import count_files
 from fcn_jax.evaluation.confusion import class_counts
 from fcn_jax.evaluation.metrics import Scores, mean_of_present, scores_from_counts
-from fcn_jax.terminal.atomic_files import write_whole
 
 
 @dataclass(frozen=True)
@@ -81,18 +79,8 @@ class ImageCounts:
         Raises:
             UserError: it cannot be written.
         """
-
-        def write(part: Path) -> None:
-            with part.open("wb") as file:  # NumPy appends .npz to other names
-                np.savez_compressed(
-                    file,
-                    names=np.array(self.names, dtype=np.str_),
-                    hits=self.hits,
-                    truth=self.truth,
-                    predicted=self.predicted,
-                )
-
-        write_whole(path, write)
+        arrays = {"hits": self.hits, "truth": self.truth, "predicted": self.predicted}
+        count_files.save(path, {"names": np.array(self.names, dtype=np.str_), **arrays})
 
     @classmethod
     def load(cls, path: Path) -> Self:
@@ -101,24 +89,8 @@ class ImageCounts:
         Raises:
             UserError: the file is missing, damaged, or holds something else.
         """
-        try:
-            # Opened here, because NumPy does not close a damaged file.
-            with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
-                names = tuple(stored["names"].tolist())
-                return cls(names, stored["hits"], stored["truth"], stored["predicted"])
-        except FileNotFoundError:
-            raise UserError(f"there is no {path}: run fcn_jax.evaluate") from None
-        except (
-            OSError,
-            EOFError,
-            KeyError,
-            ValueError,
-            TypeError,
-            AttributeError,
-            zipfile.BadZipFile,
-            zlib.error,
-        ) as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise UserError(
-                f"{path} cannot be read ({reason}): run fcn_jax.evaluate again"
-            ) from error
+        if not path.exists():
+            raise UserError(f"there is no {path}: run fcn_jax.evaluate")
+        with count_files.opened(path, "run fcn_jax.evaluate again") as stored:
+            names = tuple(stored["names"].tolist())
+            return cls(names, stored["hits"], stored["truth"], stored["predicted"])

@@ -7,8 +7,6 @@ sum over the shards gives the scores, intervals and pictures of the whole split,
 import dataclasses
 import json
 import re
-import zipfile
-import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -17,11 +15,10 @@ import numpy as np
 
 from fcn_jax.data.shard import Shard
 from fcn_jax.errors import UserError, listed
-from fcn_jax.evaluation import conventions
+from fcn_jax.evaluation import conventions, count_files
 from fcn_jax.evaluation.evaluator import Evaluation, MapEvaluation, sheet_images
 from fcn_jax.evaluation.image_counts import ImageCounts
 from fcn_jax.inference.options import Inference
-from fcn_jax.terminal.atomic_files import write_whole
 
 FOLDER = "shards"
 """The folder of the files of shards, in the folder that `evaluate` writes to."""
@@ -55,12 +52,7 @@ class EvaluatedShard:
             arrays |= {f"{number}/{name}": x for name, x in _arrays(scored).items()}
         arrays["about"] = np.array(json.dumps(self._about))
         arrays["names"] = np.array(self.evaluation.names, dtype=np.str_)
-
-        def write(part: Path) -> None:
-            with part.open("wb") as file:  # NumPy appends .npz to other names
-                np.savez_compressed(file, allow_pickle=False, **arrays)
-
-        write_whole(path, write)
+        count_files.save(path, arrays)
 
     @classmethod
     def load(cls, path: Path) -> Self:
@@ -69,24 +61,8 @@ class EvaluatedShard:
         Raises:
             UserError: the file cannot be read, is damaged, or holds something else.
         """
-        try:
-            # Opened here, because NumPy does not close a damaged file.
-            with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
-                return cls._of(json.loads(str(stored["about"])), stored)
-        except (
-            OSError,
-            EOFError,
-            KeyError,
-            ValueError,
-            TypeError,
-            AttributeError,
-            zipfile.BadZipFile,
-            zlib.error,
-        ) as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise UserError(
-                f"{path} cannot be read ({reason}): evaluate this shard again"
-            ) from error
+        with count_files.opened(path, "evaluate this shard again") as stored:
+            return cls._of(json.loads(str(stored["about"])), stored)
 
     @property
     def _about(self) -> dict[str, Any]:
