@@ -137,7 +137,7 @@ def _different(workdir: str, images: list[bytes], answers: list[bytes]) -> int:
         for image, answer in zip(images, answers, strict=True):
             image_file.write_bytes(image)
             predict_file(predictor, image_file, target, overlay=False)
-            different += _chunks(target.read_bytes()) != _chunks(answer)
+            different += chunks_without_text(target.read_bytes()) != chunks_without_text(answer)
             bar.advance()
     return different
 
@@ -147,7 +147,7 @@ def _size(image: bytes) -> tuple[int, int]:
         return opened.height, opened.width
 
 
-def _chunks(png: bytes) -> list[bytes]:
+def chunks_without_text(png: bytes) -> list[bytes]:
     """Returns the chunks of a PNG but the text, in which predict notes what a file was made of."""
     chunks, at = [], 8
     while at < len(png):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from benchmarks.load_serve import chunks_without_text
 from fcn_jax.data.palettes import voc_palette
 from tests.in_process import run_command
 from tests.serve.images import (
@@ -44,13 +45,8 @@ def client(predictor):
 
 
 def without_text(png: bytes) -> list[bytes]:
-    """The chunks of a PNG but the text, in which predict notes what its file was made of."""
-    chunks, at = [], 8
-    while at < len(png):
-        end = at + 12 + int.from_bytes(png[at : at + 4], "big")
-        if png[at + 4 : at + 8] != b"tEXt":
-            chunks.append(png[at:end])
-        at = end
+    """The chunks of a whole PNG but the text."""
+    chunks = chunks_without_text(png)
     assert chunks[-1][4:8] == b"IEND"
     return chunks
 
