@@ -22,7 +22,8 @@ from fcn_jax.errors import ArgumentError
 from fcn_jax.models.backbones.preprocess import TORCHVISION, Preprocessing
 from fcn_jax.models.feature_map import FeatureMap, TilePosition, concatenate
 from fcn_jax.models.geometry import PIXELS, Grid
-from fcn_jax.models.layers import Conv, dropout, max_pool, mirror_pad, norm_layer, relu
+from fcn_jax.models.layers import Conv, dropout, max_pool, mirror_pad, relu
+from fcn_jax.models.normalisation import norm_layer
 from fcn_jax.models.remat import remat_block
 from fcn_jax.models.upsampling import BlockUpsample
 
