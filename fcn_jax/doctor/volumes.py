@@ -13,7 +13,7 @@ from fcn_jax.config import DataConfig
 from fcn_jax.data import nifti
 from fcn_jax.data.labels import IGNORE_INDEX, check_labels
 from fcn_jax.data.raw import data_root
-from fcn_jax.data.volumes import Case, Listing, list_cases, read_channels
+from fcn_jax.data.volume_folder import Case, Listing, list_cases, read_channels
 from fcn_jax.errors import UserError, listed, printable
 from fcn_jax.pictures.contact_sheet import Entry
 from fcn_jax.pictures.orthogonal import orthogonal_views

@@ -11,7 +11,7 @@ import numpy as np
 from fcn_jax.data import nifti
 from fcn_jax.data.plan import Plan
 from fcn_jax.data.resample import resample_image, resample_label
-from fcn_jax.data.volumes import CHANNEL, read_channels
+from fcn_jax.data.volume_folder import CHANNEL, read_channels
 from fcn_jax.errors import UserError, printable
 from fcn_jax.inference.output_digest import digest_of
 from fcn_jax.inference.trained import Predictor
