@@ -172,7 +172,7 @@ def _evaluate_and_report() -> None:
 
 
 def _shard_inputs(predictor: Predictor, dataset: Dataset, split: str) -> dict[str, Any]:
-    """Returns what must be equal in all shards beside the way of scoring."""
+    """Returns the weights and the data, which must be equal in all shards."""
     return {
         "step": predictor.step,
         "weights": predictor.digest[:16],

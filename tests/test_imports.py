@@ -1,6 +1,7 @@
 """Who may import whom: the rooms of the package, from the ground up."""
 
 import ast
+import re
 from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1] / "fcn_jax"
@@ -96,3 +97,13 @@ def test_the_table_names_every_room():
         if path.suffix == ".py" or (path / "__init__.py").exists()
     }
     assert there - {"__init__"} <= named
+
+
+def test_every_room_says_what_is_in_each_file():
+    unnamed = []
+    for room_init in PACKAGE.glob("*/**/__init__.py"):
+        listing = ast.get_docstring(ast.parse(room_init.read_text())) or ""
+        for path in room_init.parent.glob("*.py"):
+            if not path.stem.startswith("__") and not re.search(rf"\b{path.stem}\b", listing):
+                unnamed.append(str(path.relative_to(PACKAGE)))
+    assert not unnamed

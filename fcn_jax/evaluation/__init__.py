@@ -8,6 +8,7 @@ metrics.py          scores from a confusion matrix, as a table and as JSON
 boundary.py         boundary IoU
 conventions.py      how other projects score
 image_counts.py     the counts of each image, and their file
+count_files.py      files of counts, written whole and read without trusting them
 bootstrap.py        confidence intervals
 shards.py           the counts of a part of a split, and their sum
 rand.py             Rand F-score of a segmentation into cells

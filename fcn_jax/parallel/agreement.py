@@ -1,4 +1,4 @@
-"""What several processes must have in common, and what they decide together.
+"""Comparisons between several processes, and the decisions that they take together.
 
 With a single process, every function here returns at once.
 """

@@ -133,7 +133,7 @@ def parallelize(
             shapes = tuple(leaf.shape for leaf in jax.tree.leaves(batch))
             if shapes not in executables:
                 executables[shapes] = compiled.lower(*arguments).compile()
-                # A collective waits no more than 30 s for a host that still compiles, on CPUs.
+                # On CPUs a collective fails if a host still compiles after 30 s.
                 hosts.barrier()
             return executables[shapes](*arguments)
 

@@ -248,7 +248,7 @@ def surroundings() -> str:
     tasks = os.environ.get
     if "OMPI_MCA_orte_hnp_uri" in os.environ and int(tasks("OMPI_COMM_WORLD_SIZE", "1")) > 1:
         return "Open MPI"
-    # A batch script and an interactive shell have one task, whatever the job's number.
+    # A batch script and an interactive shell have one task, even if the job has several.
     if "SLURM_STEP_NODELIST" in os.environ and int(tasks("SLURM_STEP_NUM_TASKS", "1")) > 1:
         return "Slurm"
     if "," in tasks("TPU_WORKER_HOSTNAMES", "") or int(tasks("MEGASCALE_NUM_SLICES", "1")) > 1:

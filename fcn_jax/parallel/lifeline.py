@@ -200,7 +200,7 @@ class Lifeline:
 
 
 class Meeting:
-    """Where process 0 waits for the others.
+    """A listening socket of process 0, to which the other processes connect.
 
     Attributes:
         invitation: addresses, port and key, for `accept_invitation` in the other processes.

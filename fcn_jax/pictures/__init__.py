@@ -6,6 +6,8 @@ legend.py         names and colours of the classes below a picture
 overlays.py       label maps as palette PNGs, over an image, and maps of errors
 sheets.py         image, truth, prediction and error of several images
 contact_sheet.py  images with their masks, as the doctor draws them
+maps.py           feature maps, filters and fields of influence
+orthogonal.py     three orthogonal slices of a volume side by side
 plots.py          the plot of a confusion matrix
 curves.py         curves and histograms as SVG
 html_page.py      HTML pages in one file: tables that sort, pictures inside

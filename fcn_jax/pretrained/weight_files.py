@@ -72,7 +72,7 @@ def read_weights(path: Path) -> dict[str, np.ndarray]:
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
     except DAMAGE as error:
-        # Some errors of zipfile quote whatever stands in the place of a name.
+        # Some errors of zipfile quote the bytes at the place of a name.
         reason = format_value((str(error).splitlines() or [type(error).__name__])[0])
         raise UserError(
             f"{path} cannot be read ({reason}): it may be truncated or damaged; fetch it again"

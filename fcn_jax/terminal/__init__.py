@@ -1,6 +1,8 @@
 """The commands' side of the terminal: flags, output, interruptions and files.
 
 cli.py                 flags, settings, `--help`, errors in one line
+host_flags.py          flags that join several processes
+view_flags.py          flags of windows, scales and mirror images
 progress.py            progress bars, and lines of results
 console.py             tables
 output.py              streams that may be closed
