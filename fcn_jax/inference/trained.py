@@ -353,11 +353,14 @@ def _load_model_file(path: Path) -> Predictor:
 
 
 def _network(provenance: Provenance) -> PureModel:
-    """Builds the network with abstract variables: shapes and dtypes, no weights."""
+    """Builds the network with abstract variables: shapes and dtypes, no weights.
+
+    Its blocks are plain ones: rematerialisation saves memory of a training step's backward pass.
+    """
     num_classes = {name: len(names) for name, names in provenance.label_maps.items()}
     return PureModel(
         abstract_model(
-            provenance.config.model,
+            dataclasses.replace(provenance.config.model, remat=False),
             num_classes,
             channels=provenance.channels,
             ndim=provenance.config.data.ndim,

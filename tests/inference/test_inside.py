@@ -1,6 +1,8 @@
 """Intermediate results of a network, and the command that draws them."""
 
 import itertools
+import json
+import shutil
 
 import jax.numpy as jnp
 import numpy as np
@@ -61,6 +63,23 @@ def test_each_skip_is_added_to_the_upsampled_scores_before_it(opened):
         inner = np.s_[2:-2, 2:-2]
         spread = np.ptp(expected)
         np.testing.assert_allclose(added[inner], expected[inner], atol=0.05 * spread)
+
+
+def test_a_network_that_was_trained_with_remat_shows_the_same(trained_run, tmp_path):
+    run = shutil.copytree(trained_run, tmp_path / "run")
+    settings = json.loads((run / "run.json").read_text())
+    assert settings["config"]["model"]["remat"] is False
+    settings["config"]["model"]["remat"] = True
+    (run / "run.json").write_text(json.dumps(settings))
+    image = drawn(64, 96)
+    plain, remat = open_network(trained_run), open_network(run)
+    maps = feature_maps(plain, image)
+    for name, values in feature_maps(remat, image).items():
+        np.testing.assert_array_equal(values, maps[name])
+    np.testing.assert_array_equal(
+        receptive_field(remat, image, (10, 12)).influence,
+        receptive_field(plain, image, (10, 12)).influence,
+    )
 
 
 def test_the_gradient_is_zero_outside_the_theoretical_field(opened):
