@@ -2,12 +2,14 @@
 
 import contextlib
 import io
+import os
 import runpy
 import signal
 import subprocess
 import sys
 import warnings
 from pathlib import Path
+from unittest import mock
 
 from absl import flags
 
@@ -25,6 +27,7 @@ def run_command(module: str, *arguments: str | Path) -> subprocess.CompletedProc
     status: object = 0
     try:
         with (
+            mock.patch.dict(os.environ),  # which some commands change
             warnings.catch_warnings(),
             contextlib.redirect_stdout(stdout),
             contextlib.redirect_stderr(stderr),

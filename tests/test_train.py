@@ -219,15 +219,16 @@ def test_two_images_are_memorised(tmp_path):
     assert scores.pixel_accuracy > 0.999
 
 
-def test_a_finished_run_started_again_only_reports(trained_run, trained_folder):
-    before = (trained_run / "log.jsonl").read_text()
+def test_a_finished_run_started_again_only_reports(trained_run, trained_folder, tmp_path):
+    run = shutil.copytree(trained_run, tmp_path / "run")
+    before = (run / "log.jsonl").read_text()
     config = small_config(trained_folder)
     # A resumed run may change these settings.
     config.model.remat = True
     config.train.steps_per_dispatch = 3
-    evaluation = train(config, trained_run)
-    assert (trained_run / "log.jsonl").read_text() == before
-    written = json.loads((trained_run / "evaluation/val.json").read_text())
+    evaluation = train(config, run)
+    assert (run / "log.jsonl").read_text() == before
+    written = json.loads((run / "evaluation/val.json").read_text())
     assert evaluation.scores.mean_iou == written["mean_iou"]
 
 
