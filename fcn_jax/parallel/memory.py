@@ -6,6 +6,8 @@ from pathlib import Path
 
 import jax
 
+from fcn_jax.terminal.allocator import return_freed_memory
+
 
 def machine_bytes() -> int | None:
     """Returns the host's total memory in bytes, or None if unknown."""
@@ -39,11 +41,13 @@ def available_bytes(root: Path = Path("/")) -> int:
     """Returns the bytes that this process can still allocate on the host.
 
     This is Linux's `MemAvailable`, within the limit of the container (cgroup v2). Elsewhere it is
-    half of the host's memory, or 4 GiB if that is unknown.
+    half of the host's memory, or 4 GiB if that is unknown. Freed memory that the process has kept
+    is returned first, so that it counts as available.
 
     Args:
         root: the file system's root, in which `proc` and `sys` are read.
     """
+    return_freed_memory()
     with contextlib.suppress(OSError, KeyError, ValueError):
         lines = (root / "proc/meminfo").read_text().splitlines()
         meminfo = dict(line.split(":", 1) for line in lines)

@@ -8,5 +8,6 @@ console.py             tables
 output.py              streams that may be closed
 signals.py             Ctrl-C, SIGTERM and SIGHUP
 atomic_files.py        files that are written whole or not at all
+allocator.py           whether freed memory stays with the process
 compilation_cache.py   JAX's cache of compiled programs
 """

@@ -17,6 +17,7 @@ from fcn_jax.config import Config, default_config
 from fcn_jax.errors import ArgumentError, UserError, format_value, suggestion
 from fcn_jax.registry import IMPORT_FIRST
 from fcn_jax.terminal import signals
+from fcn_jax.terminal.allocator import keep_freed_memory
 from fcn_jax.terminal.compilation_cache import use_compilation_cache
 from fcn_jax.terminal.output import print_error, protect_streams
 
@@ -72,6 +73,7 @@ def begin(*, with_config: bool = False) -> None:
         print_error(f"{_command()}: {_message(error)}")
         sys.exit(1)
     sys.argv[1:] = rest
+    keep_freed_memory()
     try:
         use_compilation_cache()
     except UserError as error:
