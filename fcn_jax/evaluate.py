@@ -9,7 +9,10 @@ DIR is the folder of a run or of an exported run, or FILE.safetensors, a model f
 
     python -m fcn_jax.evaluate --workdir=FILE.safetensors --data=voc --data_root=VOCdevkit
 
-Several processes score a split together, with the same result: docs/cluster.md.
+    python -m fcn_jax.evaluate --workdir=A,B,C
+
+scores the mean of the probabilities of several runs, and writes to A/evaluation: SPLIT_and_B_and_C.
+json and so on. Several processes score a split together, with the same result: docs/cluster.md.
 
 Prints the paper's four metrics and a table of classes; of volumes also Dice, IoU and the 95 %
 Hausdorff distance by case. Writes to DIR/evaluation (FILE/evaluation)
@@ -50,7 +53,7 @@ from fcn_jax.terminal.host_flags import define_host_flags, host_arguments
 from fcn_jax.terminal.view_flags import define_view_flags, view_arguments
 
 if __name__ == "__main__":  # --help and wrong flags do not wait for the imports below
-    flags.DEFINE_string("workdir", None, "folder of the run")
+    flags.DEFINE_string("workdir", None, "folder of the run; A,B,C for the mean of several runs")
     flags.DEFINE_string("split", None, "split to score (default: the one that training scores)")
     flags.DEFINE_string("data", None, "data set to score on (default: the run's)")
     flags.DEFINE_string("data_root", None, "folder of its raw files (default: the run's)")
@@ -83,7 +86,7 @@ from fcn_jax.evaluation import shards
 from fcn_jax.evaluation.evaluator import Evaluation, Evaluator
 from fcn_jax.evaluation.report import report, report_conventions
 from fcn_jax.inference.options import WHOLE, Inference
-from fcn_jax.inference.trained import Predictor, load_run
+from fcn_jax.inference.trained import Predictor, load_ensemble, load_run, split_workdirs
 from fcn_jax.parallel import agreement, hosts
 from fcn_jax.runs import PLAN, evaluation_folder
 from fcn_jax.terminal.progress import say
@@ -124,9 +127,10 @@ def _evaluate_and_report() -> None:
     options = flags.FLAGS
     if not options.workdir:
         raise UserError("--workdir=DIR is needed: the folder of a run")
-    workdir = Path(options.workdir)
+    workdirs = split_workdirs(options.workdir)
+    workdir = Path(workdirs[0])
     agreement.check_same_start({f"--{name}": options[name].value for name in EQUAL_FLAGS})
-    predictor = load_run(workdir, options.checkpoint)
+    predictor = load_ensemble(workdirs, options.checkpoint)
     if workdir.is_file() and not options.data:
         raise UserError(
             "--data=NAME is needed, with --data_root=DIR except for shapes: model files name no "
@@ -145,9 +149,11 @@ def _evaluate_and_report() -> None:
         {"the step": predictor.step, "the digest of the images' names": images},
         "give all processes the same run and data set",
     )
-    # Scores on other data, or by another convention or inference, do not replace the run's own.
+    # Scores on other data, by another convention or inference, or of an ensemble do not replace the
+    # run's own.
     name = f"{options.data.replace('/', '_')}_{split}" if options.data else split
     tag = "" if inference == WHOLE else f"_{inference.tag}"
+    tag += "".join(f"_and_{Path(other).name}" for other in workdirs[1:])
     if options.all_conventions:
         evaluations = evaluate_all(predictor, split, dataset=dataset, inference=inference)
         report_conventions(evaluations, workdir, f"{name}{tag}", step=predictor.step)
@@ -166,7 +172,9 @@ def _evaluate_and_report() -> None:
         name += f"_{evaluation.convention.name}"
     name += tag
     if shard is None:
-        report(evaluation, workdir, name, step=predictor.step, provenance=predictor.provenance)
+        # An ensemble has no settings of its own.
+        provenance = predictor.provenance if len(workdirs) == 1 else None
+        report(evaluation, workdir, name, step=predictor.step, provenance=provenance)
     else:
         _save_shard(evaluation, workdir, name, shard, _shard_inputs(predictor, dataset, split))
 

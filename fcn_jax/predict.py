@@ -38,6 +38,15 @@ is predicted in tiles without this flag too.
 predicts the test images of PASCAL VOC 2012 and packs OUT/results.tgz for its evaluation server; try
 it with --split=val. See `inference/voc_server.py`.
 
+    python -m fcn_jax.predict --workdir=A,B,C --output=OUT --uncertainty PATH...
+    python -m fcn_jax.predict --workdir=DIR --output=OUT --uncertainty --dropout_samples=20 PATH...
+
+also maps how sure the networks are (docs/how_sure.md). Several runs of one network, separated by
+commas, are an ensemble: their class probabilities are averaged. OUT/entropy/x.png and, of an
+ensemble or of samples of dropout, OUT/mutual_information/x.png are grey PNGs of 16 bits whose
+largest value stands for ln k nats of k classes; OUT/uncertainty/x.png shows them in colours. The
+label maps are the same as without --uncertainty.
+
 A network that was trained on volumes (docs/volumes.md) predicts NIfTI files in overlapping tiles:
 
     python -m fcn_jax.predict --workdir=DIR --output=OUT [--flip] FOLDER
@@ -64,7 +73,9 @@ from fcn_jax.terminal import cli
 from fcn_jax.terminal.view_flags import define_view_flags, view_arguments
 
 if __name__ == "__main__":  # --help and mistakes in flags do not wait for the imports below
-    flags.DEFINE_string("workdir", None, "folder of the run, or model file")
+    flags.DEFINE_string(
+        "workdir", None, "folder of the run, or model file; A,B,C for the mean of several runs"
+    )
     flags.DEFINE_string("output", None, "folder to write to")
     flags.DEFINE_bool("overlay", False, "also draw the classes over the image")
     flags.DEFINE_integer(
@@ -82,6 +93,10 @@ if __name__ == "__main__":  # --help and mistakes in flags do not wait for the i
     )
     flags.DEFINE_string("checkpoint", "latest", "latest, best (by mIoU), or a step")
     define_view_flags()
+    flags.DEFINE_bool("uncertainty", False, "also map the entropy and the mutual information")
+    flags.DEFINE_integer(
+        "dropout_samples", None, "with --uncertainty: samples of dropout for each network"
+    )
     flags.DEFINE_string("shard", None, "i/n: only shard i, from 0, of n that share the images")
     flags.DEFINE_string(
         "voc_submission", None, "VOCdevkit folder: predict its test images and pack a submission"
@@ -106,6 +121,7 @@ from fcn_jax.data.images import IMAGE_SUFFIXES, header_size, is_tiff
 from fcn_jax.data.plan import Plan
 from fcn_jax.data.shard import Shard
 from fcn_jax.errors import UserError, width_by_height
+from fcn_jax.inference import uncertainty_files
 from fcn_jax.inference.image_files import (
     is_up_to_date,
     label_map_path,
@@ -116,7 +132,8 @@ from fcn_jax.inference.image_files import (
 from fcn_jax.inference.options import WHOLE, Inference
 from fcn_jax.inference.output_digest import read_digest
 from fcn_jax.inference.tiles import Tiling, receptive_field, tiling
-from fcn_jax.inference.trained import Predictor, load_run
+from fcn_jax.inference.trained import Predictor, load_ensemble, split_workdirs
+from fcn_jax.inference.uncertainty import Draws, UncertaintyPredictor, draws_of
 from fcn_jax.inference.volume_files import predict_volume_files
 from fcn_jax.parallel.memory import free_bytes
 from fcn_jax.runs import PLAN
@@ -146,6 +163,14 @@ def main(arguments: list[str]) -> None:
     for name in ("split", "competition"):
         if options[name].present and not options.voc_submission:
             raise UserError(f"--{name} needs --voc_submission=VOCdevkit")
+    if options.dropout_samples is not None and not options.uncertainty:
+        raise UserError("--dropout_samples needs --uncertainty")
+    if options.uncertainty and (options.tile is not None or options.voc_submission):
+        other = "--voc_submission" if options.voc_submission else "--tile"
+        raise UserError(
+            f"--uncertainty cannot be combined with {other}: it predicts images as a whole, or in "
+            "windows (--windows=gaussian)"
+        )
     if options.halo is not None and options.tile is None:
         raise UserError(f"--halo (={options.halo}) needs --tile, such as --tile=1024")
     inference = Inference(**view_arguments())
@@ -158,12 +183,16 @@ def main(arguments: list[str]) -> None:
     if options.voc_submission:
         _submit(inference)
         return
-    predictor = load_run(options.workdir, options.checkpoint)
+    predictor = load_ensemble(split_workdirs(options.workdir), options.checkpoint)
     if predictor.config.data.ndim == 3:
         _predict_volumes(predictor, arguments, inference)
         return
     paths = find_images(arguments)
     inference.check_fits(predictor.network)
+    uncertain = None
+    if options.uncertainty:
+        uncertain = UncertaintyPredictor(predictor, inference, options.dropout_samples)
+        _say_what_is_mapped(uncertain.draws)
     predict_files(
         predictor,
         paths,
@@ -172,7 +201,18 @@ def main(arguments: list[str]) -> None:
         inference=inference,
         cut=_tiling(predictor) if options.tile is not None else None,
         shard=shard,
+        uncertain=uncertain,
     )
+
+
+def _say_what_is_mapped(draws: Draws) -> None:
+    if len(draws.variables) > 1:
+        say(f"uncertainty: entropy and mutual information over {draws.description}")
+    else:
+        say(
+            "uncertainty: entropy only; mutual information needs several runs (--workdir=A,B) or "
+            "--dropout_samples=20"
+        )
 
 
 def _predict_volumes(predictor: Predictor, arguments: list[str], inference: Inference) -> None:
@@ -182,20 +222,26 @@ def _predict_volumes(predictor: Predictor, arguments: list[str], inference: Infe
             raise UserError(f"--{name} is for images, and this network was trained on volumes")
     if inference.scales != WHOLE.scales:
         raise UserError("--scales is for images, and this network was trained on volumes")
-    path = Path(options.workdir) / PLAN
+    path = Path(split_workdirs(options.workdir)[0]) / PLAN
     if not path.exists():
         raise UserError(
             f"{path}: missing; volumes are predicted with the folder that training wrote"
         )
+    draws = None
+    if options.uncertainty:
+        draws = draws_of(predictor, options.dropout_samples)
+        _say_what_is_mapped(draws)
     output = Path(options.output)
-    predict_volume_files(predictor, Plan.load(path), arguments, output, mirror=inference.flip)
+    predict_volume_files(
+        predictor, Plan.load(path), arguments, output, mirror=inference.flip, draws=draws
+    )
 
 
 def _submit(inference: Inference) -> None:
     from fcn_jax.inference import voc_server
 
     options = flags.FLAGS
-    predictor = load_run(options.workdir, options.checkpoint)
+    predictor = load_ensemble(split_workdirs(options.workdir), options.checkpoint)
     voc_server.submit(
         predictor,
         Path(options.voc_submission),
@@ -225,6 +271,7 @@ def predict_files(
     inference: Inference = WHOLE,
     cut: Tiling | None = None,
     shard: Shard | None = None,
+    uncertain: UncertaintyPredictor | None = None,
 ) -> None:
     """Writes the label maps of image files, except those that are up to date.
 
@@ -236,6 +283,7 @@ def predict_files(
         inference: windows, scales and mirror images to average over.
         cut: sizes of the tiles; None to predict whole images.
         shard: the share of the images, sorted by name, to predict; None for all.
+        uncertain: also write maps of the uncertainty, without `cut`; see `uncertainty_files`.
 
     Raises:
         UserError: before any prediction, if two images have the same label-map file, or `output`
@@ -243,7 +291,7 @@ def predict_files(
             predictions, if images could not be read or label maps could not be written.
     """
     targets = _targets(paths, output, tiled=cut is not None)
-    _check_outputs(predictor, targets, output, overlay=overlay)
+    _check_outputs(predictor, targets, output, overlay=overlay, uncertain=uncertain)
     if shard is not None:
         images = len(paths)
         paths = list(shard.of(sorted(paths, key=lambda path: targets[path].name)))
@@ -255,15 +303,21 @@ def predict_files(
     too_large: dict[Path, str] = {}
     if cut is None:
         sizes = {path: size for path in paths if (size := header_size(path))}
-        too_large = find_too_large(predictor, sizes, inference)
-        if too_large and inference == WHOLE:
+        too_large = find_too_large(predictor, sizes, inference, uncertain)
+        if too_large and inference == WHOLE and uncertain is None:
             field = receptive_field(predictor.network, predictor.variables)
             if field.is_bounded:
                 methods |= dict.fromkeys(too_large, tiling(field, DEFAULT_TILE_PX))
-    done = {
+    labelled = {
         path
         for path, method in methods.items()
         if is_up_to_date(predictor, path, targets[path], method, overlay=overlay)
+    }
+    done = {
+        path
+        for path in labelled
+        if uncertain is None
+        or uncertainty_files.is_up_to_date(predictor, uncertain, path, targets[path])
     }
     if done:
         say(f"{len(done)} of {len(paths)} are up to date")
@@ -282,13 +336,17 @@ def predict_files(
                 with stop.abandoned(lambda: None):  # files are whole or absent, tiles are kept
                     method = methods[path]
                     if path in too_large:
-                        _report_too_large(too_large[path], method)
-                    if isinstance(method, Tiling):
+                        _report_too_large(too_large[path], method, uncertain)
+                    if path in labelled:
+                        pass
+                    elif isinstance(method, Tiling):
                         predict_file_in_tiles(
                             predictor, path, target, method, overlay=overlay, stop=stop
                         )
                     else:
                         predict_file(predictor, path, target, overlay=overlay, inference=method)
+                    if uncertain is not None:
+                        uncertainty_files.save_uncertainty(predictor, uncertain, path, target)
             except UserError as error:
                 named = "" if str(path) in str(error) else f"{path}: "
                 failures.append(f"{named}{error}")
@@ -305,7 +363,10 @@ def predict_files(
 
 
 def find_too_large(
-    predictor: Predictor, sizes: Mapping[Path, tuple[int, int]], inference: Inference
+    predictor: Predictor,
+    sizes: Mapping[Path, tuple[int, int]],
+    inference: Inference,
+    uncertain: UncertaintyPredictor | None = None,
 ) -> dict[Path, str]:
     """Returns the images whose prediction as a whole does not fit in memory, each with the reason.
 
@@ -313,6 +374,7 @@ def find_too_large(
         predictor: the network.
         sizes: height and width of each image.
         inference: windows, scales and mirror images to average over.
+        uncertain: predicts the uncertainty as well; None if it is not wanted.
     """
     free = free_bytes()
     # Tiles give the same label map, so the whole image gets a margin. Other views cannot be tiled.
@@ -324,6 +386,8 @@ def find_too_large(
         if free is None or pixels < SURELY_FITS_PX or pixels == largest_fitting:
             continue
         needed = predictor.estimated_bytes(size, inference)
+        if uncertain is not None:
+            needed = max(needed, uncertain.estimated_bytes(size))
         if needed <= limit:
             largest_fitting = pixels
         else:
@@ -334,8 +398,12 @@ def find_too_large(
     return found
 
 
-def _report_too_large(reason: str, method: Tiling | Inference) -> None:
+def _report_too_large(
+    reason: str, method: Tiling | Inference, uncertain: UncertaintyPredictor | None
+) -> None:
     """Says that an image is predicted in tiles, or raises UserError if it cannot be."""
+    if uncertain is not None:
+        raise UserError(f"{reason}: --uncertainty does not predict in tiles; cut the image first")
     if isinstance(method, Tiling):
         say(f"note: {reason}; predicting in {method}")
     elif method == WHOLE:
@@ -394,7 +462,12 @@ def _targets(paths: list[Path], output: Path, *, tiled: bool = False) -> dict[Pa
 
 
 def _check_outputs(
-    predictor: Predictor, targets: Mapping[Path, Path], output: Path, *, overlay: bool
+    predictor: Predictor,
+    targets: Mapping[Path, Path],
+    output: Path,
+    *,
+    overlay: bool,
+    uncertain: UncertaintyPredictor | None,
 ) -> None:
     """Raises UserError if label maps would be written to a folder of the images or replace files.
 
@@ -404,6 +477,8 @@ def _check_outputs(
     for target in targets.values():
         maps = [label_map_path(target, name) for name in predictor.label_maps]
         files += maps + [overlay_path(map_path) for map_path in maps if overlay]
+        if uncertain is not None:
+            files += uncertainty_files.uncertainty_paths(predictor, target, uncertain)
     folders = {folder.resolve(): folder for folder in (output, *(file.parent for file in files))}
     for path in targets:
         # For a symbolic link, its own folder and that of the image are both refused.

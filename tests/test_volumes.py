@@ -95,6 +95,38 @@ def test_evaluate_and_predict_agree_and_predict_goes_on(trained: Path, tmp_path:
     assert {name: after[name] for name in times} == times
 
 
+def test_uncertainty_of_volumes_is_in_nats_on_the_grid_of_the_image(
+    trained: Path, tmp_path: Path
+) -> None:
+    images, output = trained / "set" / "images", tmp_path / "out"
+    arguments = (
+        "predict",
+        f"--workdir={trained}/run,{trained}/run",
+        f"--output={output}",
+        "--uncertainty",
+        images / "case_0.nii.gz",
+    )
+    result = run_command(*arguments)
+    assert result.returncode == 0, result.stderr
+    like = nifti.read_header(images / "case_0.nii.gz")
+    maps = {}
+    for name in ("entropy", "mutual_information"):
+        maps[name], header = nifti.read_image(output / name / "case_0.nii.gz")
+        assert header.nifti.get_data_dtype() == np.float32
+        np.testing.assert_array_equal(header.affine, like.affine)
+    # The ensemble is one network twice: certain of the ground, and in agreement everywhere.
+    np.testing.assert_allclose(maps["mutual_information"], 0, atol=1e-6)
+    truth = drawn(0)[1]
+    edge = (truth == 2) ^ (nifti.read_label(output / "case_0.nii.gz")[0] == 2)
+    assert 0 < maps["entropy"][truth == 0].mean() < maps["entropy"][edge].mean() < np.log(3)
+    assert "1 of 1 were up to date" in run_command(*arguments).stdout
+    (output / "entropy" / "case_0.nii.gz").unlink()
+    assert run_command(*arguments).returncode == 0
+    np.testing.assert_array_equal(
+        nifti.read_image(output / "entropy" / "case_0.nii.gz")[0], maps["entropy"]
+    )
+
+
 @pytest.mark.parametrize(
     ("kind", "problem"),
     [

@@ -126,13 +126,22 @@ def write_label(path: Path, label: np.ndarray, like: Header, description: str) -
     Raises:
         UserError: the file cannot be written.
     """
+    _write(path, label.astype(np.uint8, copy=False), like, description)
+
+
+def write_values(path: Path, values: np.ndarray, like: Header, description: str) -> None:
+    """Writes float32 (x, y, z) as `write_label` writes a label map."""
+    _write(path, values.astype(np.float32, copy=False), like, description)
+
+
+def _write(path: Path, values: np.ndarray, like: Header, description: str) -> None:
     nibabel = _nibabel(path)
     header = like.nifti.copy()
-    header.set_data_dtype(np.uint8)
+    header.set_data_dtype(values.dtype)
     header.set_slope_inter(1, 0)
     header["cal_min"] = header["cal_max"] = 0
     header["descrip"] = description.encode()
-    image = nibabel.Nifti1Image(label, like.affine, header)
+    image = nibabel.Nifti1Image(values, like.affine, header)
     content = image.to_bytes()
     if path.name.endswith(".gz"):
         content = gzip.compress(content, compresslevel=1, mtime=0)  # as nibabel does

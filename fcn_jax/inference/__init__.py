@@ -3,10 +3,12 @@
 trained          load_run, load_weights, Predictor
 options          windows, scales and mirror images to average over
 views            predictions as the options describe
+uncertainty      entropy and mutual information of every pixel, over members or dropout
 details          probable classes and entropy of every pixel, for a page
 windows          positions and weights of windows
 tiles            images of any size in tiles, with the label map of the whole image
 image_files      one image file in, label maps and overlays out
+uncertainty_files  maps of uncertainty as 16-bit PNGs, and a picture of them
 scenes           TIFFs read and written by window
 bands            bands of a TIFF that a network can use
 resume           tiles on disk, to resume an interrupted command

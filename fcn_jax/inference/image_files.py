@@ -51,7 +51,7 @@ def predict_file(
         UserError: the image or its extra channels cannot be read, or a file cannot be written.
     """
     image = read_input(predictor, path)
-    digest = output_digest.digest_of(_inputs(predictor, path, target, inference))
+    digest = output_digest.digest_of(inputs_of(predictor, path, target, inference))
     text = output_digest.png_text(digest)
     for name, label in predictor.predict_maps(image, inference).items():
         map_path = label_map_path(target, name)
@@ -79,7 +79,7 @@ def predict_file_in_tiles(
     """
     with _open_scene(predictor, path, target) as scene:
         tiles = cut.tiles(scene.size)
-        inputs = _inputs(predictor, path, target, cut)
+        inputs = inputs_of(predictor, path, target, cut)
         digest = output_digest.digest_of(inputs)
         spans = [(tile.rows, tile.columns) for tile in tiles]
         with UnfinishedTiles(target, inputs, spans, tuple(predictor.label_maps)) as done:
@@ -139,7 +139,7 @@ def is_up_to_date(
     if part_of(target).exists() or not all(file.exists() for file in files):
         return False
     try:
-        digest = output_digest.digest_of(_inputs(predictor, path, target, method))
+        digest = output_digest.digest_of(inputs_of(predictor, path, target, method))
     except (OSError, UserError):  # reported when the image is read
         return False
     return all(output_digest.read_digest(file) == digest for file in files)
@@ -149,7 +149,7 @@ def _by_window(target: Path) -> bool:
     return target.suffix == ".tif"
 
 
-def _inputs(
+def inputs_of(
     predictor: Predictor, path: Path, target: Path, method: Tiling | Inference
 ) -> dict[str, Any]:
     """Returns everything that the label maps of an image and their overlays depend on."""

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from fcn_jax import pretrained
@@ -21,13 +22,14 @@ from fcn_jax.errors import ArgumentError, UserError, listed
 from fcn_jax.inference.options import WHOLE, Inference
 from fcn_jax.inference.views import ViewPredictor
 from fcn_jax.models.build import abstract_model
+from fcn_jax.models.ensemble import Ensemble
 from fcn_jax.models.fcn import FCN
 from fcn_jax.models.pure_model import PureModel
 from fcn_jax.parallel import agreement
 from fcn_jax.pictures.colours import palette_of
 from fcn_jax.pretrained import Provenance, Weights, model_file
 from fcn_jax.pretrained.weights import MAX_LISTED, replace_leaves
-from fcn_jax.runs import read_settings
+from fcn_jax.runs import PLAN, read_settings
 from fcn_jax.training.checkpoint import CheckpointReader, DamagedError
 
 
@@ -42,13 +44,16 @@ class Predictor:
         variables: its (params, batch_stats).
         provenance: settings, classes and origin of its weights. The attributes `config`,
             `channels`, `label_maps` (class names by label map), `step` and `metrics` read it.
+
+    Attributes:
+        canvases: heights and widths that images are placed on; see `use_canvases`.
     """
 
     def __init__(self, network: PureModel, variables: Any, provenance: Provenance):
         self.network = network
         self.variables = variables
         self.provenance = provenance
-        self._canvases: list[Size] = []
+        self.canvases: list[Size] = []
         self._view_predictors: dict[Inference, ViewPredictor] = {}
 
     @classmethod
@@ -216,7 +221,7 @@ class Predictor:
         Args:
             canvases: heights and widths. An image that none holds gets a canvas of its own.
         """
-        self._canvases = list(canvases)
+        self.canvases = list(canvases)
         self._view_predictors = {}
 
     @functools.cached_property
@@ -232,9 +237,7 @@ class Predictor:
 
     def _view_predictor(self, inference: Inference) -> ViewPredictor:
         if inference not in self._view_predictors:
-            self._view_predictors[inference] = ViewPredictor(
-                self.network, inference, self._canvases
-            )
+            self._view_predictors[inference] = ViewPredictor(self.network, inference, self.canvases)
         return self._view_predictors[inference]
 
     def _check_image(self, image: np.ndarray) -> None:
@@ -297,6 +300,52 @@ def load_run(workdir: str | Path, checkpoint: str | int = "latest") -> Predictor
         raise ArgumentError("checkpoint", checkpoint, problem) from error
     source = f"fcn_jax on {provenance.config.data.name}, step {step}"
     return Predictor(network, variables, dataclasses.replace(provenance, source=source, step=step))
+
+
+def load_ensemble(workdirs: Sequence[str | Path], checkpoint: str | int = "latest") -> Predictor:
+    """Loads runs of one network as an ensemble, whose probabilities are the mean of the runs'.
+
+    Args:
+        workdirs: what `load_run` takes, for each member.
+        checkpoint: of each run, as for `load_run`.
+
+    Raises:
+        UserError: as for `load_run`, or the runs have different networks or classes.
+    """
+    first, *others = members = [load_run(workdir, checkpoint) for workdir in workdirs]
+    if not others:
+        return first
+    for workdir, other in zip(workdirs[1:], others, strict=True):
+        ours, theirs = _kind(first, workdirs[0]), _kind(other, workdir)
+        for name, value in ours.items():
+            if value != theirs[name]:
+                raise UserError(
+                    f"{workdirs[0]} and {workdir} differ in {name}: the members of an ensemble "
+                    "have one network and the same classes"
+                )
+    variables = jax.tree.map(lambda *leaves: np.stack(leaves), *(one.variables for one in members))
+    provenance = dataclasses.replace(
+        first.provenance, source=f"an ensemble of {', '.join(map(str, workdirs))}"
+    )
+    return Predictor(Ensemble(first.network, len(members)), variables, provenance)
+
+
+def split_workdirs(text: str) -> list[str]:
+    """Splits "A,B,C" into names of runs, unless a file or folder is called so."""
+    return [text] if Path(text).exists() else text.split(",")
+
+
+def _kind(predictor: Predictor, workdir: str | Path) -> dict[str, Any]:
+    """Returns what the members of an ensemble have in common."""
+    config, plan = predictor.config, Path(workdir) / PLAN
+    return {
+        "config.model": dataclasses.replace(config.model, preprocessing="", remat=False),
+        "extra channels": config.data.extra_channels,
+        "axes": config.data.ndim,
+        "preprocessing": predictor.provenance.preprocessing,
+        "classes": dict(predictor.label_maps),
+        "the plan of volumes": plan.read_text() if plan.exists() else "",
+    }
 
 
 def load_weights(init: str | Path) -> Weights:

@@ -102,12 +102,21 @@ class ViewPredictor:
         height, width, _ = image.shape
         return {name: np.asarray(by_name[name])[:height, :width] for name in self._label_maps}
 
-    def estimated_bytes(self, variables: Variables, size: Size) -> int:
-        """Estimates the memory that `predict_maps` needs for an image of this size, in bytes."""
+    def estimated_bytes(
+        self, variables: Variables, size: Size, *, whole_logits: bool = False
+    ) -> int:
+        """Estimates the memory that `predict_maps` needs for an image of this size, in bytes.
+
+        Args:
+            variables: (params, batch_stats).
+            size: height and width of the image.
+            whole_logits: estimate what `probabilities` needs instead.
+        """
+        by_block = self.inference == WHOLE and not whole_logits
 
         def shape(count: int, sides: Sequence[float]) -> jax.ShapeDtypeStruct:
             height, width = (round_up(math.ceil(side), CANVAS_MULTIPLE_PX) for side in sides)
-            kind = np.uint8 if self.inference == WHOLE else np.float32
+            kind = np.uint8 if by_block else np.float32
             channels = self._network.preprocessing.channels
             return jax.ShapeDtypeStruct((count, height, width, channels), kind)
 
@@ -115,7 +124,7 @@ class ViewPredictor:
             valid = jax.ShapeDtypeStruct((image.shape[0], 2), np.int32)
             return estimated_bytes(function, variables, image, valid)
 
-        if self.inference == WHOLE:
+        if by_block:
             return needed(self._classes, shape(1, size))
         # The logits of the whole image are kept: those of a view, their sum, and a copy.
         kept = (

@@ -2,9 +2,8 @@
 
 import dataclasses
 import glob
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -15,6 +14,7 @@ from fcn_jax.data.volume_folder import CHANNEL, read_channels
 from fcn_jax.errors import UserError, printable
 from fcn_jax.inference.output_digest import digest_of
 from fcn_jax.inference.trained import Predictor
+from fcn_jax.inference.uncertainty import Draws, UncertaintySums
 from fcn_jax.inference.volumes import VolumePredictor
 from fcn_jax.terminal.progress import progress_bar, say
 from fcn_jax.terminal.signals import StopSignal
@@ -39,8 +39,12 @@ def predict_volume_files(
     output: Path,
     *,
     mirror: bool = False,
+    draws: Draws | None = None,
 ) -> None:
     """Writes the label maps of volumes, except those that are up to date.
+
+    With `draws`, OUT/entropy/CASE.nii.gz and, of several draws, OUT/mutual_information/
+    CASE.nii.gz are written too, float32 in nats (see `uncertainty.py`).
 
     Args:
         predictor: the network.
@@ -48,6 +52,7 @@ def predict_volume_files(
         patterns: names of files, of folders, or glob patterns.
         output: the folder to write to.
         mirror: also average over mirror images along `volumes.flip_axes`.
+        draws: also write maps of the uncertainty over these; None for none.
 
     Raises:
         UserError: before any prediction, if no volume is found, or `output` contains files that
@@ -57,13 +62,13 @@ def predict_volume_files(
     axes = predictor.config.volumes.flip_axes if mirror else ()
     if mirror and not axes:
         raise UserError("--flip needs a network that was trained with config.volumes.flip_axes")
-    for volume in volumes:
-        if volume.target.exists() and not _description(volume.target).startswith(MADE_BY):
+    writer = _Writer(predictor, plan, axes, draws)
+    for file in (file for volume in volumes for file in writer.files(volume).values()):
+        if file.exists() and not _description(file).startswith(MADE_BY):
             raise UserError(
-                f"{printable(str(volume.target))} exists and was not written by predict: remove "
+                f"{printable(str(file))} exists and was not written by predict: remove "
                 "it, or give another --output"
             )
-    predict = VolumePredictor(predictor.network, plan.patch, axes)
     failures: list[str] = []
     done = 0
     with (
@@ -72,7 +77,7 @@ def predict_volume_files(
     ):
         for volume in volumes:
             try:
-                done += not _predict_file(predictor, predict, plan, volume, axes)
+                done += not writer.write(volume)
             except UserError as error:
                 failures.append(str(error))
             bar.advance()
@@ -129,38 +134,95 @@ def find_volumes(patterns: Iterable[str], channels: int, output: Path) -> list[V
     return volumes
 
 
-def _predict_file(
-    predictor: Predictor, predict: VolumePredictor, plan: Plan, volume: VolumeFile, axes: Any
-) -> bool:
-    """Predicts a volume; returns False if its label map is up to date."""
-    description = MADE_BY + _digest(predictor, plan, volume, axes)
-    if volume.target.exists() and _description(volume.target) == description:
-        return False
-    image, header = read_channels(volume.channels, plan.orientation, plan.spacing_mm)
-    shape = plan.resampled_shape(header.shape, header.spacing_mm)
-    if shape != header.shape:
-        image = resample_image(image, shape)
-    image = plan.normalise(image)
-    label = np.empty(shape, np.uint8)
-    with progress_bar(printable(volume.name), predict.num_tiles(shape), "tiles") as bar:
-        for start, block in predict.blocks(predictor.variables, image, bar.advance):
-            label[start : start + len(block)] = block
-    label = resample_label(label, header.shape)
-    nifti.write_label(volume.target, label, header, description)
-    return True
+LABEL, ENTROPY, INFORMATION = "label", "entropy", "mutual_information"
+"""What is written; the last two are also the names of folders."""
 
 
-def _digest(predictor: Predictor, plan: Plan, volume: VolumeFile, axes: Any) -> str:
-    states = [path.stat() for path in volume.channels]
-    return digest_of(
-        {
+class _Writer:
+    """Predicts volumes and writes their files, except those that are up to date."""
+
+    def __init__(
+        self,
+        predictor: Predictor,
+        plan: Plan,
+        axes: Sequence[int],
+        draws: Draws | None,
+    ):
+        self._predictor, self._plan, self._axes = predictor, plan, axes
+        self._draws = draws
+        self._predict = VolumePredictor(predictor.network, plan.patch, axes)
+
+    def files(self, volume: VolumeFile) -> dict[str, Path]:
+        """Returns the files of a volume: its label map, and the maps of uncertainty."""
+        kinds = []
+        if self._draws is not None:
+            kinds = [ENTROPY, INFORMATION][: min(2, len(self._draws.variables))]
+        folder, name = volume.target.parent, volume.target.name
+        return {LABEL: volume.target} | {kind: folder / kind / name for kind in kinds}
+
+    def write(self, volume: VolumeFile) -> bool:
+        """Writes the files of a volume; returns False if all were up to date."""
+        digests = {kind: MADE_BY + self._digest(volume, kind) for kind in self.files(volume)}
+        left = {
+            kind: path
+            for kind, path in self.files(volume).items()
+            if not path.exists() or _description(path) != digests[kind]
+        }
+        if not left:
+            return False
+        plan = self._plan
+        image, header = read_channels(volume.channels, plan.orientation, plan.spacing_mm)
+        shape = plan.resampled_shape(header.shape, header.spacing_mm)
+        if shape != header.shape:
+            image = resample_image(image, shape)
+        image = plan.normalise(image)
+        if LABEL in left:
+            label = resample_label(self._label(volume, image), header.shape)
+            nifti.write_label(left.pop(LABEL), label, header, digests[LABEL])
+        if left:
+            for kind, values in self._uncertainty(volume, image).items():
+                values = resample_label(values, header.shape)
+                nifti.write_values(self.files(volume)[kind], values, header, digests[kind])
+        return True
+
+    def _label(self, volume: VolumeFile, image: np.ndarray) -> np.ndarray:
+        label = np.empty(image.shape[:3], np.uint8)
+        tiles = self._predict.num_tiles(label.shape)
+        with progress_bar(printable(volume.name), tiles, "tiles") as bar:
+            for start, block in self._predict.blocks(self._predictor.variables, image, bar.advance):
+                label[start : start + len(block)] = block
+        return label
+
+    def _uncertainty(self, volume: VolumeFile, image: np.ndarray) -> dict[str, np.ndarray]:
+        assert self._draws is not None
+        predict = VolumePredictor(self._draws.network, self._plan.patch, self._axes)
+        kinds = [kind for kind in self.files(volume) if kind != LABEL]
+        maps = {kind: np.empty(image.shape[:3], np.float32) for kind in kinds}
+        tiles = predict.num_tiles(image.shape[:3])
+        with progress_bar(f"{printable(volume.name)}, uncertainty", tiles, "tiles") as bar:
+            for start, by_draw in predict.probability_blocks(
+                self._draws.variables, image, bar.advance
+            ):
+                sums = UncertaintySums()
+                for probabilities in by_draw:
+                    sums.add(probabilities)
+                for kind, values in zip(kinds, sums.result(), strict=False):
+                    assert values is not None
+                    maps[kind][start : start + len(values)] = values
+        return maps
+
+    def _digest(self, volume: VolumeFile, kind: str) -> str:
+        states = [path.stat() for path in volume.channels]
+        inputs = {
             "files": [[state.st_size, state.st_mtime_ns] for state in states],
             "paths": [str(path.resolve()) for path in volume.channels],
-            "weights": predictor.digest,
-            "plan": plan.to_json(),
-            "axes": list(axes),
+            "weights": self._predictor.digest,
+            "plan": self._plan.to_json(),
+            "axes": list(self._axes),
         }
-    )
+        if kind != LABEL and self._draws is not None:
+            inputs |= {"map": kind, "dropout_samples": self._draws.dropout_samples}
+        return digest_of(inputs)
 
 
 def _description(path: Path) -> str:

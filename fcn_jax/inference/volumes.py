@@ -80,32 +80,62 @@ class VolumePredictor:
         on_tile: Callable[[], None] = lambda: None,
     ) -> Iterator[tuple[int, np.ndarray]]:
         """Yields the label map in blocks along the first axis, in order: (start, uint8 block)."""
+        for start, sums in self._sums([variables], volume, on_tile):
+            # The sum of the weights is the same for all classes: it does not change the largest.
+            yield start, sums[0].argmax(axis=-1).astype(np.uint8)
+
+    def probability_blocks(
+        self,
+        draws: Sequence[Any],
+        volume: np.ndarray,
+        on_tile: Callable[[], None] = lambda: None,
+    ) -> Iterator[tuple[int, np.ndarray]]:
+        """Yields the class probabilities of several draws in blocks along the first axis.
+
+        Args:
+            draws: variables of the network, such as those of the members of an ensemble.
+            volume: as in `__call__`.
+            on_tile: is called after each tile.
+
+        Yields:
+            First voxel on the first axis, and float32 (draws, block, y, z, k). The sums of all
+            draws are held for one row of tiles.
+        """
+        for start, sums in self._sums(draws, volume, on_tile):
+            yield start, sums / sums.sum(axis=-1, keepdims=True)
+
+    def _sums(
+        self, draws: Sequence[Any], volume: np.ndarray, on_tile: Callable[[], None]
+    ) -> Iterator[tuple[int, np.ndarray]]:
+        """Yields the weighted sums of probabilities: first voxel, (draws, block, y, z, k)."""
         size = volume.shape[:3]
         padded = tuple(max(n, side) for n, side in zip(size, self.patch, strict=True))
         starts = self._starts(size)
-        sums = np.zeros((self.patch[0], *padded[1:], self._classes), np.float32)
+        sums = np.zeros((len(draws), self.patch[0], *padded[1:], self._classes), np.float32)
         for number, first in enumerate(starts[0]):
             for second, third in itertools.product(*starts[1:]):
                 corner = (first, second, third)
                 tile = self._tile(volume, corner)
-                by_view = [self._probabilities(variables, np.flip(tile, v)) for v in self._views]
-                views = [
-                    np.flip(np.asarray(p), v) for p, v in zip(by_view, self._views, strict=True)
-                ]
                 window = tuple(
                     slice(start, start + side)
                     for start, side in zip(corner[1:], self.patch[1:], strict=True)
                 )
-                mean = sum(views[1:], views[0])[0]
-                sums[(slice(None), *window)] += self._weights[..., None] * mean
+                for variables, of_draw in zip(draws, sums, strict=True):
+                    views = self._sum_of_views(variables, tile)
+                    of_draw[(slice(None), *window)] += self._weights[..., None] * views
                 on_tile()
             following = starts[0][number + 1] if number + 1 < len(starts[0]) else size[0]
             done = following - first
-            # The sum of the weights is the same for all classes, so it does not change the largest.
-            block = sums[:done, : size[1], : size[2]].argmax(axis=-1).astype(np.uint8)
-            yield first, block
-            sums[: len(sums) - done] = sums[done:].copy()
-            sums[len(sums) - done :] = 0
+            yield first, sums[:, :done, : size[1], : size[2]]
+            kept = self.patch[0] - done
+            sums[:, :kept] = sums[:, done:].copy()
+            sums[:, kept:] = 0
+
+    def _sum_of_views(self, variables: Any, tile: np.ndarray) -> np.ndarray:
+        """Returns the sum of the probabilities over the mirrored views, (*patch, k)."""
+        by_view = [self._probabilities(variables, np.flip(tile, v)) for v in self._views]
+        views = [np.flip(np.asarray(p), v) for p, v in zip(by_view, self._views, strict=True)]
+        return sum(views[1:], views[0])[0]
 
     def num_tiles(self, size: Sequence[int]) -> int:
         """Returns the number of tiles of a volume of this size."""

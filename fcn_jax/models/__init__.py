@@ -7,6 +7,7 @@ Networks:
   unet.py               U-Net's contracting and expanding path
   backbones/            one file per family of backbones, and their contract
   pure_model.py         a model as a pure function: parameters and images in, logits out
+  ensemble.py           the mean of several networks, and dropout in prediction
   convolutionalize.py   turns a classifier into a fully convolutional network
 Layers:
   feature_map.py        what layers take and return: values, sizes and positions of images

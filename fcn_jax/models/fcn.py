@@ -162,7 +162,7 @@ class FCN(nnx.Module):
                 extra channels that the backbone was built for, with values in 0…255 (also in
                 float32; never 0…1).
             train: whether batch normalisation uses the statistics of the batch and updates the
-                running ones; also enables dropout if there are `keys`.
+                running ones.
             valid: height and width of the image on each canvas, int32 (b, 2); None if the images
                 fill their canvases. The logits inside are those of the image alone; those outside
                 are undefined.

@@ -159,7 +159,7 @@ class HiddenScore(nnx.Module):
 
     def __call__(self, x: FeatureMap, *, train: bool, keys: jax.Array | None) -> FeatureMap:
         x = relu(self.bn(self.conv(x), train=train))
-        return self.score(dropout(x, self.dropout_rate, keys if train else None))
+        return self.score(dropout(x, self.dropout_rate, keys))
 
 
 class MMSegScore(nnx.Module):
@@ -215,7 +215,7 @@ class MMSegScore(nnx.Module):
             y = relu(bn(conv(y), train=train))
         if self.concatenates:
             y = relu(self.bn_cat(self.conv_cat(concatenate(x, y)), train=train))
-        return self.score(dropout(y, self.dropout_rate, keys if train else None))
+        return self.score(dropout(y, self.dropout_rate, keys))
 
 
 def score_layer(

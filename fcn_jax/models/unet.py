@@ -129,7 +129,7 @@ class UNetEncoder(nnx.Module):
                 x = max_pool(x, window=2, stride=2, ceil=self.mirrored is None)
             x = features[stage] = getattr(self, f"level{stage}")(x, train=train)
         coarsest = max(features)
-        features[coarsest] = dropout(x, self.dropout_rate, keys if train else None)
+        features[coarsest] = dropout(x, self.dropout_rate, keys)
         return features
 
 

@@ -7,6 +7,7 @@ overlays.py       label maps as palette PNGs, over an image, and maps of errors
 sheets.py         image, truth, prediction and error of several images
 contact_sheet.py  images with their masks, as the doctor draws them
 maps.py           feature maps, filters and fields of influence
+uncertainty.py    an image beside its entropy and mutual information
 orthogonal.py     three orthogonal slices of a volume side by side
 plots.py          the plot of a confusion matrix
 curves.py         curves and histograms as SVG

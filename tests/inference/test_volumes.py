@@ -22,7 +22,7 @@ class PlaceDependent:
         return {"logits": tile * variables}, None
 
 
-def by_hand(variables: np.ndarray, volume: np.ndarray, starts: list[list[int]]) -> np.ndarray:
+def sums_by_hand(variables: np.ndarray, volume: np.ndarray, starts: list[list[int]]) -> np.ndarray:
     sums = np.zeros((*volume.shape[:3], 3))
     for corner in itertools.product(*starts):
         window = tuple(slice(n, n + side) for n, side in zip(corner, PATCH, strict=True))
@@ -31,19 +31,32 @@ def by_hand(variables: np.ndarray, volume: np.ndarray, starts: list[list[int]]) 
         sums[window] += (
             tile_weights(PATCH)[..., None] * exponentials / exponentials.sum(-1, keepdims=True)
         )
-    return sums.argmax(-1)
+    return sums
 
 
 def test_blocks_are_those_of_the_sums_over_the_whole_volume():
     variables = normal(0, *PATCH, 3)
     volume = normal(1, 11, 7, 6, 1)
     predictor = VolumePredictor(PlaceDependent(), PATCH)  # type: ignore[arg-type]
-    expected = by_hand(variables, volume, [[0, 2, 4, 6, 7], [0, 1], [0, 2]])
+    expected = sums_by_hand(variables, volume, [[0, 2, 4, 6, 7], [0, 1], [0, 2]]).argmax(-1)
     assert predictor.num_tiles(volume.shape[:3]) == 20
     np.testing.assert_array_equal(predictor(jnp.asarray(variables), volume), expected)
     blocks = list(predictor.blocks(jnp.asarray(variables), volume))
     assert [start for start, _ in blocks] == [0, 2, 4, 6, 7]
     assert sum(len(block) for _, block in blocks) == 11
+
+
+def test_the_probabilities_of_draws_are_their_weighted_means_over_the_tiles():
+    draws = [normal(0, *PATCH, 3), normal(2, *PATCH, 3)]
+    volume = normal(1, 11, 7, 6, 1)
+    predictor = VolumePredictor(PlaceDependent(), PATCH)  # type: ignore[arg-type]
+    blocks = list(predictor.probability_blocks([jnp.asarray(x) for x in draws], volume))
+    assert [start for start, _ in blocks] == [0, 2, 4, 6, 7]
+    found = np.concatenate([block for _, block in blocks], axis=1)
+    for variables, probabilities in zip(draws, found, strict=True):
+        sums = sums_by_hand(variables, volume, [[0, 2, 4, 6, 7], [0, 1], [0, 2]])
+        expected = sums / sums.sum(-1, keepdims=True)
+        np.testing.assert_allclose(probabilities, expected, rtol=1e-5)
 
 
 def test_a_volume_smaller_than_a_tile_is_padded_by_zeros():

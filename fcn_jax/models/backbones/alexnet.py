@@ -105,7 +105,7 @@ class AlexNet(nnx.Module):
         x = features[16] = self._normalised(self._pooled(x))
         x = relu(self.conv5(relu(self.conv4(relu(self.conv3(x))))))
         features[32] = fully_connected(
-            self._pooled(x), (self.fc6, self.fc7), self.dropout_rate, keys if train else None
+            self._pooled(x), (self.fc6, self.fc7), self.dropout_rate, keys
         )
         return features
 

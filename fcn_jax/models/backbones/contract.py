@@ -77,7 +77,8 @@ class Backbone(Protocol):
             image: normalised pixels (b, h, w, channels).
             train: whether batch normalisation uses the statistics of the batch and updates the
                 running ones.
-            keys: PRNG keys for dropout in training, (b,), one for each image; None for no dropout.
+            keys: PRNG keys for dropout, (b,), one for each image; None for no dropout. Samples of
+                dropout in prediction have keys without `train`.
 
         Returns:
             Features (b, h', w', channels[stage]) by stage.

@@ -75,7 +75,7 @@ class SqueezeNet(nnx.Module):
         features[4] = x = self.fire3(self.fire2(self._pooled(x)))
         features[8] = x = self.fire5(self.fire4(self._pooled(x)))
         x = self.fire9(self.fire8(self.fire7(self.fire6(self._pooled(x)))))
-        features[16] = dropout(x, self.dropout_rate, keys if train else None)
+        features[16] = dropout(x, self.dropout_rate, keys)
         return features
 
     def _pooled(self, x: FeatureMap) -> FeatureMap:

@@ -78,9 +78,7 @@ class VGG16(nnx.Module):
         features = {}
         for number in range(1, len(BLOCKS) + 1):
             x = features[2**number] = self._block(x, number=number, train=train)
-        features[32] = fully_connected(
-            x, (self.fc6, self.fc7), self.dropout_rate, keys if train else None
-        )
+        features[32] = fully_connected(x, (self.fc6, self.fc7), self.dropout_rate, keys)
         return features
 
     @remat_block
