@@ -66,12 +66,27 @@ def _batch_norm(x, scale, bias, mean, var, epsilon, training):
     return F.batch_norm(x, mean, var, scale, bias, training=training, eps=epsilon)
 
 
+def _group_norm(x, scale, bias, groups, epsilon):
+    each = x.reshape(len(x), groups, -1)
+    var, mean = torch.var_mean(each, 2, correction=0, keepdim=True)
+    x = ((each - mean) * torch.rsqrt(var + epsilon)).reshape(x.shape)
+    return x * scale[:, None, None] + bias[:, None, None]
+
+
+def _mirror_pad(x, before, after):
+    for axis in (2, 3):
+        period = max(2 * x.shape[axis] - 2, 1)
+        place = torch.arange(-before, x.shape[axis] + after, device=x.device) % period
+        x = x.index_select(axis, torch.minimum(place, period - place))
+    return x
+
+
 def _max_pool(x, window, stride, padding, ceil):
     return F.max_pool2d(x, window, stride, padding, ceil_mode=ceil)
 
 
 def _conv_transpose(x, like, kernel, filter_size, stride, crop, bias=None):
-    return _cropped(F.conv_transpose2d(x, kernel, bias, stride=stride), crop, like)
+    return _fitted(F.conv_transpose2d(x, kernel, bias, stride=stride), crop, like)
 
 
 def _bilinear_upsample(x, like, filter_size, stride, crop):
@@ -79,10 +94,10 @@ def _bilinear_upsample(x, like, filter_size, stride, crop):
     centre = factor - 1 if filter_size % 2 else factor - 0.5
     weights = 1 - (torch.arange(filter_size).to(x) - centre).abs() / factor
     kernel = torch.outer(weights, weights).expand(x.shape[1], 1, -1, -1)
-    return _cropped(F.conv_transpose2d(x, kernel, stride=stride, groups=len(kernel)), crop, like)
+    return _fitted(F.conv_transpose2d(x, kernel, stride=stride, groups=len(kernel)), crop, like)
 
 
-def _cropped(x, crop, like):
+def _fitted(x, crop, like):
     (height, width), (h, w) = like.shape[2:], x.shape[2:]
     return F.pad(x, (-crop, width + crop - w, -crop, height + crop - h))
 
@@ -97,6 +112,11 @@ _add, _multiply = torch.add, torch.mul
 
 def _concatenate(x, y):
     return torch.cat([x, y], 1)
+
+
+def _cropped(skip, coarse, first, factor):
+    height, width = (first + factor * size for size in coarse.shape[2:])
+    return skip[:, :, first:height, first:width]
 
 
 def _scaled(x, factor):

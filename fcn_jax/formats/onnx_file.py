@@ -164,6 +164,45 @@ def _batch_norm(graph: _Graph, operation: Operation, inputs: Sequence[str]) -> s
     )
 
 
+def _group_norm(graph: _Graph, operation: Operation, inputs: Sequence[str]) -> str:
+    # `GroupNormalization` is of a later opset. A group's positions become those of one channel.
+    groups, epsilon = operation.settings["groups"], operation.settings["epsilon"]
+    by_group = graph.add("Reshape", *inputs, graph.integers(0, groups, -1))
+    unit = (graph.constant(np.full(groups, value)) for value in (1, 0))
+    made = graph.add("InstanceNormalization", by_group, *unit, epsilon=epsilon)
+    made = graph.add("Reshape", made, graph.add("Shape", *inputs))
+    scale, bias = (
+        graph.constant(graph.weight(operation, key).reshape(1, -1, 1, 1))
+        for key in ("scale", "bias")
+    )
+    return graph.add("Add", graph.add("Mul", made, scale), bias)
+
+
+def _mirror_pad(graph: _Graph, operation: Operation, inputs: Sequence[str]) -> str:
+    # `Pad` does not mirror further than the image is long.
+    before, after = operation.settings["before"], operation.settings["after"]
+    (made,) = inputs
+    for axis in (2, 3):
+        shape = graph.add("Shape", made, start=axis, end=axis + 1)
+        size = graph.add("Squeeze", shape)
+        one, two = (graph.constant(value, np.int64) for value in (1, 2))
+        period = graph.add("Max", graph.add("Mul", graph.add("Sub", size, one), two), one)
+        end = graph.add("Add", size, graph.constant(after, np.int64))
+        place = graph.add("Range", graph.constant(-before, np.int64), end, one)
+        place = graph.add("Mod", place, period)
+        place = graph.add("Min", place, graph.add("Sub", period, place))
+        made = graph.add("Gather", made, place, axis=axis)
+    return made
+
+
+def _cropped(graph: _Graph, operation: Operation, inputs: Sequence[str]) -> str:
+    skip, coarse = inputs
+    first, factor = ([operation.settings[key]] * 2 for key in ("first", "factor"))
+    size = graph.add("Mul", graph.sides(coarse), graph.integers(*factor))
+    last = graph.add("Add", size, graph.integers(*first))
+    return graph.add("Slice", skip, graph.integers(*first), last, graph.integers(2, 3))
+
+
 def _max_pool(graph: _Graph, operation: Operation, inputs: Sequence[str]) -> str:
     window, stride, padding = (operation.settings[key] for key in ("window", "stride", "padding"))
     # Runtimes differ in ceil mode. Windows that end outside are those of a wider padding, and none
@@ -266,6 +305,9 @@ _WRITERS: dict[str, Callable[[_Graph, Operation, Sequence[str]], str]] = {
     "preprocess": _preprocess,
     "conv": _conv,
     "batch_norm": _batch_norm,
+    "group_norm": _group_norm,
+    "mirror_pad": _mirror_pad,
+    "cropped": _cropped,
     "relu": _operator("Relu"),
     "relu6": _relu6,
     "hard_swish": _operator("HardSwish"),

@@ -109,6 +109,31 @@ def _batch_norm(
     return x * scale + (bias - mean * scale)
 
 
+def _group_norm(
+    x: jax.Array, *, scale: jax.Array, bias: jax.Array, groups: int, epsilon: float
+) -> jax.Array:
+    by_group = x.reshape(*x.shape[:-1], groups, -1)
+    mean = by_group.mean((1, 2, 4), keepdims=True)
+    var = jnp.square(by_group - mean).mean((1, 2, 4), keepdims=True)
+    return ((by_group - mean) * lax.rsqrt(var + epsilon)).reshape(x.shape) * scale + bias
+
+
+def _mirror_pad(x: jax.Array, *, before: int, after: int) -> jax.Array:
+    for axis in (1, 2):
+        size = x.shape[axis]
+        period = jnp.maximum(2 * jnp.asarray(size) - 2, 1)
+        place = (jnp.arange(before + size + after) - before) % period
+        x = jnp.take(x, jnp.minimum(place, period - place), axis=axis)
+    return x
+
+
+def _cropped(skip: jax.Array, coarse: jax.Array, *, first: int, factor: int) -> jax.Array:
+    for axis in (1, 2):
+        index = first + jnp.arange(factor * coarse.shape[axis])
+        skip = jnp.take(skip, index, axis=axis)
+    return skip
+
+
 def _max_pool(x: jax.Array, *, window: int, stride: int, padding: int, ceil: bool) -> jax.Array:
     # See onnx_file.py: in ceil mode the windows are those of a wider padding.
     pads = (padding, padding + (stride - 1 if ceil else 0))
@@ -180,6 +205,9 @@ _FUNCTIONS: dict[str, Callable[..., jax.Array]] = {
     "preprocess": _preprocess,
     "conv": _conv,
     "batch_norm": _batch_norm,
+    "group_norm": _group_norm,
+    "mirror_pad": _mirror_pad,
+    "cropped": _cropped,
     "relu": jax.nn.relu,
     "relu6": jax.nn.relu6,
     "hard_swish": jax.nn.hard_swish,

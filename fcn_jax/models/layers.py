@@ -222,6 +222,7 @@ def spatial_mean(x: FeatureMap) -> FeatureMap:
 
 
 @recorded
+@recorded
 def mirror_pad(x: FeatureMap, before: int, after: int) -> FeatureMap:
     """Pads every image on each axis by its mirror image; the border position is not repeated.
 

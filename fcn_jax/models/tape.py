@@ -152,6 +152,12 @@ def _kind(call: Call) -> tuple[str | None, dict[str, Any]]:
             return "conv", _conv_settings(given["self"])
         case "BatchNorm.__call__":
             return "batch_norm", {"epsilon": given["self"].epsilon}
+        case "GroupNorm.__call__":
+            return "group_norm", {key: getattr(given["self"], key) for key in ("groups", "epsilon")}
+        case "mirror_pad":
+            return "mirror_pad", {key: given[key] for key in ("before", "after")}
+        case "cropped":
+            return "cropped", {key: given[key] for key in ("first", "factor")}
         case "max_pool":
             return "max_pool", {key: given[key] for key in ("window", "stride", "padding", "ceil")}
         case "average_pool":

@@ -24,6 +24,7 @@ from fcn_jax.models.feature_map import FeatureMap, TilePosition, concatenate
 from fcn_jax.models.geometry import PIXELS, Grid
 from fcn_jax.models.layers import Conv, dropout, max_pool, mirror_pad, relu
 from fcn_jax.models.normalisation import norm_layer
+from fcn_jax.models.recorded import recorded
 from fcn_jax.models.remat import remat_block
 from fcn_jax.models.upsampling import BlockUpsample
 
@@ -207,7 +208,7 @@ class UNetDecoder(nnx.Module):
         for stage in finer:
             up, skip = getattr(self, f"up{stage}"), features[stage]
             if stage in self.crops:
-                skip = _cropped(skip, self.crops[stage], up.stride, x)
+                skip = cropped(skip, self.crops[stage], up.stride, x)
             x = concatenate(skip, up(x, like=skip))
             x = decoded[stage] = getattr(self, f"level{stage}")(x, train=train)
         return decoded
@@ -218,7 +219,8 @@ def _unpadded(grid: Grid) -> Grid:
     return grid.after(3, padding=0).after(3, padding=0)
 
 
-def _cropped(skip: FeatureMap, first: int, factor: int, coarse: FeatureMap) -> FeatureMap:
+@recorded
+def cropped(skip: FeatureMap, first: int, factor: int, coarse: FeatureMap) -> FeatureMap:
     """Crops a skip to the size of the upsampled coarse features, from position `first` on."""
     window = tuple(slice(first, first + factor * size) for size in coarse.spatial)
     field = dataclasses.replace(

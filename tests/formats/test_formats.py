@@ -41,6 +41,12 @@ NETWORKS: dict[str, Callable[[], PureModel]] = {
         "interpolate", skips=0, hidden=True, auxiliary=True, context_features=6
     ),
     "unet": lambda: of_config(backbone="unet", decoder="unet", features=(8, 12, 16)),
+    "mirrored": lambda: of_config(
+        backbone="unet", decoder="unet", features=(8, 12, 16), padding="valid", norm="group"
+    ),
+    "instance": lambda: of_config(
+        backbone="unet", decoder="unet", features=(4, 6), norm="instance"
+    ),
 }
 
 
@@ -116,33 +122,37 @@ def test_a_batch_of_images(network: PureModel) -> None:
 PROGRAM = """
 import sys
 import jax, numpy as np
-folder, *sizes = sys.argv[1:]
-with open(f"{folder}/fcn.stablehlo", "rb") as file:
-    program = jax.export.deserialize(bytearray(file.read()))
-assert program.platforms == ("cpu", "cuda", "tpu")
-for size in sizes:
-    image = np.load(f"{folder}/{size}.npy")
-    np.save(f"{folder}/{size}_classes.npy", program.call(image)[""])
+folder, names, *sizes = sys.argv[1:]
+for name in names.split(","):
+    with open(f"{folder}/{name}.stablehlo", "rb") as file:
+        program = jax.export.deserialize(bytearray(file.read()))
+    assert program.platforms == ("cpu", "cuda", "tpu")
+    for size in sizes:
+        image = np.load(f"{folder}/{size}.npy")
+        np.save(f"{folder}/{name}_{size}.npy", program.call(image)[""])
 assert not any(name.startswith("fcn_jax") for name in sys.modules)
 """
 
 
 def test_stablehlo_in_a_process_without_fcn_jax(tmp_path: Path) -> None:
     pytest.importorskip("flatbuffers", reason="flatbuffers is not installed")
-    network = NETWORKS["learned"]()
-    data = stablehlo.build(record(network), tensors_of(network), channels=3)
-    (tmp_path / "fcn.stablehlo").write_bytes(data)
+    networks = {name: NETWORKS[name]() for name in ("learned", "mirrored")}
+    for name, network in networks.items():
+        data = stablehlo.build(record(network), tensors_of(network), channels=3)
+        (tmp_path / f"{name}.stablehlo").write_bytes(data)
     images = {f"{h}x{w}": image_of((h, w)) for h, w in SIZES}
     for size, image in images.items():
         np.save(tmp_path / f"{size}.npy", image)
-    command = [sys.executable, "-c", PROGRAM, str(tmp_path), *images]
+    command = [sys.executable, "-c", PROGRAM, str(tmp_path), ",".join(networks), *images]
     run = subprocess.run(command, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
 
-    for size, image in images.items():
-        found = np.load(tmp_path / f"{size}_classes.npy")
-        assert found.dtype == np.uint8
-        np.testing.assert_array_equal(found, jax.jit(classes_of(network))(image))
+    for name, network in networks.items():
+        classes = jax.jit(classes_of(network))
+        for size, image in images.items():
+            found = np.load(tmp_path / f"{name}_{size}.npy")
+            assert found.dtype == np.uint8
+            np.testing.assert_array_equal(found, classes(image))
 
 
 def classes_of(network: PureModel) -> Callable[[Any], Any]:
