@@ -1,10 +1,10 @@
-"""Values and gradients of losses beside those of MONAI and segmentation_models.pytorch."""
+"""Values and gradients of losses beside those of PyTorch and of projects that use it."""
 
 import importlib
 import importlib.util
 import sys
 from collections.abc import Callable
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import jax
@@ -12,7 +12,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fcn_jax.training.losses import Dice, GeneralizedDice, Jaccard, Loss, LovaszSoftmax, Tversky
+from fcn_jax.training.losses import (
+    CrossEntropy,
+    Dice,
+    GeneralizedDice,
+    Jaccard,
+    Loss,
+    LovaszSoftmax,
+    OnlineHardExamples,
+    TopK,
+    Tversky,
+)
+from tests.peer_code import definitions
 
 NUM_CLASSES = 5
 
@@ -114,3 +125,53 @@ def test_segmentation_models_pytorch(torch: ModuleType, smp: ModuleType, ignored
 def test_the_jaccard_of_segmentation_models_pytorch(torch: ModuleType, smp: ModuleType) -> None:
     loss = smp.JaccardLoss(mode="multiclass", smooth=0.4)
     check(torch, Jaccard(smooth=0.4, skip_absent=True), loss)
+
+
+@pytest.mark.parametrize("ignored", [0.0, 0.3])
+def test_pytorchs_label_smoothing(torch: ModuleType, ignored: float) -> None:
+    for weights in (None, [1.0, 2, 0.5, 3, 0.5]):
+        loss = torch.nn.CrossEntropyLoss(
+            weight=None if weights is None else torch.tensor(weights),
+            ignore_index=255,
+            label_smoothing=0.2,
+        )
+        ours = CrossEntropy(weights, label_smoothing=0.2)
+        check(torch, ours, loss, ignored=ignored)
+
+
+@pytest.mark.filterwarnings("ignore:size_average and reduce")
+def test_nnunets_top_k(torch: ModuleType) -> None:
+    """It takes the share of all pixels, ignored ones included: none is here."""
+    needed = {"torch": torch, "nn": torch.nn, "np": np}
+    names = {"RobustCrossEntropyLoss", "TopKLoss"}
+    peer = definitions("nnunetv2", "training/loss/robust_ce_loss.py", names, needed)
+    loss = peer.TopKLoss(k=30)
+    check(torch, TopK(share=0.3), lambda logits, label: loss(logits, label[:, None]))
+
+
+@pytest.mark.parametrize("ignored", [0.0, 0.3])
+@pytest.mark.parametrize(("thresh", "min_kept"), [(0.1, 20), (0.3, 5), (0.7, 100)])
+def test_mmsegmentations_ohem(
+    torch: ModuleType, thresh: float, min_kept: int, ignored: float
+) -> None:
+    """Its sampler chooses the pixels; ours is the mean over these."""
+    registry = SimpleNamespace(register_module=lambda: lambda sampler: sampler)
+    needed = {
+        "torch": torch,
+        "F": torch.nn.functional,
+        "BasePixelSampler": object,
+        "PIXEL_SAMPLERS": registry,
+    }
+    path = "structures/sampler/ohem_pixel_sampler.py"
+    peer = definitions("mmseg", path, {"OHEMPixelSampler"}, needed)
+    head = SimpleNamespace(ignore_index=255)
+    sampler = peer.OHEMPixelSampler(head, thresh=thresh, min_kept=min_kept)
+
+    def loss(logits: Any, label: Any) -> Any:
+        chosen = sampler.sample(logits, label[:, None])
+        assert 0 < chosen.sum() < chosen.numel()
+        settings = {"ignore_index": 255, "reduction": "none"}
+        losses = torch.nn.functional.cross_entropy(logits, label, **settings)
+        return (losses * chosen).sum() / chosen.sum()
+
+    check(torch, OnlineHardExamples(thresh=thresh, min_kept=min_kept), loss, ignored=ignored)
