@@ -1,13 +1,17 @@
 """Code of other projects, run without the packages that the rest of their files ask for."""
 
 import ast
-import importlib.util
+import sys
 from collections.abc import Mapping
+from importlib.machinery import PathFinder
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+
+NOT_IMPORTED = Path(sys.prefix) / "peers"
+"""Where `.ci/run` installs packages that would also install a package `tests`."""
 
 
 def definitions(package: str, path: str, names: set[str], needed: Mapping[str, Any]) -> Any:
@@ -24,7 +28,7 @@ def definitions(package: str, path: str, names: set[str], needed: Mapping[str, A
     Returns:
         A namespace with the functions and classes.
     """
-    spec = importlib.util.find_spec(package)
+    spec = PathFinder.find_spec(package, [*sys.path, str(NOT_IMPORTED)])
     if spec is None:
         pytest.skip(f"{package} is not installed")
     (root,) = spec.submodule_search_locations or ()
