@@ -1,7 +1,7 @@
-"""Convolution of arrays (b, *n, c), with faster forms of two operations on a CPU.
+"""Convolution of arrays (b, *n, c), with faster forms of a few operations on a CPU.
 
-On a CPU, the gradient of a kernel and depthwise convolutions are computed as products and sums,
-because XLA's own were slow. Everything else is XLA's convolution.
+On a CPU, depthwise convolutions and those of volumes are computed as sums, because XLA's own were
+slow. Everything else is XLA's convolution.
 """
 
 import dataclasses
@@ -13,15 +13,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.custom_derivatives import SymbolicZero
 
 from fcn_jax.parallel.target import target_platform
 
 MAX_TAPS = 27
-"""Maximum taps of a kernel that is computed tap by tap on a CPU: 5×5, or 3×3×3.
+"""Maximum taps of a kernel that is taken apart on a CPU: 5×5, or 3×3×3.
 
-For 7×7 kernels XLA's gradient was twice as fast. Depthwise, the gradient of 49 taps took 6.4 s to
-compile, and XLA's 0.8 s, although that ran 1.4 times as long (4 images of 40×40, 96 features).
+Depthwise, the gradient of 49 taps took 6.4 s to compile, and XLA's 0.8 s, although that ran 1.4
+times as long (4 images of 40×40, 96 features).
 """
 
 
@@ -63,11 +62,24 @@ def convolve(values: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Ar
             cpu=partial(_sum_over_taps, geometry=geometry),
             default=partial(_convolve, geometry=geometry),
         )
-    if few_taps and geometry.groups == 1 and target_platform() == "cpu":
-        if kernel.ndim == 5 and kernel.shape[0] > 1 and geometry.stride == geometry.dilation == 1:
-            return _convolve_slices(values, kernel, geometry)
-        return _convolve_on_cpu(values, kernel, geometry)
+    dense = geometry.groups == geometry.stride == geometry.dilation == 1
+    if kernel.ndim == 5 and few_taps and dense and target_platform() == "cpu":
+        return _convolve_slices(values, kernel, geometry)
     return _convolve(values, kernel, geometry)
+
+
+def matmul(values: jax.Array, kernel: jax.Array) -> jax.Array:
+    """Multiplies (…, in) by a kernel (in, out); on a CPU the kernel's gradient is faster.
+
+    The gradient is a product of two tall matrices, (places, in) and (places, out). With the
+    narrower one on the left XLA's product is about 4 times as fast as with the wider one, for 16 to
+    64 columns against 128 to 512.
+    """
+    if target_platform() != "cpu" or kernel.shape[0] <= kernel.shape[1]:
+        return jnp.dot(values, kernel)
+    # Without the barrier, XLA would turn the gradient's product around again.
+    transposed = lax.optimization_barrier(kernel.T)
+    return lax.dot_general(values, transposed, (((values.ndim - 1,), (1,)), ((), ())))
 
 
 def _convolve(values: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Array:
@@ -96,61 +108,12 @@ def _convolve_slices(values: jax.Array, kernel: jax.Array, geometry: Geometry) -
     slices = values.reshape(batch * depth, *values.shape[2:])
     flat = jnp.moveaxis(kernel, 0, -2).reshape(*kernel.shape[1:3], in_features, -1)
     in_plane = dataclasses.replace(geometry, pads=geometry.pads[1:])
-    by_tap = _convolve_on_cpu(slices, flat, in_plane)
+    by_tap = _convolve(slices, flat, in_plane)
     by_tap = by_tap.reshape(batch, depth, *by_tap.shape[1:3], depth_taps, features)
     padded = jnp.pad(by_tap, [(0, 0), geometry.pads[0], *[(0, 0)] * 4])
     places = padded.shape[1] - depth_taps + 1
     shifted = [padded[:, tap : tap + places, :, :, tap] for tap in range(depth_taps)]
     return sum(shifted[1:], shifted[0])
-
-
-@partial(jax.custom_jvp, nondiff_argnums=(2,))
-def _convolve_on_cpu(values: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Array:
-    return _convolve(values, kernel, geometry)
-
-
-@partial(_convolve_on_cpu.defjvp, symbolic_zeros=True)
-def _convolve_on_cpu_jvp(geometry, primals, tangents):
-    values, kernel = primals
-    values_tangent, kernel_tangent = tangents
-    result = _convolve_on_cpu(values, kernel, geometry)
-    parts = []
-    if not isinstance(values_tangent, SymbolicZero):  # the pixels of the first layer are constants
-        parts.append(_convolve(values_tangent, kernel, geometry))
-    if not isinstance(kernel_tangent, SymbolicZero):
-        parts.append(_convolve_by_taps(values, kernel_tangent, result.shape[1:-1], geometry))
-    return result, sum(parts[1:], parts[0])
-
-
-# The backward pass recomputes the intermediate arrays from `values` instead of storing them.
-@partial(jax.checkpoint, prevent_cse=False, static_argnums=(2, 3))
-def _convolve_by_taps(
-    values: jax.Array, kernel: jax.Array, places: tuple[int, ...], geometry: Geometry
-) -> jax.Array:
-    """Convolves by a float32 product (places, in) · (in, out) for each tap and image.
-
-    JAX transposes it, in the backward pass, to the gradient of the kernel: products (in, places) ·
-    (places, out). On a CPU, for eight 3×3 layers of SqueezeNet and VGG16, these are 0.7 to 2.6
-    times as fast as XLA's convolution with the cotangent as a kernel; the median is 1.4.
-    """
-    size = kernel.shape[:-2]
-    count = math.prod(size)
-
-    @partial(jax.checkpoint, prevent_cse=False)
-    def one_image(filters: jax.Array, values: jax.Array) -> tuple[jax.Array, jax.Array]:
-        inputs = _inputs_of_taps(values.astype(jnp.float32)[None], size, places, geometry)
-        products = [
-            jnp.dot(x.reshape(-1, x.shape[-1]), tap[0])
-            for (_, x), tap in zip(inputs, lax.split(filters, [1] * count), strict=True)
-        ]
-        result = sum(products[1:], products[0]).reshape(*places, -1)
-        return filters, result.astype(values.dtype)
-
-    filters = kernel.astype(jnp.float32).reshape(count, *kernel.shape[-2:])
-    padded = jnp.pad(values, [(0, 0), *geometry.pads, (0, 0)])
-    # The scan is reversed, so that its transpose adds up the images in their order.
-    _, result = lax.scan(one_image, filters, padded, reverse=True)
-    return result
 
 
 def _sum_over_taps(values: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Array:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
-from fcn_jax.models.convolution import Geometry, convolve
+from fcn_jax.models.convolution import Geometry, convolve, matmul
 from fcn_jax.models.feature_map import FeatureMap
 from fcn_jax.models.geometry import Padding, Window, both_sides
 from fcn_jax.models.normalisation import BatchNorm, num_positions
@@ -130,7 +130,7 @@ class Conv(nnx.Module):
         pads = [self._padding(k) for k in size]
         pointwise = math.prod(size) == 1 and self.stride == 1 and self.groups == 1
         if pointwise and not any(map(any, pads)):
-            values = jnp.dot(x.values, kernel.reshape(kernel.shape[-2:]))
+            values = matmul(x.values, kernel.reshape(kernel.shape[-2:]))
         else:
             geometry = Geometry(self.stride, tuple(pads), self.dilation, self.groups)
             values = convolve(x.filled(), kernel, geometry)
