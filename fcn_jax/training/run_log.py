@@ -1,7 +1,9 @@
 """The log of a run: JSON lines and TensorBoard curves."""
 
+import contextlib
 import json
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -33,7 +35,8 @@ class RunLog:
         self.has_evaluation = False
         if not self._enabled:
             return
-        from tensorboardX import SummaryWriter
+        with _without_torch():
+            from tensorboardX import SummaryWriter
 
         path = workdir / "log.jsonl"
         try:
@@ -76,6 +79,20 @@ class RunLog:
         if self._enabled:
             self._curves.add_image(name, image, step, dataformats="HWC")
             self._curves.flush()
+
+
+@contextlib.contextmanager
+def _without_torch() -> Iterator[None]:
+    """Hides PyTorch, if it is installed: tensorboardX imports it to see tensors, in 1.2 s.
+
+    A process that has imported PyTorch keeps it.
+    """
+    hidden = sys.modules.setdefault("torch", None) is None  # type: ignore[arg-type]
+    try:
+        yield
+    finally:
+        if hidden:
+            del sys.modules["torch"]
 
 
 def _number(value: Any) -> float | None:

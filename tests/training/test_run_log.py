@@ -1,6 +1,8 @@
 """The log of a run: what a resumed run keeps of it, and lines that are no entries."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -60,3 +62,14 @@ def test_the_log_knows_whether_the_step_was_evaluated(tmp_path: Path) -> None:
         assert not log.has_evaluation
     with RunLog(tmp_path, 3) as log:
         assert log.has_evaluation
+
+
+def test_pytorch_is_not_imported_by_the_way(tmp_path: Path) -> None:
+    pytest.importorskip("torch", reason="PyTorch is not installed")
+    code = (
+        "import pathlib, sys; from fcn_jax.training.run_log import RunLog\n"
+        f"RunLog(pathlib.Path({str(tmp_path)!r}), 0)\n"
+        "assert 'tensorboardX' in sys.modules and 'torch' not in sys.modules\n"
+        "import torch\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
