@@ -50,6 +50,7 @@ def environment(devices: int = 1, fault: str = "") -> dict[str, str]:
         "PYTHONPATH": str(ROOT),
         "VIRTUAL_ENV": sys.prefix,
         "DEVICES": str(devices),
+        "PYTHONFAULTHANDLER": "1",  # SIGABRT prints the stacks of a process that hangs
         **({"FAULT": fault} if fault else {}),
     }
 

@@ -9,6 +9,9 @@ Volumes have one axis more, and their images are float32.
 
 import contextlib
 import dataclasses
+import multiprocessing
+import os
+import threading
 from collections.abc import Generator, Sequence
 from typing import Any
 
@@ -62,8 +65,21 @@ def training_batches(
     if workers:
         if not flags.FLAGS.is_parsed():  # Grain sends absl's parsed flags to its processes
             flags.FLAGS.mark_as_parsed()
-        canvases = canvases.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
+        options = grain.MultiprocessingOptions(num_workers=workers)
+        canvases = canvases.mp_prefetch(options, _end_with_parent)
     return iter(canvases.batch(share))
+
+
+def _end_with_parent(worker: int, workers: int) -> None:
+    """Ends this worker process when its parent ends, even if that is killed (`kill -9`)."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def end() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=end, name="parent", daemon=True).start()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,15 +7,17 @@ interrupted save leaves the earlier ones as they were. Then the checksums of its
 (`checksums.py`), which are compared before the checkpoint is loaded.
 """
 
+import concurrent.futures
 import json
+import logging
 import math
 import shutil
 import time
 from collections.abc import Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Self
 
+import absl.logging
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -38,6 +40,9 @@ SAVE_ERRORS = (OSError, ValueError, RuntimeError)
 """Exceptions of a failed save, raised by it or by the next call: TensorStore has no narrower one
 for a full disk."""
 
+
+POLL_SECONDS = 0.2
+"""Interval at which a process that waits for a save of several hosts looks for a failure."""
 
 DELETION_SECONDS = 0.2
 """Time that the training process may take to delete a checkpoint that a reader opens."""
@@ -194,8 +199,9 @@ class CheckpointWriter(CheckpointReader):
 
     def __init__(self, directory: Path, keep: int = 1):
         super().__init__(directory)
-        self._thread = ThreadPoolExecutor(1, "checksums")
-        self._saving: Future[None] | None = None
+        self._thread = concurrent.futures.ThreadPoolExecutor(1, "checksums")
+        self._saving: concurrent.futures.Future[None] | None = None
+        self._failure = _SaveFailure() if hosts.count() > 1 else None
         policies = ocp.training.preservation_policies
         best = policies.BestN(get_metric_fn=_score, n=1, keep_checkpoints_without_metrics=False)
         try:
@@ -274,6 +280,11 @@ class CheckpointWriter(CheckpointReader):
         """
         saving, self._saving = self._saving, None
         try:
+            while saving is not None and self._failure is not None:
+                if self._failure.error is not None:
+                    raise self._failed(self._failure.error)
+                if concurrent.futures.wait([saving], POLL_SECONDS).done:
+                    break
             if saving is not None:
                 saving.result()
             self._checkpointer.wait()
@@ -322,6 +333,31 @@ class CheckpointWriter(CheckpointReader):
             f"({full if full in reason else reason}): the earlier ones are untouched; make room "
             "and start the same command again"
         )
+
+
+class _SaveFailure(logging.Handler):
+    """Keeps the error with which a save has ended in this process, of several.
+
+    Orbax logs it, and raises it only when the other processes have ended the save too. They wait
+    for what this one could not write.
+
+    Attributes:
+        error: None without a failure.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(logging.ERROR)
+        self.error: Exception | None = None
+        log = absl.logging.get_absl_logger()
+        if absl.logging.get_verbosity() < absl.logging.ERROR:  # the commands print no errors
+            absl.logging.set_verbosity(absl.logging.ERROR)
+            log.propagate = False
+        log.addHandler(self)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        error = record.exc_info[1] if record.exc_info else None
+        if "orbax" in record.pathname and isinstance(error, Exception):
+            self.error = error
 
 
 def _score(metrics: Mapping[str, float]) -> float | None:

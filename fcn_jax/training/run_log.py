@@ -3,6 +3,7 @@
 import contextlib
 import json
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
@@ -13,6 +14,9 @@ import numpy as np
 from fcn_jax.errors import UserError
 from fcn_jax.terminal.atomic_files import write_whole
 from fcn_jax.terminal.progress import say
+
+FLUSH_SECONDS = 30.0
+"""Interval at which new points of the curves become visible to TensorBoard."""
 
 
 class RunLog:
@@ -35,8 +39,10 @@ class RunLog:
         self.has_evaluation = False
         if not self._enabled:
             return
+        # SummaryWriter writes in a thread. On a full disk that ends, and the next call never does.
         with _without_torch():
-            from tensorboardX import SummaryWriter
+            from tensorboardX.event_file_writer import EventsWriter
+            from tensorboardX.proto.event_pb2 import SessionLog
 
         path = workdir / "log.jsonl"
         try:
@@ -51,9 +57,12 @@ class RunLog:
             self._lines = path.open("a")
         except OSError as error:
             raise UserError(f"cannot write {path}: {error.strerror}") from error
-        # Without a purge_step in a new run: TensorBoard would hide step 0.
-        purge_step = start_step + 1 if start_step else None
-        self._curves = SummaryWriter(str(workdir / "tensorboard"), purge_step=purge_step)
+        curves = workdir / "tensorboard"
+        curves.mkdir(exist_ok=True)
+        self._curves = EventsWriter(str(curves / "events"))
+        self._flushed = time.monotonic()
+        if start_step:  # TensorBoard hides what is after it in earlier files
+            self._write_event(start_step + 1, session_log=SessionLog(status=SessionLog.START))
 
     def __enter__(self) -> Self:
         return self
@@ -67,18 +76,34 @@ class RunLog:
         """Writes a line {"kind": …, "step": …, **numbers}, and a point of each curve kind/name."""
         if not self._enabled:
             return
+        from tensorboardX import summary
+
         finite = {name: _number(value) for name, value in numbers.items()}
         self._lines.write(json.dumps({"kind": kind, "step": step, **finite}) + "\n")
         self._lines.flush()
         for name, value in finite.items():
             if value is not None:
-                self._curves.add_scalar(f"{kind}/{name}", value, step)
+                self._write_event(step, summary=summary.scalar(f"{kind}/{name}", value))
+        if time.monotonic() > self._flushed + FLUSH_SECONDS:
+            self._flush_curves()
 
     def picture(self, name: str, step: int, image: np.ndarray) -> None:
         """Writes an RGB image, uint8 (h, w, 3), to TensorBoard."""
-        if self._enabled:
-            self._curves.add_image(name, image, step, dataformats="HWC")
-            self._curves.flush()
+        if not self._enabled:
+            return
+        from tensorboardX import summary
+
+        self._write_event(step, summary=summary.image(name, image, dataformats="HWC"))
+        self._flush_curves()
+
+    def _write_event(self, step: int, **content: Any) -> None:
+        from tensorboardX.proto.event_pb2 import Event
+
+        self._curves.write_event(Event(wall_time=time.time(), step=step, **content))
+
+    def _flush_curves(self) -> None:
+        self._curves.flush()
+        self._flushed = time.monotonic()
 
 
 @contextlib.contextmanager

@@ -1,6 +1,9 @@
 """Batches of canvases: every image once an epoch, starting at any step."""
 
 import dataclasses
+import signal
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -120,6 +123,26 @@ def test_hosts_share_every_batch_and_agree_on_its_images(monkeypatch):
             height, width = records[index]["label"].shape
             np.testing.assert_array_equal(labels[place, :height, :width], records[index]["label"])
         assert (labels[len(first.images) :] == 255).all()
+
+
+KILLED = """
+import os, signal
+import numpy as np
+from fcn_jax.data.pipeline import training_batches
+record = {"image": np.zeros((8, 8, 3), np.uint8), "label": np.zeros((8, 8), np.uint8)}
+options = dict(canvas_px=(8, 8), batch_size=2, seed=0, workers=1, steps=range(10**6))
+batches = training_batches([record] * 4, **options)
+next(batches)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_the_workers_of_a_killed_process_end():
+    """They hold its output open, which is read to its end."""
+    killed = subprocess.run(
+        [sys.executable, "-c", KILLED], capture_output=True, timeout=60, check=False
+    )
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
 
 
 @pytest.mark.parametrize(("workers", "side"), [(0, 40), (1, 40)])

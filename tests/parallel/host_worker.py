@@ -4,13 +4,21 @@ python tests/parallel/host_worker.py COUNT PROCESS PORT SCENARIO
 """
 
 import os
+import resource
 import signal
 import sys
+import tempfile
 import time
+from pathlib import Path
+
+import absl.logging
+import numpy as np
 
 from fcn_jax.errors import UserError
-from fcn_jax.parallel import agreement, hosts
+from fcn_jax.parallel import agreement, data_parallel, hosts
 from fcn_jax.terminal import cli, signals
+from fcn_jax.training.checkpoint import CheckpointWriter
+from fcn_jax.training.train_step import TrainState
 
 
 def act(scenario: str, process: int) -> None:
@@ -25,6 +33,8 @@ def act(scenario: str, process: int) -> None:
         return
     if scenario == "differ":
         agreement.check_same({"steps": 7, "seed": process}, "start the same command")
+    if scenario.startswith("full"):
+        save_on_full_disk(process == int(scenario[-1]))
     if process:
         if scenario == "raise":
             raise UserError("the disk is full")
@@ -35,8 +45,21 @@ def act(scenario: str, process: int) -> None:
     time.sleep(60)
 
 
+def save_on_full_disk(is_full: bool) -> None:
+    """Saves a checkpoint, of which this process may not be able to write its part."""
+    folder = hosts.from_first(tempfile.mkdtemp())
+    kernel = np.arange(2000, dtype=np.float32)
+    state = TrainState(np.int32(1), {"kernel": kernel}, {"mean": kernel}, {"trace": kernel})
+    with CheckpointWriter(Path(folder)) as writer:
+        if is_full:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
+        writer.save(data_parallel.replicate(state), None)
+        writer.wait()
+
+
 if __name__ == "__main__":
     count, process, port = map(int, sys.argv[1:4])
+    absl.logging.set_verbosity(absl.logging.FATAL)  # as in the commands
     cli.error_line = str  # type: ignore[assignment] # this is no command
     with (
         signals.interruptions(),

@@ -131,6 +131,8 @@ def test_processes_meet_agree_and_wait_for_each_other():
     [
         ("differ", (1, 1), "seed is 1 in process 1 and 0 in process 0: start the same command"),
         ("raise", (1, 1), "process 1: the disk is full"),
+        ("full 0", (1, 1), "could not save a checkpoint in"),
+        ("full 1", (1, 1), "process 1: could not save a checkpoint in"),
         ("kill", (1, -signal.SIGKILL), "process 1 has ended without a reason"),
         ("term", (143, 143), "process 1: stopped by SIGTERM"),
     ],

@@ -5,9 +5,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from fcn_jax.training.run_log import RunLog
+from tests.full_disk import files_of_at_most
 
 
 def entry(step: int) -> str:
@@ -73,3 +75,30 @@ def test_pytorch_is_not_imported_by_the_way(tmp_path: Path) -> None:
         "import torch\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_curves_on_a_full_disk_end_the_training(tmp_path: Path) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (100, 100, 3), np.uint8)
+    log = RunLog(tmp_path, 0)
+    with files_of_at_most(10_000), pytest.raises(OSError, match="File too large"):
+        log.picture("predictions", 1, image)
+    with log:
+        pass
+
+
+def test_the_curves_of_a_resumed_run_hide_later_points(tmp_path: Path) -> None:
+    from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+    with RunLog(tmp_path, 7) as log:
+        log.write("train", 8, {"loss": 0.5, "infinite": float("inf")})
+    content = next((tmp_path / "tensorboard").iterdir()).read_bytes()
+    events = []
+    while content:  # length, its checksum, event, its checksum
+        length = int.from_bytes(content[:8], "little")
+        events.append(Event.FromString(content[12 : 12 + length]))
+        content = content[16 + length :]
+    version, restart, point = events
+    assert version.file_version == "brain.Event:2"
+    assert (restart.step, restart.session_log.status) == (8, SessionLog.START)
+    (value,) = point.summary.value
+    assert (point.step, value.tag, value.simple_value) == (8, "train/loss", 0.5)
