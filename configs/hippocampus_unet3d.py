@@ -16,6 +16,12 @@ def get_config() -> Config:
     config.data.validation_fraction = 0.2  # every fifth volume, from the first
     config.volumes.patch = (40, 56, 40)
     config.volumes.flip_axes = (0,)
+    config.volumes.rotate_degrees = 15.0
+    config.volumes.scale = (0.85, 1.15)
+    config.volumes.brightness = 0.2
+    config.volumes.contrast = 0.2
+    config.volumes.gamma = 0.3
+    config.volumes.noise = 0.1
     config.model.backbone = "unet"
     config.model.decoder = "unet"
     config.model.features = (16, 32, 64, 128)
@@ -23,12 +29,13 @@ def get_config() -> Config:
     config.model.dropout = 0.0
     # From zero, both classes of the foreground get the same scores for hundreds of steps.
     config.model.score_init = "normal"
+    config.model.deep_supervision = 2
     config.loss.names = ("cross_entropy", "dice")
-    config.optim.learning_rate = 1e-3
+    config.optim.learning_rate = 2e-3
     config.optim.warmup_steps = 20
     config.optim.weight_decay = 1e-5
-    config.train.batch_size = 2
-    config.train.steps = 1900
-    config.train.eval_every_steps = 950
-    config.train.checkpoint_every_steps = 100
+    config.train.batch_size = 1
+    config.train.steps = 3800
+    config.train.eval_every_steps = 3800
+    config.train.checkpoint_every_steps = 200
     return config

@@ -304,6 +304,7 @@ def evaluate(
         inference,
         boundary=boundary,
         shard=shard,
+        mirror_axes=config.volumes.flip_axes,
     )
     return evaluator(predictor.variables, examples=examples)
 

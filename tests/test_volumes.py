@@ -95,6 +95,21 @@ def test_evaluate_and_predict_agree_and_predict_goes_on(trained: Path, tmp_path:
     assert {name: after[name] for name in times} == times
 
 
+def test_mirrored_views_are_those_of_predict(trained: Path, tmp_path: Path) -> None:
+    result = run_command("evaluate", f"--workdir={trained}/run", "--flip")
+    assert result.returncode == 0, result.stderr
+    document = json.loads((trained / "run" / "evaluation" / "val_flip.json").read_text())
+    images, output = trained / "set" / "images", tmp_path / "out"
+    arguments = ("predict", f"--workdir={trained}/run", f"--output={output}", "--flip")
+    assert run_command(*arguments, images / "case_0.nii.gz").returncode == 0
+    predicted, _ = nifti.read_label(output / "case_0.nii.gz")
+    truth = drawn(0)[1]
+    dice = (
+        2 * ((truth == 1) & (predicted == 1)).sum() / ((truth == 1).sum() + (predicted == 1).sum())
+    )
+    assert document["by_case"]["cases"]["case_0"]["dice"]["class_1"] == pytest.approx(dice)
+
+
 def test_uncertainty_of_volumes_is_in_nats_on_the_grid_of_the_image(
     trained: Path, tmp_path: Path
 ) -> None:

@@ -149,6 +149,12 @@ class VolumesConfig(Section):
         at_least=0,
         at_most=10,
     )
+    low_resolution: float = setting(
+        1.0,
+        "smallest share of the resolution that a quarter of the patches keep (1: none loses any)",
+        at_least=0.1,
+        at_most=1,
+    )
 
 
 @dataclasses.dataclass
@@ -215,6 +221,12 @@ class ModelConfig(Section):
         "weight of the loss of a second head, on the stage before the last (0: no such head)",
         at_least=0,
         at_most=100,
+    )
+    deep_supervision: int = setting(
+        0,
+        "decoder=unet: further steps that are scored in training, weights 1, 1/2, 1/4, … over sum",
+        at_least=0,
+        at_most=16,
     )
     context_features: int | None = setting(
         None,
@@ -291,6 +303,7 @@ class OptimConfig(Section):
         1.0, "rate of biases, as a multiple (the paper's: 2)", at_least=0, at_most=1000
     )
     momentum: float = setting(0.9, "momentum of sgd", at_least=0, below=1)
+    nesterov: bool = setting(False, "Nesterov's momentum in sgd")
     weight_decay: float = setting(
         1e-4, "decay of kernels; biases and norms do not decay", at_least=0, at_most=1
     )
@@ -445,6 +458,10 @@ class Config(Section):
             if model.decoder_features is not None:
                 raise ArgumentError(
                     "model.decoder_features", model.decoder_features, "needs model.decoder=unet"
+                )
+            if model.deep_supervision:
+                raise ArgumentError(
+                    "model.deep_supervision", model.deep_supervision, "needs model.decoder=unet"
                 )
             return
         for name in ("skips", "score_scales"):

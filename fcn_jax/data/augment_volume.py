@@ -12,6 +12,12 @@ from fcn_jax.config import VolumesConfig
 from fcn_jax.data.augment import Crop
 from fcn_jax.data.labels import IGNORE_INDEX
 
+LOW_RESOLUTION_RATE = 0.25
+"""Share of the patches whose resolution is lowered (nnU-Net's)."""
+
+LOW_RESOLUTION_STREAM = 4
+"""Folded into the key of the values, which is split into four for the other changes."""
+
 
 def augment_volume(
     key: jax.Array, image: jax.Array, label: jax.Array, size: jax.Array, *, config: VolumesConfig
@@ -22,7 +28,8 @@ def augment_volume(
     all of it. A share of the patches, `foreground_share`, is placed so that a random foreground
     voxel is as near to the middle as this allows. Each patch is rotated about the three axes and
     scaled about its middle (linear interpolation; labels nearest), and mirrored along each of
-    `flip_axes` with probability 1/2. Then come brightness, contrast, gamma and noise.
+    `flip_axes` with probability 1/2. Then come brightness, contrast, gamma, noise, and in a quarter
+    of the patches a lower resolution.
 
     Args:
         key: PRNG key; equal keys and volumes give equal patches.
@@ -125,4 +132,32 @@ def _values(
         noise_key, size_key = jax.random.split(keys[3])
         deviation = jax.random.uniform(size_key, maxval=config.noise)
         values = values + deviation * jax.random.normal(noise_key, values.shape)
+    if config.low_resolution < 1:
+        # A key beside the four, so that the other changes stay what they are without this one.
+        chosen_key, share_key = jax.random.split(jax.random.fold_in(key, LOW_RESOLUTION_STREAM))
+        share = jax.random.uniform(share_key, minval=config.low_resolution)
+        is_chosen = jax.random.bernoulli(chosen_key, LOW_RESOLUTION_RATE)
+        values = jnp.where(is_chosen, _at_low_resolution(values, share), values)
+    return values
+
+
+def _at_low_resolution(values: jax.Array, share: jax.Array) -> jax.Array:
+    """Keeps a share of the voxels on each axis (nearest), and interpolates linearly between them.
+
+    nnU-Net's simulation (Isensee et al. 2021, supplementary note 4), which interpolates by cubics.
+    """
+    for axis in range(values.ndim - 1):
+        side = values.shape[axis]
+        coarse_last = jnp.maximum(jnp.floor(side * share), 1) - 1
+        place = jnp.clip((jnp.arange(side) + 0.5) * share - 0.5, 0, coarse_last)
+        low = jnp.floor(place)
+        shape = tuple(side if n == axis else 1 for n in range(values.ndim))
+        weight = (place - low).reshape(shape)
+
+        low_voxel, high_voxel = (
+            jnp.clip(jnp.round((coarse + 0.5) / share - 0.5), 0, side - 1).astype(jnp.int32)
+            for coarse in (low, jnp.minimum(low + 1, coarse_last))
+        )
+        low_values, high_values = (jnp.take(values, n, axis) for n in (low_voxel, high_voxel))
+        values = low_values * (1 - weight) + high_values * weight
     return values

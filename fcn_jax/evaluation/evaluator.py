@@ -153,6 +153,7 @@ class Evaluator:
         inference: windows, scales and mirror images to average over.
         boundary: whether to compute boundary IoU, which takes the host a while.
         shard: the share of the images to score, in the order of the split; None for all.
+        mirror_axes: of volumes, the axes of the mirror images that `inference` averages over.
 
     Raises:
         ArgumentError: the split is empty, the convention includes none of its images or cannot be
@@ -171,6 +172,7 @@ class Evaluator:
         *,
         boundary: bool = False,
         shard: Shard | None = None,
+        mirror_axes: Sequence[int] = (),
     ):
         images = dataset.split(split)
         if not len(images):
@@ -195,7 +197,12 @@ class Evaluator:
         self._sampled = set(sheet_images(count))
         self._scorer: Scorer
         if isinstance(dataset, VolumeDataset):
-            self._scorer = VolumeScorer(network, dataset, images, shard)
+            axes = mirror_axes if inference.flip else ()
+            if inference.flip and not axes:
+                raise ArgumentError(
+                    "flip", True, "needs a network of volumes trained with volumes.flip_axes"
+                )
+            self._scorer = VolumeScorer(network, dataset, images, shard, axes)
         elif inference == WHOLE:
             wanted = range(count) if boundary else self._sampled
             self._scorer = BatchScorer(
@@ -379,7 +386,7 @@ def _check_volumes(convention: Convention, inference: Inference, *, boundary: bo
         raise ArgumentError(
             "convention", convention.name, "must be native, paper or nnunet for volumes"
         )
-    if inference != WHOLE:
+    if inference not in (WHOLE, Inference(flip=True)):
         raise ArgumentError(
             "inference", inference.description, "is for images: volumes are predicted in tiles"
         )

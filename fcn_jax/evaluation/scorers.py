@@ -313,6 +313,7 @@ class VolumeScorer:
         dataset: its plan gives the size of the tiles.
         records: the volumes.
         shard: as for `BatchScorer`.
+        mirror_axes: see `VolumePredictor`.
     """
 
     empty_share = 0.0
@@ -324,10 +325,11 @@ class VolumeScorer:
         dataset: VolumeDataset,
         records: VolumeSplit,
         shard: Shard | None = None,
+        mirror_axes: Sequence[int] = (),
     ):
         self._records, self._classes = records, dataset.num_classes[""]
         self._images = images_of(shard, len(records))
-        self._predictor = VolumePredictor(network, dataset.plan.patch)
+        self._predictor = VolumePredictor(network, dataset.plan.patch, mirror_axes)
         self.canvases: tuple[Size, ...] = (dataset.plan.patch,)
 
     def __call__(

@@ -142,6 +142,7 @@ def build_model(
         hidden=config.head == "hidden",
         mmseg_dilation=config.head_dilation if config.head == "mmseg" else None,
         auxiliary=config.auxiliary_weight > 0,
+        deep_supervision=config.deep_supervision,
         context_features=config.context_features,
         score_scales=config.score_scales,
         upsampling=config.upsampling,

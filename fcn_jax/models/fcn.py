@@ -41,6 +41,8 @@ class FCN(nnx.Module):
             take the place of torchvision's; None for no such layers.
         auxiliary: whether training adds a second head with a hidden layer, on the stage before the
             coarsest, or with a decoder on its stage before the finest. It is used in training only.
+        deep_supervision: number of stages of the decoder before the finest that also get a head,
+            for the first label map. These heads are used in training only.
         context_features: features of a `Context` that adds a stage at twice the coarsest stride of
             the backbone; None for no `Context`.
         score_scales: factors of the features before a score layer or `Context`, from coarse to
@@ -71,6 +73,7 @@ class FCN(nnx.Module):
         hidden: bool = False,
         mmseg_dilation: int | None = None,
         auxiliary: bool = False,
+        deep_supervision: int = 0,
         context_features: int | None = None,
         score_scales: Sequence[float] | None = None,
         upsampling: str = "learned",
@@ -119,6 +122,13 @@ class FCN(nnx.Module):
             )
             channels, grids = self.decoder.channels, self.decoder.grids
             scored, second = self.stages[-1:], list(self.stages[-2:-1])
+        coarser = self.stages[-2::-1]
+        if deep_supervision > len(coarser):
+            raise ArgumentError(
+                "model.deep_supervision",
+                deep_supervision,
+                f"must be at most {len(coarser)}, the stages of the decoder before the finest",
+            )
 
         def head(num_classes: int, stages: Sequence[int], *, hidden: bool) -> SkipHead:
             return SkipHead(
@@ -146,6 +156,9 @@ class FCN(nnx.Module):
         if auxiliary:
             first = next(iter(by_name.values()))
             self.auxiliary = head(first, second, hidden=True)
+        self.deep_stages = {f"deep{stage}": stage for stage in coarser[:deep_supervision]}
+        for name, stage in self.deep_stages.items():
+            setattr(self, name, head(next(iter(by_name.values())), [stage], hidden=False))
 
     def __call__(
         self,
@@ -198,8 +211,8 @@ class FCN(nnx.Module):
         Returns:
             Features by name: pixels, backbone2, …, context, decoder16, …, score32, …, fused16, …,
             logits. If there are several label maps, the names of a head's features end in the name
-            of its map (score32_geometric). Those of the auxiliary head, in training, end in
-            `_auxiliary`.
+            of its map (score32_geometric). Those of the heads of training end in `_auxiliary`, and
+            in `_deep2`, `_deep4`, … for deep supervision.
 
         Raises:
             ValueError: the image has no batch axis or the wrong number of channels.
@@ -237,11 +250,11 @@ class FCN(nnx.Module):
 
         Args:
             features: the result of `features`, called with the same `train`.
-            train: whether the result includes the logits of the auxiliary head.
+            train: whether the result includes the logits of the heads of training.
 
         Returns:
-            Logits by label map (and "auxiliary"), float32 (b, h, w, k), in blocks that are not
-            computed yet.
+            Logits by label map (and "auxiliary", "deep2", …), float32 (b, h, w, k), in blocks that
+            are not computed yet.
         """
         blocks = {}
         for name, head in self._heads(train=train).items():
@@ -256,6 +269,8 @@ class FCN(nnx.Module):
         heads = {name: getattr(self, f"head{suffix(name)}") for name in self.label_maps}
         if self.has_auxiliary and train:
             heads["auxiliary"] = self.auxiliary
+        if train:
+            heads |= {name: getattr(self, name) for name in self.deep_stages}
         return heads
 
 

@@ -23,6 +23,7 @@ class PureModel:
         preprocessing: see `Backbone`.
         label_maps: names of the label maps; ("",) for a single, unnamed one.
         num_classes: number of classes by label map.
+        deep_heads: names of the heads of deep supervision, from fine to coarse.
     """
 
     def __init__(self, model: FCN):
@@ -32,6 +33,7 @@ class PureModel:
         self.preprocessing = model.backbone.preprocessing
         self.label_maps = model.label_maps
         self.num_classes = dict(model.num_classes)
+        self.deep_heads = tuple(model.deep_stages)
 
     @property
     def variables(self) -> tuple[Any, Any]:

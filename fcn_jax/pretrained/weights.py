@@ -19,7 +19,7 @@ from fcn_jax.models.pure_model import PureModel
 from fcn_jax.pretrained import trunks
 from fcn_jax.pretrained.provenance import Provenance
 
-HEADS = ("head", "auxiliary")
+HEADS = ("head", "auxiliary", "deep")
 """Prefixes of the score layers' names. Their classes often differ from those of the source."""
 
 HEAD_SETTINGS = ("padding", "output_stride", "alignment", "score_scales", "context_features")
@@ -65,7 +65,8 @@ class Weights:
         `missing_layers` keep their values. If the images do not have three channels, the RGB
         filters of the first layer are adapted: each channel beyond the third gets their mean (Long
         et al. 2015, NYUDv2), a grey image gets their sum, and each of two channels gets half of
-        their sum.
+        their sum. If the network is for volumes and the weights are of images, kernels are
+        inflated, except those of the score layers, which keep their values.
 
         Args:
             variables: (params, batch_stats), nested dicts of float32 arrays.
@@ -148,7 +149,11 @@ class Weights:
             if name not in ours:
                 continue
             shape = ours[name].shape
-            fitted = _for_channels(tensor, shape) if name in backbone else tensor
+            fitted = tensor
+            if name in backbone:
+                fitted = _for_channels(fitted, shape)
+            if not name.startswith(HEADS):
+                fitted = _inflated(fitted, shape, name)
             if fitted.shape == shape:
                 matched[name] = fitted
             elif strict_heads or not name.startswith(HEADS):
@@ -193,12 +198,14 @@ class Weights:
             if layers:
                 report += f"; {remark}: {', '.join(layers)}"
         adapted = {
-            matched[name].shape[2]
+            matched[name].shape[-2]
             for name, tensor in self.tensors.items()
-            if name in matched and matched[name].shape != tensor.shape
+            if name in matched and matched[name].shape[-2:] != tensor.shape[-2:]
         }
         for channels in adapted:
             report += f"; the first layer's colour filters adapted to {channels} channels"
+        if any(matched[name].ndim > self.tensors[name].ndim for name in matched):
+            report += "; kernels of two axes inflated to three"
         if for_both_trunks and self.other is None:
             report += "; in both trunks"
         last = self._last_layers()
@@ -217,13 +224,26 @@ class Weights:
 
 def _for_channels(kernel: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """Adapts a first layer's kernel (h, w, 3, out) to the number of channels in `shape`."""
-    if kernel.ndim != 4 or kernel.shape[2] != COLOURS or len(shape) != 4:
+    if kernel.ndim != 4 or kernel.shape[2] != COLOURS or len(shape) < 4:
         return kernel
-    channels = shape[2]
+    channels = shape[-2]
     mean = kernel.mean(axis=2, keepdims=True)
     if channels < COLOURS:
         return np.repeat(mean * COLOURS / channels, channels, axis=2)
     return np.concatenate([kernel, *[mean] * (channels - COLOURS)], axis=2)
+
+
+def _inflated(kernel: np.ndarray, shape: tuple[int, ...], name: str) -> np.ndarray:
+    """Repeats a kernel (h, w, in, out) along the last axis of volumes, of `shape`.
+
+    On a volume that is equal along that axis, away from its borders, the features are those of the
+    image: a convolution adds up shape[2] copies, so each is divided by their number; the decoder's
+    upsampling gives each output one copy (Carreira & Zisserman 2017, section 2.1).
+    """
+    if kernel.ndim != 4 or len(shape) != 5:
+        return kernel
+    copies = 1 if name.split("/")[1].startswith("up") else shape[2]
+    return np.repeat(kernel[:, :, None], shape[2], axis=2) / np.float32(copies)
 
 
 def _layers(names: Iterable[str]) -> list[str]:

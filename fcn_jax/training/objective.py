@@ -90,6 +90,12 @@ class Objective:
         if config.model.auxiliary_weight:
             factors["auxiliary"] = config.model.auxiliary_weight
             label_maps["auxiliary"] = self._first
+        # Weights 1/2^i over their sum, as nnU-Net's (Isensee et al. 2021, supplementary note 4).
+        # nnU-Net compares coarse scores with coarse labels, here they are upsampled.
+        shares = [0.5**number for number in range(1 + len(network.deep_heads))]
+        factors[self._first] /= sum(shares)
+        for name, share in zip(network.deep_heads, shares[1:], strict=True):
+            factors[name], label_maps[name] = share / sum(shares), self._first
         self._heads = {
             name: Head(label_map, _terms(losses[label_map], factors[name]))
             for name, label_map in label_maps.items()

@@ -41,7 +41,7 @@ def build_optimizer(
     decay = optax.add_decayed_weights(config.weight_decay, mask=decay_mask)
     match config.name:
         case "sgd":
-            return optax.chain(decay, optax.trace(decay=config.momentum), by_role, rate)
+            return optax.chain(decay, optax.trace(config.momentum, config.nesterov), by_role, rate)
         case "adamw":
             return optax.chain(optax.scale_by_adam(), decay, by_role, rate)
         case unknown:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fcn_jax.config import VolumesConfig
-from fcn_jax.data.augment_volume import augment_volume
+from fcn_jax.data.augment_volume import _at_low_resolution, augment_volume
 
 SIZE = (7, 9, 8)
 CANVAS = (8, 10, 8)
@@ -107,3 +107,21 @@ def test_gamma_keeps_the_range_and_the_order_of_intensities():
         [changed.min(), changed.max()], [image.min(), image.max()], rtol=1e-4
     )
     assert (np.argsort(changed, axis=None) == np.argsort(image, axis=None)).all()
+
+
+def test_half_the_resolution_keeps_every_other_voxel_and_interpolates():
+    ramp = jnp.arange(8.0)[:, None, None, None] * jnp.ones((1, 4, 4, 1))
+    lowered = np.asarray(_at_low_resolution(ramp, jnp.asarray(0.5)))
+    # The voxels 0, 2, 4, 6 stand at 0.5, 2.5, 4.5, 6.5.
+    np.testing.assert_allclose(lowered[:, 1, 2, 0], [0, 0.5, 1.5, 2.5, 3.5, 4.5, 5.5, 6])
+    np.testing.assert_allclose(_at_low_resolution(ramp, jnp.asarray(1.0)), ramp)
+
+
+def test_about_a_quarter_of_the_patches_lose_resolution_and_no_label_changes():
+    lowered = 0
+    for seed in range(32):
+        image, label = drawn(seed)
+        other, same_label = drawn(seed, low_resolution=0.5)
+        np.testing.assert_array_equal(label, same_label)
+        lowered += not np.array_equal(image, other)
+    assert 3 <= lowered <= 13

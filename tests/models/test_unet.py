@@ -221,6 +221,19 @@ def test_the_auxiliary_head_scores_the_next_coarser_stage_of_the_decoder() -> No
     assert shapes.auxiliary.stages == (2,)
 
 
+def test_deep_supervision_scores_coarser_stages_of_the_decoder_in_training_alone() -> None:
+    shapes = abstract_model(config(deep_supervision=2), 3)
+    assert (shapes.deep2.stages, shapes.deep4.stages) == ((2,), (4,))
+    image = jax.ShapeDtypeStruct((2, 9, 13, 3), np.uint8)
+
+    def logits(train: bool) -> dict[str, tuple[int, ...]]:
+        named = nnx.eval_shape(lambda model, x: model.features(x, train=train), shapes, image)
+        return {name: x.values.shape for name, x in named.items() if name.startswith("logits")}
+
+    assert logits(False) == {"logits": (2, 9, 13, 3)}
+    assert logits(True) == dict.fromkeys(("logits", "logits_deep2", "logits_deep4"), (2, 9, 13, 3))
+
+
 def test_remat_computes_the_same_network_in_blocks() -> None:
     shapes = abstract_model(config(remat=True), 3)
     assert shapes.backbone.level1.remat
@@ -231,6 +244,7 @@ def test_remat_computes_the_same_network_in_blocks() -> None:
     ("settings", "message"),
     [
         ({"decoder_features": (8, 8, 8)}, r"model.decoder_features .* at most 2 numbers"),
+        ({"deep_supervision": 3}, r"model.deep_supervision .* at most 2, the stages"),
         ({"features": (8,)}, r"model.features \(=8\) must have at least two levels"),
         ({"backbone": "vgg16"}, r"model.features .* by vgg16, only by small, unet"),
         (

@@ -250,6 +250,35 @@ def test_other_channels_take_the_colours_filters(tmp_path, channels):
             np.testing.assert_allclose(kernel[:, :, extra], theirs.mean(2), rtol=1e-6)
 
 
+def test_weights_of_images_are_inflated_for_volumes(tmp_path, randomised):
+    """On a volume of equal slices the features in the middle are those of a slice."""
+    config = ModelConfig(
+        backbone="unet",
+        decoder="unet",
+        features=(4, 6),
+        norm="none",
+        dropout=0.0,
+        preprocessing="none",
+    )
+    flat = PureModel(randomised(lambda: build_model(config, 3, rngs=nnx.Rngs(0))))
+    provenance = Provenance(Config(model=config), {"": ("a", "b", "c")}, source="slices", step=1)
+    tensors = {key: np.asarray(value) for key, value in flatten(flat.variables).items()}
+    model_file.save(tmp_path / "flat.safetensors", tensors, provenance)
+    build = functools.partial(build_model, config, 2, channels=1, ndim=3, rngs=nnx.Rngs(1))
+    deep = PureModel(build())
+    weights = load_weights(tmp_path / "flat.safetensors")
+    variables, report = weights.apply(deep.variables)
+    assert "kernels of two axes inflated to three" in report
+    assert "of another shape in the file, so unchanged: head/score1" in report
+    slices = np.random.default_rng(0).standard_normal((1, 8, 6, 1)).astype(np.float32)
+    volume = np.repeat(slices[:, :, :, None], 24, axis=3)
+    wanted, _ = flat(flat.variables, np.repeat(slices, 3, axis=-1))
+    features, _ = deep(variables, volume)
+    np.testing.assert_allclose(
+        features["decoder1"][:, :, :, 12], wanted["decoder1"], rtol=1e-4, atol=1e-4
+    )
+
+
 def test_late_fusion_starts_as_the_mean_of_its_two_networks(tmp_path, randomised):
     """Each trunk has its own file, and the scores are their mean (Long et al. 2015, NYUDv2)."""
     networks = {}

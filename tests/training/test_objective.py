@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from fcn_jax.config import Config
+from fcn_jax.config import Config, ModelConfig
 from fcn_jax.data.augment import Crop
 from fcn_jax.data.labels import by_map
 from fcn_jax.models import row_blocks
@@ -26,6 +26,7 @@ from fcn_jax.models.feature_map import FeatureMap
 from fcn_jax.models.geometry import Grid
 from fcn_jax.models.layers import Conv, relu
 from fcn_jax.models.pure_model import PureModel
+from fcn_jax.models.unet import UNetDecoder
 from fcn_jax.parallel.data_parallel import DATA_AXIS
 from fcn_jax.registry import register_loss
 from fcn_jax.training.losses import Loss, PixelLoss, build_losses
@@ -101,14 +102,22 @@ class Plain(nnx.Module):
         return {2: x, 4: relu(self.conv2(x))}
 
 
-def network(label_maps: Mapping[str, int], auxiliary: bool) -> PureModel:
+def network(label_maps: Mapping[str, int], model_config: ModelConfig) -> PureModel:
     """A tiny FCN whose score layers have begun to learn."""
-    model = FCN(Plain(), label_maps, skips=1, auxiliary=auxiliary, rngs=nnx.Rngs(0))
+    model = FCN(
+        Plain(),
+        label_maps,
+        skips=1,
+        decoder=partial(UNetDecoder, norm="none") if model_config.decoder == "unet" else None,
+        auxiliary=model_config.auxiliary_weight > 0,
+        deep_supervision=model_config.deep_supervision,
+        rngs=nnx.Rngs(0),
+    )
     random = np.random.default_rng(1)
-    for label_map in label_maps:
-        head = getattr(model, f"head{suffix(label_map)}")
-        for stage in model.stages:
-            kernel = getattr(head, f"score{stage}").kernel
+    heads = [*(f"head{suffix(name)}" for name in label_maps), *model.deep_stages]
+    for head in heads:
+        for stage in getattr(model, head).stages:
+            kernel = getattr(getattr(model, head), f"score{stage}").kernel
             kernel[...] = random.standard_normal(kernel.shape).astype(np.float32)
     return PureModel(model)
 
@@ -148,7 +157,7 @@ def gradients(
     mapped: Callable[..., Any],
 ) -> tuple[Any, float]:
     """Returns the gradient and the loss of a batch, divided over devices by `pmap` or `vmap`."""
-    net = network(label_maps, config.model.auxiliary_weight > 0)
+    net = network(label_maps, config.model)
     objective = Objective(net, config, weights_of(label_maps))
 
     def on_device(variables: Any, crop: Crop, keys: jax.Array) -> tuple[Any, jax.Array]:
@@ -176,7 +185,7 @@ def expected_of(loss: str) -> tuple[Any, float]:
 
 def expected(config: Config, label_maps: Mapping[str, int] = ONE_MAP) -> tuple[Any, float]:
     """The gradient and the loss of the whole batch's logits at once."""
-    net = network(label_maps, config.model.auxiliary_weight > 0)
+    net = network(label_maps, config.model)
     params, batch_stats = net.variables
     crop = crops(label_maps)
     labels = by_map(crop.label, tuple(label_maps))
@@ -188,6 +197,8 @@ def expected(config: Config, label_maps: Mapping[str, int] = ONE_MAP) -> tuple[A
         loss = sum(losses[name](values[f"logits{suffix(name)}"], labels[name]) for name in labels)
         if config.model.auxiliary_weight:
             loss += AUXILIARY_WEIGHT * losses[first](values["logits_auxiliary"], labels[first])
+        if config.model.deep_supervision:
+            loss = 2 / 3 * loss + 1 / 3 * losses[first](values["logits_deep4"], labels[first])
         return loss
 
     both = jax.jit(jax.value_and_grad(total), compiler_options=QUICKLY_COMPILED)
@@ -222,6 +233,17 @@ def test_several_label_maps_and_an_auxiliary_head() -> None:
     config = settings("dice", auxiliary=True)
     wanted, wanted_loss = expected(config, TWO_MAPS)
     gradient, value = gradients(config, TWO_MAPS, devices=1, mapped=vmapped)
+    assert value == pytest.approx(wanted_loss, rel=1e-5)
+    assert_close(gradient, wanted)
+
+
+@pytest.mark.parametrize("loss", ["cross_entropy", "cross_entropy+dice"])
+def test_deep_supervision_weights_each_coarser_head_by_half(loss: str) -> None:
+    config = settings(loss)
+    config.model.decoder = "unet"
+    config.model.deep_supervision = 1
+    wanted, wanted_loss = expected(config)
+    gradient, value = gradients(config, devices=2, mapped=vmapped)
     assert value == pytest.approx(wanted_loss, rel=1e-5)
     assert_close(gradient, wanted)
 

@@ -94,7 +94,7 @@ def run_in_pytorch(torch: ModuleType, config: OptimConfig) -> dict[str, np.ndarr
             }
         )
     if config.name == "sgd":
-        optimizer = torch.optim.SGD(groups, momentum=config.momentum)
+        optimizer = torch.optim.SGD(groups, momentum=config.momentum, nesterov=config.nesterov)
     else:
         optimizer = torch.optim.AdamW(groups)
     power = POLY_POWER if config.schedule == "poly" else 0
@@ -123,11 +123,12 @@ def run_in_pytorch(torch: ModuleType, config: OptimConfig) -> dict[str, np.ndarr
         OptimConfig(
             name="sgd", learning_rate=0.05, momentum=0.99, backbone_rate=0.1, weight_decay=0.1
         ),
+        OptimConfig(name="sgd", learning_rate=0.05, momentum=0.99, nesterov=True),
         OptimConfig(
             name="adamw", learning_rate=0.01, weight_decay=0.5, backbone_rate=0.1, bias_rate=2.0
         ),
     ],
-    ids=["sgd constant", "sgd poly", "adamw poly"],
+    ids=["sgd constant", "sgd poly", "sgd nesterov", "adamw poly"],
 )
 def test_the_optimizer_is_pytorchs_with_parameter_groups(
     torch: ModuleType, config: OptimConfig
