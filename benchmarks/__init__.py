@@ -5,10 +5,10 @@ workloads.py       the networks and their training
 settings.py        the options of the command line
 suite_*.py         a suite each
 torch_*.py         PyTorch doing the same: networks, training step, evaluation, contenders
-cost.py            operations of a program, peaks of devices
+cost.py            operations of a program, peaks of devices, and the machine's own rates
 hardware.py        the machine and the versions
 report.py          the tables
 """
 
-SUITES = ("startup", "memory", "upsample", "volumes", "train_step", "input", "evaluate")
+SUITES = ("startup", "memory", "upsample", "volumes", "scaling", "train_step", "input", "evaluate")
 """Those that start processes, which need the device's memory, come first."""

@@ -8,24 +8,32 @@ memory      peak memory of a training step, activations saved per image, largest
 upsample    transposed convolutions to about 320×480, batch 2, forward and with their gradients: of
             21 classes with strides 2 to 32, and of a U-Net's features with kernels of 2×2; ours,
             flax's, lax's and, if asked for, PyTorch's
+scaling     how time and memory grow with the side of the image, the batch, the classes and the
+            number of images
 volumes     convolutions and transposed convolutions of three axes, as in a 3-D U-Net; ours, lax's
             and, if asked for, PyTorch's
 train_step  a whole step, from canvases of 512×512 bytes to new parameters: scale, crop and flip,
-            forward, loss, gradients, update. FCN-8s on SqueezeNet; on a GPU also torchvision's FCN
-            on ResNet-50 and FCN-8s on VGG16, in bfloat16
+            forward, loss, gradients, update. FCN-8s on SqueezeNet; on a CPU also FCN-32s on
+            ResNet-18, FCN-8s on VGG16 and a U-Net; on a GPU torchvision's FCN on ResNet-50 and
+            FCN-8s on VGG16, in bfloat16
 input       a training iteration that reads its images, compared with the bare step
 evaluate    the score of all validation images, compared with a loop over them in PyTorch
 
 Every call is waited for and comes after a warm-up; the contenders of a case run in turn, in one
 process. --against=torch adds PyTorch on the same shapes: with channels-last, torch.compile and
-automatic mixed precision on a GPU; on a CPU eager, in the faster of the contiguous and the
-channels-last layout. It cuts its crops image by image; another row shows its steps on crops that
-were cut before.
+automatic mixed precision on a GPU; on a CPU in the faster of the contiguous and the channels-last
+layout, eager, and training steps also compiled. It cuts its crops image by image; another row shows
+its steps on crops that were cut before. As in the commands, freed memory stays with the process,
+for PyTorch too (fcn_jax/terminal/allocator.py); $MALLOC_ARENA_MAX=8 leaves it to the C library.
 
 GFLOP are the operations of the compiled program on one device, or those of its convolutions and
 matrix products as traced if these are more (XLA counts loops once and library calls not at all).
 The peak is what the device's maker publishes for dense products (`benchmarks/cost.py`); CPUs have
 none.
+
+The limit is the time that the operations take at the rate of a product of 2048×2048 matrices, or
+the arguments and results of the program at the rate of a copy, whichever is longer; both rates are
+measured on the machine. A whole step also moves what it keeps in between.
 
 What this machine cannot measure is in the table with the reason. Each suite's table is printed when
 it ends; the JSON file is rewritten after every case.
@@ -83,7 +91,7 @@ def main(arguments: list[str]) -> None:
         small=options.small,
         gpu_cases=options.all or on_gpu(),
         data=data,
-        peer=torch_peer() if options.against == "torch" else None,
+        peer=torch_peer(small=options.small) if options.against == "torch" else None,
     )
     if options.voc_root:
         _ = settings.dataset  # errors in it are reported before the time is spent
@@ -98,7 +106,7 @@ def in_order(names: Collection[str]) -> list[str]:
     return [name for name in SUITES if name in names]
 
 
-def torch_peer() -> "Peer":
+def torch_peer(*, small: bool) -> "Peer":
     """Returns PyTorch as a peer. Raises UserError if it is missing or does not see JAX's GPU."""
     try:
         from benchmarks.torch_peer import Peer
@@ -106,7 +114,7 @@ def torch_peer() -> "Peer":
         raise UserError(
             "--against=torch needs PyTorch, which is not installed: pip install torch"
         ) from error
-    return Peer()
+    return Peer(compiles_on_cpu=not small)
 
 
 def run(

@@ -10,13 +10,17 @@ number of iterations is unknown, once; of several branches the most expensive on
 The peaks are those of dense products that the makers publish: NVIDIA's data sheets of the H100,
 H200, A100, L4 and V100 (half the number where they quote sparse products), Google Cloud's pages on
 each TPU. float32 means what XLA uses for it by default: TF32 on GPUs that have it, bfloat16 on
-TPUs. CPUs have no published peak.
+TPUs. CPUs have no published peak; the rates of every machine are measured.
 """
 
+import dataclasses
+import functools
+import time
 from collections.abc import Iterator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.extend import core
 
@@ -55,10 +59,56 @@ def share_of_peak(flops_per_second: float, dtype: str) -> float | None:
     return flops_per_second / maximum if maximum else None
 
 
-def flops(lowered: jax.stages.Lowered, traced: core.ClosedJaxpr) -> float:
-    """Returns the operations of one run on one device; a program that has run is not recompiled."""
-    analysis: Any = lowered.compile().cost_analysis() or {}
-    return max(analysis.get("flops", 0.0), product_flops(traced.jaxpr))
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """What one run of a program costs on one device.
+
+    Attributes:
+        flops: operations.
+        bytes: bytes of the arguments and results, each counted once.
+    """
+
+    flops: float
+    bytes: float
+
+    def limit(self, dtype: str) -> float:
+        """Returns the seconds that the run takes at least, by the machine's measured rates."""
+        return max(self.flops / product_rate(dtype), self.bytes / copy_rate())
+
+
+def program_cost(lowered: jax.stages.Lowered, traced: core.ClosedJaxpr) -> Cost:
+    """Returns the cost of one run on one device; a program that has run is not recompiled."""
+    compiled = lowered.compile()
+    analysis: Any = compiled.cost_analysis() or {}
+    operations = max(analysis.get("flops", 0.0), product_flops(traced.jaxpr))
+    memory: Any = compiled.memory_analysis()
+    sizes = (memory.argument_size_in_bytes, memory.output_size_in_bytes) if memory else ()
+    return Cost(operations, float(sum(sizes)))
+
+
+@functools.cache
+def product_rate(dtype: str) -> float:
+    """Measures the operations per second of a product of matrices of 2048×2048."""
+    side = 2048
+    matrix = jnp.ones((side, side), dtype)
+    return 2 * side**3 / _fastest(jax.jit(jnp.dot), matrix, matrix)
+
+
+@functools.cache
+def copy_rate() -> float:
+    """Measures the bytes per second, read and written, of adding 1 to 256 MB."""
+    values = jnp.ones(64_000_000, jnp.float32)
+    return 2 * values.nbytes / _fastest(jax.jit(lambda x: x + 1), values)
+
+
+def _fastest(run: Any, *arguments: jax.Array) -> float:
+    """Returns the seconds of the fastest of ten calls."""
+    seconds = []
+    for _ in range(11):
+        start = time.perf_counter()
+        jax.block_until_ready(run(*arguments))
+        seconds.append(time.perf_counter() - start)
+    return min(seconds[1:])
 
 
 def product_flops(jaxpr: Any) -> float:

@@ -8,12 +8,12 @@ other load on the machine slows all of them alike.
 import dataclasses
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from benchmarks.cost import share_of_peak
+from benchmarks.cost import Cost, share_of_peak
 from fcn_jax.errors import UserError
 
 
@@ -30,7 +30,7 @@ class Contender:
         prepare: called before each call that is measured; its own time does not count.
         iterations: how often one call does it; the row reports a single iteration.
         images: images in an iteration, for the images per second; 0 if there are none.
-        flops: computes the operations of an iteration on one device; called after `call`.
+        cost: computes what an iteration costs on one device; called after `call`.
         dtype: the type of those operations, float32 or bfloat16.
         note: makes the row's note from the last result of `call`.
         peer: whether this is another project's code, whose every error becomes a note in its row.
@@ -41,7 +41,7 @@ class Contender:
     prepare: Callable[[], object] = lambda: None
     iterations: int = 1
     images: int = 0
-    flops: Callable[[], float] | None = None
+    cost: Callable[[], Cost] | None = None
     dtype: str = "float32"
     note: Callable[[Any], str] = lambda _: ""
     peer: bool = False
@@ -63,6 +63,7 @@ class Case:
         timed: whether the number is the duration of a call, not its result.
         warm_up_calls: calls of each contender before the first that is measured.
         max_repeats: limits the repeats if a call takes a minute or always gives the same number.
+        remark: makes a row's note about the whole case from its rows.
     """
 
     name: str
@@ -71,6 +72,7 @@ class Case:
     timed: bool = True
     warm_up_calls: int = 2
     max_repeats: int = sys.maxsize
+    remark: "Callable[[Sequence[Row]], str] | None" = None
 
 
 @dataclasses.dataclass
@@ -78,7 +80,8 @@ class Row:
     """A row of the report: numbers of one iteration, and of one device; None if not measured.
 
     `ratio` is the median divided by that of the case's first contender; of images its inverse.
-    `note` is a remark, or the reason why there is no median.
+    `bytes` are those of the program's arguments and results, `limit` is the least possible number
+    of seconds (`cost.Cost`). `note` is a remark, or the reason why there is no median.
     """
 
     suite: str
@@ -94,6 +97,8 @@ class Row:
     flops: float | None = None
     flops_per_second: float | None = None
     share_of_peak: float | None = None
+    bytes: float | None = None
+    limit: float | None = None
     note: str = ""
 
 
@@ -141,7 +146,10 @@ def run_case(suite: str, case: Case, repeats: int) -> list[Row]:
         for contender in contenders.values():
             if isinstance(contender, Contender):
                 contender.close()
-    return with_ratios(_fastest(rows.values()))
+    found = with_ratios(_fastest(rows.values()))
+    if case.remark:
+        found.append(Row(suite, case.name, "", case.unit, note=case.remark(found)))
+    return found
 
 
 def _reason(error: Exception, contender: Contender | NotMeasuredError) -> str:
@@ -171,8 +179,9 @@ def summarize(row: Row, numbers: list[float], contender: Contender) -> None:
         return
     if contender.images:
         row.images_per_second = contender.images / row.median
-    if contender.flops is not None:
-        row.flops = contender.flops()
+    if contender.cost is not None:
+        cost = contender.cost()
+        row.flops, row.bytes, row.limit = cost.flops, cost.bytes, cost.limit(contender.dtype)
         row.flops_per_second = row.flops / row.median
         row.share_of_peak = share_of_peak(row.flops_per_second, contender.dtype)
 

@@ -81,6 +81,14 @@ def _peak(row: Row) -> str:
     return f"{row.share_of_peak:.1%}"
 
 
+def _limit(row: Row) -> str:
+    """The least possible time, and its share of the median."""
+    if row.limit is None or row.median is None:
+        return ""
+    factor, digits, unit = display_unit("s", row.limit)
+    return f"{factor * row.limit:.{digits}f} {unit} ({row.limit / row.median:.0%})"
+
+
 def _number(name: str, factor: float, digits: int) -> Callable[[Row], str]:
     def cell(row: Row) -> str:
         value = getattr(row, name)
@@ -96,5 +104,7 @@ COLUMNS: dict[str, Callable[[Row], str]] = {
     "GFLOP": _number("flops", 1e-9, 2),
     "GFLOP/s": _number("flops_per_second", 1e-9, 0),
     "of peak": _peak,
+    "MB in and out": _number("bytes", 1e-6, 1),
+    "limit": _limit,
 }
 """The text of each column's cell for a row; empty if it does not apply."""

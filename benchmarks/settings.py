@@ -36,9 +36,11 @@ class Settings:
     peer: "Peer | None" = None
 
     def check_runs(self, workload: Workload) -> None:
-        """Raises NotMeasuredError for a workload that needs a GPU if there is none."""
+        """Raises NotMeasuredError for a workload that is meant for another device."""
         if workload.for_gpu and not self.gpu_cases:
             raise NotMeasuredError("no GPU (--all runs it nevertheless)")
+        if workload.for_cpu and on_gpu():
+            raise NotMeasuredError("it is meant for a CPU")
 
     @property
     def images(self) -> str:

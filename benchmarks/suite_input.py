@@ -30,8 +30,10 @@ STEPS = range(1_000_000)
 
 
 def cases(settings: Settings) -> Iterator[Case]:
-    """Yields a case for each workload, and one for reading alone."""
+    """Yields a case for each workload but those for a CPU alone, and one for reading alone."""
     for workload in settings.workloads:
+        if workload.for_cpu:
+            continue
         name = f"{workload.title}, {settings.images}: an iteration"
         yield Case(name, partial(iterations, workload, settings), warm_up_calls=1)
     name = f"reading alone, {settings.images}: a batch of {READ_BATCH_SIZE}"

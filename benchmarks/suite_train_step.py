@@ -33,6 +33,8 @@ def contenders(workload: Workload, settings: Settings) -> Contenders:
         return jax.block_until_ready((state, metrics))
 
     images = workload.config.train.batch_size
-    ours = Contender(run, images=images, flops=lambda: workload.flops(step), dtype=workload.dtype)
+    ours = Contender(
+        run, images=images, cost=lambda: workload.step_cost(step), dtype=workload.dtype
+    )
     peers = settings.peer.training_steps(workload) if settings.peer else {}
     return {"fcn_jax": ours, **peers}

@@ -14,7 +14,7 @@ import numpy as np
 from flax import nnx
 from jax import lax
 
-from benchmarks.cost import flops
+from benchmarks.cost import program_cost
 from benchmarks.measuring import Case, Contender, Contenders
 from benchmarks.settings import Settings, on_gpu
 from benchmarks.workloads import NUM_CLASSES
@@ -153,6 +153,6 @@ def contender(
     return Contender(
         call,
         iterations=calls,
-        flops=lambda: flops(run.lower(*inputs), jax.make_jaxpr(run)(*inputs)),
+        cost=lambda: program_cost(run.lower(*inputs), jax.make_jaxpr(run)(*inputs)),
         dtype=dtype,
     )

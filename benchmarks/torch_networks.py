@@ -123,6 +123,93 @@ def vgg16_fcn8s(workload: Workload) -> nn.Module:
     return SkipFcn(layers, scored, workload.num_classes, on_pixels=False)
 
 
+class ResidualBlock(nn.Module):
+    """ResNet's block of two convolutions."""
+
+    def __init__(self, in_features: int, features: int, stride: int):
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_features, features, 3, stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(features)
+        self.conv2 = nn.Conv2d(features, features, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(features)
+        self.shortcut = nn.Sequential()
+        if stride > 1:
+            self.shortcut.add_module(
+                "conv", nn.Conv2d(in_features, features, 1, stride, bias=False)
+            )
+            self.shortcut.add_module("bn", nn.BatchNorm2d(features))
+
+    def forward(self, x: Any) -> Any:
+        inner = torch.relu(self.bn1(self.conv1(x)))
+        return torch.relu(self.bn2(self.conv2(inner)) + self.shortcut(x))
+
+
+def resnet18_fcn32s(workload: Workload) -> nn.Module:
+    """Builds ResNet-18; of a small workload the first block of each layer."""
+    layers: dict[str, nn.Module] = {
+        "conv1": nn.Conv2d(3, 64, 7, 2, padding=3, bias=False),
+        "bn1": nn.BatchNorm2d(64),
+        "relu1": nn.ReLU(),
+        "pool1": nn.MaxPool2d(3, 2, padding=1),
+    }
+    in_features = 64
+    for number, features in enumerate((64, 128, 256, 512), start=1):
+        for index in range(1 if workload.small else 2):
+            stride = 2 if number > 1 and index == 0 else 1
+            layers[f"layer{number}_{index}"] = ResidualBlock(in_features, features, stride)
+            in_features = features
+    layers["dropout"] = nn.Dropout(workload.config.model.dropout)
+    return SkipFcn(layers, {"dropout": (32, 512)}, workload.num_classes, on_pixels=True)
+
+
+class DoubleConv(nn.Module):
+    """U-Net's two convolutions, each normalised and rectified."""
+
+    def __init__(self, in_features: int, features: int):
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_features, features, 3, padding=1, bias=False)
+        self.norm1 = nn.BatchNorm2d(features)
+        self.conv2 = nn.Conv2d(features, features, 3, padding=1, bias=False)
+        self.norm2 = nn.BatchNorm2d(features)
+
+    def forward(self, x: Any) -> Any:
+        x = torch.relu(self.norm1(self.conv1(x)))
+        return torch.relu(self.norm2(self.conv2(x)))
+
+
+class UNet(nn.Module):
+    """U-Net with same-size padding and batch normalisation."""
+
+    def __init__(self, workload: Workload):
+        super().__init__()
+        features = workload.config.model.features or ()
+        self.strides = [2**level for level in range(len(features))]
+        self.backbone, self.decoder = nn.ModuleDict(), nn.ModuleDict()
+        for before, stride, after in zip((3, *features), self.strides, features, strict=False):
+            self.backbone[f"level{stride}"] = DoubleConv(before, after)
+        for (after, before), stride in zip(
+            itertools.pairwise(features), self.strides, strict=False
+        ):
+            self.decoder[f"up{stride}"] = nn.ConvTranspose2d(before, after, 2, 2)
+            self.decoder[f"level{stride}"] = DoubleConv(2 * after, after)
+        self.dropout = nn.Dropout(workload.config.model.dropout)
+        self.head = nn.ModuleDict({"score1": nn.Conv2d(features[0], workload.num_classes, 1)})
+
+    def forward(self, image: Any) -> dict[str, Any]:
+        skips = {}
+        x = image
+        for stride in self.strides:
+            if stride > 1:
+                x = nn.functional.max_pool2d(x, 2, ceil_mode=True)
+            x = skips[stride] = self.backbone[f"level{stride}"](x)
+        x = self.dropout(x)
+        for stride in reversed(self.strides[:-1]):
+            skip = skips[stride]
+            x = self.decoder[f"up{stride}"](x)[:, :, : skip.shape[2], : skip.shape[3]]
+            x = self.decoder[f"level{stride}"](torch.cat([skip, x], 1))
+        return {"out": self.head["score1"](x)}
+
+
 def torchvision_fcn_resnet50(workload: Workload) -> nn.Module:
     """Builds torchvision's own network; of a small workload the first block of each layer.
 
@@ -147,9 +234,14 @@ def torchvision_fcn_resnet50(workload: Workload) -> nn.Module:
     return network
 
 
+PARAMETERS = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
+"""PyTorch's names of a layer's parameters by ours, where they differ."""
+
 NETWORKS = {
     "squeezenet": squeezenet_fcn8s,
+    "resnet18": resnet18_fcn32s,
     "vgg16": vgg16_fcn8s,
+    "unet": UNet,
     "resnet50": torchvision_fcn_resnet50,
 }
 """By `model.backbone`."""
@@ -174,9 +266,11 @@ def torch_network(workload: Workload, variables: Any) -> tuple[Any, dict[str, st
     for name, value in flatten(variables).items():
         value = np.asarray(value)
         if value.ndim == 4:  # to (in, out, h, w) of transposed convolutions, else (out, in, h, w)
-            value = value.transpose((2, 3, 0, 1) if "upsample" in name else (3, 2, 0, 1))
+            transposed = "upsample" in name or "decoder/up" in name
+            value = value.transpose((2, 3, 0, 1) if transposed else (3, 2, 0, 1))
         # The other networks' modules have our names.
-        theirs = table[name][0] if table else name.replace("/", ".").replace("kernel", "weight")
+        module_name, _, last = name.replace("/", ".").rpartition(".")
+        theirs = table[name][0] if table else f"{module_name}.{PARAMETERS.get(last, last)}"
         state[theirs] = torch.tensor(np.ascontiguousarray(value))
         names[theirs] = name
     missing, unexpected = module.load_state_dict(state, strict=False)

@@ -1,8 +1,9 @@
 """PyTorch's contenders, on the same shapes as ours.
 
 On a GPU it trains with channels-last, torch.compile, and automatic mixed precision if ours computes
-in bfloat16; on a CPU eagerly, contiguous or channels-last, whichever is faster. Networks are made
-by a contender's first call, so that one that cannot be made is reported in its row.
+in bfloat16; on a CPU eagerly or compiled, contiguous or channels-last, whichever is fastest.
+Networks are made by a contender's first call, so that one that cannot be made is reported in its
+row.
 """
 
 import functools
@@ -25,18 +26,27 @@ from fcn_jax.errors import UserError
 
 EAGER = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 EAGER_3D = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last_3d}
-COMPILED = {"channels_last, compiled": torch.channels_last}
+COMPILED = {
+    "channels_last, compiled": torch.channels_last,
+    "contiguous, compiled": torch.contiguous_format,
+}
 """Memory formats by the part of a contender's name in brackets, of which the fastest counts."""
+
+COMPILED_ON_GPU = "channels_last, compiled"
 
 
 class Peer:
     """PyTorch, on the GPU if JAX uses one, else on all cores.
 
+    Args:
+        compiles_on_cpu: whether training steps on a CPU are also compiled, which takes a minute.
+
     Raises:
         UserError: JAX uses an accelerator, and PyTorch does not see it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, compiles_on_cpu: bool = False) -> None:
+        self.compiles_on_cpu = compiles_on_cpu
         backend = jax.default_backend()
         if backend != "cpu" and not torch.cuda.is_available():
             raise UserError(
@@ -147,13 +157,16 @@ class Peer:
         batch = workload.batch()
         step = functools.cache(functools.partial(self._step, workload))
 
-        def on_crops(layout: Any) -> Callable[[], Any]:
-            return functools.partial(step(layout).update, *step(layout).augment(batch))
+        def on_crops(how: str) -> Callable[[], Any]:
+            return functools.partial(step(how).update, *step(how).augment(batch))
 
-        def whole(layout: Any) -> Callable[[], Any]:
-            return functools.partial(step(layout), batch)
+        def whole(how: str) -> Callable[[], Any]:
+            return functools.partial(step(how), batch)
 
-        layouts = COMPILED if self.on_gpu else EAGER
+        ways = [COMPILED_ON_GPU] if self.on_gpu else [*EAGER]
+        if self.compiles_on_cpu and not self.on_gpu:
+            ways += COMPILED
+        layouts = {how: how for how in ways}
         images = workload.config.train.batch_size
         return self._contenders("PyTorch", layouts, whole, images=images) | self._contenders(
             "PyTorch, crops made before", layouts, on_crops, images=images
@@ -183,15 +196,15 @@ class Peer:
 
     def two_steps(self, workload: Workload) -> None:
         """Runs two training steps, for the memory that they take."""
-        layout = torch.channels_last if self.on_gpu else torch.contiguous_format
-        step = self._step(workload, layout)
+        step = self._step(workload, COMPILED_ON_GPU if self.on_gpu else "contiguous")
         for _ in range(2):
             step(workload.batch())
             self.wait()
 
-    def _step(self, workload: Workload, layout: Any) -> TorchStep:
+    def _step(self, workload: Workload, how: str) -> TorchStep:
         check_one_device()
-        return TorchStep(workload, self.device, layout, compiled=self.on_gpu)
+        layout = (EAGER | COMPILED)[how]
+        return TorchStep(workload, self.device, layout, compiled=how in COMPILED)
 
     def _contenders(
         self,

@@ -70,26 +70,28 @@ class TorchStep:
             Normalised images, float32 (b, 3, h, w), zero outside, and labels, int64 (b, h, w).
         """
         random = np.random.default_rng()
-        side = self.crop_px[0]
+        sides = np.array(self.crop_px)
         pixels = torch.as_tensor(batch["image"]).to(self.device, non_blocking=True)
         classes = torch.as_tensor(batch["label"]).to(self.device, non_blocking=True)
         count, length = classes.shape[:2]
-        images = torch.zeros((count, 3, side, side), device=self.device)
-        labels = torch.full((count, side, side), IGNORE_INDEX, dtype=torch.long, device=self.device)
+        images = torch.zeros((count, 3, *self.crop_px), device=self.device)
+        labels = torch.full(
+            (count, *self.crop_px), IGNORE_INDEX, dtype=torch.long, device=self.device
+        )
         for index in range(count):
             scale = random.uniform(*self.config.augment.scale)
-            shown = min(round(side / scale), length)
-            top, left = random.integers(0, length - shown + 1, 2)
-            window = (index, slice(top, top + shown), slice(left, left + shown))
-            size = min(round(shown * scale), side)
+            shown = np.minimum((sides / scale).round().astype(int), length)
+            top, left = random.integers(0, length - shown + 1)
+            window = (index, slice(top, top + shown[0]), slice(left, left + shown[1]))
+            height, width = np.minimum((shown * scale).round().astype(int), sides).tolist()
             crop = pixels[window].permute(2, 0, 1)[None].float()
-            crop = functional.interpolate(crop, (size, size), mode="bilinear")[0]
+            crop = functional.interpolate(crop, (height, width), mode="bilinear")[0]
             crop_label = classes[window][None, None].float()
-            crop_label = functional.interpolate(crop_label, (size, size), mode="nearest")[0, 0]
+            crop_label = functional.interpolate(crop_label, (height, width), mode="nearest")[0, 0]
             if self.config.augment.flip and random.random() < 0.5:
                 crop, crop_label = crop.flip(2), crop_label.flip(1)
-            images[index, :, :size, :size] = self.normalise(crop)
-            labels[index, :size, :size] = crop_label.long()
+            images[index, :, :height, :width] = self.normalise(crop)
+            labels[index, :height, :width] = crop_label.long()
         return images.contiguous(memory_format=self.layout), labels
 
 

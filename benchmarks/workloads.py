@@ -23,6 +23,11 @@ from fcn_jax.training.train_step import TrainState, create_train_state, make_tra
 
 NUM_CLASSES = 21
 
+CPU_NETWORKS = ("FCN-32s ResNet-18", "FCN-8s VGG16 small crops", "U-Net")
+"""Further training steps that are measured on a CPU alone."""
+
+UNET_FEATURES = (16, 32, 64, 128)
+
 
 @dataclasses.dataclass(frozen=True)
 class Workload:
@@ -33,6 +38,7 @@ class Workload:
         config: its model, crops, optimizer and batch size.
         canvas_px: height and width of the canvases that the crops are cut from.
         for_gpu: whether a step takes minutes on a CPU.
+        for_cpu: whether it is too small for a GPU.
         small: whether layers are left out, see `shrink`.
         num_classes: k.
     """
@@ -41,6 +47,7 @@ class Workload:
     config: Config
     canvas_px: int
     for_gpu: bool = False
+    for_cpu: bool = False
     small: bool = False
     num_classes: int = NUM_CLASSES
 
@@ -111,11 +118,11 @@ class Workload:
         """Returns the step's program, traced with the shapes of the state and the batch."""
         return step.lower(self._abstract_state(), self.batch())
 
-    def flops(self, step: data_parallel.ParallelStep) -> float:
-        """Returns the operations of a step on one device."""
+    def step_cost(self, step: data_parallel.ParallelStep) -> cost.Cost:
+        """Returns what a step costs on one device."""
         batch = self.batch()
         traced = jax.make_jaxpr(lambda state: step(state, batch))(self._abstract_state())
-        return cost.flops(self.lowered(step), traced)
+        return cost.program_cost(self.lowered(step), traced)
 
     def _abstract_state(self) -> TrainState:
         create = functools.partial(create_train_state, optimizer=self.optimizer)
@@ -125,15 +132,20 @@ class Workload:
 def workloads(small: bool) -> tuple[Workload, ...]:
     """Returns the networks of the suites: batches for all devices, tiny sizes if `small`."""
 
-    def workload(name: str, crop_px: int, batch_size: int, **settings: Any) -> Workload:
+    def workload(
+        name: str, crop_px: int | tuple[int, int], batch_size: int, **settings: Any
+    ) -> Workload:
         config = Config()
-        config.augment.crop_px = (32, 32) if small else (crop_px, crop_px)
+        sides = (crop_px, crop_px) if isinstance(crop_px, int) else crop_px
+        config.augment.crop_px = (32, 32) if small else sides
         config.train.batch_size = jax.device_count() * (2 if small else batch_size)
         config.train.steps = 1000
         config.optim.schedule = "constant"
-        for_gpu = settings["model__compute_dtype"] == "bfloat16"
+        for_gpu = settings.setdefault("model__compute_dtype", "float32") == "bfloat16"
+        for_cpu = name in CPU_NETWORKS
         canvas_px = 64 if small else 512
-        return Workload(name, config, canvas_px, for_gpu, small).changed(**settings)
+        made = Workload(name, config, canvas_px, for_gpu, for_cpu, small)
+        return made.changed(**settings)
 
     return (
         workload(
@@ -141,7 +153,29 @@ def workloads(small: bool) -> tuple[Workload, ...]:
             crop_px=320,
             batch_size=8,
             model__backbone="squeezenet",
-            model__compute_dtype="float32",
+        ),
+        workload(
+            "FCN-32s ResNet-18",
+            crop_px=(320, 480),
+            batch_size=8,
+            model__backbone="resnet18",
+            model__skips=0,
+        ),
+        workload(
+            "FCN-8s VGG16 small crops",
+            crop_px=224,
+            batch_size=2,
+            model__backbone="vgg16",
+            optim__name="sgd",
+            optim__learning_rate=1e-3,
+        ),
+        workload(
+            "U-Net",
+            crop_px=256,
+            batch_size=4,
+            model__backbone="unet",
+            model__decoder="unet",
+            model__features=UNET_FEATURES,
         ),
         # torchvision's `fcn_resnet50`, trained as in configs/voc_fcn_resnet50.py.
         workload(

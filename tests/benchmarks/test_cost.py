@@ -75,7 +75,7 @@ def test_a_loops_body_counts_as_often_as_it_runs() -> None:
     assert traced == 10 * 2 * 6**3
     assert compiled < traced
     run = jax.jit(loop)
-    assert cost.flops(run.lower(x), jax.make_jaxpr(run)(x)) == traced
+    assert cost.program_cost(run.lower(x), jax.make_jaxpr(run)(x)).flops == traced
 
 
 @pytest.mark.parametrize(
@@ -117,3 +117,18 @@ def test_a_program_for_each_platform_counts_once() -> None:
         return lax.platform_dependent(x, cpu=lambda x: x @ x, default=lambda x: x @ x)
 
     assert cost.product_flops(jax.make_jaxpr(product)(x).jaxpr) == 2 * 6**3
+
+
+def test_the_limit_is_the_slower_of_products_and_copies(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cost, "product_rate", {"float32": 2e9}.get)
+    monkeypatch.setattr(cost, "copy_rate", lambda: 1e9)
+    assert cost.Cost(flops=6e9, bytes=1e9).limit("float32") == 3.0
+    assert cost.Cost(flops=6e9, bytes=5e9).limit("float32") == 5.0
+
+
+def test_arguments_and_results_count_once() -> None:
+    x = jnp.ones((10, 20), jnp.float32)
+    run = jax.jit(lambda x: (x @ x.T).sum(1))
+    found = cost.program_cost(run.lower(x), jax.make_jaxpr(run)(x))
+    assert found.bytes == 4 * (200 + 10)
+    assert found.flops >= 2 * 10 * 10 * 20

@@ -90,7 +90,7 @@ def test_without_pytorch_the_comparison_is_refused(monkeypatch: pytest.MonkeyPat
     monkeypatch.setitem(sys.modules, "torch", None)
     monkeypatch.delitem(sys.modules, "benchmarks.torch_peer", raising=False)
     with pytest.raises(UserError, match="--against=torch needs PyTorch"):
-        command.torch_peer()
+        command.torch_peer(small=True)
 
 
 def test_pytorch_without_a_gpu_is_no_peer_on_one(
@@ -99,7 +99,7 @@ def test_pytorch_without_a_gpu_is_no_peer_on_one(
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(UserError, match=r"JAX is on a GPU, and PyTorch .* install a CUDA build"):
-        command.torch_peer()
+        command.torch_peer(small=True)
 
 
 def test_suites_run_in_their_own_order() -> None:

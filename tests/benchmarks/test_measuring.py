@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks.cost import Cost
 from benchmarks.measuring import Case, Contender, NotMeasuredError, Row, run_case, summarize
 from fcn_jax.errors import UserError
 
@@ -80,7 +81,7 @@ def test_numbers_are_of_one_iteration_and_speeds_of_the_median() -> None:
     (row,) = run_case("s", Case("c", lambda: {"ours": contender}, timed=False), 2)
     assert (row.median, row.repeats, row.note) == (3, 2, "returned 12.0")
     row = Row("s", "c", "ours", "s")
-    summarize(row, [0.5, 0.25, 1.0], Contender(lambda: None, images=8, flops=lambda: 6e9))
+    summarize(row, [0.5, 0.25, 1.0], Contender(lambda: None, images=8, cost=lambda: Cost(6e9, 0)))
     assert (row.images_per_second, row.flops, row.flops_per_second) == (16, 6e9, 12e9)
     assert row.share_of_peak is None  # of a CPU
 

@@ -29,6 +29,9 @@ def test_cases_are_named_by_network_crop_batch_and_dtype(torch: ModuleType) -> N
     cases = suite_train_step.cases(Settings(workloads(small=False)))
     assert [case.name for case in cases] == [
         "FCN-8s SqueezeNet 320×320 batch 8 float32",
+        "FCN-32s ResNet-18 320×480 batch 8 float32",
+        "FCN-8s VGG16 small crops 224×224 batch 2 float32",
+        "U-Net 256×256 batch 4 float32",
         "FCN-ResNet-50 480×480 batch 16 bfloat16",
         "FCN-8s VGG16 500×500 batch 8 bfloat16",
     ]
