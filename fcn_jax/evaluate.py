@@ -20,6 +20,7 @@ Hausdorff distance by case. Writes to DIR/evaluation (FILE/evaluation)
     SPLIT.json            the scores, and their confidence intervals
     SPLIT_images.npz      pixels by image and class, for `python -m fcn_jax.compare`
     SPLIT_confusion.png   the confusion matrix
+    SPLIT_reliability.png the accuracy of pixels by the probability of their class
     SPLIT_sheet.png       image | truth | prediction | error of a few images
     SPLIT_report.html     a page with all of these, the training's curves and the worst images
 
@@ -29,6 +30,11 @@ scales or mirror images also add to the names: SPLIT_mmseg.json, SPLIT_scales_0.
 
 --all_conventions prints the scores under each convention, and writes them to DIR/evaluation/
 conventions/SPLIT.json. Conventions that show the network the same images share one pass.
+
+    python -m fcn_jax.evaluate --workdir=DIR --fit_temperature
+
+first fits the temperature of the probabilities on the split, and keeps it in DIR/evaluation/
+temperature.json for evaluate and predict (docs/how_sure.md).
 
 A large split can be scored by several jobs on any machines, and their counts added up:
 
@@ -68,6 +74,9 @@ if __name__ == "__main__":  # --help and wrong flags do not wait for the imports
     flags.DEFINE_bool("boundary", False, "also compute boundary IoU")
     define_view_flags()
     flags.DEFINE_string("checkpoint", "latest", "latest, best (by mIoU), or a step")
+    flags.DEFINE_bool(
+        "fit_temperature", False, "first fit the temperature of the probabilities on the split"
+    )
     flags.DEFINE_string("shard", None, "i/n: score only shard i, from 0, of n that share the split")
     flags.DEFINE_bool("merge", False, "add up the shards that are in the folders DIR...")
     define_host_flags()
@@ -85,7 +94,9 @@ from fcn_jax.errors import ArgumentError, UserError
 from fcn_jax.evaluation import shards
 from fcn_jax.evaluation.evaluator import Evaluation, Evaluator
 from fcn_jax.evaluation.report import report, report_conventions
+from fcn_jax.evaluation.temperature_fit import fit_temperature
 from fcn_jax.inference.options import WHOLE, Inference
+from fcn_jax.inference.temperature import FittedTemperature, temperature_path
 from fcn_jax.inference.trained import Predictor, load_ensemble, load_run, split_workdirs
 from fcn_jax.parallel import agreement, hosts
 from fcn_jax.runs import PLAN, evaluation_folder
@@ -105,6 +116,7 @@ EQUAL_FLAGS = (
     "overlap",
     "scales",
     "flip",
+    "fit_temperature",
 )
 """Flags that all processes must give alike; the data's root may differ."""
 
@@ -149,6 +161,12 @@ def _evaluate_and_report() -> None:
         {"the step": predictor.step, "the digest of the images' names": images},
         "give all processes the same run and data set",
     )
+    if options.fit_temperature:
+        _check_can_fit(inference)
+        _check_same_classes(predictor, dataset)
+        _fit_temperature(predictor, dataset, split, workdirs)
+    elif predictor.temperatures:
+        say(str(FittedTemperature.load(temperature_path(workdirs))))
     # Scores on other data, by another convention or inference, or of an ensemble do not replace the
     # run's own.
     name = f"{options.data.replace('/', '_')}_{split}" if options.data else split
@@ -177,6 +195,41 @@ def _evaluate_and_report() -> None:
         report(evaluation, workdir, name, step=predictor.step, provenance=provenance)
     else:
         _save_shard(evaluation, workdir, name, shard, _shard_inputs(predictor, dataset, split))
+
+
+def _check_can_fit(inference: Inference) -> None:
+    options = flags.FLAGS
+    for name in ("all_conventions", "shard", "convention"):
+        if options[name].present:
+            raise UserError(f"--fit_temperature cannot be combined with --{name}")
+    if inference != WHOLE:
+        raise UserError("--fit_temperature cannot be combined with --windows, --scales or --flip")
+
+
+def _fit_temperature(
+    predictor: Predictor, dataset: Dataset, split: str, workdirs: list[str]
+) -> None:
+    """Fits the temperature of a network on a split, and keeps it with the run."""
+    fits = fit_temperature(
+        predictor.network, predictor.variables, dataset, split, predictor.config.eval
+    )
+    for name, fit in fits.items():
+        of_map = f" of {name}" if name else ""
+        say(
+            f"temperature{of_map} {fit.temperature:g}: NLL {fit.nll_before:.4f} → "
+            f"{fit.nll_after:.4f} nats a pixel"
+        )
+    fitted = FittedTemperature(
+        {name: fit.temperature for name, fit in fits.items()},
+        f"{dataset.name}, split {split}, {len(dataset.split(split))} images",
+        predictor.step,
+        predictor.digest[:16],
+    )
+    path = temperature_path(workdirs)
+    if hosts.is_first():
+        fitted.save(path)
+    say(f"kept in {path}; predict and evaluate use it")
+    predictor.temperatures = fitted.temperatures
 
 
 def _shard_inputs(predictor: Predictor, dataset: Dataset, split: str) -> dict[str, Any]:
@@ -280,18 +333,7 @@ def evaluate(
     if dataset is None:
         plan = None if isinstance(run, Predictor) else Path(run) / PLAN
         dataset = open_dataset(config.data if plan is None else _with_plan(config.data, plan))
-    for name, trained in predictor.label_maps.items():
-        found = dataset.label_maps.get(name, ())
-        if found != trained:
-            raise UserError(
-                f"the network was trained on the classes {', '.join(trained)}; the data set "
-                f"{dataset.name} has {', '.join(found)}"
-            )
-    if dataset.channels != predictor.channels:
-        raise UserError(
-            f"the network was trained on images of {predictor.channels} channels; those of the "
-            f"data set {dataset.name} have {dataset.channels}"
-        )
+    _check_same_classes(predictor, dataset)
     if convention not in conventions.CONVENTIONS:
         known = ", ".join(conventions.CONVENTIONS)
         raise ArgumentError("convention", convention, f"must be one of {known}")
@@ -305,8 +347,24 @@ def evaluate(
         boundary=boundary,
         shard=shard,
         mirror_axes=config.volumes.flip_axes,
+        temperatures=predictor.temperatures,
     )
     return evaluator(predictor.variables, examples=examples)
+
+
+def _check_same_classes(predictor: Predictor, dataset: Dataset) -> None:
+    for name, trained in predictor.label_maps.items():
+        found = dataset.label_maps.get(name, ())
+        if found != trained:
+            raise UserError(
+                f"the network was trained on the classes {', '.join(trained)}; the data set "
+                f"{dataset.name} has {', '.join(found)}"
+            )
+    if dataset.channels != predictor.channels:
+        raise UserError(
+            f"the network was trained on images of {predictor.channels} channels; those of the "
+            f"data set {dataset.name} have {dataset.channels}"
+        )
 
 
 def evaluate_all(

@@ -121,6 +121,12 @@ def torchfcn(torchvision: ModuleType) -> ModuleType:
 
 
 @pytest.fixture(scope="session")
+def torchmetrics(torchvision: ModuleType) -> ModuleType:
+    """The classification metrics of Lightning's torchmetrics, which imports torchvision."""
+    return _importorskip("torchmetrics.functional.classification")
+
+
+@pytest.fixture(scope="session")
 def monai() -> ModuleType:
     """MONAI's sliding windows, which need only PyTorch of MONAI's dependencies."""
     pytest.importorskip("torch", reason="PyTorch is not installed")

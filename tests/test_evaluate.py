@@ -118,6 +118,7 @@ def test_the_report_writes_numbers_counts_and_pictures(
         "val.json",
         "val_confusion.png",
         "val_images.npz",
+        "val_reliability.png",
         "val_report.html",
         "val_sheet.png",
     ]
@@ -125,12 +126,18 @@ def test_the_report_writes_numbers_counts_and_pictures(
     assert numbers["mean_iou"] == evaluation.scores.mean_iou
     assert (numbers["step"], numbers["images"], numbers["convention"]) == (7, 2, "native")
     assert numbers["intervals"]["mean_iou"][0] <= numbers["mean_iou"]
-    for name in ("val_confusion.png", "val_sheet.png"):
+    calibration = evaluation.by_map[""].calibration
+    assert calibration is not None
+    assert numbers["calibration"]["ece"] == calibration.error
+    assert sum(numbers["calibration"]["pixels"]) == evaluation.by_map[""].confusion.sum()
+    for name in ("val_confusion.png", "val_reliability.png", "val_sheet.png"):
         with Image.open(folder / name) as picture:
             assert min(picture.size) > 100
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("step 7 on val: 2 images, whole images on canvases of ")
-    assert lines[-2] == f"pictures and numbers: {folder}/val_sheet.png, _confusion.png, .json"
+    assert lines[-2] == f"pictures and numbers: {folder}/val_sheet.png, _confusion.png, " + (
+        "_reliability.png, .json"
+    )
     assert lines[-1] == f"page: {folder}/val_report.html"
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"cannot write .*file/evaluation"):

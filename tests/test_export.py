@@ -21,10 +21,9 @@ from fcn_jax.data import shapes
 from fcn_jax.data.voc import VOC_CLASSES
 from fcn_jax.errors import UserError
 from fcn_jax.export import export, export_to_torchvision, read_metrics
-from fcn_jax.inference.trained import Predictor, load_weights
+from fcn_jax.inference.trained import Predictor, load_run, load_weights
 from fcn_jax.models.build import build_model
 from fcn_jax.models.pure_model import PureModel
-from fcn_jax.predict import load_run
 from fcn_jax.pretrained import Provenance, model_file
 from tests.in_process import run_command
 

@@ -12,9 +12,13 @@ from fcn_jax.config import Config
 from fcn_jax.data import nifti
 from fcn_jax.data.datasets import open_dataset
 from fcn_jax.data.plan import Plan
+from fcn_jax.data.volumes import VolumeDataset
 from fcn_jax.errors import UserError
 from fcn_jax.evaluate import evaluate
 from fcn_jax.evaluation.case_scores import hausdorff95_mm
+from fcn_jax.evaluation.temperature_fit import fit_temperature
+from fcn_jax.inference.trained import load_run
+from fcn_jax.inference.volumes import VolumePredictor
 from fcn_jax.runs import save_or_check_plan
 from tests.in_process import run_command
 from tests.volume_files import SHAPE, drawn, save, write_set
@@ -140,6 +144,34 @@ def test_uncertainty_of_volumes_is_in_nats_on_the_grid_of_the_image(
     np.testing.assert_array_equal(
         nifti.read_image(output / "entropy" / "case_0.nii.gz")[0], maps["entropy"]
     )
+
+
+def test_the_temperature_of_volumes_is_the_best_of_a_search(trained: Path, tmp_path: Path) -> None:
+    predictor = load_run(trained / "run")
+    dataset = open_dataset(predictor.config.data)
+    assert isinstance(dataset, VolumeDataset)
+    network, variables = predictor.network, predictor.variables
+    found = fit_temperature(network, variables, dataset, "val", predictor.config.eval)[""]
+    record = dataset.split("val")[0]
+    views = VolumePredictor(network, dataset.plan.patch)
+    blocks = views.probability_blocks([variables], record["image"])
+    logits = np.log(np.concatenate([block for _, (block,) in blocks]).astype(np.float64))
+
+    def mean_nll(temperature: float) -> float:
+        powers = np.exp(logits / temperature)
+        probabilities = powers / powers.sum(-1, keepdims=True)
+        of_label = np.take_along_axis(probabilities, record["label"][..., None].astype(int), -1)
+        return float(-np.log(of_label).mean())
+
+    assert found.nll_before == pytest.approx(mean_nll(1), rel=1e-4)
+    assert found.nll_after == pytest.approx(mean_nll(found.temperature), rel=1e-3)
+    for factor in (0.98, 1.02):
+        assert mean_nll(found.temperature) < mean_nll(found.temperature * factor)
+    counted = evaluate(predictor, dataset=dataset).by_map[""].calibration
+    assert counted is not None
+    # Nothing is resampled here, and no voxel is ignored.
+    assert counted.counts[:, 0].sum() == record["label"].size
+    assert counted.counts[:, 1].sum() == (logits.argmax(-1) == record["label"]).sum()
 
 
 @pytest.mark.parametrize(

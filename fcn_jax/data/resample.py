@@ -23,7 +23,7 @@ def resample_image(image: np.ndarray, shape: Sequence[int], order: int = 3) -> n
 
 
 def resample_label(label: np.ndarray, shape: Sequence[int]) -> np.ndarray:
-    """Resamples uint8 (x, y, z) to `shape` by the nearest voxel."""
+    """Resamples (x, y, z) of any dtype to `shape` by the nearest voxel."""
     for axis, size in enumerate(shape):
         before = label.shape[axis]
         if size == before:

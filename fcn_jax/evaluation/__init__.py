@@ -5,6 +5,8 @@ scorers.py          two ways of predicting and counting them: in batches, or one
 eval_step.py        the evaluation step of a single device
 confusion.py        confusion matrices, on the device and on the host
 metrics.py          scores from a confusion matrix, as a table and as JSON
+calibration.py      expected calibration error, from counts of pixels by confidence
+temperature_fit.py  fits the temperature of the probabilities on a split
 boundary.py         boundary IoU
 conventions.py      how other projects score
 image_counts.py     the counts of each image, and their file

@@ -18,6 +18,7 @@ from fcn_jax.data.volumes import VolumeDataset
 from fcn_jax.errors import ArgumentError, UserError, printable
 from fcn_jax.evaluation import conventions, metrics
 from fcn_jax.evaluation.boundary import boundary_counts
+from fcn_jax.evaluation.calibration import BINS, Calibration
 from fcn_jax.evaluation.case_scores import CaseScores, hausdorff95_of_classes
 from fcn_jax.evaluation.conventions import Convention, EvaluationSplit
 from fcn_jax.evaluation.image_counts import ImageCounts
@@ -55,6 +56,7 @@ class MapEvaluation:
         boundary: int64 (2, k), see `metrics.scores`; None if it was not asked for.
         colours: the colours of the first classes in pictures; VOC's for the others.
         cases: the scores of each volume; None for images.
+        calibration: counts of pixels by confidence; None if they were not asked for.
         worst, median: the images with the lowest and with the median mIoU of their own, in
             ascending order; empty if they were not asked for.
     """
@@ -67,6 +69,7 @@ class MapEvaluation:
     boundary: np.ndarray | None = None
     colours: Sequence[Colour] = ()
     cases: CaseScores | None = None
+    calibration: Calibration | None = None
     worst: Sequence[SheetRow] = ()
     median: Sequence[SheetRow] = ()
 
@@ -114,6 +117,8 @@ class Evaluation:
             if label_map:
                 lines.append(f"label map {printable(label_map)}")
             lines.append(rendered(metrics.scores_table(scored.scores, scored.class_names)))
+            if scored.calibration is not None:
+                lines.append(str(scored.calibration))
         return "\n".join(lines)
 
     def under(self, convention: Convention) -> Self:
@@ -154,6 +159,8 @@ class Evaluator:
         boundary: whether to compute boundary IoU, which takes the host a while.
         shard: the share of the images to score, in the order of the split; None for all.
         mirror_axes: of volumes, the axes of the mirror images that `inference` averages over.
+        temperatures: by label map (1 for those that it lacks), to count pixels by confidence as
+            well; None for no such counts, as in training, whose evaluations are to be fast.
 
     Raises:
         ArgumentError: the split is empty, the convention includes none of its images or cannot be
@@ -173,6 +180,7 @@ class Evaluator:
         boundary: bool = False,
         shard: Shard | None = None,
         mirror_axes: Sequence[int] = (),
+        temperatures: Mapping[str, float] | None = None,
     ):
         images = dataset.split(split)
         if not len(images):
@@ -191,7 +199,7 @@ class Evaluator:
         several_hosts = hosts.count() > 1
         self._label_maps, self._colours = dataset.label_maps, dataset.colours
         self._split, self._convention, self._inference = split, convention, inference
-        self._boundary = boundary
+        self._boundary, self._temperatures = boundary, temperatures
         count = self._image_count = len(records)
         self._images = images_of(shard, count)
         self._sampled = set(sheet_images(count))
@@ -202,15 +210,15 @@ class Evaluator:
                 raise ArgumentError(
                     "flip", True, "needs a network of volumes trained with volumes.flip_axes"
                 )
-            self._scorer = VolumeScorer(network, dataset, images, shard, axes)
+            self._scorer = VolumeScorer(network, dataset, images, shard, axes, temperatures)
         elif inference == WHOLE:
             wanted = range(count) if boundary else self._sampled
             self._scorer = BatchScorer(
-                network, dataset.num_classes, records, settings, wanted, shard
+                network, dataset.num_classes, records, settings, wanted, shard, temperatures
             )
         else:
             self._scorer = ViewScorer(
-                network, dataset.num_classes, records, settings, inference, shard
+                network, dataset.num_classes, records, settings, inference, shard, temperatures
             )
         # A host reads, and learns the names of, its own images only.
         self._names = [records.name(index) if several_hosts else "" for index in range(count)]
@@ -235,7 +243,9 @@ class Evaluator:
         """
         names = list(self._names)
         totals = {
-            label_map: _Totals(len(names), len(class_names), self._boundary)
+            label_map: _Totals(
+                len(names), len(class_names), self._boundary, self._temperature(label_map)
+            )
             for label_map, class_names in self._label_maps.items()
         }
         scored_images = self._scorer(variables)
@@ -271,6 +281,7 @@ class Evaluator:
                     boundary=total.boundary,
                     colours=self._colours,
                     cases=total.case_scores(tuple(names), images),
+                    calibration=total.calibration_result,
                 )
                 for label_map, total in totals.items()
             },
@@ -308,6 +319,9 @@ class Evaluator:
         }
         return dataclasses.replace(evaluation, by_map=by_name)
 
+    def _temperature(self, label_map: str) -> float | None:
+        return None if self._temperatures is None else self._temperatures.get(label_map, 1.0)
+
     @property
     def _own_count(self) -> int:
         """Number of images whose counts this host adds up."""
@@ -339,12 +353,20 @@ def sheet_images(count: int) -> list[int]:
 class _Totals:
     """The counts of a label map while a split is scored."""
 
-    def __init__(self, images: int, num_classes: int, boundary: bool):
+    def __init__(self, images: int, num_classes: int, boundary: bool, temperature: float | None):
         self.confusion = np.zeros((num_classes, num_classes), np.int64)
         self.hits, self.truth, self.predicted = np.zeros((3, images, num_classes), np.int64)
         self.boundary = np.zeros((2, num_classes), np.int64) if boundary else None
         self.sheet_rows: dict[int, SheetRow] = {}
         self.hd95_mm: dict[int, np.ndarray] = {}
+        self.temperature = temperature
+        self.calibration = np.zeros((BINS, 3), np.int64)
+
+    @property
+    def calibration_result(self) -> Calibration | None:
+        if self.temperature is None:
+            return None
+        return Calibration(self.calibration, self.temperature)
 
     def case_scores(self, names: tuple[str, ...], images: list[int]) -> CaseScores | None:
         if not self.hd95_mm:
@@ -355,6 +377,8 @@ class _Totals:
 
     def add(self, label_map: str, scored: ScoredImages) -> None:
         self.confusion += scored.confusion[label_map]
+        if self.temperature is not None:
+            self.calibration += scored.calibration[label_map]
         indices = list(scored.indices)
         hits, truth, predicted = scored.counts[label_map]
         self.hits[indices], self.truth[indices], self.predicted[indices] = hits, truth, predicted
@@ -365,7 +389,7 @@ class _Totals:
             return
         sums = ["boundary"] if self.boundary is not None else []
         if is_partial:
-            sums += ["confusion", "hits", "truth", "predicted"]
+            sums += ["confusion", "hits", "truth", "predicted", "calibration"]
         parts = {name: getattr(self, name) for name in sums}
         for index, row in self.sheet_rows.items():
             parts |= {f"row {index} {n}": np.asarray(value) for n, value in enumerate(row)}

@@ -70,6 +70,9 @@ def report(
             "inference": evaluation.inference.description,
             "intervals": intervals and intervals.to_json(scored.class_names),
         }
+        if scored.calibration is not None:
+            say(str(scored.calibration))
+            numbers["calibration"] = scored.calibration.to_json()
         if scored.cases is not None:
             numbers["by_case"] = scored.cases.to_json(scored.class_names)
         stem = evaluation_folder(workdir) / f"{name}{suffix(label_map)}"
@@ -78,7 +81,7 @@ def report(
             evaluation,
             scored,
             intervals,
-            stem.with_name(f"{stem.name}_confusion.png").read_bytes(),
+            stem,
             title=f"{workdir} on {name}{suffix(label_map)}",
             workdir=workdir,
             step=step,
@@ -86,7 +89,8 @@ def report(
         )
         page_path = stem.with_name(f"{stem.name}_report.html")
         write_whole(page_path, functools.partial(_write_text, page))
-        say(f"pictures and numbers: {stem}_sheet.png, _confusion.png, .json")
+        reliability = "" if scored.calibration is None else " _reliability.png,"
+        say(f"pictures and numbers: {stem}_sheet.png, _confusion.png,{reliability} .json")
         say(f"page: {page_path}")
 
 
@@ -149,6 +153,14 @@ def _write(scored: MapEvaluation, numbers: dict[str, Any], stem: Path) -> None:
         write_whole(stem.with_name(f"{stem.name}.json"), functools.partial(_write_text, text))
         confusion_path = stem.with_name(f"{stem.name}_confusion.png")
         plots.plot_confusion(scored.confusion, scored.class_names, confusion_path)
+        if (calibration := scored.calibration) is not None:
+            plots.plot_reliability(
+                calibration.counts[:, 0],
+                calibration.accuracies,
+                calibration.confidences,
+                str(calibration).replace(" (", "\n("),
+                stem.with_name(f"{stem.name}_reliability.png"),
+            )
         sheet = sheets.sheet(scored.sheet_rows, scored.class_names, palette_of(scored.colours))
         sheet.save(stem.with_name(f"{stem.name}_sheet.png"))
     except OSError as error:

@@ -33,7 +33,7 @@ def report_page(
     evaluation: Evaluation,
     scored: MapEvaluation,
     intervals: Intervals | None,
-    confusion_png: bytes,
+    stem: Path,
     *,
     title: str,
     workdir: Path,
@@ -46,7 +46,7 @@ def report_page(
         evaluation: the evaluation.
         scored: the label map.
         intervals: of its scores; None where the convention has none.
-        confusion_png: the picture of its confusion matrix.
+        stem: beginning of the names of the pictures that were written before.
         title: the page's heading, such as "runs/voc on val".
         workdir: folder of the run, in which the log is looked for.
         step: training step of the weights.
@@ -74,7 +74,7 @@ def report_page(
     if plot := _curves(workdir):
         parts.append(html_page.section_html("Training", f'<div class="plot">{plot}</div>'))
     parts.append(html_page.section_html("Classes", *_classes(scored, intervals)))
-    figure = html_page.png_html(confusion_png, "confusion matrix")
+    figure = _png(stem, "confusion", "confusion matrix")
     parts.append(
         html_page.section_html(
             "Confusions",
@@ -82,6 +82,16 @@ def report_page(
             f'<div class="plot">{figure}</div>',
         )
     )
+    if (calibration := scored.calibration) is not None:
+        sentence = str(calibration)
+        figure = _png(stem, "reliability", "reliability plot")
+        parts.append(
+            html_page.section_html(
+                "Calibration",
+                html_page.paragraph_html(f"{sentence[0].upper()}{sentence[1:]}."),
+                f'<div class="plot">{figure}</div>',
+            )
+        )
     own = scored.counts.mean_iou_by_image
     parts.append(
         html_page.section_html(
@@ -102,6 +112,10 @@ def report_page(
     if provenance is not None:
         parts.append(html_page.section_html("Reproduce", *_reproduce(provenance, workdir)))
     return html_page.page_html(title, parts)
+
+
+def _png(stem: Path, kind: str, alternative: str) -> str:
+    return html_page.png_html(stem.with_name(f"{stem.name}_{kind}.png").read_bytes(), alternative)
 
 
 def largest_confusions(confusion: np.ndarray, names: Sequence[str]) -> list[str]:

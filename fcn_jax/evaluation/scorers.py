@@ -6,7 +6,7 @@
 import contextlib
 import dataclasses
 import math
-from collections.abc import Container, Generator, Mapping, Sequence
+from collections.abc import Callable, Container, Generator, Mapping, Sequence
 from functools import partial
 from typing import Any, Protocol, Self
 
@@ -21,12 +21,14 @@ from fcn_jax.data.resample import resample_label
 from fcn_jax.data.shard import Shard
 from fcn_jax.data.volumes import VolumeDataset, VolumeSplit
 from fcn_jax.errors import ArgumentError, width_by_height
+from fcn_jax.evaluation.calibration import count_calibration, from_digits
 from fcn_jax.evaluation.confusion import class_counts, count_confusion
 from fcn_jax.evaluation.conventions import EvaluationSplit
-from fcn_jax.evaluation.eval_step import make_eval_step
+from fcn_jax.evaluation.eval_step import make_calibration_step, make_eval_step
 from fcn_jax.inference.options import Inference
 from fcn_jax.inference.views import ViewPredictor
 from fcn_jax.inference.volumes import VolumePredictor
+from fcn_jax.models.confidence import classes_of
 from fcn_jax.models.pure_model import PureModel, predict
 from fcn_jax.parallel import data_parallel
 from fcn_jax.parallel.memory import free_bytes
@@ -44,6 +46,8 @@ class ScoredImages:
         indices: the images' indices in the split.
         confusion: of all of these images, int (k, k), by label map.
         counts: hits, truth and predicted of each image, int (n, k), by label map.
+        calibration: of all of these images, int64 (15, 3), see `Calibration`, by label map; empty
+            if it was not asked for.
         names: names of the images that this host has read, by index.
         predictions: of those of them that were asked for, by index: the record, and the predicted
             classes by label map, uint8 (h, w) or larger.
@@ -52,6 +56,7 @@ class ScoredImages:
     indices: tuple[int, ...]
     confusion: Mapping[str, np.ndarray]
     counts: Mapping[str, tuple[np.ndarray, ...]]
+    calibration: Mapping[str, np.ndarray]
     names: Mapping[int, str]
     predictions: Mapping[int, tuple[dict[str, Any], Mapping[str, np.ndarray]]]
 
@@ -96,6 +101,7 @@ class BatchScorer:
         wanted: indices of the images whose predictions are yielded.
         shard: the share of the images to score; None for all. Each is on the canvas that it has
             among all images.
+        temperatures: by label map, to count by confidence as well; None for no such counts.
 
     Raises:
         ArgumentError: the batch does not divide over the devices.
@@ -111,6 +117,7 @@ class BatchScorer:
         settings: EvalConfig,
         wanted: Container[int],
         shard: Shard | None = None,
+        temperatures: Mapping[str, float] | None = None,
     ):
         self._records, self._wanted = records, wanted
         self._batch_size = batch_size(settings, len(records))
@@ -121,10 +128,18 @@ class BatchScorer:
             label_sizes=records.label_sizes if records.convention.resizes_logits else None,
         )
         _check_memory(network, buckets[-1].canvas_px, self._batch_size)
+        self._temperatures = None
+        step: Callable[..., Any] = make_eval_step(network, num_classes)
+        split_results: tuple[bool, ...] = (False, False, True)
+        if temperatures is not None:
+            step, split_results = (
+                make_calibration_step(network, num_classes),
+                (*split_results, False),
+            )
+            values = {name: np.float32(temperatures.get(name, 1)) for name in network.label_maps}
+            self._temperatures = data_parallel.replicate(values)
         self._step = data_parallel.parallelize(
-            make_eval_step(network, num_classes),
-            donate_state=False,
-            split_results=(False, False, True),
+            step, donate_state=False, split_results=split_results
         )
         self.canvases = tuple(bucket.canvas_px for bucket in buckets)
         self.empty_share = empty_share(records.sizes, buckets)
@@ -137,7 +152,9 @@ class BatchScorer:
     def __call__(
         self, variables: Any, only: Container[int] | None = None
     ) -> Generator[ScoredImages]:
-        variables = data_parallel.replicate(variables)
+        constants = data_parallel.replicate(variables)
+        if self._temperatures is not None:
+            constants = constants, self._temperatures
         share = self._batch_size // jax.process_count()
         buckets, wanted = self._buckets, self._wanted
         if only is not None:
@@ -151,7 +168,7 @@ class BatchScorer:
         pending: _Dispatched | None = None
         with contextlib.closing(batches):  # also if scoring fails or is interrupted
             for batch in batches:
-                results = self._step((), batch.canvases, variables)
+                results = self._step((), batch.canvases, constants)
                 dispatched = _Dispatched.select(batch, results, wanted)
                 if pending is not None:
                     yield pending.fetch()
@@ -203,7 +220,8 @@ class _Dispatched:
 
     def fetch(self) -> ScoredImages:
         """Waits for the results."""
-        confusion, counts, classes = self.results
+        confusion, counts, classes, *others = self.results
+        calibration = others[0] if others else {}
         maps = {}
         if self.wanted:
             maps = {name: data_parallel.local_shards(c, ndim=3) for name, c in classes.items()}
@@ -214,6 +232,7 @@ class _Dispatched:
                 name: tuple(np.asarray(count)[: len(self.indices)] for count in by_class)
                 for name, by_class in counts.items()
             },
+            {name: from_digits(np.asarray(digits)) for name, digits in calibration.items()},
             self.names,
             {
                 index: (record, {name: shards[slot] for name, shards in maps.items()})
@@ -254,7 +273,7 @@ class ViewScorer:
         records: the images.
         settings: the maximum number of canvases.
         inference: the views.
-        shard: as for `BatchScorer`.
+        shard, temperatures: as for `BatchScorer`.
 
     Raises:
         ArgumentError: the convention resizes logits, or the network cannot be used with the views.
@@ -270,6 +289,7 @@ class ViewScorer:
         settings: EvalConfig,
         inference: Inference,
         shard: Shard | None = None,
+        temperatures: Mapping[str, float] | None = None,
     ):
         if records.convention.resizes_logits:
             raise ArgumentError(
@@ -279,6 +299,7 @@ class ViewScorer:
                 "flip",
             )
         self._network, self._num_classes, self._records = network, num_classes, records
+        self._temperatures = temperatures
         self._images = images_of(shard, len(records))
         buckets = fill_buckets(records.sizes, max_canvases=settings.canvases)
         self.canvases = tuple(bucket.canvas_px for bucket in buckets)
@@ -292,15 +313,25 @@ class ViewScorer:
             if only is not None and index not in only:
                 continue
             record = self._records[index]
-            classes = self._predictor.predict_maps(variables, record["image"])
             labels = by_map(record["label"], self._network.label_maps)
+            calibration = {}
+            if self._temperatures is None:
+                classes = self._predictor.predict_maps(variables, record["image"])
+            else:
+                packed = self._predictor.packed(variables, record["image"], self._temperatures)
+                classes = {name: classes_of(of_map) for name, of_map in packed.items()}
+                calibration = {
+                    name: count_calibration(labels[name], of_map, self._num_classes[name])
+                    for name, of_map in packed.items()
+                }
             confusion = {
                 name: count_confusion(labels[name], classes[name], self._num_classes[name])
                 for name in classes
             }
             counts = {name: class_counts(matrix[None]) for name, matrix in confusion.items()}
             names = {index: record["name"]}
-            yield ScoredImages((index,), confusion, counts, names, {index: (record, classes)})
+            predictions = {index: (record, classes)}
+            yield ScoredImages((index,), confusion, counts, calibration, names, predictions)
 
 
 class VolumeScorer:
@@ -312,7 +343,7 @@ class VolumeScorer:
         network: the network.
         dataset: its plan gives the size of the tiles.
         records: the volumes.
-        shard: as for `BatchScorer`.
+        shard, temperatures: as for `BatchScorer`.
         mirror_axes: see `VolumePredictor`.
     """
 
@@ -326,7 +357,9 @@ class VolumeScorer:
         records: VolumeSplit,
         shard: Shard | None = None,
         mirror_axes: Sequence[int] = (),
+        temperatures: Mapping[str, float] | None = None,
     ):
+        self._temperatures = temperatures
         self._records, self._classes = records, dataset.num_classes[""]
         self._images = images_of(shard, len(records))
         self._predictor = VolumePredictor(network, dataset.plan.patch, mirror_axes)
@@ -340,7 +373,16 @@ class VolumeScorer:
                 continue
             record = self._records[index]
             truth = self._records.native_label(index)
-            predicted = resample_label(self._predictor(variables, record["image"]), truth.shape)
+            calibration = {}
+            if self._temperatures is None:
+                predicted = self._predictor(variables, record["image"])
+            else:
+                temperature = self._temperatures.get("", 1.0)
+                packed = self._predictor.packed(variables, record["image"], temperature)
+                packed = resample_label(packed, truth.shape)
+                calibration = {"": count_calibration(truth, packed, self._classes)}
+                predicted = classes_of(packed)
+            predicted = resample_label(predicted, truth.shape)
             matrix = count_confusion(truth, predicted, self._classes)
             counts = {"": class_counts(matrix[None])}
             spacing_mm = self._records.spacing_mm(index)
@@ -349,6 +391,7 @@ class VolumeScorer:
                 (index,),
                 {"": matrix},
                 counts,
+                calibration,
                 {index: record["name"]},
                 {index: (scored, {"": predicted})},
             )

@@ -16,6 +16,7 @@ import numpy as np
 from fcn_jax.data.shard import Shard
 from fcn_jax.errors import UserError, listed
 from fcn_jax.evaluation import conventions, count_files
+from fcn_jax.evaluation.calibration import Calibration
 from fcn_jax.evaluation.evaluator import Evaluation, MapEvaluation, sheet_images
 from fcn_jax.evaluation.image_counts import ImageCounts
 from fcn_jax.inference.options import Inference
@@ -115,6 +116,7 @@ class EvaluatedShard:
             for one in (self, other)
         ]
         pairs["boundary"] = with_boundary[0], with_boundary[1]
+        pairs["temperature"] = _temperatures(self), _temperatures(other)
         return [
             f"{name.replace('_', ' ')} {_short(a)} and {_short(b)}"
             for name, (a, b) in pairs.items()
@@ -201,6 +203,9 @@ def _arrays(scored: MapEvaluation) -> dict[str, np.ndarray]:
     }
     if scored.boundary is not None:
         arrays["boundary"] = scored.boundary
+    if scored.calibration is not None:
+        arrays["calibration"] = scored.calibration.counts
+        arrays["temperature"] = np.array(scored.calibration.temperature)
     if scored.colours:
         arrays["colours"] = np.array(scored.colours, np.uint8)
     for number, (image, truth, predicted, name) in enumerate(scored.sheet_rows):
@@ -225,7 +230,10 @@ def _map_evaluation(
         rows.append((image, truth, predicted, str(name)))
         number += 1
     counts = (stored[f"{prefix}{name}"] for name in ("hits", "truth", "predicted"))
-    boundary = f"{prefix}boundary"
+    boundary, calibration = f"{prefix}boundary", None
+    if f"{prefix}calibration" in stored:
+        temperature = float(stored[f"{prefix}temperature"])
+        calibration = Calibration(stored[f"{prefix}calibration"], temperature)
     colours = stored.get(f"{prefix}colours", np.zeros((0, 3), np.uint8))
     return MapEvaluation(
         class_names=class_names,
@@ -234,8 +242,15 @@ def _map_evaluation(
         sheet_rows=rows,
         mean_over=convention.mean_over,
         boundary=stored.get(boundary),
+        calibration=calibration,
         colours=tuple((red, green, blue) for red, green, blue in colours.tolist()),
     )
+
+
+def _temperatures(one: EvaluatedShard) -> list[float | None]:
+    """Returns the temperature of each label map; None of pixels not counted by confidence."""
+    calibrations = [scored.calibration for scored in one.evaluation.by_map.values()]
+    return [None if one is None else one.temperature for one in calibrations]
 
 
 def _merged(label_map: str, ordered: Sequence[EvaluatedShard]) -> MapEvaluation:
@@ -249,6 +264,7 @@ def _merged(label_map: str, ordered: Sequence[EvaluatedShard]) -> MapEvaluation:
     ]
     rows = [iter(scored.sheet_rows) for scored in maps]
     shown = sheet_images(first.evaluation.image_count)
+    calibrations = [scored.calibration for scored in maps if scored.calibration is not None]
     boundaries = [scored.boundary for scored in maps if scored.boundary is not None]
     return dataclasses.replace(
         maps[0],
@@ -256,6 +272,7 @@ def _merged(label_map: str, ordered: Sequence[EvaluatedShard]) -> MapEvaluation:
         counts=ImageCounts(tuple(_interleaved(names, first).tolist()), *counts),
         sheet_rows=[next(rows[index % len(maps)]) for index in shown],
         boundary=np.sum(boundaries, axis=0) if boundaries else None,
+        calibration=sum(calibrations[1:], calibrations[0]) if calibrations else None,
     )
 
 

@@ -3,6 +3,7 @@
 trained          load_run, load_weights, Predictor
 options          windows, scales and mirror images to average over
 views            predictions as the options describe
+temperature      temperature of the probabilities, in a file of the run
 uncertainty      entropy and mutual information of every pixel, over members or dropout
 details          probable classes and entropy of every pixel, for a page
 windows          positions and weights of windows

@@ -20,6 +20,7 @@ from fcn_jax.config import Config
 from fcn_jax.data.canvases import Size, choose_canvases
 from fcn_jax.errors import ArgumentError, UserError, listed
 from fcn_jax.inference.options import WHOLE, Inference
+from fcn_jax.inference.temperature import FittedTemperature, temperature_path
 from fcn_jax.inference.views import ViewPredictor
 from fcn_jax.models.build import abstract_model
 from fcn_jax.models.ensemble import Ensemble
@@ -30,6 +31,7 @@ from fcn_jax.pictures.colours import palette_of
 from fcn_jax.pretrained import Provenance, Weights, model_file
 from fcn_jax.pretrained.weights import MAX_LISTED, replace_leaves
 from fcn_jax.runs import PLAN, read_settings
+from fcn_jax.terminal.progress import say
 from fcn_jax.training.checkpoint import CheckpointReader, DamagedError
 
 
@@ -46,6 +48,8 @@ class Predictor:
             `channels`, `label_maps` (class names by label map), `step` and `metrics` read it.
 
     Attributes:
+        temperatures: by label map, of the probabilities (see `temperature.py`); 1 for those that it
+            lacks. Label maps do not depend on it.
         canvases: heights and widths that images are placed on; see `use_canvases`.
     """
 
@@ -53,6 +57,7 @@ class Predictor:
         self.network = network
         self.variables = variables
         self.provenance = provenance
+        self.temperatures: Mapping[str, float] = {}
         self.canvases: list[Size] = []
         self._view_predictors: dict[Inference, ViewPredictor] = {}
 
@@ -193,10 +198,13 @@ class Predictor:
     ) -> np.ndarray | dict[str, np.ndarray]:
         """Predicts the probability of each class: float32 (h, w, k), with sum 1.
 
+        If a temperature was fitted for the run, they are softmax(logits / temperature).
+
         Args and Raises are those of `__call__`; see also `ViewPredictor.probabilities`.
         """
         self._check_image(image)
-        return _unwrap(self._view_predictor(inference).probabilities(self.variables, image))
+        views = self._view_predictor(inference)
+        return _unwrap(views.probabilities(self.variables, image, self.temperatures))
 
     def estimated_bytes(self, size: Size, inference: Inference = WHOLE) -> int:
         """Estimates the memory that the prediction of an image needs on the device, in bytes.
@@ -271,8 +279,25 @@ def load_run(workdir: str | Path, checkpoint: str | int = "latest") -> Predictor
         UserError: there is no run or no such checkpoint, a file cannot be read, or the backbone or
             loss of the run is not known. If your own code registers it, import that module first.
     """
-    workdir = Path(workdir)
-    checkpoint = str(checkpoint)
+    return _with_temperature(_load_run(Path(workdir), str(checkpoint)), [str(workdir)])
+
+
+def _with_temperature(predictor: Predictor, workdirs: list[str]) -> Predictor:
+    """Takes the temperature that was fitted for a network, if there is one."""
+    path = temperature_path(workdirs)
+    if path.exists():
+        fitted = FittedTemperature.load(path)
+        if fitted.weights == predictor.digest[: len(fitted.weights)]:
+            predictor.temperatures = fitted.temperatures
+        else:
+            say(
+                f"note: {path} is not used: it was fitted for other weights, of step "
+                f"{fitted.step}; fit it again, or remove it"
+            )
+    return predictor
+
+
+def _load_run(workdir: Path, checkpoint: str) -> Predictor:
     exported = workdir if workdir.suffix == model_file.SUFFIX else workdir / model_file.FILE
     if exported == workdir or (exported.exists() and not (workdir / "run.json").exists()):
         if checkpoint != "latest":
@@ -312,9 +337,9 @@ def load_ensemble(workdirs: Sequence[str | Path], checkpoint: str | int = "lates
     Raises:
         UserError: as for `load_run`, or the runs have different networks or classes.
     """
-    first, *others = members = [load_run(workdir, checkpoint) for workdir in workdirs]
-    if not others:
-        return first
+    if len(workdirs) == 1:
+        return load_run(workdirs[0], checkpoint)
+    first, *others = members = [_load_run(Path(name), str(checkpoint)) for name in workdirs]
     for workdir, other in zip(workdirs[1:], others, strict=True):
         ours, theirs = _kind(first, workdirs[0]), _kind(other, workdir)
         for name, value in ours.items():
@@ -327,7 +352,8 @@ def load_ensemble(workdirs: Sequence[str | Path], checkpoint: str | int = "lates
     provenance = dataclasses.replace(
         first.provenance, source=f"an ensemble of {', '.join(map(str, workdirs))}"
     )
-    return Predictor(Ensemble(first.network, len(members)), variables, provenance)
+    ensemble = Predictor(Ensemble(first.network, len(members)), variables, provenance)
+    return _with_temperature(ensemble, list(map(str, workdirs)))
 
 
 def split_workdirs(text: str) -> list[str]:

@@ -7,7 +7,9 @@ each member. With p_m the probabilities of draw m and p̄ their mean, in nats,
 - the mutual information is H(p̄) − mean_m H(p_m): how far the draws disagree, which is large where
   more training data would help (BALD, Houlsby et al. 2011, equation 2).
 
-The probabilities of a draw are averaged over its views or tiles first.
+The probabilities of a draw are averaged over its views or tiles first. If a temperature T was
+fitted for the network, the entropy is that of the calibrated probabilities softmax(ln p̄ / T):
+averaging comes first, as in Rahaman & Thiery 2021. The mutual information is not scaled.
 """
 
 from typing import Any, NamedTuple
@@ -20,6 +22,7 @@ from fcn_jax.errors import ArgumentError
 from fcn_jax.inference.options import WHOLE, Inference
 from fcn_jax.inference.trained import Predictor
 from fcn_jax.inference.views import ViewPredictor
+from fcn_jax.models.confidence import tempered
 from fcn_jax.models.ensemble import DropoutModel, Ensemble, has_dropout
 from fcn_jax.models.pure_model import PureModel
 
@@ -58,8 +61,11 @@ class UncertaintySums:
         self._sums = _added(self._sums, jnp.asarray(probabilities, jnp.float32))
         self._count += 1
 
-    def result(self) -> Uncertainty:
+    def result(self, temperature: float = 1.0) -> Uncertainty:
         """Returns the uncertainty over the draws so far.
+
+        Args:
+            temperature: of the mean probabilities; it changes the entropy alone.
 
         Raises:
             ValueError: there is none.
@@ -67,12 +73,14 @@ class UncertaintySums:
         if self._sums is None:
             raise ValueError("there are no draws")
         total, entropies = self._sums
-        entropy = np.asarray(entropy_of(total / self._count))
+        mean = total / self._count
+        entropy = plain = np.asarray(entropy_of(mean))
+        if temperature != 1:
+            entropy = np.asarray(entropy_of(tempered(mean, temperature, are_logits=False)))
         if self._count == 1:
             return Uncertainty(entropy, None)
         # Rounding can make it slightly negative.
-        information = np.maximum(entropy - np.asarray(entropies) / self._count, 0)
-        return Uncertainty(entropy, information)
+        return Uncertainty(entropy, np.maximum(plain - np.asarray(entropies) / self._count, 0))
 
 
 @jax.jit
@@ -185,7 +193,8 @@ class UncertaintyPredictor:
         for variables in self.draws.variables:
             for name, values in self._views.probabilities(variables, image).items():
                 sums[name].add(values)
-        return {name: of_map.result() for name, of_map in sums.items()}
+        temperatures = self._predictor.temperatures
+        return {name: of_map.result(temperatures.get(name, 1.0)) for name, of_map in sums.items()}
 
     def estimated_bytes(self, size: tuple[int, int]) -> int:
         """Estimates the memory that an image of this height and width needs, in bytes."""

@@ -106,4 +106,8 @@ def _files(target: Path, label_map: str, uncertain: UncertaintyPredictor) -> dic
 
 def _digest(predictor: Predictor, uncertain: UncertaintyPredictor, path: Path, target: Path) -> str:
     inputs: dict[str, Any] = inputs_of(predictor, path, target, uncertain.inference)
-    return output_digest.digest_of({**inputs, "dropout_samples": uncertain.draws.dropout_samples})
+    inputs |= {
+        "dropout_samples": uncertain.draws.dropout_samples,
+        "temperatures": dict(predictor.temperatures),
+    }
+    return output_digest.digest_of(inputs)

@@ -7,7 +7,8 @@ logits.
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -18,6 +19,7 @@ from fcn_jax.data.canvases import Size, round_up, smallest_first
 from fcn_jax.errors import UserError
 from fcn_jax.inference.options import WHOLE, Inference
 from fcn_jax.inference.windows import window_starts, window_weights
+from fcn_jax.models.confidence import packed_confidence, tempered
 from fcn_jax.models.fcn import suffix
 from fcn_jax.models.interpolation import resized
 from fcn_jax.models.pure_model import PureModel, predict
@@ -83,7 +85,33 @@ class ViewPredictor:
             for name in self._label_maps
         }
 
-    def probabilities(self, variables: Variables, image: np.ndarray) -> dict[str, np.ndarray]:
+    def packed(
+        self, variables: Variables, image: np.ndarray, temperatures: Mapping[str, float]
+    ) -> dict[str, np.ndarray]:
+        """Predicts the classes with their probabilities.
+
+        Args:
+            variables: (params, batch_stats).
+            image: uint8 (h, w, c) of any size.
+            temperatures: by label map; 1 for those that it lacks.
+
+        Returns:
+            int32 (h, w) by label map, see `models.confidence.unpacked`.
+        """
+        height, width, _ = image.shape
+        are_logits = self.inference.views == 1
+        packed = {
+            name: _packed(scores, temperatures.get(name, 1.0), are_logits=are_logits)
+            for name, scores in self._scores(variables, image).items()
+        }
+        return {name: np.asarray(packed[name])[:height, :width] for name in self._label_maps}
+
+    def probabilities(
+        self,
+        variables: Variables,
+        image: np.ndarray,
+        temperatures: Mapping[str, float] = MappingProxyType({}),
+    ) -> dict[str, np.ndarray]:
         """Predicts the probability of each class.
 
         The softmax is averaged over the views. Within a view, the logits of overlapping windows are
@@ -92,13 +120,17 @@ class ViewPredictor:
         Args:
             variables: (params, batch_stats).
             image: uint8 (h, w, c) of any size.
+            temperatures: by label map, see `packed_confidence`; 1 for those that it lacks.
 
         Returns:
             Probabilities by label map, float32 (h, w, k).
         """
         by_name = self._scores(variables, image)
-        if self.inference.views == 1:
-            by_name = {name: jax.nn.softmax(logits) for name, logits in by_name.items()}
+        for name, scores in by_name.items():
+            temperature = temperatures.get(name, 1.0)
+            if self.inference.views == 1 or temperature != 1:
+                are_logits = self.inference.views == 1
+                by_name[name] = tempered(scores, temperature, are_logits=are_logits)
         height, width, _ = image.shape
         return {name: np.asarray(by_name[name])[:height, :width] for name in self._label_maps}
 
@@ -271,3 +303,9 @@ def _summed_softmax(logits: jax.Array) -> jax.Array:
 @jax.jit
 def _best(scores: jax.Array) -> jax.Array:
     return jnp.argmax(scores, axis=-1).astype(jnp.uint8)
+
+
+@functools.partial(jax.jit, static_argnames="are_logits")
+def _packed(scores: jax.Array, temperature: float, *, are_logits: bool) -> jax.Array:
+    logits = scores if are_logits else jnp.log(scores)
+    return packed_confidence(logits, temperature, jnp.argmax(scores, axis=-1))

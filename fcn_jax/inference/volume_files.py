@@ -198,6 +198,7 @@ class _Writer:
         predict = VolumePredictor(self._draws.network, self._plan.patch, self._axes)
         kinds = [kind for kind in self.files(volume) if kind != LABEL]
         maps = {kind: np.empty(image.shape[:3], np.float32) for kind in kinds}
+        temperature = self._predictor.temperatures.get("", 1.0)
         tiles = predict.num_tiles(image.shape[:3])
         with progress_bar(f"{printable(volume.name)}, uncertainty", tiles, "tiles") as bar:
             for start, by_draw in predict.probability_blocks(
@@ -206,7 +207,7 @@ class _Writer:
                 sums = UncertaintySums()
                 for probabilities in by_draw:
                     sums.add(probabilities)
-                for kind, values in zip(kinds, sums.result(), strict=False):
+                for kind, values in zip(kinds, sums.result(temperature), strict=False):
                     assert values is not None
                     maps[kind][start : start + len(values)] = values
         return maps
@@ -221,7 +222,11 @@ class _Writer:
             "axes": list(self._axes),
         }
         if kind != LABEL and self._draws is not None:
-            inputs |= {"map": kind, "dropout_samples": self._draws.dropout_samples}
+            inputs |= {
+                "map": kind,
+                "dropout_samples": self._draws.dropout_samples,
+                "temperatures": dict(self._predictor.temperatures),
+            }
         return digest_of(inputs)
 
 

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fcn_jax.inference.windows import MIN_WEIGHT, SIGMA_SCALE, window_starts
+from fcn_jax.models.confidence import packed_confidence
 from fcn_jax.models.pure_model import PureModel
 
 OVERLAP = 0.5
@@ -104,8 +105,26 @@ class VolumePredictor:
         for start, sums in self._sums(draws, volume, on_tile):
             yield start, sums / sums.sum(axis=-1, keepdims=True)
 
+    def packed(self, variables: Any, volume: np.ndarray, temperature: float) -> np.ndarray:
+        """Predicts the classes with their probabilities.
+
+        Args:
+            variables, volume: as in `__call__`.
+            temperature: see `packed_confidence`.
+
+        Returns:
+            int32 (x, y, z), see `models.confidence.unpacked`.
+        """
+        packed = np.empty(volume.shape[:3], np.int32)
+        for start, sums in self._sums([variables], volume):
+            packed[start : start + sums.shape[1]] = _packed(sums[0], temperature)
+        return packed
+
     def _sums(
-        self, draws: Sequence[Any], volume: np.ndarray, on_tile: Callable[[], None]
+        self,
+        draws: Sequence[Any],
+        volume: np.ndarray,
+        on_tile: Callable[[], None] = lambda: None,
     ) -> Iterator[tuple[int, np.ndarray]]:
         """Yields the weighted sums of probabilities: first voxel, (draws, block, y, z, k)."""
         size = volume.shape[:3]
@@ -166,3 +185,9 @@ class VolumePredictor:
 def _probabilities(network: PureModel, variables: Any, tile: jax.Array) -> jax.Array:
     values, _ = network(variables, tile)
     return jax.nn.softmax(values["logits"].astype(jnp.float32))
+
+
+@jax.jit
+def _packed(sums: jax.Array, temperature: float) -> jax.Array:
+    """Packs sums of probabilities, (…, k)."""
+    return packed_confidence(jnp.log(sums), temperature, jnp.argmax(sums, axis=-1))

@@ -8,6 +8,7 @@ Networks:
   backbones/            one file per family of backbones, and their contract
   pure_model.py         a model as a pure function: parameters and images in, logits out
   ensemble.py           the mean of several networks, and dropout in prediction
+  confidence.py         the most probable class and its probability in one integer
   convolutionalize.py   turns a classifier into a fully convolutional network
 Layers:
   feature_map.py        what layers take and return: values, sizes and positions of images

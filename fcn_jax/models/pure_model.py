@@ -1,5 +1,7 @@
 """A model as a pure function: parameters and images in, logits or classes out."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -96,6 +98,11 @@ def _filled(state: nnx.State, values: Any) -> nnx.State:
     return state
 
 
+def most_probable(_: str, logits: jax.Array) -> jax.Array:
+    """Returns the class of the largest logit: (…, k) to int32 (…)."""
+    return jnp.argmax(logits, axis=-1)
+
+
 def predict(
     network: PureModel,
     variables: tuple[Any, Any],
@@ -104,6 +111,7 @@ def predict(
     *,
     resize_to: tuple[jax.Array, tuple[int, int]] | None = None,
     tile: TilePosition | None = None,
+    decide: Callable[[str, jax.Array], jax.Array] = most_probable,
 ) -> dict[str, jax.Array]:
     """Predicts the class of every pixel.
 
@@ -116,20 +124,18 @@ def predict(
         resize_to: sizes of the images, int32 (b, 2), and of the canvases, to which the logits are
             interpolated first; None for the given sizes.
         tile: see `FCN.features`.
+        decide: (label map, logits (…, k)) -> (…), what is predicted of each pixel.
 
     Returns:
-        Classes by label map, int32 (b, h, w); undefined outside the images.
+        Classes by label map, int32 (b, h, w), or what `decide` returns; undefined outside the
+        images.
     """
     logits, _ = network.logits_in_blocks(variables, image, valid=size, tile=tile)
-
-    def classes(rows: jax.Array) -> jax.Array:
-        return jnp.argmax(rows, axis=-1)
-
     if resize_to is None:
-        return {name: scores.map(classes) for name, scores in logits.items()}
+        return {name: scores.map(partial(decide, name)) for name, scores in logits.items()}
     new_size, canvas_px = resize_to
     assert size is not None
     return {
-        name: classes(resized(scores.whole(), size, new_size, canvas_px))
+        name: decide(name, resized(scores.whole(), size, new_size, canvas_px))
         for name, scores in logits.items()
     }

@@ -1,4 +1,4 @@
-"""The plot of a confusion matrix."""
+"""Plots of a confusion matrix and of a calibration."""
 
 import math
 import os
@@ -60,6 +60,60 @@ def plot_confusion(
                 column, row, f"{value:.0f}", ha="center", va="center", fontsize=8, color=colour
             )
     figure.savefig(path, dpi=150)
+
+
+def plot_reliability(
+    pixels: np.ndarray,
+    accuracies: np.ndarray,
+    confidences: np.ndarray,
+    title: str,
+    path: str | os.PathLike[str],
+) -> None:
+    """Plots the accuracy of pixels by their confidence, above the share of the pixels in each bin.
+
+    Bins of equal width; the line from corner to corner is perfect calibration.
+
+    Args:
+      pixels: int (bins,), in each bin.
+      accuracies: float (bins,), nan in empty bins.
+      confidences: float (bins,), the mean in each bin, nan in empty ones.
+      title: a line above the plot.
+      path: the file to write; its suffix gives the format.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    width = 1 / len(pixels)
+    starts = np.arange(len(pixels)) * width
+    filled = pixels > 0
+    figure = Figure(figsize=(4.6, 5.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    heights = accuracies[filled]
+    above.bar(starts[filled], heights, width, align="edge", color="#4477aa")
+    above.bar(
+        starts[filled],
+        confidences[filled] - heights,
+        width,
+        bottom=heights,
+        align="edge",
+        color="#ee667733",
+        edgecolor="#ee6677",
+        hatch="///",
+        label="gap to the mean confidence",
+    )
+    above.plot((0, 1), (0, 1), color="0.35", linestyle=":", linewidth=1.2)
+    above.set_ylim(0, 1)
+    above.set_ylabel("accuracy")
+    above.set_title(title, loc="left", fontsize=10)
+    above.legend(frameon=False, fontsize=8, loc="upper left")
+    below.bar(starts, 100 * pixels / max(pixels.sum(), 1), width, align="edge", color="0.6")
+    below.set_ylabel("% of pixels")
+    below.set_xlabel("confidence: probability of the predicted class")
+    below.set_xlim(0, 1)
+    for axes in (above, below):
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=120)
 
 
 def _name_ticks(axes: "Axes", class_names: Sequence[str], absent: np.ndarray) -> None:

@@ -21,6 +21,7 @@ from fcn_jax.data.datasets import Statistics
 from fcn_jax.errors import ArgumentError
 from fcn_jax.evaluation import conventions, evaluator
 from fcn_jax.evaluation.boundary import boundary_counts
+from fcn_jax.evaluation.calibration import BINS
 from fcn_jax.evaluation.evaluator import Evaluation, Evaluator, MapEvaluation
 from fcn_jax.evaluation.image_counts import ImageCounts
 from fcn_jax.evaluation.scorers import ScoredImages
@@ -68,6 +69,7 @@ def random_network() -> PureModel:
 def evaluate(network: PureModel, **settings: Any) -> Evaluation:
     convention = conventions.CONVENTIONS[settings.pop("convention", "native")]
     how = settings.pop("inference", WHOLE), settings.pop("boundary", False)
+    temperatures = settings.pop("temperatures", None)
     score = Evaluator(
         network,
         Drawn(),  # type: ignore[arg-type]
@@ -76,6 +78,7 @@ def evaluate(network: PureModel, **settings: Any) -> Evaluation:
         convention,
         how[0],
         boundary=how[1],
+        temperatures=temperatures,
     )
     return score(network.variables)
 
@@ -122,6 +125,40 @@ def test_batches_and_canvases_change_no_count(network, one_by_one, batch_size, c
     assert 1 <= len(evaluation.canvases) <= canvases
 
 
+@pytest.fixture(scope="module")
+def confident(network: PureModel) -> np.ndarray:
+    """The calibration at temperature 2, of images predicted alone, counted by NumPy."""
+    model = jax.jit(network.model(network.variables))
+    counts = np.zeros((BINS, 3), np.int64)
+    for record in Drawn().split("val"):
+        logits = np.asarray(model(record["image"][None]))[0].astype(np.float64) / 2
+        powers = np.exp(logits - logits.max(-1, keepdims=True))
+        confidence = np.rint(2**21 / powers.sum(-1)).astype(np.int64)
+        truth, correct = record["label"], logits.argmax(-1) == record["label"]
+        for number in range(BINS):
+            low, high = number / BINS * 2**21, (number + 1) / BINS * 2**21
+            inside = (confidence > low) & (confidence <= high) & (truth != 255)
+            counts[number] += inside.sum(), (inside & correct).sum(), confidence[inside].sum()
+    return counts
+
+
+def assert_calibrated(evaluation: Evaluation, expected: np.ndarray) -> None:
+    """Rounding of float32 may move a pixel over the border of a bin, or by a unit of 2⁻²¹."""
+    found = evaluation.by_map[""].calibration
+    assert found is not None
+    assert found.counts[:, 0].sum() == expected[:, 0].sum()
+    assert found.counts[:, 1].sum() == expected[:, 1].sum()
+    np.testing.assert_allclose(found.counts[:, :2], expected[:, :2], atol=3)
+    assert abs(found.counts[:, 2].sum() - expected[:, 2].sum()) < 3 * expected[:, 0].sum()
+
+
+@pytest.mark.parametrize(("batch_size", "canvases"), [(1, 4), (3, 2)])
+def test_pixels_are_counted_by_confidence(network, confident, batch_size, canvases):
+    settings = {"batch_size": batch_size, "canvases": canvases, "temperatures": {"": 2.0}}
+    assert (confident[:, 0] > 0).sum() > 5
+    assert_calibrated(evaluate(network, **settings), confident)
+
+
 def test_a_printed_evaluation_is_its_table() -> None:
     # Of 4 pixels of ground 3 are right, and all 4 of cell: IoU 3/4 and 4/5.
     confusion = np.array([[3, 1], [0, 4]])
@@ -146,7 +183,7 @@ def test_a_split_of_more_than_2_to_the_32_pixels_is_counted(network, monkeypatch
 
     def batches(variables: Any) -> Generator[ScoredImages]:
         for index in range(0, 10, 2):
-            yield ScoredImages((index, index + 1), {"": most}, {"": counts}, {}, {})
+            yield ScoredImages((index, index + 1), {"": most}, {"": counts}, {}, {}, {})
 
     batches.canvases, batches.empty_share = (), 0.0  # type: ignore[attr-defined]
     batches.is_partial = False  # type: ignore[attr-defined]
@@ -157,11 +194,15 @@ def test_a_split_of_more_than_2_to_the_32_pixels_is_counted(network, monkeypatch
     assert scored.counts.truth[9].tolist() == [2**31 - 1] * CLASSES
 
 
-def test_four_devices_count_the_same(one_by_one):
-    devices, confusion, hits = output_on_four_devices(__file__)
+def test_four_devices_count_the_same(network, one_by_one):
+    devices, confusion, hits, calibration = output_on_four_devices(__file__)
     assert devices == 4
     np.testing.assert_array_equal(confusion, one_by_one.sum(axis=0))
     np.testing.assert_array_equal(hits, np.diagonal(one_by_one, axis1=1, axis2=2))
+    alone = evaluate(network, batch_size=2, temperatures={"": 2.0}).by_map[""].calibration
+    assert alone is not None
+    # The four devices compute without XLA's optimisations, and round otherwise.
+    np.testing.assert_allclose(np.array(calibration)[:, :2], alone.counts[:, :2], atol=3)
 
 
 def test_each_canvas_is_compiled_once(network, caplog):
@@ -218,11 +259,12 @@ def test_mmseg_resizes_the_logits_as_pytorch_does(network, torch: ModuleType, mo
         assert np.abs(scored.hits[index] - hits).sum() <= 1
 
 
-def test_images_predicted_one_by_one_have_the_same_counts(network, one_by_one):
+def test_images_predicted_one_by_one_have_the_same_counts(network, one_by_one, confident):
     """A window that contains the whole image gives the same prediction."""
     window = Inference(windows="average", window_px=(96, 96))
-    evaluation = evaluate(network, inference=window, boundary=True)
+    evaluation = evaluate(network, inference=window, boundary=True, temperatures={"": 2.0})
     assert_counts(evaluation, one_by_one)
+    assert_calibrated(evaluation, confident)
     in_batches = evaluate(network, batch_size=4, boundary=True)
     boundary = in_batches.by_map[""].boundary
     assert boundary is not None
@@ -251,7 +293,9 @@ def test_a_convention_that_includes_no_image_is_refused(network):
 
 if __name__ == "__main__":
     jax.config.update("jax_default_matmul_precision", "highest")
-    scored = evaluate(random_network(), batch_size=8)
+    scored = evaluate(random_network(), batch_size=8, temperatures={"": 2.0})
     of_map = scored.by_map[""]
-    numbers = [jax.device_count(), of_map.confusion.tolist(), of_map.counts.hits.tolist()]
+    assert of_map.calibration is not None
+    arrays = of_map.confusion, of_map.counts.hits, of_map.calibration.counts
+    numbers = [jax.device_count(), *(values.tolist() for values in arrays)]
     print(json.dumps(numbers))

@@ -39,6 +39,7 @@ def evaluate(
         inference,
         boundary=boundary,
         shard=shard,
+        temperatures={"": 1.5},
     )
     return score(network.variables)
 
@@ -75,6 +76,10 @@ def assert_equal(a: Evaluation, b: Evaluation) -> None:
             np.testing.assert_array_equal(getattr(one.counts, name), getattr(other.counts, name))
         np.testing.assert_array_equal(one.confusion, other.confusion)
         np.testing.assert_array_equal(one.boundary, other.boundary)
+        assert one.calibration is not None
+        assert other.calibration is not None
+        assert one.calibration.temperature == other.calibration.temperature == 1.5
+        np.testing.assert_array_equal(one.calibration.counts, other.calibration.counts)
         for row, same in zip(one.sheet_rows, other.sheet_rows, strict=True):
             assert row[3] == same[3]
             for picture, also in zip(row[:3], same[:3], strict=True):
@@ -114,6 +119,18 @@ def test_what_does_not_add_up_is_named(four: dict[Path, EvaluatedShard]) -> None
     assert "(convention native and paper)" in refused(
         dataclasses.replace(other, evaluation=evaluation)
     )
+
+
+def test_shards_of_other_temperatures_do_not_add_up(four: dict[Path, EvaluatedShard]) -> None:
+    (path, one), (other_path, other), *rest = four.items()
+    scored = other.evaluation.by_map[""]
+    assert scored.calibration is not None
+    colder = dataclasses.replace(scored.calibration, temperature=1.0)
+    by_map = {"": dataclasses.replace(scored, calibration=colder)}
+    evaluation = dataclasses.replace(other.evaluation, by_map=by_map)
+    changed = dataclasses.replace(other, evaluation=evaluation)
+    with pytest.raises(UserError, match=r"temperature \[1.5\] and \[1.0\]"):
+        merge({path: one, other_path: changed, **dict(rest)})
 
 
 def test_files_that_cannot_be_read_are_named(
