@@ -139,7 +139,7 @@ def _train(config: Config, workdir: Path) -> Evaluation:
         if isinstance(dataset, VolumeDataset):
             plan = dataclasses.replace(dataset.plan, patch=config.volumes.patch or ())
             dataset = dataclasses.replace(dataset, plan=plan)
-        evaluate = Evaluator(network, dataset, config.data.eval_split, config.eval)
+        evaluate = Evaluator(network, dataset, config.data.eval_split, config.eval, temperatures={})
         # Only now, because the settings of the model, the loss and the evaluation are checked.
         runs.create_or_check(workdir, run, len(records))
         if plan is not None:

@@ -160,7 +160,7 @@ class Evaluator:
         shard: the share of the images to score, in the order of the split; None for all.
         mirror_axes: of volumes, the axes of the mirror images that `inference` averages over.
         temperatures: by label map (1 for those that it lacks), to count pixels by confidence as
-            well; None for no such counts, as in training, whose evaluations are to be fast.
+            well; None for no such counts.
 
     Raises:
         ArgumentError: the split is empty, the convention includes none of its images or cannot be
