@@ -99,7 +99,7 @@ from fcn_jax.inference.options import WHOLE, Inference
 from fcn_jax.inference.temperature import FittedTemperature, temperature_path
 from fcn_jax.inference.trained import Predictor, load_ensemble, load_run, split_workdirs
 from fcn_jax.parallel import agreement, hosts
-from fcn_jax.runs import PLAN, evaluation_folder
+from fcn_jax.runs import PLAN, evaluation_folder, read_settings
 from fcn_jax.terminal.progress import say
 
 EQUAL_FLAGS = (
@@ -184,7 +184,7 @@ def _evaluate_and_report() -> None:
         inference=inference,
         boundary=options.boundary,
         shard=shard,
-        examples=shard is None,
+        examples=True,
     )
     if evaluation.convention is not conventions.NATIVE:
         name += f"_{evaluation.convention.name}"
@@ -270,7 +270,9 @@ def _merge(workdirs: list[Path]) -> None:
         parts = {path: shards.EvaluatedShard.load(path) for path in paths}
         evaluation = shards.merge(parts)
         step = next(iter(parts.values())).inputs["step"]
-        report(evaluation, workdirs[0], name, step=step)
+        run = workdirs[0]
+        settings = read_settings(run) if (run / "run.json").exists() else None
+        report(evaluation, run, name, step=step, provenance=settings)
 
 
 def _with_plan(data: DataConfig, path: Path) -> DataConfig:

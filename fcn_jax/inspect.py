@@ -8,12 +8,13 @@ DIR is the folder of a run, an exported folder, a model file, or published weigh
     OUT/index.html        a page with all pictures
     OUT/filters.png       the filters of the first layer
     OUT/layers/NN_*.png   the maps after each layer, activation and pooling: up to 64 channels
-    OUT/skips.png         the scores of each skip alone, and what FCN-32s, 16s and 8s make of them
+    OUT/skips.png         the scores of each skip alone, and what FCN-32s, 16s and 8s make of them;
+                          not of a U-Net, which has none
     OUT/field.png         the receptive field of the pixel: the frame is what it may depend on, the
                           colours are what it does depend on (the gradient of its best score)
 
 The pixel is the middle of the image by default. An image whose longer side exceeds 512 pixels is
-shrunk.
+shrunk. Extra channels are read from the folders next to the image's, as by predict.
 """
 
 from absl import flags
@@ -34,7 +35,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from fcn_jax.data.images import read_image
+from fcn_jax.data.channels import read_with_channels
 from fcn_jax.errors import ArgumentError, UserError
 from fcn_jax.inference.inside import open_network
 from fcn_jax.inference.inside_pictures import InsidePicture, inside_pictures, shrunk
@@ -47,9 +48,9 @@ def main(arguments: list[str]) -> None:
     options = flags.FLAGS
     if not options.workdir or not options.output or len(arguments) != 1:
         raise UserError("--workdir=DIR, --output=OUT and one IMAGE are needed (see --help)")
-    image = read_image(arguments[0])
-    pixel = _pixel(options.pixel, image.shape[1], image.shape[0])
     opened = open_network(options.workdir)
+    image = read_with_channels(Path(arguments[0]), opened.extra_channels)
+    pixel = _pixel(options.pixel, image.shape[1], image.shape[0])
     small, pixel = shrunk(image, pixel)
     if small.shape != image.shape:
         say(f"shrunk to {small.shape[1]} × {small.shape[0]}")

@@ -125,7 +125,7 @@ def test_pages_have_commands_and_mistakes_in_them_are_found():
 
 
 def test_the_site_builds_without_warnings(tmp_path):
-    for package in ("sphinx", "myst_parser"):
+    for package in ("sphinx", "myst_nb"):
         pytest.importorskip(package, reason=f"{package} is not installed (pip install '.[docs]')")
     command = [
         "-m",

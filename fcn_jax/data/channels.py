@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fcn_jax.data.images import IMAGE_SUFFIXES, open_image, png_bits, read_bytes
+from fcn_jax.data.images import IMAGE_SUFFIXES, open_image, png_bits, read_bytes, read_image
 from fcn_jax.errors import UserError, width_by_height
 
 
@@ -60,6 +60,17 @@ def join_channels(
             )
         joined.append(channels)
     return np.concatenate(joined, axis=-1) if len(joined) > 1 else image
+
+
+def read_with_channels(path: Path, folders: Sequence[str]) -> np.ndarray:
+    """Reads an image and its extra channels from the folders next to its own: uint8 (h, w, c).
+
+    Raises:
+      UserError: a file is missing or cannot be read.
+    """
+    files = find_channel_files(path, folders)
+    extra = [(read_channels(file), str(file)) for file in files]
+    return join_channels(read_image(path), str(path), extra)
 
 
 def find_channel_files(image: Path, folders: Sequence[str]) -> list[Path]:

@@ -5,7 +5,6 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Self
 
-import jax
 import numpy as np
 
 from fcn_jax.config import EvalConfig
@@ -235,8 +234,8 @@ class Evaluator:
         Args:
             variables: (params, batch_stats).
             should_stop: is called after each batch.
-            examples: also return the worst and the median images, which are predicted twice; not
-                on several hosts or for a shard.
+            examples: also return the worst and the median images, which are predicted twice; for a
+                shard, its worst images alone.
 
         Raises:
             EvaluationStopped: `should_stop` returned True.
@@ -292,15 +291,18 @@ class Evaluator:
             self._convention,
             self._inference,
         )
-        is_whole = len(images) == self._image_count
-        if examples and is_whole and jax.process_count() == 1:
-            return self._with_examples(evaluation, variables)
-        return evaluation
+        return self._with_examples(evaluation, variables) if examples else evaluation
 
     def _with_examples(self, evaluation: Evaluation, variables: Any) -> Evaluation:
         """Predicts the worst and the median images of each label map again, for pictures."""
-        chosen = {name: _worst_and_median(scored) for name, scored in evaluation.by_map.items()}
-        only = {index for worst, median in chosen.values() for index in (*worst, *median)}
+        images = list(self._images)
+        chosen = {
+            name: tuple([images[n] for n in group] for group in _worst_and_median(scored))
+            for name, scored in evaluation.by_map.items()
+        }
+        if len(images) < self._image_count:  # the median of a shard is not that of the split
+            chosen = {name: (worst, []) for name, (worst, _) in chosen.items()}
+        only = {index for groups in chosen.values() for group in groups for index in group}
         rows: dict[str, dict[int, SheetRow]] = {name: {} for name in chosen}
         scored_images = self._scorer(variables, only)
         with contextlib.closing(scored_images):
@@ -309,6 +311,7 @@ class Evaluator:
                     for name, truth in by_map(record["label"], tuple(rows)).items():
                         predicted = predictions[name][tuple(slice(side) for side in truth.shape)]
                         rows[name][index] = _sheet_row(record, truth, predicted)
+        rows = {name: _rows_of_all_hosts(part) for name, part in rows.items()}
         by_name = {
             name: dataclasses.replace(
                 scored,
@@ -390,16 +393,27 @@ class _Totals:
         sums = ["boundary"] if self.boundary is not None else []
         if is_partial:
             sums += ["confusion", "hits", "truth", "predicted", "calibration"]
-        parts = {name: getattr(self, name) for name in sums}
-        for index, row in self.sheet_rows.items():
-            parts |= {f"row {index} {n}": np.asarray(value) for n, value in enumerate(row)}
-        gathered = hosts.gather_arrays(parts)
+        gathered = hosts.gather_arrays({name: getattr(self, name) for name in sums})
         for name in sums:
             setattr(self, name, sum(part[name] for part in gathered))
-        for part in gathered:
-            for index in {int(key.split()[1]) for key in part if key.startswith("row ")}:
-                image, truth, predicted, title = (part[f"row {index} {n}"] for n in range(4))
-                self.sheet_rows[index] = image, truth, predicted, str(title)
+        self.sheet_rows = _rows_of_all_hosts(self.sheet_rows)
+
+
+def _rows_of_all_hosts(rows: dict[int, SheetRow]) -> dict[int, SheetRow]:
+    """Gathers rows of a sheet, by the image's index, from the hosts that predicted them."""
+    if hosts.count() == 1:
+        return rows
+    values = {
+        f"{index} {n}": np.asarray(value)
+        for index, row in rows.items()
+        for n, value in enumerate(row)
+    }
+    gathered: dict[int, SheetRow] = {}
+    for part in hosts.gather_arrays(values):
+        for index in {int(key.split()[0]) for key in part}:
+            image, truth, predicted, title = (part[f"{index} {n}"] for n in range(4))
+            gathered[index] = image, truth, predicted, str(title)
+    return gathered
 
 
 def _check_volumes(convention: Convention, inference: Inference, *, boundary: bool) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import platform
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from importlib import metadata
@@ -185,7 +186,10 @@ def read_log(path: Path) -> list[dict[str, Any]]:
         except (ValueError, RecursionError):
             continue
         if isinstance(entry, dict) and type(entry.get("step")) is int and "kind" in entry:
-            entries.append(entry)
+            # Earlier versions wrote mean_iu for mean_iou, as the paper does.
+            entries.append(
+                {re.sub(r"\bmean_iu(?=_|$)", "mean_iou", k): x for k, x in entry.items()}
+            )
     return entries
 
 

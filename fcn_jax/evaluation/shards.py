@@ -17,9 +17,10 @@ from fcn_jax.data.shard import Shard
 from fcn_jax.errors import UserError, listed
 from fcn_jax.evaluation import conventions, count_files
 from fcn_jax.evaluation.calibration import Calibration
-from fcn_jax.evaluation.evaluator import Evaluation, MapEvaluation, sheet_images
+from fcn_jax.evaluation.evaluator import WORST_SHOWN, Evaluation, MapEvaluation, sheet_images
 from fcn_jax.evaluation.image_counts import ImageCounts
 from fcn_jax.inference.options import Inference
+from fcn_jax.pictures.sheets import SheetRow
 
 FOLDER = "shards"
 """The folder of the files of shards, in the folder that `evaluate` writes to."""
@@ -208,11 +209,23 @@ def _arrays(scored: MapEvaluation) -> dict[str, np.ndarray]:
         arrays["temperature"] = np.array(scored.calibration.temperature)
     if scored.colours:
         arrays["colours"] = np.array(scored.colours, np.uint8)
-    for number, (image, truth, predicted, name) in enumerate(scored.sheet_rows):
-        row = f"row{number}"
-        arrays |= {f"{row}/image": image, f"{row}/truth": truth, f"{row}/predicted": predicted}
-        arrays[f"{row}/name"] = np.array(name)
+    for kind, rows in (("row", scored.sheet_rows), ("worst", scored.worst)):
+        for number, (image, truth, predicted, name) in enumerate(rows):
+            row = f"{kind}{number}"
+            arrays |= {f"{row}/image": image, f"{row}/truth": truth, f"{row}/predicted": predicted}
+            arrays[f"{row}/name"] = np.array(name)
     return arrays
+
+
+def _rows(prefix: str, stored: Mapping[str, np.ndarray]) -> list[SheetRow]:
+    """Reads the rows PREFIX0, PREFIX1, …"""
+    rows: list[SheetRow] = []
+    while f"{prefix}{len(rows)}/name" in stored:
+        image, truth, predicted, name = (
+            stored[f"{prefix}{len(rows)}/{x}"] for x in ("image", "truth", "predicted", "name")
+        )
+        rows.append((image, truth, predicted, str(name)))
+    return rows
 
 
 def _map_evaluation(
@@ -222,13 +235,6 @@ def _map_evaluation(
     convention: conventions.Convention,
     stored: Mapping[str, np.ndarray],
 ) -> MapEvaluation:
-    rows, number = [], 0
-    while f"{prefix}row{number}/name" in stored:
-        image, truth, predicted, name = (
-            stored[f"{prefix}row{number}/{x}"] for x in ("image", "truth", "predicted", "name")
-        )
-        rows.append((image, truth, predicted, str(name)))
-        number += 1
     counts = (stored[f"{prefix}{name}"] for name in ("hits", "truth", "predicted"))
     boundary, calibration = f"{prefix}boundary", None
     if f"{prefix}calibration" in stored:
@@ -239,7 +245,8 @@ def _map_evaluation(
         class_names=class_names,
         confusion=stored[f"{prefix}confusion"],
         counts=ImageCounts(names, *counts),
-        sheet_rows=rows,
+        sheet_rows=_rows(f"{prefix}row", stored),
+        worst=_rows(f"{prefix}worst", stored),
         mean_over=convention.mean_over,
         boundary=stored.get(boundary),
         calibration=calibration,
@@ -257,11 +264,19 @@ def _merged(label_map: str, ordered: Sequence[EvaluatedShard]) -> MapEvaluation:
     """Adds up one label map of all shards, which are in order."""
     maps = [one.evaluation.by_map[label_map] for one in ordered]
     first = ordered[0]
-    names = [np.array(one.evaluation.names, object) for one in ordered]
-    counts = [
+    names = _interleaved([np.array(one.evaluation.names, object) for one in ordered], first)
+    arrays = [
         _interleaved([getattr(scored.counts, name) for scored in maps], first)
         for name in ("hits", "truth", "predicted")
     ]
+    counts = ImageCounts(tuple(names.tolist()), *arrays)
+    order = {
+        name: (own, place)
+        for place, (name, own) in enumerate(
+            zip(counts.names, counts.mean_iou_by_image, strict=True)
+        )
+    }
+    worst = sorted((row for scored in maps for row in scored.worst), key=lambda row: order[row[3]])
     rows = [iter(scored.sheet_rows) for scored in maps]
     shown = sheet_images(first.evaluation.image_count)
     calibrations = [scored.calibration for scored in maps if scored.calibration is not None]
@@ -269,8 +284,9 @@ def _merged(label_map: str, ordered: Sequence[EvaluatedShard]) -> MapEvaluation:
     return dataclasses.replace(
         maps[0],
         confusion=np.sum([scored.confusion for scored in maps], axis=0),
-        counts=ImageCounts(tuple(_interleaved(names, first).tolist()), *counts),
+        counts=counts,
         sheet_rows=[next(rows[index % len(maps)]) for index in shown],
+        worst=worst[:WORST_SHOWN],
         boundary=np.sum(boundaries, axis=0) if boundaries else None,
         calibration=sum(calibrations[1:], calibrations[0]) if calibrations else None,
     )

@@ -14,8 +14,7 @@ import numpy as np
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from fcn_jax.data.channels import find_channel_files, join_channels, read_channels
-from fcn_jax.data.images import read_image
+from fcn_jax.data.channels import find_channel_files, read_with_channels
 from fcn_jax.data.labels import IGNORE_INDEX
 from fcn_jax.errors import UserError
 from fcn_jax.inference import output_digest
@@ -231,10 +230,10 @@ def read_input(predictor: Predictor, path: Path) -> np.ndarray:
     Raises:
         UserError: a file cannot be read, or the network was trained on another number of channels.
     """
-    files = find_channel_files(path, predictor.config.data.extra_channels)
-    extra = [(read_channels(file), str(file)) for file in files]
-    image = join_channels(read_image(path), str(path), extra)
+    folders = predictor.config.data.extra_channels
+    image = read_with_channels(path, folders)
     if image.shape[-1] != predictor.channels:
+        files = find_channel_files(path, folders)
         raise UserError(
             f"{path} has {image.shape[-1]} channels with {', '.join(map(str, files))}, but the "
             f"network was trained on {predictor.channels}"

@@ -6,6 +6,8 @@ depend on (from the gradient; Luo et al., Understanding the Effective Receptive 
 """
 
 import dataclasses
+import functools
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +17,9 @@ import numpy as np
 from flax import nnx
 
 from fcn_jax.config import ModelConfig
+from fcn_jax.data.canvases import Size
 from fcn_jax.errors import UserError
-from fcn_jax.inference.trained import load_run
+from fcn_jax.inference.trained import Predictor, load_run
 from fcn_jax.models.build import abstract_model
 from fcn_jax.models.fcn import FCN, suffix
 from fcn_jax.models.feature_map import FeatureMap
@@ -24,6 +27,8 @@ from fcn_jax.models.geometry import Grid
 from fcn_jax.models.pure_model import PureModel
 from fcn_jax.models.recording import record_maps
 from fcn_jax.pretrained import model_file, read, zeros
+
+COLOURS = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,16 +40,86 @@ class Opened:
         class_names: of the first label map; empty for the features of a classifier.
         description: origin of the weights, for people.
         palette: the colours of label maps, uint8 (256, 3); None for VOC's.
+        canvases: heights and widths, in ascending order, that images are placed on; each is
+            compiled once. An image that none holds is compiled at its own size.
+        extra_channels: folders of the channels that follow RGB.
     """
 
     model: FCN
     class_names: tuple[str, ...]
     description: str
     palette: np.ndarray | None = None
+    canvases: tuple[Size, ...] = ()
+    extra_channels: tuple[str, ...] = ()
 
     @property
     def channels(self) -> int:
         return self.model.backbone.preprocessing.channels
+
+    @property
+    def has_skips(self) -> bool:
+        """Whether the scores of the stages are summed, as FCN's are and a U-Net's are not."""
+        return bool(self.class_names) and not self.model.has_decoder
+
+    def on_canvas(self, image: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+        """Places an image on the first canvas that holds it.
+
+        Args:
+            image: uint8 (h, w, c).
+
+        Returns:
+            The batch of this image, uint8 (1, h', w', c), and its valid size, int32 (1, 2), None at
+            its own size.
+        """
+        height, width, channels = image.shape
+        for canvas in self.canvases:
+            if height <= canvas[0] and width <= canvas[1]:
+                placed = np.zeros((1, *canvas, channels), image.dtype)
+                placed[0, :height, :width] = image
+                return placed, np.array([[height, width]], np.int32)
+        return image[None], None
+
+    @functools.cached_property
+    def _maps_program(self) -> tuple[Callable[..., Any], list[str]]:
+        """The program of `feature_maps`, and the names of its results after its first call."""
+        graph, state = nnx.split(self.model.backbone)
+        names: list[str] = []
+
+        @jax.jit
+        def run(state: Any, image: jax.Array, valid: jax.Array | None) -> list[FeatureMap]:
+            backbone: Any = nnx.merge(graph, state)
+            pixels = FeatureMap(backbone.preprocessing(image), valid)
+            maps, _ = record_maps(backbone, lambda: backbone(pixels))
+            names[:] = maps  # while the program is traced
+            return list(maps.values())
+
+        return functools.partial(run, state), names
+
+    @functools.cached_property
+    def _features_program(self) -> Callable[..., dict[str, FeatureMap]]:
+        """The program of `skips`."""
+        graph, state = nnx.split(self.model)
+        run = jax.jit(
+            lambda state, image, valid: nnx.merge(graph, state).features(image, valid=valid)
+        )
+        return functools.partial(run, state)
+
+    @functools.cached_property
+    def _gradient_program(self) -> Callable[..., Any]:
+        """The program of `receptive_field`: gradient of a pixel's best score, and its class."""
+        graph, state = nnx.split(self.model)
+
+        def score(image: jax.Array, valid: Any, state: Any, pixel: jax.Array) -> Any:
+            logits = nnx.merge(graph, state).features(image, valid=valid)[self.logits_name]
+            scores = logits.values[0, pixel[0], pixel[1]]
+            return jnp.max(scores), (jnp.argmax(scores), logits)
+
+        run = jax.jit(jax.grad(score, has_aux=True))
+        return lambda image, valid, pixel: run(image, valid, state, pixel)
+
+    @property
+    def logits_name(self) -> str:
+        return f"logits{suffix(self.model.label_maps[0])}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,8 +167,30 @@ def open_network(path: str | Path) -> Opened:
     if path.is_file() and path.suffix != model_file.SUFFIX:
         return _open_weights(path)
     predictor = load_run(path)
-    model = predictor.network.model(predictor.variables)
-    return Opened(model, predictor.class_names, predictor.provenance.source, predictor.palette)
+    return opened_network(predictor)
+
+
+def opened_network(predictor: Predictor, canvases: Sequence[Size] = ()) -> Opened:
+    """Opens a trained network.
+
+    Args:
+        predictor: the network.
+        canvases: see `Opened`.
+
+    Raises:
+        UserError: the network is for volumes.
+    """
+    config = predictor.config.data
+    if config.ndim == 3:
+        raise UserError("the network is for volumes: only networks for images are drawn")
+    return Opened(
+        predictor.network.model(predictor.variables),
+        predictor.class_names,
+        predictor.provenance.source,
+        predictor.palette,
+        tuple(sorted(canvases)),
+        config.extra_channels,
+    )
 
 
 def _open_weights(path: Path) -> Opened:
@@ -114,7 +211,8 @@ def first_filters(opened: Opened) -> np.ndarray:
     backbone: Any = opened.model.backbone
     for path, module in nnx.iter_modules(backbone):
         kernel = getattr(module, "kernel", None)
-        if path and kernel is not None and kernel.shape[2:-1] == (opened.channels,):
+        # In late fusion, the first trunk sees the colours alone.
+        if path and kernel is not None and kernel.shape[2:-1] in ((opened.channels,), (COLOURS,)):
             return np.asarray(kernel[...], np.float32)
     raise UserError("no convolution of this backbone sees the image's channels")
 
@@ -129,48 +227,40 @@ def feature_maps(opened: Opened, image: np.ndarray) -> dict[str, np.ndarray]:
     Returns:
         Maps, float32 (h', w', c').
     """
-    graph, state = nnx.split(opened.model.backbone)
-    names: list[str] = []
-
-    @jax.jit
-    def run(state: Any, image: jax.Array) -> list[jax.Array]:
-        backbone: Any = nnx.merge(graph, state)
-        pixels = FeatureMap(backbone.preprocessing(image))
-        maps, _ = record_maps(backbone, lambda: backbone(pixels))
-        names[:] = maps  # once, while the program is traced
-        return [x.values[0].astype(jnp.float32) for x in maps.values()]
-
-    values = run(state, image[None])
-    return {name: np.asarray(value) for name, value in zip(names, values, strict=True)}
+    run, names = opened._maps_program
+    maps = run(*opened.on_canvas(image))
+    return {name: _cropped(x) for name, x in zip(names, maps, strict=True)}
 
 
 def skips(opened: Opened, image: np.ndarray) -> list[Skip]:
     """Returns the scores of each stage of the first label map, coarse to fine.
 
     Args:
-        opened: a whole network.
+        opened: a whole network that has skips.
         image: uint8 (h, w, c).
     """
     model = opened.model
     ending = suffix(model.label_maps[0])
-    graph, state = nnx.split(model)
-
-    @jax.jit
-    def run(state: Any, image: jax.Array) -> dict[str, jax.Array]:
-        features = nnx.merge(graph, state).features(image)
-        return {name: x.values[0] for name, x in features.items()}
-
-    values = run(state, image[None])
+    values = opened._features_program(*opened.on_canvas(image))
     grids = dict(model.backbone.grids)
     if model.has_context:
         coarsest = max(grids)
         grids[2 * coarsest] = grids[coarsest].after(3, stride=2)
     found = []
     for stride in model.stages:
-        own = np.asarray(values[f"score{stride}{ending}"])
-        fused = np.asarray(values.get(f"fused{stride}{ending}", own))
-        found.append(Skip(stride, own, fused, grids[stride]))
+        own = values[f"score{stride}{ending}"]
+        fused = values.get(f"fused{stride}{ending}", own)
+        found.append(Skip(stride, _cropped(own), _cropped(fused), grids[stride]))
     return found
+
+
+def _cropped(x: FeatureMap) -> np.ndarray:
+    """Returns the part of the only canvas that is image, float32 (h, w, c)."""
+    values = np.asarray(x.values[0], np.float32)
+    if x.valid is None:
+        return values
+    height, width = np.asarray(x.valid[0])
+    return values[:height, :width]
 
 
 def at_pixels(values: np.ndarray, grid: Grid, size: tuple[int, int]) -> np.ndarray:
@@ -204,23 +294,11 @@ def receptive_field(opened: Opened, image: np.ndarray, pixel: tuple[int, int]) -
         image: uint8 (h, w, c).
         pixel: row and column.
     """
-    model = opened.model
-    graph, state = nnx.split(model)
-    name = f"logits{suffix(model.label_maps[0])}"
-
-    def score(image: jax.Array, state: Any, pixel: jax.Array) -> tuple[jax.Array, Any]:
-        logits = nnx.merge(graph, state).features(image)[name]
-        scores = logits.values[0, pixel[0], pixel[1]]
-        return jnp.max(scores), jnp.argmax(scores)
-
-    differentiated = jax.jit(jax.grad(score, has_aux=True))
-    gradient, label = differentiated(
-        jnp.asarray(image, jnp.float32)[None], state, jnp.asarray(pixel)
+    placed, valid = opened.on_canvas(image)
+    gradient, (label, logits) = opened._gradient_program(
+        placed.astype(np.float32), valid, np.asarray(pixel)
     )
-    features = jax.eval_shape(
-        lambda state, image: nnx.merge(graph, state).features(image), state, image[None]
-    )
-    field = features[name].field
+    field = logits.field
     height, width = image.shape[:2]
 
     def span(at: int, size: int) -> tuple[int, int]:
@@ -228,7 +306,7 @@ def receptive_field(opened: Opened, image: np.ndarray, pixel: tuple[int, int]) -
             return 0, size - 1
         return max(0, int(at + field.first)), min(size - 1, int(at + field.last))
 
-    influence = np.abs(np.asarray(gradient[0])).sum(-1)
+    influence = np.abs(np.asarray(gradient[0]))[:height, :width].sum(-1)
     return Field(
         span(pixel[0], height), span(pixel[1], width), field.is_bounded, influence, int(label)
     )

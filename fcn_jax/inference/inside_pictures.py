@@ -31,15 +31,18 @@ class InsidePicture(NamedTuple):
 
 
 def shrunk(image: np.ndarray, pixel: tuple[int, int]) -> tuple[np.ndarray, tuple[int, int]]:
-    """Shrinks an image, uint8 (h, w, 3), and a pixel (row, column) in it, to `MAX_SIDE_PX`."""
+    """Shrinks an image, uint8 (h, w, c), and a pixel (row, column) in it, to `MAX_SIDE_PX`."""
     height, width = image.shape[:2]
     factor = min(1.0, MAX_SIDE_PX / max(height, width))
     if factor == 1:
         return image, pixel
     size = max(1, math.floor(height * factor)), max(1, math.floor(width * factor))
-    small = Image.fromarray(image).resize(size[::-1], Image.Resampling.BILINEAR)
+    bands = [
+        Image.fromarray(band).resize(size[::-1], Image.Resampling.BILINEAR)
+        for band in np.moveaxis(image, -1, 0)
+    ]
     row, column = (min(int(at * factor), side - 1) for at, side in zip(pixel, size, strict=True))
-    return np.asarray(small), (row, column)
+    return np.stack([np.asarray(band) for band in bands], axis=-1), (row, column)
 
 
 def inside_pictures(
@@ -49,15 +52,15 @@ def inside_pictures(
 
     Args:
         opened: the network; of the features of a classifier, filters and layers alone are drawn.
-        image: uint8 (h, w, 3).
+        image: uint8 (h, w, c), RGB and the channels that follow it.
         pixel: row and column.
 
     Raises:
-        UserError: the network sees other channels than RGB.
+        UserError: the network sees other channels.
     """
-    if opened.channels != 3:
+    if opened.channels != image.shape[-1]:
         raise UserError(
-            f"the network sees {opened.channels} channels: only networks of RGB images are drawn"
+            f"the network sees {opened.channels} channels, and the image has {image.shape[-1]}"
         )
     kernel = first_filters(opened)
     pictures = [
@@ -68,8 +71,10 @@ def inside_pictures(
             filter_sheet(kernel),
         )
     ]
+    if opened.has_skips:
+        pictures.append(_skips(opened, image))
     if opened.class_names:
-        pictures += [_skips(opened, image), _field(opened, image, pixel)]
+        pictures.append(_field(opened, image, pixel))
     for index, (name, values) in enumerate(feature_maps(opened, image).items(), start=1):
         height, width, channels = values.shape
         pictures.append(
@@ -91,7 +96,7 @@ def _skips(opened: Opened, image: np.ndarray) -> InsidePicture:
     for scores in [*(skip.own for skip in found), *(skip.fused for skip in found)]:
         grid = found[len(tiles) % len(found)].grid
         label = at_pixels(scores, grid, size).argmax(-1).astype(np.uint8)
-        tiles.append(tint(image, label, opened.class_names, opened.palette, opacity=0.6))
+        tiles.append(tint(image[..., :3], label, opened.class_names, opened.palette, opacity=0.6))
     coarsest = found[0].stride
     names = ", ".join(f"stride {skip.stride}" for skip in found)
     steps = ", ".join(f"FCN-{skip.stride}s" for skip in found)
@@ -118,5 +123,5 @@ def _field(opened: Opened, image: np.ndarray, pixel: tuple[int, int]) -> InsideP
         f"on {bounds}. Half of its gradient comes from {half:,} pixels (colours, by their square "
         "root)."
     )
-    drawn = field_picture(image, field.influence, field.rows, field.columns, pixel)
+    drawn = field_picture(image[..., :3], field.influence, field.rows, field.columns, pixel)
     return InsidePicture("field", "Receptive field", caption, drawn)

@@ -97,7 +97,7 @@ def _run_app(workdir: str, sides: list[int]) -> "Starlette":
         raise UserError(
             f"{workdir} also sees {', '.join(extra)}, and an upload is a single image: use predict"
         )
-    if predictor.channels != 3:
+    if predictor.channels != 3 or predictor.config.data.ndim == 3:
         raise UserError(f"{workdir} does not see RGB images, which an upload is: use predict")
     segmenter = Segmenter(predictor, _limits(sides))
     started = perf_counter()

@@ -1,12 +1,13 @@
 """Predicts a decoded image, and describes the prediction as a PNG, as JSON, or for the page."""
 
 import base64
+import functools
 import io
 import math
 import zlib
 from collections.abc import Callable
 from time import perf_counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
@@ -16,6 +17,9 @@ from fcn_jax.inference.output_digest import png_text
 from fcn_jax.inference.trained import Predictor
 from fcn_jax.pictures.overlays import palette_picture
 from fcn_jax.serve.uploads import Limits, Upload
+
+if TYPE_CHECKING:
+    from fcn_jax.inference.inside import Opened
 
 JPEG_QUALITY = 90
 
@@ -87,14 +91,8 @@ class Segmenter:
             upload: the image.
             pixel: row and column, of `upload.image`, whose receptive field is drawn.
         """
-        from fcn_jax.inference.inside import Opened
         from fcn_jax.inference.inside_pictures import inside_pictures, shrunk
 
-        predictor = self.predictor
-        model = predictor.network.model(predictor.variables)
-        opened = Opened(
-            model, predictor.class_names, predictor.provenance.source, predictor.palette
-        )
         height, width = upload.image.shape[:2]
         inner = min(pixel[0], height - 1), min(pixel[1], width - 1)
         image, small_pixel = shrunk(upload.image, inner)
@@ -106,9 +104,17 @@ class Segmenter:
                     "width": picture.pixels.shape[1],
                     "picture": _base64(_jpeg(picture.pixels)),
                 }
-                for picture in inside_pictures(opened, image, small_pixel)
+                for picture in inside_pictures(self._opened, image, small_pixel)
             ]
         }
+
+    @functools.cached_property
+    def _opened(self) -> "Opened":
+        from fcn_jax.inference.inside import opened_network
+        from fcn_jax.inference.inside_pictures import MAX_SIDE_PX
+
+        sides = ((min(h, MAX_SIDE_PX), min(w, MAX_SIDE_PX)) for h, w in self.limits.canvases)
+        return opened_network(self.predictor, sorted(set(sides)))
 
     def model(self) -> dict[str, Any]:
         """Returns classes, network, training step, scores and limits, for JSON."""

@@ -74,6 +74,8 @@ def begin(*, with_config: bool = False) -> None:
         sys.exit(1)
     sys.argv[1:] = rest
     keep_freed_memory()
+    # Commands draw to files. A notebook hands its own backend on, which may not be installed here.
+    os.environ["MPLBACKEND"] = "agg"
     try:
         use_compilation_cache()
     except UserError as error:

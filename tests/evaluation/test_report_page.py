@@ -32,6 +32,15 @@ def test_a_damaged_log_is_read_as_far_as_it_goes(tmp_path):
     assert read_log(tmp_path / "none") == []
 
 
+def test_a_log_of_an_earlier_version_is_read(tmp_path):
+    """The scores were written as "mean_iu"."""
+    path = tmp_path / "log.jsonl"
+    path.write_text('{"kind": "eval", "step": 3, "mean_iu": 0.5, "mean_iu_geometry": 0.4}\n')
+    assert read_log(path) == [
+        {"kind": "eval", "step": 3, "mean_iou": 0.5, "mean_iou_geometry": 0.4}
+    ]
+
+
 @pytest.fixture(scope="module")
 def page(trained_run, tmp_path_factory) -> str:
     """The page that training wrote at its end."""

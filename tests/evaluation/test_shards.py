@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from fcn_jax.config import EvalConfig
 from fcn_jax.data.shard import Shard
 from fcn_jax.errors import UserError
 from fcn_jax.evaluation import conventions, shards
-from fcn_jax.evaluation.evaluator import Evaluation, Evaluator
+from fcn_jax.evaluation.evaluator import WORST_SHOWN, Evaluation, Evaluator
 from fcn_jax.evaluation.shards import EvaluatedShard, find_shards, merge
 from fcn_jax.inference.options import WHOLE, Inference
 from fcn_jax.models.pure_model import PureModel
@@ -41,7 +42,7 @@ def evaluate(
         shard=shard,
         temperatures={"": 1.5},
     )
-    return score(network.variables)
+    return score(network.variables, examples=True)
 
 
 def in_files(
@@ -80,7 +81,9 @@ def assert_equal(a: Evaluation, b: Evaluation) -> None:
         assert other.calibration is not None
         assert one.calibration.temperature == other.calibration.temperature == 1.5
         np.testing.assert_array_equal(one.calibration.counts, other.calibration.counts)
-        for row, same in zip(one.sheet_rows, other.sheet_rows, strict=True):
+        assert len(one.worst) == WORST_SHOWN
+        rows = zip((*one.sheet_rows, *one.worst), (*other.sheet_rows, *other.worst), strict=True)
+        for row, same in rows:
             assert row[3] == same[3]
             for picture, also in zip(row[:3], same[:3], strict=True):
                 np.testing.assert_array_equal(picture, also)
@@ -171,6 +174,14 @@ def test_the_command_merges_what_it_wrote_in_several_folders(
         made = parts[0] / "evaluation" / name
         assert made.read_bytes() == (whole / "evaluation" / name).read_bytes()
     assert json.loads((parts[0] / "evaluation/train.json").read_text())["images"] == 5
+    pages = [
+        (folder / "evaluation/train_report.html").read_text(encoding="utf-8")
+        for folder in (parts[0], whole)
+    ]
+    shown, expected = (re.findall('(?:<figcaption>|src=")[^<"]+', page) for page in pages)
+    assert shown == expected
+    assert sum("figcaption" in part for part in shown) == 5
+    assert "--config.train.steps=6" in pages[0]
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Intermediate results of a network, and the command that draws them."""
 
+import dataclasses
 import itertools
 import json
 import shutil
@@ -9,6 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import fcn_jax
+from fcn_jax.errors import UserError
+from fcn_jax.inference import inside
 from fcn_jax.inference.inside import (
     Opened,
     at_pixels,
@@ -107,6 +111,73 @@ def test_the_maps_end_with_the_features_and_begin_with_the_filters(opened):
     kernel = first_filters(opened)
     assert kernel.shape[2] == 3
     assert next(iter(maps.values())).shape[-1] == kernel.shape[3]
+
+
+def test_on_fixed_canvases_all_sizes_share_a_compilation(opened, monkeypatch):
+    traced = []
+    record = inside.record_maps
+    monkeypatch.setattr(
+        inside, "record_maps", lambda *given: traced.append(given) or record(*given)
+    )
+    placed = dataclasses.replace(opened, canvases=((64, 96), (128, 128)))
+    for image in (drawn(96, 64), drawn(80, 50), drawn(33, 64)):
+        for name, values in feature_maps(placed, image).items():
+            assert values.shape[0] <= image.shape[0]
+            assert values.shape[1] <= image.shape[1], name
+    assert len(traced) == 1
+    exact = feature_maps(opened, image)  # of the last
+    assert len(traced) == 2
+    for name, values in feature_maps(placed, image).items():
+        spread = np.ptp(exact[name])
+        np.testing.assert_allclose(values, exact[name], atol=1e-5 * spread, err_msg=name)
+    for skip, other in zip(skips(placed, image), skips(opened, image), strict=True):
+        np.testing.assert_allclose(skip.fused, other.fused, atol=1e-4 * np.ptp(other.fused))
+    field, other = (receptive_field(one, image, (10, 12)) for one in (placed, opened))
+    assert (field.rows, field.columns, field.label) == (other.rows, other.columns, other.label)
+    np.testing.assert_allclose(field.influence, other.influence, atol=1e-4 * other.influence.max())
+
+
+def small_file(path, changes, channels=3):
+    """Saves an untrained network with other settings than the default."""
+    config = fcn_jax.Config()
+    for name, value in changes.items():
+        section, _, key = name.partition(".")
+        setattr(getattr(config, section), key, value)
+    model = fcn_jax.init_model(config.model, 3, channels=channels, seed=0)
+    names = {"": ("a", "b", "c")}
+    fcn_jax.Predictor.from_model(model, config=config, label_maps=names).save(path)
+    return path
+
+
+@pytest.mark.parametrize("fusion", ["early", "late"])
+def test_extra_channels_are_read_from_their_folder(tmp_path, fusion):
+    data = {"data.name": "folder", "data.extra_channels": ("depth",)}
+    model = {"model.features": (8, 8), "model.skips": 1, "model.fusion": fusion}
+    path = small_file(tmp_path / "deep.safetensors", data | model, channels=4)
+    for name, picture in (("images", drawn(60, 40)), ("depth", drawn(60, 40)[..., 0])):
+        (tmp_path / name).mkdir()
+        Image.fromarray(picture).save(tmp_path / name / "x.png")
+    arguments = [f"--workdir={path}", f"--output={tmp_path / 'out'}"]
+    ended = run_command("inspect", *arguments, tmp_path / "images/x.png")
+    assert ended.returncode == 0, ended.stderr
+    assert (tmp_path / "out/skips.png").exists()
+    shutil.rmtree(tmp_path / "depth")
+    ended = run_command("inspect", *arguments, tmp_path / "images/x.png")
+    assert "its depth must be one file" in ended.stderr
+
+
+def test_a_u_net_has_no_skips_to_show_and_volumes_are_refused(tmp_path):
+    unet = {"model.features": (8, 8), "model.decoder": "unet"}
+    path = small_file(tmp_path / "unet.safetensors", unet)
+    (tmp_path / "x.png").write_bytes(encoded(drawn(60, 40)))
+    arguments = [f"--workdir={path}", f"--output={tmp_path / 'out'}", tmp_path / "x.png"]
+    ended = run_command("inspect", *arguments)
+    assert ended.returncode == 0, ended.stderr
+    assert {path.name for path in (tmp_path / "out").glob("*.png")} == {"field.png", "filters.png"}
+    predictor = fcn_jax.load_run(path)
+    predictor.config.data.name = "volumes"
+    with pytest.raises(UserError, match="the network is for volumes"):
+        inside.opened_network(predictor)
 
 
 def test_the_command_writes_pictures_and_a_page(trained_run, tmp_path):

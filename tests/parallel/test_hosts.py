@@ -1,6 +1,7 @@
 """Two real processes that train and evaluate together, and what happens if one is stopped."""
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -81,8 +82,8 @@ def test_two_processes_evaluate_as_one(folder, runs, tmp_path):
     assert ended.returncode == 0, ended.stderr
     scaled = Inference(scales=(0.5,))
     for stem, evaluation in (
-        ("val", evaluate(workdir)),
-        ("val_scales_0.5", evaluate(workdir, inference=scaled, boundary=True)),
+        ("val", evaluate(workdir, examples=True)),
+        ("val_scales_0.5", evaluate(workdir, inference=scaled, boundary=True, examples=True)),
     ):
         report(evaluation, tmp_path, stem, step=12)
         (numbers, *others), (of_two, *same) = results(tmp_path, stem), results(workdir, stem)
@@ -95,13 +96,17 @@ def test_two_processes_evaluate_as_one(folder, runs, tmp_path):
         assert two["ece"] == pytest.approx(one["ece"], abs=1e-6)
 
 
-def results(workdir: Path, stem: str) -> tuple[dict[str, Any], bytes, dict[str, list[Any]]]:
-    """Returns the numbers, the picture and the counts of images that an evaluation has written."""
+def results(
+    workdir: Path, stem: str
+) -> tuple[dict[str, Any], bytes, dict[str, list[Any]], list[str]]:
+    """Returns what an evaluation wrote: numbers, sheet, counts of images, pictures of the page."""
     folder = workdir / "evaluation"
     with np.load(folder / f"{stem}_images.npz") as counts:
         arrays = {name: counts[name].tolist() for name in counts}
     numbers = json.loads((folder / f"{stem}.json").read_text())
-    return numbers, (folder / f"{stem}_sheet.png").read_bytes(), arrays
+    page = (folder / f"{stem}_report.html").read_text(encoding="utf-8")
+    pictures = re.findall('(?:<figcaption>|src=")[^<"]+', page)
+    return numbers, (folder / f"{stem}_sheet.png").read_bytes(), arrays, pictures
 
 
 def together(scenario: str) -> list[tuple[int, list[str], str]]:
