@@ -3,8 +3,10 @@
     python -m fcn_jax.train --config=configs/hippocampus_unet3d.py --config.data.root=DIR \
         --workdir=runs/hippocampus
 
-DIR holds images/ and labels/. Hardware: any; 0.6 s of CPU time a step on one core of an AMD EPYC.
-Result: not measured to the end, see docs/volumes.md.
+DIR holds images/ and labels/. Hardware: any; 23 minutes of CPU time on one core of an AMD EPYC
+(0.36 s a step), 4 minutes on an NVIDIA H100 beside other work. Result, 26 November 2026, three
+seeds on the H100: mean Dice by case 88.9, 89.0 and 89.2 %, and 89.1 % of all with mirrored views
+(`evaluate --flip`); compared in docs/volumes.md.
 """
 
 from fcn_jax.config import Config

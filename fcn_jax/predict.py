@@ -131,7 +131,13 @@ from fcn_jax.inference.image_files import (
 )
 from fcn_jax.inference.options import WHOLE, Inference
 from fcn_jax.inference.output_digest import read_digest
-from fcn_jax.inference.tiles import Tiling, receptive_field, tiling
+from fcn_jax.inference.tiles import (
+    MIN_TILE_PX,
+    MIN_TILE_VOXELS,
+    Tiling,
+    receptive_field,
+    tiling,
+)
 from fcn_jax.inference.trained import Predictor, load_ensemble, split_workdirs
 from fcn_jax.inference.uncertainty import Draws, UncertaintyPredictor, draws_of
 from fcn_jax.inference.volume_files import predict_volume_files
@@ -217,7 +223,7 @@ def _say_what_is_mapped(draws: Draws) -> None:
 
 def _predict_volumes(predictor: Predictor, arguments: list[str], inference: Inference) -> None:
     options = flags.FLAGS
-    for name in ("overlay", "tile", "shard", "windows"):
+    for name in ("overlay", "shard", "windows"):
         if options[name].present:
             raise UserError(f"--{name} is for images, and this network was trained on volumes")
     if inference.scales != WHOLE.scales:
@@ -231,9 +237,14 @@ def _predict_volumes(predictor: Predictor, arguments: list[str], inference: Infe
     if options.uncertainty:
         draws = draws_of(predictor, options.dropout_samples)
         _say_what_is_mapped(draws)
-    output = Path(options.output)
     predict_volume_files(
-        predictor, Plan.load(path), arguments, output, mirror=inference.flip, draws=draws
+        predictor,
+        Plan.load(path),
+        arguments,
+        Path(options.output),
+        mirror=inference.flip,
+        draws=draws,
+        cut=_tiling(predictor) if options.tile is not None else None,
     )
 
 
@@ -255,8 +266,10 @@ def _submit(inference: Inference) -> None:
 
 def _tiling(predictor: Predictor) -> Tiling:
     options = flags.FLAGS
-    field = receptive_field(predictor.network, predictor.variables)
-    cut = tiling(field, options.tile, options.halo)
+    ndim = predictor.config.data.ndim
+    field = receptive_field(predictor.network, predictor.variables, ndim)
+    smallest = MIN_TILE_PX if ndim == 2 else MIN_TILE_VOXELS
+    cut = tiling(field, options.tile, options.halo, min_tile=smallest)
     rounded = f"; --tile is rounded down to a multiple of {cut.multiple}"
     say(f"predicting in {cut}{rounded if cut.tile != options.tile else ''}")
     return cut

@@ -183,7 +183,7 @@ def test_the_temperature_of_volumes_is_the_best_of_a_search(trained: Path, tmp_p
         ("channels", "has 2 channel files, but the network was trained on 1"),
         ("nothing", "no NIfTI file"),
         ("truncated", "cannot be read, damaged or incomplete"),
-        ("flag", "--tile is for images"),
+        ("flag", "must be given: this network averages over the whole image"),
     ],
 )
 def test_what_cannot_be_predicted_is_one_line(

@@ -133,7 +133,7 @@ def _values(
         deviation = jax.random.uniform(size_key, maxval=config.noise)
         values = values + deviation * jax.random.normal(noise_key, values.shape)
     if config.low_resolution < 1:
-        # A key beside the four, so that the other changes stay what they are without this one.
+        # This key is not one of the four: without this change the others draw the same numbers.
         chosen_key, share_key = jax.random.split(jax.random.fold_in(key, LOW_RESOLUTION_STREAM))
         share = jax.random.uniform(share_key, minval=config.low_resolution)
         is_chosen = jax.random.bernoulli(chosen_key, LOW_RESOLUTION_RATE)

@@ -26,6 +26,7 @@ from fcn_jax.models.geometry import ReceptiveField
 from fcn_jax.models.pure_model import PureModel, predict
 
 MIN_TILE_PX = 64
+MIN_TILE_VOXELS = 16
 BLOCK_PX = 16
 """The sides of a TIFF's blocks are multiples of this, and a tile consists of whole blocks."""
 
@@ -78,21 +79,21 @@ class Tiling:
 
     def tiles(self, size: Sequence[int]) -> list[Tile]:
         """Returns the tiles of an image of (height, width), row by row."""
-        rows, columns = map(self._spans, size)
+        rows, columns = map(self.spans, size)
         return [
             Tile(row, column, input_row, input_column)
             for row, input_row in rows
             for column, input_column in columns
         ]
 
-    def canvas(self, size: Sequence[int]) -> tuple[int, int]:
-        """Returns the height and width of a canvas that holds the input of any tile."""
+    def canvas(self, size: Sequence[int]) -> tuple[int, ...]:
+        """Returns the size of a canvas that holds the input of any tile."""
         before = round_up(self.before, self.alignment)
         largest = round_up(before + self.tile + self.after, self.alignment)
-        height, width = (min(largest, round_up(pixels, self.alignment)) for pixels in size)
-        return height, width
+        return tuple(min(largest, round_up(pixels, self.alignment)) for pixels in size)
 
-    def _spans(self, size: int) -> list[tuple[slice, slice]]:
+    def spans(self, size: int) -> list[tuple[slice, slice]]:
+        """Returns the tiles along one axis: the pixels that are labelled, and the input's."""
         spans = []
         for start in range(0, size, self.tile):
             stop = min(start + self.tile, size)
@@ -101,12 +102,13 @@ class Tiling:
         return spans
 
 
-def receptive_field(network: PureModel, variables: Any) -> ReceptiveField:
+def receptive_field(network: PureModel, variables: Any, ndim: int = 2) -> ReceptiveField:
     """Returns a receptive field that contains those of all label maps' scores.
 
-    The network is traced, not run.
+    The network, of `ndim` spatial axes, is traced, not run.
     """
-    image = jax.ShapeDtypeStruct((1, 256, 256, network.preprocessing.channels), jnp.uint8)
+    shape = (1, *[256] * ndim, network.preprocessing.channels)
+    image = jax.ShapeDtypeStruct(shape, jnp.uint8)
     features = jax.eval_shape(
         lambda variables, image: network.model(variables).features(image), variables, image
     )
@@ -114,13 +116,15 @@ def receptive_field(network: PureModel, variables: Any) -> ReceptiveField:
     return functools.reduce(ReceptiveField.joined, fields)
 
 
-def tiling(field: ReceptiveField, tile: int, halo: int | None = None) -> Tiling:
+def tiling(
+    field: ReceptiveField, tile: int, halo: int | None = None, *, min_tile: int = MIN_TILE_PX
+) -> Tiling:
     """Returns the tiling for a network of this receptive field.
 
     Args:
         field: as returned by `receptive_field`.
-        tile: side of a tile in pixels, at least 64; rounded down to a multiple of the network's
-            largest stride and of 16.
+        tile: side of a tile in pixels, at least `min_tile`; rounded down to a multiple of the
+            network's largest stride and of 16.
         halo: pixels around each tile; more than an exact result needs are not used. None for an
             exact result.
 
@@ -129,7 +133,7 @@ def tiling(field: ReceptiveField, tile: int, halo: int | None = None) -> Tiling:
             no `halo`.
     """
     multiple = math.lcm(field.alignment, BLOCK_PX)
-    smallest = max(MIN_TILE_PX, multiple)
+    smallest = max(min_tile, multiple)
     if tile < smallest:
         raise ArgumentError("tile", tile, f"must be at least {smallest}, in pixels")
     if halo is None and not field.is_bounded:
@@ -182,7 +186,7 @@ def predict_tiles(
         image[0, :height, :width] = pixels
         start = jnp.asarray([[tile.input_rows.start, tile.input_columns.start]], jnp.int32)
         valid = jnp.asarray([[height, width]], jnp.int32)
-        labels = _labels(network, variables, image, valid, TilePosition(start, image_size))
+        labels = label_tile(network, variables, image, valid, TilePosition(start, image_size))
         # The device works on this tile while the host processes the previous one.
         if pending is not None:
             yield _cropped(*pending)
@@ -192,9 +196,10 @@ def predict_tiles(
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _labels(
+def label_tile(
     network: PureModel, variables: Any, image: jax.Array, valid: jax.Array, position: TilePosition
 ) -> dict[str, jax.Array]:
+    """Returns the label maps of a canvas (1, …, c) that is a part of a larger image: uint8."""
     labels = predict(network, variables, image, valid, tile=position)
     return {name: label.astype(jnp.uint8) for name, label in labels.items()}
 

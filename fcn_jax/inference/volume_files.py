@@ -13,9 +13,10 @@ from fcn_jax.data.resample import resample_image, resample_label
 from fcn_jax.data.volume_folder import CHANNEL, read_channels
 from fcn_jax.errors import UserError, printable
 from fcn_jax.inference.output_digest import digest_of
+from fcn_jax.inference.tiles import Tiling
 from fcn_jax.inference.trained import Predictor
 from fcn_jax.inference.uncertainty import Draws, UncertaintySums
-from fcn_jax.inference.volumes import VolumePredictor
+from fcn_jax.inference.volumes import ExactVolumePredictor, VolumePredictor
 from fcn_jax.terminal.progress import progress_bar, say
 from fcn_jax.terminal.signals import StopSignal
 
@@ -40,6 +41,7 @@ def predict_volume_files(
     *,
     mirror: bool = False,
     draws: Draws | None = None,
+    cut: Tiling | None = None,
 ) -> None:
     """Writes the label maps of volumes, except those that are up to date.
 
@@ -53,6 +55,7 @@ def predict_volume_files(
         output: the folder to write to.
         mirror: also average over mirror images along `volumes.flip_axes`.
         draws: also write maps of the uncertainty over these; None for none.
+        cut: exact tiles with a halo in place of overlapping ones.
 
     Raises:
         UserError: before any prediction, if no volume is found, or `output` contains files that
@@ -62,7 +65,7 @@ def predict_volume_files(
     axes = predictor.config.volumes.flip_axes if mirror else ()
     if mirror and not axes:
         raise UserError("--flip needs a network that was trained with config.volumes.flip_axes")
-    writer = _Writer(predictor, plan, axes, draws)
+    writer = _Writer(predictor, plan, axes, draws, cut)
     for file in (file for volume in volumes for file in writer.files(volume).values()):
         if file.exists() and not _description(file).startswith(MADE_BY):
             raise UserError(
@@ -147,10 +150,15 @@ class _Writer:
         plan: Plan,
         axes: Sequence[int],
         draws: Draws | None,
+        cut: Tiling | None,
     ):
         self._predictor, self._plan, self._axes = predictor, plan, axes
-        self._draws = draws
-        self._predict = VolumePredictor(predictor.network, plan.patch, axes)
+        self._draws, self._cut = draws, cut
+        self._predict: VolumePredictor | ExactVolumePredictor
+        if cut is None:
+            self._predict = VolumePredictor(predictor.network, plan.patch, axes)
+        else:
+            self._predict = ExactVolumePredictor(predictor.network, cut)
 
     def files(self, volume: VolumeFile) -> dict[str, Path]:
         """Returns the files of a volume: its label map, and the maps of uncertainty."""
@@ -221,6 +229,8 @@ class _Writer:
             "plan": self._plan.to_json(),
             "axes": list(self._axes),
         }
+        if self._cut is not None:
+            inputs["tiles"] = str(self._cut)
         if kind != LABEL and self._draws is not None:
             inputs |= {
                 "map": kind,

@@ -1,13 +1,14 @@
-"""Predicts volumes in overlapping tiles with Gaussian weights, as nnU-Net does, block by block.
+"""Predicts volumes in tiles, block by block: overlapping ones, or exact ones with a halo.
 
-The tiles have the size of the training patches and overlap by half. Their class probabilities are
-averaged with Gaussian weights. The tiles are computed in the order of the first axis, and labels
-are decided as soon as no further tile covers them, so only the sums of the tiles at one place of
-the first axis are held: never the probabilities of the whole volume.
+Overlapping tiles have the size of the training patches and overlap by half, as nnU-Net's. Their
+class probabilities are averaged with Gaussian weights. The tiles are computed in the order of the
+first axis, and labels are decided as soon as no further tile covers them, so only the sums of the
+tiles at one place of the first axis are held: never the probabilities of the whole volume.
 """
 
 import functools
 import itertools
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -15,8 +16,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fcn_jax.inference.tiles import Tiling, label_tile
 from fcn_jax.inference.windows import MIN_WEIGHT, SIGMA_SCALE, window_starts
 from fcn_jax.models.confidence import packed_confidence
+from fcn_jax.models.feature_map import TilePosition
 from fcn_jax.models.pure_model import PureModel
 
 OVERLAP = 0.5
@@ -180,6 +183,60 @@ class VolumePredictor:
         inside = tuple(slice(n) for n in values.shape[:3])
         tile[0][inside] = values
         return tile
+
+
+class ExactVolumePredictor:
+    """Predicts label maps of volumes in tiles with a halo: exactly those of the whole volume.
+
+    For networks with a bounded receptive field, so without instance or group normalisation.
+
+    Args:
+        network: a network of three spatial axes with a single label map.
+        cut: the tiling, see `tiles.tiling`.
+    """
+
+    def __init__(self, network: PureModel, cut: Tiling):
+        self._network, self._cut = network, cut
+
+    def blocks(
+        self,
+        variables: Any,
+        volume: np.ndarray,
+        on_tile: Callable[[], None] = lambda: None,
+    ) -> Iterator[tuple[int, np.ndarray]]:
+        """Yields the label map as `VolumePredictor.blocks` does."""
+        size = volume.shape[:3]
+        canvas = self._cut.canvas(size)
+        whole = jnp.asarray([size], jnp.int32)
+        first_axis, *others = map(self._cut.spans, size)
+        for rows, input_rows in first_axis:
+            block = np.empty((rows.stop - rows.start, *size[1:]), np.uint8)
+            for spans in itertools.product(*others):
+                tiles = (rows, *(tile for tile, _ in spans))
+                inputs = (input_rows, *(given for _, given in spans))
+                values = volume[inputs]
+                image = np.zeros((1, *canvas, volume.shape[-1]), np.float32)
+                image[0][tuple(map(slice, values.shape[:3]))] = values
+                starts = jnp.asarray([[given.start for given in inputs]], jnp.int32)
+                labels = label_tile(
+                    self._network,
+                    variables,
+                    image,
+                    jnp.asarray([values.shape[:3]], jnp.int32),
+                    TilePosition(starts, whole),
+                )
+                (label,) = labels.values()
+                inside = tuple(
+                    slice(tile.start - given.start, tile.stop - given.start)
+                    for tile, given in zip(tiles, inputs, strict=True)
+                )
+                block[:, tiles[1], tiles[2]] = np.asarray(label)[0][inside]
+                on_tile()
+            yield rows.start, block
+
+    def num_tiles(self, size: Sequence[int]) -> int:
+        """Returns the number of tiles of a volume of this size."""
+        return math.prod(len(self._cut.spans(side)) for side in size)
 
 
 def _probabilities(network: PureModel, variables: Any, tile: jax.Array) -> jax.Array:

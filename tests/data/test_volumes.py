@@ -150,6 +150,7 @@ def test_resampling_keeps_borders_in_place():
         ("classes", r"labels/case_0.nii.gz: label 2 is outside 0 to 1"),
         ("fraction", r"labels/case_1.nii.gz: labels must be whole numbers"),
         ("negative", r"labels/case_1.nii.gz: labels from -1 to 2"),
+        ("overflow", r"labels/case_1.nii.gz: labels from 0 to 258, but classes are 0…254"),
         ("no label", r"labels: 1 volumes have no label map: case_1"),
         ("no labels", r"labels: no such folder; volumes are images/ and labels/"),
         ("empty", r"images: holds no NIfTI files"),
@@ -183,6 +184,8 @@ def test_what_is_wrong_with_files_is_said_in_one_line(tmp_path, spoil, problem):
             save(label_path, label + np.float32(0.5))
         case "negative":
             save(label_path, label.astype(np.int16) - np.int16(1) * (label == 0))
+        case "overflow":
+            save(label_path, label.astype(np.int16) * np.int16(129))  # 258 would be 2 in 8 bits
         case "no label":
             label_path.unlink()
         case "no labels":

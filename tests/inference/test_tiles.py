@@ -231,7 +231,7 @@ def test_all_tiles_share_one_compilation(randomised: Any, caplog: pytest.LogCapt
     cut = tiling(receptive_field(network, network.variables), 64)
     with jax.log_compiles():
         tiled(network, cut, picture(397, 150))
-    assert caplog.text.count("Finished XLA compilation of jit(_labels)") == 1
+    assert caplog.text.count("Finished XLA compilation of jit(label_tile)") == 1
 
 
 def test_squeeze_and_excitation_is_refused() -> None:
@@ -500,7 +500,7 @@ def test_too_little_memory_is_reported_with_the_remedy(
     def out_of_memory(*_: Any) -> None:
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
 
-    monkeypatch.setattr(tiles, "_labels", out_of_memory)
+    monkeypatch.setattr(tiles, "label_tile", out_of_memory)
     Image.fromarray(picture(20, 20)).save(tmp_path / "a.png")
     cut = Tiling(64, 10, 10, 32, is_exact=True)
     with pytest.raises(UserError, match=r"tiles of 64 pixels .* device's memory: .*smaller"):

@@ -3,11 +3,17 @@
 import itertools
 from typing import Any, ClassVar
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
-from fcn_jax.inference.volumes import VolumePredictor, tile_weights
+from fcn_jax.config import ModelConfig
+from fcn_jax.inference.tiles import receptive_field, tiling
+from fcn_jax.inference.volumes import ExactVolumePredictor, VolumePredictor, tile_weights
+from fcn_jax.models.build import build_model
+from fcn_jax.models.pure_model import PureModel
 from tests.arrays import normal
 
 PATCH = (4, 6, 4)
@@ -83,3 +89,34 @@ def test_the_weights_are_gaussian_with_a_deviation_of_an_eighth_of_the_side():
     # Two voxels from the middle, by σ = 17 / 8.
     assert weights[10, 0, 0] == pytest.approx(np.exp(-((2 / (17 / 8)) ** 2) / 2))
     assert tile_weights((40, 56, 40)).min() == pytest.approx(1e-3)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"backbone": "unet", "decoder": "unet", "features": (3, 4), "norm": "batch"},
+        {"backbone": "small", "features": (3, 4, 5), "skips": 2},
+    ],
+    ids=["U-Net", "FCN-8s"],
+)
+def test_exact_tiles_with_a_halo_give_the_label_map_of_the_whole_volume(
+    settings: dict[str, Any], randomised: Any
+) -> None:
+    config = ModelConfig(preprocessing="none", dropout=0.0, **settings)
+    network = PureModel(
+        randomised(lambda: build_model(config, 3, channels=1, ndim=3, rngs=nnx.Rngs(0)))
+    )
+    volume = normal(2, 37, 20, 33, 1)
+    cut = tiling(receptive_field(network, network.variables, 3), 16, min_tile=16)
+    assert cut.is_exact
+    predictor = ExactVolumePredictor(network, cut)
+    blocks = list(predictor.blocks(network.variables, volume))
+    assert [start for start, _ in blocks] == [0, 16, 32]
+    assert predictor.num_tiles(volume.shape[:3]) == 3 * 2 * 3
+    values, _ = jax.jit(network)(network.variables, volume[None])
+    whole = np.asarray(values["logits"][0])
+    label = np.concatenate([block for _, block in blocks])
+    assert len(np.unique(label)) == 3
+    # Where two classes tie within rounding, either is the largest.
+    chosen = np.take_along_axis(whole, label[..., None].astype(int), axis=-1)[..., 0]
+    np.testing.assert_allclose(chosen, whole.max(axis=-1), atol=1e-4 * np.abs(whole).max())
