@@ -2,7 +2,8 @@
 
     python -m tests.formats.every_backbone [BACKBONE...]
 
-The weights are drawn at random. Needs onnx and onnxruntime; takes some minutes for all backbones.
+The weights are drawn at random; batch statistics are those of an image. Needs onnx and onnxruntime;
+takes some minutes for all backbones.
 """
 
 import sys
@@ -10,7 +11,13 @@ import sys
 from fcn_jax.formats import onnx_file
 from fcn_jax.models.tape import record
 from fcn_jax.registry import backbones
-from tests.formats.networks import SIZES, compare, of_config, tensors_of
+from tests.formats.networks import (
+    SIZES,
+    difference,
+    of_config,
+    tensors_of,
+    with_statistics_of_an_image,
+)
 from tests.formats.test_formats import in_onnxruntime
 
 VARIANTS: dict[str, list[dict[str, object]]] = {
@@ -21,18 +28,23 @@ VARIANTS: dict[str, list[dict[str, object]]] = {
     "resnet50c": [
         {"output_stride": 16, "skips": 0, "head": "mmseg", "upsampling": "interpolate"},
     ],
+    "unet": [
+        {"decoder": "unet", "features": (16, 32, 64, 128, 256), **others}
+        for others in ({}, {"norm": "instance"}, {"norm": "group", "padding": "valid"})
+    ],
 }
 """Settings of the network; FCN-8s with learned upsampling for the backbones that are not named."""
 
 for backbone in sys.argv[1:] or backbones.names:
     for settings in VARIANTS.get(backbone, [{"skips": 2}]):
-        network = of_config(backbone=backbone, **settings)
-        difference = compare(network, in_onnxruntime(network), (*SIZES, (375, 500), (500, 375)))
+        network = with_statistics_of_an_image(of_config(backbone=backbone, **settings))
+        found = difference(network, in_onnxruntime(network), (*SIZES, (375, 500), (500, 375)))
         channels, tape = network.preprocessing.channels, record(network)
         size = len(onnx_file.build(tape, tensors_of(network), channels=channels, metadata={}))
         described = ", ".join(f"{name}={value}" for name, value in settings.items())
         print(
             f"{backbone} ({described}): {len(tape.operations)} operations, {size / 1e6:.1f} MB, "
-            f"{difference:.0e} of the range of the logits, all classes alike",
+            f"logits {found.logits:.0e} of their range, {found.classes} pixels of another class, "
+            f"whose two best are at most {found.margin:.0e} apart",
             flush=True,
         )

@@ -2,7 +2,8 @@
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -81,6 +82,19 @@ def with_random_weights(model: FCN) -> PureModel:
     return PureModel(network.model((params, batch_stats)))
 
 
+def with_statistics_of_an_image(network: PureModel) -> PureModel:
+    """Replaces the batch statistics by those of an image, as training would, so that none explodes.
+
+    With statistics drawn at random the features of MobileNetV3 reach 1e5, and rounding shows.
+    """
+    params, drawn = network.variables
+    run = jax.jit(partial(network, train=True), compiler_options=QUICKLY_COMPILED)
+    _, after = run((params, drawn), image_of((64, 64), network.preprocessing.channels))
+    keep = BatchNorm(1).momentum
+    measured = jax.tree.map(lambda new, old: (new - keep * old) / (1 - keep), after, drawn)
+    return PureModel(network.model((params, measured)))
+
+
 def of_config(**settings: object) -> PureModel:
     config = ModelConfig()
     for name, value in settings.items():
@@ -97,26 +111,49 @@ def image_of(size: tuple[int, int], channels: int = 3) -> np.ndarray:
     return random.integers(0, 256, (1, *size, channels), dtype=np.uint8)
 
 
-def compare(
+class Difference(NamedTuple):
+    """How far an export's logits are from ours.
+
+    Attributes:
+        logits: the largest difference, as a share of the range of the logits.
+        classes: number of pixels with another class.
+        margin: the largest difference between our two best classes at such a pixel, as that share.
+    """
+
+    logits: float
+    classes: int
+    margin: float
+
+
+def difference(
     network: PureModel,
     run: Callable[[np.ndarray], Mapping[str, np.ndarray]],
     sizes: tuple[tuple[int, int], ...] = SIZES,
-) -> float:
-    """Checks logits (n, h, w, k) by label map against ours; returns the largest difference.
-
-    It is a share of the range of the logits, at most 1e-4, and all classes are the same.
-    """
+) -> Difference:
+    """Compares logits (n, h, w, k) by label map with ours, on images of these sizes."""
     ours = jax.jit(
         lambda image: network(network.variables, image)[0], compiler_options=QUICKLY_COMPILED
     )
-    largest = 0.0
+    differences, margins = [], []
     for size in sizes:
         image = image_of(size, network.preprocessing.channels)
         named = ours(image)
         for label_map, logits in run(image).items():
             expected = np.asarray(named[f"logits_{label_map}" if label_map else "logits"])
             assert logits.shape == expected.shape
-            largest = max(largest, np.abs(logits - expected).max() / np.ptp(expected))
-            np.testing.assert_array_equal(logits.argmax(-1), expected.argmax(-1))
-    assert largest < 1e-4
-    return largest
+            differences.append(np.abs(logits - expected).max() / np.ptp(expected))
+            second, best = np.moveaxis(np.sort(expected, axis=-1)[..., -2:], -1, 0)
+            others = logits.argmax(-1) != expected.argmax(-1)
+            margins += list((best - second)[others] / np.ptp(expected))
+    return Difference(max(differences), len(margins), max(margins, default=0.0))
+
+
+def compare(
+    network: PureModel,
+    run: Callable[[np.ndarray], Mapping[str, np.ndarray]],
+    sizes: tuple[tuple[int, int], ...] = SIZES,
+) -> None:
+    """Checks that the logits differ by at most 1e-4 of their range, and no class."""
+    found = difference(network, run, sizes)
+    assert found.logits < 1e-4
+    assert found.classes == 0
