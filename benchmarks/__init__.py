@@ -8,6 +8,7 @@ torch_*.py         PyTorch doing the same: networks, training step, evaluation, 
 cost.py            operations of a program, peaks of devices, and the machine's own rates
 hardware.py        the machine and the versions
 report.py          the tables
+losses.py          a program of its own: short trainings with each loss, and their table
 """
 
 SUITES = ("startup", "memory", "upsample", "volumes", "scaling", "train_step", "input", "evaluate")

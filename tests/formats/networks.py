@@ -131,13 +131,11 @@ def difference(
     sizes: tuple[tuple[int, int], ...] = SIZES,
 ) -> Difference:
     """Compares logits (n, h, w, k) by label map with ours, on images of these sizes."""
-    ours = jax.jit(
-        lambda image: network(network.variables, image)[0], compiler_options=QUICKLY_COMPILED
-    )
+    run_ours = jax.jit(lambda *given: network(*given)[0], compiler_options=QUICKLY_COMPILED)
     differences, margins = [], []
     for size in sizes:
         image = image_of(size, network.preprocessing.channels)
-        named = ours(image)
+        named = run_ours(network.variables, image)
         for label_map, logits in run(image).items():
             expected = np.asarray(named[f"logits_{label_map}" if label_map else "logits"])
             assert logits.shape == expected.shape
