@@ -62,7 +62,7 @@ def convolve(values: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Ar
             cpu=partial(_sum_over_taps, geometry=geometry),
             default=partial(_convolve, geometry=geometry),
         )
-    dense = geometry.groups == geometry.stride == geometry.dilation == 1
+    dense = geometry.groups == geometry.dilation == 1
     if kernel.ndim == 5 and few_taps and dense and target_platform() == "cpu":
         return _convolve_slices(values, kernel, geometry)
     return _convolve(values, kernel, geometry)
@@ -101,7 +101,8 @@ def _convolve_slices(values: jax.Array, kernel: jax.Array, geometry: Geometry) -
 
     Every slice is convolved by the taps of all depths at once, as further output features. On a
     CPU, XLA's convolution of two axes was 3 to 5 times as fast as that of three, for 3×3×3 kernels
-    and 16 to 32 features.
+    and 16 to 32 features. With a stride this computes slices that are not used; all the same the
+    gradient of a small 3-D FCN took 0.04 s, and 0.30 s with XLA's strided convolutions.
     """
     depth_taps, *_, in_features, features = kernel.shape
     batch, depth = values.shape[:2]
@@ -111,8 +112,10 @@ def _convolve_slices(values: jax.Array, kernel: jax.Array, geometry: Geometry) -
     by_tap = _convolve(slices, flat, in_plane)
     by_tap = by_tap.reshape(batch, depth, *by_tap.shape[1:3], depth_taps, features)
     padded = jnp.pad(by_tap, [(0, 0), geometry.pads[0], *[(0, 0)] * 4])
-    places = padded.shape[1] - depth_taps + 1
-    shifted = [padded[:, tap : tap + places, :, :, tap] for tap in range(depth_taps)]
+    stop = padded.shape[1] - depth_taps + 1
+    shifted = [
+        padded[:, tap : tap + stop : geometry.stride, :, :, tap] for tap in range(depth_taps)
+    ]
     return sum(shifted[1:], shifted[0])
 
 
