@@ -121,7 +121,8 @@ class Objective:
             lambda x: x.reshape(self._parts, len(x) // self._parts, *x.shape[1:]),
             (crop, dropout_keys, index),
         )
-        slopes, totals = None, {}
+        slopes: dict[str, list[Any]] | None = None
+        values: dict[str, list[Any]] = {}
         if self._per_pixel:
             weights = {
                 name: [
@@ -132,10 +133,11 @@ class Objective:
                 for name, head in self._heads.items()
             }
             weights = lax.psum(weights, DATA_AXIS)
-            slopes = self._slopes({name: [(0.0, w) for w in ws] for name, ws in weights.items()})
+            totals = {name: [(0.0, w) for w in ws] for name, ws in weights.items()}
+            _, slopes = self._values_and_slopes(totals)
         elif self._parts > 1:
             totals = self._totals_of_parts(params, batch_stats, parts)
-            slopes = self._slopes(totals)
+            values, slopes = self._values_and_slopes(totals)
 
         def add_part(batch_stats: Any, part: Any) -> tuple[Any, Any]:
             (_, (batch_stats, *others)), gradients = jax.value_and_grad(self._linear, has_aux=True)(
@@ -143,40 +145,47 @@ class Objective:
             )
             return batch_stats, (gradients, *others)
 
-        batch_stats, (*results, totals_of_part) = self._over_parts(add_part, batch_stats, parts)
+        batch_stats, (*results, values_of_part) = self._over_parts(add_part, batch_stats, parts)
         gradients, sums, correct = lax.psum(results, DATA_AXIS)
         valid = jnp.sum(labels[self._first] != IGNORE_INDEX, dtype=jnp.float32)
         if self._per_pixel:
-            totals = {
-                name: list(zip(sums[name], weights[name], strict=True)) for name in self._heads
-            }
-        values = [
-            term.factor * term.loss.batch_value(total)
-            for name, head in self._heads.items()
-            for term, total in zip(head.terms, (totals or totals_of_part)[name], strict=True)
-        ]
+            for name, head in self._heads.items():
+                of_head = zip(head.terms, sums[name], weights[name], strict=True)
+                values[name] = [
+                    term.factor * term.loss.batch_value((loss, weight))
+                    for term, loss, weight in of_head
+                ]
         metrics = {
-            "loss": jnp.sum(jnp.stack(values)),
+            "loss": jnp.sum(jnp.stack(jax.tree.leaves(values or values_of_part))),
             "pixel_accuracy": correct / jnp.maximum(lax.psum(valid, DATA_AXIS), 1),
         }
         return gradients, batch_stats, metrics
 
-    def _slopes(self, totals: dict[str, list[Any]]) -> dict[str, list[Any]]:
-        """The derivatives of each term's factor·value at its sums over the whole batch."""
+    def _values_and_slopes(
+        self, totals: dict[str, list[Any]]
+    ) -> tuple[dict[str, list[Any]], dict[str, list[Any]]]:
+        """Each term's factor·value at its sums over the whole batch, and its derivatives there.
 
-        def slope(term: Term, total: Any) -> Any:
+        Both at once, because Lovász-Softmax and OHEM sort all pixels for either.
+        """
+
+        def both(term: Term, total: Any) -> tuple[Any, Any]:
             if self._minimises_sum:
-                return term.factor, 0.0
+                return term.factor * term.loss.batch_value(total), (term.factor, 0.0)
             if isinstance(term.loss, RankedLoss):
-                values, label = total
-                slopes = jax.grad(lambda values: term.loss.batch_value((values, label)))(values)
+                ranked, label = total
+                value, slopes = jax.value_and_grad(
+                    lambda ranked: term.loss.batch_value((ranked, label))
+                )(ranked)
             else:
-                slopes = jax.grad(term.loss.batch_value)(total)
-            return jax.tree.map(lambda slope: term.factor * slope, slopes)
+                value, slopes = jax.value_and_grad(term.loss.batch_value)(total)
+            return term.factor * value, jax.tree.map(lambda slope: term.factor * slope, slopes)
 
-        return {
-            name: list(map(slope, head.terms, totals[name])) for name, head in self._heads.items()
+        pairs = {
+            name: list(map(both, head.terms, totals[name])) for name, head in self._heads.items()
         }
+        values = {name: [value for value, _ in of_head] for name, of_head in pairs.items()}
+        return values, {name: [slopes for _, slopes in of_head] for name, of_head in pairs.items()}
 
     def _outputs(
         self, params: Any, batch_stats: Any, part: tuple[Crop, jax.Array, jax.Array]
@@ -204,13 +213,13 @@ class Objective:
         """Σ slopes·sums of a part.
 
         Also returns new batch statistics, the sums of losses if all are over pixels, the correct
-        pixels, and the totals of the whole batch if the slopes were not given.
+        pixels, and the values of the whole batch if the slopes were not given.
         """
         outputs, batch_stats = self._outputs(params, batch_stats, part)
-        totals: dict[str, list[Any]] = {}
+        values: dict[str, list[Any]] = {}
         if slopes is None:
             totals = lax.psum(self._totals(outputs, part[-1]), DATA_AXIS)
-            slopes = self._slopes(totals)
+            values, slopes = self._values_and_slopes(totals)
         products, sums, correct = [], {}, {}
         for name, output in outputs.items():
             terms = self._heads[name].terms
@@ -251,7 +260,7 @@ class Objective:
                 of_rows, output.label_blocks, output.image_blocks, of_pixels
             )
             products.append(product if outer is None else outer * product)
-        aux = batch_stats, sums, correct[self._first], totals
+        aux = batch_stats, sums, correct[self._first], values
         return jnp.sum(jnp.stack(products)), aux
 
     def _totals(self, outputs: dict[str, Output], index: jax.Array) -> dict[str, list[Any]]:
