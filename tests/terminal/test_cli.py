@@ -136,6 +136,26 @@ def test_nothing_slow_is_imported_with_the_package():
     assert {module for module in imported if module.startswith("fcn_jax.")} == set()
 
 
+def test_the_server_is_imported_by_its_command_alone():
+    others = "fcn_jax.train, fcn_jax.evaluate, fcn_jax.predict, fcn_jax.compare, fcn_jax.inspect"
+    imported = imports_of("-c", f"import {others}")[1]
+    assert set(others.split(", ")) <= imported
+    assert not {"starlette", "uvicorn", "fcn_jax.serve"} & imported
+
+
+def test_a_command_ignores_the_backend_that_a_notebook_hands_on(tmp_path: Path):
+    (tmp_path / "own.py").write_text(
+        "from fcn_jax.terminal import cli\ncli.begin()\n"
+        "import matplotlib\nprint(matplotlib.get_backend())\n"
+    )
+    environment = {**os.environ, "MPLBACKEND": "module://not_installed", "PYTHONPATH": str(ROOT)}
+    command_line = [sys.executable, "-m", "own"]
+    ended = subprocess.run(
+        command_line, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60
+    )
+    assert ended.stdout.strip() == "agg", ended.stderr
+
+
 @pytest.mark.parametrize(
     ("name", "mistake", "status", "told"),
     [
