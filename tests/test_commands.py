@@ -43,6 +43,7 @@ NOT_RUN = {
     "launch/cluster_cpu.sh": "starts several processes; tests/parallel/test_hosts.py",
     "FAULTS=30": "takes many minutes; tests/faults",
     "python -m benchmarks --against": "takes many minutes; tests/benchmarks",
+    "python -m benchmarks.losses": "trains for hours",
     "python -m benchmarks.load_serve": "starts a server; tests/serve",
     "python -m fcn_jax.pretrained fcn_resnet50_coco.pth": "needs weights of 135 MB",
     "python -m fcn_jax.predict --workdir=runs/voc --output=submission": "needs VOC's test images; "
@@ -194,7 +195,8 @@ def test_a_block_runs(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) 
     if "--tile" in block:
         pytest.importorskip("rasterio", reason="rasterio is not installed")
     output = folder / "output.txt"
-    assert run_in_bash(block, folder, output) == 0, output.read_text()
+    status = run_in_bash(block, folder, output)
+    assert status == 0, f"{output.read_text()}\n(what cannot run here is listed in NOT_RUN)"
 
 
 @pytest.mark.skipif(os.environ.get("COMMANDS") != "all", reason="COMMANDS=all runs slow blocks")
