@@ -223,7 +223,7 @@ def _fit_temperature(
         {name: fit.temperature for name, fit in fits.items()},
         f"{dataset.name}, split {split}, {len(dataset.split(split))} images",
         predictor.step,
-        predictor.digest[:16],
+        predictor.weights_digest[:16],
     )
     path = temperature_path(workdirs)
     if hosts.is_first():

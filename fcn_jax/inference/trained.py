@@ -237,7 +237,15 @@ class Predictor:
         """SHA-256 of the weights and the model settings; identifies the network."""
         model = dataclasses.asdict(self.config.model)
         model["preprocessing"] = self.provenance.preprocessing
-        digest = hashlib.sha256(json.dumps(model, sort_keys=True).encode())
+        return self._digest_of(json.dumps(model, sort_keys=True).encode())
+
+    @functools.cached_property
+    def weights_digest(self) -> str:
+        """SHA-256 of the weights alone, which later versions with more settings do not change."""
+        return self._digest_of(b"")
+
+    def _digest_of(self, start: bytes) -> str:
+        digest = hashlib.sha256(start)
         for name, tensor in sorted(pretrained.flatten(self.variables).items()):
             digest.update(name.encode())
             digest.update(np.ascontiguousarray(tensor).tobytes())
@@ -287,7 +295,7 @@ def _with_temperature(predictor: Predictor, workdirs: list[str]) -> Predictor:
     path = temperature_path(workdirs)
     if path.exists():
         fitted = FittedTemperature.load(path)
-        if fitted.weights == predictor.digest[: len(fitted.weights)]:
+        if fitted.weights == predictor.weights_digest[: len(fitted.weights)]:
             predictor.temperatures = fitted.temperatures
         else:
             say(
