@@ -7,6 +7,7 @@ artefacts.py   detects masks that were resized with interpolation or saved as JP
 survey.py      statistics of the whole set: sizes, modes, pixels of each class
 set_checks.py  faults that only the whole set shows: duplicates, missing classes, outliers
 volumes.py     grids, intensities and labels of a set of volumes
+augmented.py   the first samples of a training, augmented
 kinds.py       the table of all faults and remarks, each with its remedy
 advice.py      class weights, crop and canvas that suit the set
 report.py      prints statistics, findings and advice

@@ -11,6 +11,11 @@ example of each class to FILE (PNG, JPEG or TIFF; doctor_NAME.png by default). Y
 VOC are read from their raw files, other data sets from their prepared records. The data set is not
 changed.
 
+    python -m fcn_jax.doctor --config=FILE --augmented [--output=FILE]
+
+draws instead the first ten samples that training with these settings would see, augmented on the
+device by training's own code, to doctor_NAME_augmented.png; of volumes three orthogonal views.
+
 The exit status is 0 if there is no fault, else 1. Remarks, which may be intended, are not faults.
 """
 
@@ -20,6 +25,9 @@ from fcn_jax.terminal import cli
 
 if __name__ == "__main__":  # --help and mistakes in flags do not wait for the imports below
     flags.DEFINE_string("output", None, "picture to write (default: doctor_NAME.png)")
+    flags.DEFINE_bool(
+        "augmented", False, "draw ten augmented training samples instead of examining the set"
+    )
     cli.begin(with_config=True)
 
 import errno
@@ -64,7 +72,27 @@ def main(arguments: list[str]) -> None:
     name = config.data.name.replace("/", "_")
     if config.data.name in ("folder", "volumes"):
         name = Path(config.data.root or "").resolve().name
-    diagnose(config, Path(output or f"doctor_{name}.png"))
+    if flags.FLAGS.augmented:
+        draw_augmented(config, Path(output or f"doctor_{name}_augmented.png"))
+    else:
+        diagnose(config, Path(output or f"doctor_{name}.png"))
+
+
+def draw_augmented(config: Config, output: Path) -> None:
+    """Draws the first samples that training would see.
+
+    Raises:
+      UserError: the data set or `output` cannot be used.
+    """
+    from fcn_jax.doctor.augmented import SAMPLES, augmented_entries  # imports JAX
+
+    config.check()
+    check_output(output)
+    sheet = contact_sheet.draw(augmented_entries(config))
+    if sheet is None:
+        raise UserError(f"split {config.data.train_split} of {config.data.name} has no images")
+    save_picture(sheet, output)
+    say(f"the first {SAMPLES} samples of seed {config.seed}: {output}")
 
 
 def diagnose(config: Config, output: Path) -> None:

@@ -34,6 +34,36 @@ def create_train_state(variables: Any, optimizer: optax.GradientTransformation) 
     return TrainState(jnp.zeros((), jnp.int32), params, batch_stats, optimizer.init(params))
 
 
+def draw_crop(config: Config, fill: tuple[float, ...]) -> Callable[..., Crop]:
+    """Returns the augmentation of a canvas: (key, image, label, size) -> `Crop`.
+
+    Args:
+        config: the settings.
+        fill: of pixels outside an image, see `augment`.
+    """
+
+    def draw(*canvas: jax.Array) -> Crop:
+        if config.data.ndim == 3:
+            return augment_volume(*canvas, config=config.volumes)
+        return augment(*canvas, config=config.augment, fill=fill)
+
+    return draw
+
+
+def sample_keys(seed: jax.Array, step: jax.Array, index: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Returns the keys of samples for augmentation and for dropout, (b,) each.
+
+    Args:
+        seed: the key of the run.
+        step: number of the step, from 0.
+        index: of each sample in the whole batch, int32 (b,), so that the keys are the same on any
+            number of devices.
+    """
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.fold_in(seed, step), index)
+    crop_keys, dropout_keys = jnp.unstack(jax.vmap(jax.random.split)(keys), axis=1)
+    return crop_keys, dropout_keys
+
+
 def make_train_step(
     network: PureModel,
     optimizer: optax.GradientTransformation,
@@ -62,18 +92,13 @@ def make_train_step(
     fill = network.preprocessing.input_mean
     objective = Objective(network, config, class_weights or {})
 
-    def draw(*canvas: jax.Array) -> Crop:
-        if config.data.ndim == 3:
-            return augment_volume(*canvas, config=config.volumes)
-        return augment(*canvas, config=config.augment, fill=fill)
-
     def train_step(state, batch):
         shard = batch["image"].shape[0]
-        # A key for each image by its index in the whole batch: the same on any number of devices.
         index = lax.axis_index(DATA_AXIS) * shard + jnp.arange(shard)
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.fold_in(seed, state.step), index)
-        crop_keys, dropout_keys = jnp.unstack(jax.vmap(jax.random.split)(keys), axis=1)
-        crop = jax.vmap(draw)(crop_keys, batch["image"], batch["label"], batch["size"])
+        crop_keys, dropout_keys = sample_keys(seed, state.step, index)
+        crop = jax.vmap(draw_crop(config, fill))(
+            crop_keys, batch["image"], batch["label"], batch["size"]
+        )
         gradients, batch_stats, metrics = objective.gradients(
             state.params, state.batch_stats, crop, dropout_keys
         )
