@@ -132,7 +132,7 @@ def test_full_disk_at_the_end(mine, tmp_path, monkeypatch, capsys, is_faulty):
     if is_faulty:
         edit_mask(mine, as_jpeg)
     output = tmp_path / "sheet.png"
-    options = SimpleNamespace(config=settings(mine), output=str(output))
+    options = SimpleNamespace(config=settings(mine), output=str(output), augmented=False)
     monkeypatch.setattr(__main__.flags, "FLAGS", options)
     counted = f"; 1 fault in {mine}" if is_faulty else ""
     with pytest.raises(UserError) as raised:
