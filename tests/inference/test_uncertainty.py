@@ -1,5 +1,6 @@
 """Entropy and mutual information, against NumPy and by the command `fcn_jax.predict`."""
 
+import json
 import math
 import shutil
 from pathlib import Path
@@ -9,7 +10,11 @@ import pytest
 from PIL import Image
 
 from fcn_jax.data import shapes
+from fcn_jax.data.datasets import open_dataset
 from fcn_jax.data.masks import read_mask
+from fcn_jax.errors import UserError
+from fcn_jax.evaluate import evaluate
+from fcn_jax.evaluation.confusion import count_confusion
 from fcn_jax.inference.options import Inference
 from fcn_jax.inference.trained import load_ensemble, load_run
 from fcn_jax.inference.uncertainty import UncertaintyPredictor, UncertaintySums
@@ -110,6 +115,28 @@ def test_views_are_averaged_before_the_entropy(trained_run, earlier):
     np.testing.assert_allclose(found.entropy, total, atol=1e-5)
     information = total - np.mean([entropy(p) for p in members], axis=0)
     np.testing.assert_allclose(found.mutual_information, information, atol=1e-5)
+
+
+def test_an_ensemble_is_scored_by_the_mean_of_its_probabilities(trained_run, earlier):
+    ensemble = load_ensemble([trained_run, earlier])
+    dataset = open_dataset(ensemble.config.data)
+    members = [load_run(run) for run in (trained_run, earlier)]
+    confusion = 0
+    for record in map(dataset.split("val").__getitem__, range(2)):
+        mean = np.mean([member.probabilities(record["image"]) for member in members], axis=0)
+        predicted = mean.argmax(-1).astype(np.uint8)
+        confusion = confusion + count_confusion(record["label"], predicted, mean.shape[-1])
+    np.testing.assert_array_equal(evaluate(ensemble).by_map[""].confusion, confusion)
+
+
+def test_runs_of_other_networks_are_no_ensemble(trained_run, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(trained_run, other)
+    settings = json.loads((other / "run.json").read_text())
+    settings["class_names"][-1] = "comet"
+    (other / "run.json").write_text(json.dumps(settings))
+    with pytest.raises(UserError, match="differ in classes: the members of an ensemble have one"):
+        load_ensemble([trained_run, other])
 
 
 @pytest.mark.parametrize(
