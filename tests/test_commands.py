@@ -125,6 +125,8 @@ def is_slow(block: str) -> bool:
 
 
 RUN = {name: block for name, block in BLOCKS.items() if begins(block, NOT_RUN) is None}
+FAST_NAMES = [name for name, block in RUN.items() if not is_slow(block)]
+SLOW_NAMES = [name for name, block in RUN.items() if is_slow(block)]
 
 
 @pytest.fixture
@@ -186,7 +188,7 @@ def run_in_bash(block: str, folder: Path, output: Path) -> int:
         return shell.wait()
 
 
-@pytest.mark.parametrize("name", [name for name, block in RUN.items() if not is_slow(block)])
+@pytest.mark.parametrize("name", FAST_NAMES, ids=FAST_NAMES)
 def test_a_block_runs(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
     block = BLOCKS[name]
@@ -200,7 +202,7 @@ def test_a_block_runs(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.skipif(os.environ.get("COMMANDS") != "all", reason="COMMANDS=all runs slow blocks")
-@pytest.mark.parametrize("name", [name for name, block in RUN.items() if is_slow(block)])
+@pytest.mark.parametrize("name", SLOW_NAMES, ids=SLOW_NAMES)
 def test_a_slow_block_runs(name: str, folder: Path) -> None:
     """Each command is a process of its own; training is shortened to two steps."""
     block = BLOCKS[name]
