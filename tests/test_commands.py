@@ -211,7 +211,7 @@ def test_a_slow_block_runs(name: str, folder: Path) -> None:
         ("isbi2012", "isbi2012"),
         ("squeezenet1_1.npz", "weights/squeezenet1_1_imagenet.npz"),
         ("DIR", "hippocampus"),
-        ("FOLDER_OF_IMAGES", "hippocampus/imagesTr"),
+        ("FOLDER_OF_IMAGES", "hippocampus/images"),
     ):
         if link in block:
             if not (SHARED / place).exists():
