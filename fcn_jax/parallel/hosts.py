@@ -32,7 +32,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from fcn_jax.errors import ArgumentError, UserError, format_value
-from fcn_jax.terminal import cli, output
+from fcn_jax.terminal import cli, output, signals
 
 if TYPE_CHECKING:
     from fcn_jax.parallel.lifeline import Lifeline
@@ -84,9 +84,9 @@ def joined(
     lifeline.silence_seconds = silence_seconds
     try:
         yield
-        lifeline.finish()
+        _leave(lifeline)
     except AgreedExit:
-        lifeline.finish()
+        _leave(lifeline)
         raise
     except (UserError, OSError) as error:
         lifeline.fail(1, cli.error_line(error))
@@ -102,6 +102,16 @@ def joined(
             traceback.print_exc()
         first_line = (str(error).splitlines() or [""])[0]
         lifeline.fail(1, f"{type(error).__name__}: {format_value(first_line)}")
+
+
+def _leave(lifeline: "Lifeline") -> None:
+    """Waits for all processes and ends their connections.
+
+    A signal is ignored meanwhile: it would end this process while another one waits for it in JAX.
+    """
+    with signals.ignored():
+        lifeline.finish()
+        jax.distributed.shutdown()
 
 
 def count() -> int:

@@ -151,6 +151,17 @@ def interruptions() -> Iterator[None]:
         sys.unraisablehook = hook_before
 
 
+@contextlib.contextmanager
+def ignored() -> Iterator[None]:
+    """A context in which interruptions have no effect."""
+    before = _handle(dict.fromkeys(SIGNALS, signal.SIG_IGN))
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def _handle(handlers: Mapping[int, Any]) -> dict[int, Any]:
     """Installs handlers by signal number, except of ignored signals; returns those before."""
     before = {number: signal.getsignal(number) for number in handlers}

@@ -40,6 +40,17 @@ def test_a_signal_is_noted_and_ends_with_its_status(number, capsys):
     assert signal.getsignal(number) == before
 
 
+def test_signals_are_ignored_and_then_handled_as_before():
+    before = [signal.getsignal(number) for number in signals.SIGNALS]
+    with interruptions():
+        with signals.ignored():
+            for number in signals.SIGNALS:
+                signal.raise_signal(number)
+        with pytest.raises(SystemExit):
+            signal.raise_signal(signal.SIGTERM)
+    assert [signal.getsignal(number) for number in signals.SIGNALS] == before
+
+
 @pytest.mark.parametrize(
     ("number", "raised"),
     [
