@@ -204,7 +204,11 @@ class Weights:
         }
         for channels in adapted:
             report += f"; the first layer's colour filters adapted to {channels} channels"
-        if any(matched[name].ndim > self.tensors[name].ndim for name in matched):
+        if any(
+            matched[name].ndim > tensor.ndim
+            for name, tensor in self.tensors.items()
+            if name in matched
+        ):
             report += "; kernels of two axes inflated to three"
         if for_both_trunks and self.other is None:
             report += "; in both trunks"
