@@ -23,9 +23,6 @@ from fcn_jax.training.train_step import TrainState, create_train_state, make_tra
 
 NUM_CLASSES = 21
 
-CPU_NETWORKS = ("FCN-32s ResNet-18", "FCN-8s VGG16 small crops", "U-Net")
-"""Further training steps that are measured on a CPU alone."""
-
 UNET_FEATURES = (16, 32, 64, 128)
 
 
@@ -133,7 +130,12 @@ def workloads(small: bool) -> tuple[Workload, ...]:
     """Returns the networks of the suites: batches for all devices, tiny sizes if `small`."""
 
     def workload(
-        name: str, crop_px: int | tuple[int, int], batch_size: int, **settings: Any
+        name: str,
+        crop_px: int | tuple[int, int],
+        batch_size: int,
+        *,
+        for_cpu: bool = False,
+        **settings: Any,
     ) -> Workload:
         config = Config()
         sides = (crop_px, crop_px) if isinstance(crop_px, int) else crop_px
@@ -142,7 +144,6 @@ def workloads(small: bool) -> tuple[Workload, ...]:
         config.train.steps = 1000
         config.optim.schedule = "constant"
         for_gpu = settings.setdefault("model__compute_dtype", "float32") == "bfloat16"
-        for_cpu = name in CPU_NETWORKS
         canvas_px = 64 if small else 512
         made = Workload(name, config, canvas_px, for_gpu, for_cpu, small)
         return made.changed(**settings)
@@ -158,6 +159,7 @@ def workloads(small: bool) -> tuple[Workload, ...]:
             "FCN-32s ResNet-18",
             crop_px=(320, 480),
             batch_size=8,
+            for_cpu=True,
             model__backbone="resnet18",
             model__skips=0,
         ),
@@ -165,6 +167,7 @@ def workloads(small: bool) -> tuple[Workload, ...]:
             "FCN-8s VGG16 small crops",
             crop_px=224,
             batch_size=2,
+            for_cpu=True,
             model__backbone="vgg16",
             optim__name="sgd",
             optim__learning_rate=1e-3,
@@ -173,6 +176,7 @@ def workloads(small: bool) -> tuple[Workload, ...]:
             "U-Net",
             crop_px=256,
             batch_size=4,
+            for_cpu=True,
             model__backbone="unet",
             model__decoder="unet",
             model__features=UNET_FEATURES,

@@ -99,7 +99,7 @@ from fcn_jax.inference.options import WHOLE, Inference
 from fcn_jax.inference.temperature import FittedTemperature, temperature_path
 from fcn_jax.inference.trained import Predictor, load_ensemble, load_run, split_workdirs
 from fcn_jax.parallel import agreement, hosts
-from fcn_jax.runs import PLAN, evaluation_folder, read_settings
+from fcn_jax.runs import PLAN, evaluation_folder, others_tag, read_settings
 from fcn_jax.terminal.progress import say
 
 EQUAL_FLAGS = (
@@ -170,8 +170,7 @@ def _evaluate_and_report() -> None:
     # Scores on other data, by another convention or inference, or of an ensemble do not replace the
     # run's own.
     name = f"{options.data.replace('/', '_')}_{split}" if options.data else split
-    tag = "" if inference == WHOLE else f"_{inference.tag}"
-    tag += "".join(f"_and_{Path(other).name}" for other in workdirs[1:])
+    tag = ("" if inference == WHOLE else f"_{inference.tag}") + others_tag(workdirs)
     if options.all_conventions:
         evaluations = evaluate_all(predictor, split, dataset=dataset, inference=inference)
         report_conventions(evaluations, workdir, f"{name}{tag}", step=predictor.step)

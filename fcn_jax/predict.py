@@ -350,14 +350,13 @@ def predict_files(
                     method = methods[path]
                     if path in too_large:
                         _report_too_large(too_large[path], method, uncertain)
-                    if path in labelled:
-                        pass
-                    elif isinstance(method, Tiling):
-                        predict_file_in_tiles(
-                            predictor, path, target, method, overlay=overlay, stop=stop
-                        )
-                    else:
-                        predict_file(predictor, path, target, overlay=overlay, inference=method)
+                    if path not in labelled:
+                        if isinstance(method, Tiling):
+                            predict_file_in_tiles(
+                                predictor, path, target, method, overlay=overlay, stop=stop
+                            )
+                        else:
+                            predict_file(predictor, path, target, overlay=overlay, inference=method)
                     if uncertain is not None:
                         uncertainty_files.save_uncertainty(predictor, uncertain, path, target)
             except UserError as error:

@@ -10,6 +10,7 @@ DIR/evaluation          SPLIT.json, SPLIT_images.npz, SPLIT_confusion.png, SPLIT
 """
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,14 @@ def evaluation_folder(workdir: Path) -> Path:
     """Returns the folder that `evaluate` writes to, for the folder of a run or for a model file."""
     is_model_file = workdir.suffix == model_file.SUFFIX and not workdir.is_dir()
     return (workdir.with_suffix("") if is_model_file else workdir) / "evaluation"
+
+
+def others_tag(workdirs: Sequence[str]) -> str:
+    """Returns the end of the names of an ensemble's files, in the folder of its first run.
+
+    It is "_and_b_and_c" for the runs a, b and c, and "" for a single one.
+    """
+    return "".join(f"_and_{Path(other).name}" for other in workdirs[1:])
 
 
 def has_checkpoint(workdir: Path) -> bool:

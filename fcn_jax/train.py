@@ -36,7 +36,7 @@ import numpy as np
 from fcn_jax import pretrained, runs
 from fcn_jax.config import Config
 from fcn_jax.data.datasets import Dataset, Statistics, open_dataset
-from fcn_jax.data.volumes import VolumeDataset
+from fcn_jax.data.volumes import VolumeDataset, with_patch
 from fcn_jax.errors import UserError, listed
 from fcn_jax.evaluation.evaluator import Evaluation, EvaluationStopped, Evaluator
 from fcn_jax.evaluation.report import report
@@ -113,7 +113,7 @@ def _train(config: Config, workdir: Path) -> Evaluation:
         dataset = open_dataset(config.data)
         records = dataset.split(config.data.train_split)
         statistics = dataset.statistics(config.data.train_split)
-    config = _with_patch(config, dataset)
+    config = with_patch(config, dataset)
     if not len(records):
         raise UserError(f"split {config.data.train_split} of {dataset.name} has no images")
     _check_labels(dataset, config.data.train_split, statistics)
@@ -285,14 +285,6 @@ def _with_preprocessing(
         resolved = preprocessing_name(config.model)
     model = dataclasses.replace(config.model, preprocessing=resolved)
     return dataclasses.replace(config, model=model)
-
-
-def _with_patch(config: Config, dataset: Dataset) -> Config:
-    """Replaces `volumes.patch=None` by the patch of the plan."""
-    if not isinstance(dataset, VolumeDataset) or config.volumes.patch is not None:
-        return config
-    x, y, z = dataset.plan.patch
-    return dataclasses.replace(config, volumes=dataclasses.replace(config.volumes, patch=(x, y, z)))
 
 
 def _save_unscored(

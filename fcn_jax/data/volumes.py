@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from fcn_jax.config import DataConfig
+from fcn_jax.config import Config, DataConfig
 from fcn_jax.data import nifti
 from fcn_jax.data.datasets import Dataset, Statistics
 from fcn_jax.data.labels import IGNORE_INDEX, check_labels
@@ -196,6 +196,14 @@ def open_volumes(data: DataConfig) -> VolumeDataset:
         cases=cases,
         plan=plan,
     )
+
+
+def with_patch(config: Config, dataset: Dataset) -> Config:
+    """Replaces `volumes.patch=None` by the patch of a set of volumes' plan."""
+    if not isinstance(dataset, VolumeDataset) or config.volumes.patch is not None:
+        return config
+    x, y, z = dataset.plan.patch
+    return dataclasses.replace(config, volumes=dataclasses.replace(config.volumes, patch=(x, y, z)))
 
 
 def _fingerprint(listing: Listing, headers: list[nifti.Header]) -> Plan:

@@ -1,6 +1,5 @@
 """The first samples that training would draw, augmented on the device by training's own code."""
 
-import dataclasses
 import math
 from collections.abc import Iterator
 
@@ -15,7 +14,7 @@ from fcn_jax.data.datasets import open_dataset
 from fcn_jax.data.labels import by_map
 from fcn_jax.data.order import image_at
 from fcn_jax.data.pipeline import training_batches
-from fcn_jax.data.volumes import VolumeDataset
+from fcn_jax.data.volumes import with_patch
 from fcn_jax.errors import UserError, printable
 from fcn_jax.models.build import abstract_model
 from fcn_jax.pictures.contact_sheet import Entry
@@ -34,10 +33,7 @@ def augmented_entries(config: Config) -> Iterator[Entry]:
         UserError: the data set cannot be prepared, or the training split has no images.
     """
     dataset = open_dataset(config.data)
-    if isinstance(dataset, VolumeDataset) and config.volumes.patch is None:
-        x, y, z = dataset.plan.patch
-        volumes = dataclasses.replace(config.volumes, patch=(x, y, z))
-        config = dataclasses.replace(config, volumes=volumes)
+    config = with_patch(config, dataset)
     records = dataset.split(config.data.train_split)
     if not len(records):
         raise UserError(f"split {config.data.train_split} of {dataset.name} has no images")

@@ -375,14 +375,13 @@ class VolumeScorer:
             truth = self._records.native_label(index)
             calibration = {}
             if self._temperatures is None:
-                predicted = self._predictor(variables, record["image"])
+                predicted = resample_label(self._predictor(variables, record["image"]), truth.shape)
             else:
                 temperature = self._temperatures.get("", 1.0)
                 packed = self._predictor.packed(variables, record["image"], temperature)
                 packed = resample_label(packed, truth.shape)
                 calibration = {"": count_calibration(truth, packed, self._classes)}
                 predicted = classes_of(packed)
-            predicted = resample_label(predicted, truth.shape)
             matrix = count_confusion(truth, predicted, self._classes)
             counts = {"": class_counts(matrix[None])}
             spacing_mm = self._records.spacing_mm(index)

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from fcn_jax.errors import UserError
-from fcn_jax.runs import evaluation_folder
+from fcn_jax.runs import evaluation_folder, others_tag
 from fcn_jax.terminal.atomic_files import write_whole
 
 
@@ -68,8 +68,7 @@ class FittedTemperature:
 
 def temperature_path(workdirs: list[str]) -> Path:
     """Returns the file of the temperature of a run, or of an ensemble of several."""
-    others = "".join(f"_and_{Path(other).name}" for other in workdirs[1:])
-    return evaluation_folder(Path(workdirs[0])) / f"temperature{others}.json"
+    return evaluation_folder(Path(workdirs[0])) / f"temperature{others_tag(workdirs)}.json"
 
 
 def _write_text(text: str, path: Path) -> None:
