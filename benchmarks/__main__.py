@@ -70,7 +70,7 @@ from benchmarks.settings import Settings, on_gpu
 from benchmarks.workloads import workloads
 from fcn_jax.config import DataConfig
 from fcn_jax.errors import UserError
-from fcn_jax.terminal.atomic_files import write_whole
+from fcn_jax.terminal.atomic_files import write_text
 from fcn_jax.terminal.progress import progress_bar
 
 if TYPE_CHECKING:
@@ -167,7 +167,7 @@ def run(
 def _write(report: dict[str, Any], path: Path | None) -> None:
     if path:
         text = json.dumps(report, indent=1) + "\n"
-        write_whole(path, lambda part: part.write_text(text))
+        write_text(path, text)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from absl import flags
 
 from fcn_jax.errors import UserError
 from fcn_jax.terminal import cli
-from fcn_jax.terminal.atomic_files import write_whole
+from fcn_jax.terminal.atomic_files import write_text
 
 LOSSES: dict[str, dict[str, str]] = {
     "cross_entropy": {"names": "cross_entropy"},
@@ -110,7 +110,7 @@ def _train(settings: list[str], workdir: Path, steps: int) -> None:
         "cpu_seconds_per_step": (max(used.values()) - min(used.values())) / (max(used) - min(used)),
         "peak_bytes": peak_kib * 1024,
     }
-    write_whole(workdir / COST, lambda part: part.write_text(json.dumps(cost) + "\n"))
+    write_text(workdir / COST, json.dumps(cost) + "\n")
 
 
 def _logged_step(log: Path) -> int:

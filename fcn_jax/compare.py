@@ -54,7 +54,7 @@ from fcn_jax.evaluation.comparison import (
     verdict,
 )
 from fcn_jax.evaluation.metrics import percent
-from fcn_jax.terminal.atomic_files import write_whole
+from fcn_jax.terminal.atomic_files import write_text, write_whole
 from fcn_jax.terminal.console import open_console
 from fcn_jax.terminal.progress import say
 
@@ -77,7 +77,7 @@ def main(arguments: list[str]) -> None:
     output = flags.FLAGS.output
     folder = Path(output) if output else a.folder / f"against_{b.name}"
     document = json.dumps({"split": split, **comparison_to_json(comparison)}, indent=2) + "\n"
-    write_whole(folder / f"{split}.json", lambda part: part.write_text(document))
+    write_text(folder / f"{split}.json", document)
     write_whole(folder / f"{split}.png", lambda part: plot(comparison, part))
     say(f"numbers and picture: {folder}/{split}.json, .png")
     from fcn_jax.evaluation.comparison_page import comparison_page, predict_changes
@@ -90,7 +90,7 @@ def main(arguments: list[str]) -> None:
         say(f"note: the page is without images: {error}")
     plot_png = (folder / f"{split}.png").read_bytes()
     page = comparison_page(comparison, split, plot_png, examples)
-    write_whole(folder / f"{split}.html", lambda part: part.write_text(page, encoding="utf-8"))
+    write_text(folder / f"{split}.html", page)
     say(f"page: {folder}/{split}.html")
 
 

@@ -59,7 +59,7 @@ from fcn_jax.models.pure_model import PureModel
 from fcn_jax.models.tape import Tape, UnknownLayerError, record
 from fcn_jax.pretrained import Provenance, model_file
 from fcn_jax.runs import evaluation_folder
-from fcn_jax.terminal.atomic_files import write_whole
+from fcn_jax.terminal.atomic_files import write_text, write_whole
 from fcn_jax.terminal.progress import say
 
 CARD_BEGINNING = "---\nlibrary_name: fcn_jax\n"
@@ -118,7 +118,7 @@ def export(predictor: Predictor, folder: Path, metrics: dict[str, Any]) -> None:
     tensors = predictor.tensors()
     model_file.save(folder / model_file.FILE, tensors, provenance)
     card = model_card(provenance, tensors)
-    write_whole(card_path, lambda part: part.write_text(card, encoding="utf-8"))
+    write_text(card_path, card)
 
 
 def _is_model_card(path: Path) -> bool:
@@ -287,8 +287,8 @@ def export_to_pytorch(predictor: Predictor, folder: Path) -> str:
     module = Path(formats.__file__).with_name("fcn_torch.py").read_text(encoding="utf-8")
     weights = folder / model_file.FILE
     write_whole(weights, lambda part: save_file(tensors, part, metadata={"format": "pt"}))
-    write_whole(folder / "fcn_torch.py", lambda part: part.write_text(module, encoding="utf-8"))
-    write_whole(graph, lambda part: part.write_text(json.dumps(tape), encoding="utf-8"))
+    write_text(folder / "fcn_torch.py", module)
+    write_text(graph, json.dumps(tape))
     return f"{folder}: from fcn_torch import load; network = load(FOLDER)"
 
 

@@ -40,7 +40,7 @@ from fcn_jax.errors import ArgumentError, UserError
 from fcn_jax.inference.inside import open_network
 from fcn_jax.inference.inside_pictures import InsidePicture, inside_pictures, shrunk
 from fcn_jax.pictures import html_page
-from fcn_jax.terminal.atomic_files import write_whole
+from fcn_jax.terminal.atomic_files import write_text, write_whole
 from fcn_jax.terminal.progress import say
 
 
@@ -62,7 +62,7 @@ def main(arguments: list[str]) -> None:
         write_whole(output / f"{name}.png", functools.partial(_save, drawn))
     title = f"Inside {options.workdir}: {Path(arguments[0]).name}"
     page = html_page.page_html(title, [_heading(title, opened.description), *map(_part, pictures)])
-    write_whole(output / "index.html", lambda part: part.write_text(page, encoding="utf-8"))
+    write_text(output / "index.html", page)
     say(f"{len(pictures)} pictures: {output}/index.html")
 
 

@@ -19,7 +19,7 @@ from fcn_jax.data.plan import Plan
 from fcn_jax.errors import ArgumentError, UserError, format_value
 from fcn_jax.pretrained import Provenance, model_file
 from fcn_jax.registry import UnregisteredError
-from fcn_jax.terminal.atomic_files import write_whole
+from fcn_jax.terminal.atomic_files import write_text
 from fcn_jax.terminal.progress import say
 
 PLAN = "plan.json"
@@ -159,7 +159,7 @@ def create_or_check(workdir: Path, run: Provenance, num_images: int) -> None:
         return
     text = json.dumps(run.to_json(), indent=2) + "\n"
     try:
-        write_whole(path, lambda part: part.write_text(text))
+        write_text(path, text)
     except UserError as error:
         raise UserError(f"{error}: give a workdir that you may write to") from error
 

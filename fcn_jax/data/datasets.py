@@ -32,7 +32,7 @@ from fcn_jax.data.prepared import locked, open_prepared, prepared_dir, quiet_tfd
 from fcn_jax.data.raw import expanded
 from fcn_jax.data.splits import Split
 from fcn_jax.errors import UserError, format_value
-from fcn_jax.terminal.atomic_files import write_whole
+from fcn_jax.terminal.atomic_files import write_text
 from fcn_jax.terminal.progress import progress_bar
 
 
@@ -140,7 +140,7 @@ class Dataset:
             }
         )
         with contextlib.suppress(UserError):  # the records belong to another user
-            write_whole(path, lambda part: part.write_text(document))
+            write_text(path, document)
         return statistics
 
 

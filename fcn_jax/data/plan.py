@@ -15,7 +15,7 @@ import numpy as np
 
 from fcn_jax.data.nifti import Header
 from fcn_jax.errors import UserError, printable
-from fcn_jax.terminal.atomic_files import write_whole
+from fcn_jax.terminal.atomic_files import write_text
 
 Normalisation = Literal["zscore", "ct"]
 """zscore: each volume to mean 0 and standard deviation 1. ct: all volumes are clipped and scaled by
@@ -70,7 +70,7 @@ class Plan:
         Raises:
             UserError: it cannot be written.
         """
-        write_whole(path, lambda part: part.write_text(self.to_json()))
+        write_text(path, self.to_json())
 
     @classmethod
     def load(cls, path: Path) -> "Plan":

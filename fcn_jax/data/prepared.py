@@ -33,7 +33,7 @@ from fcn_jax.config import DataConfig
 from fcn_jax.data.palettes import Colour
 from fcn_jax.data.raw import RawDataset, expanded, list_samples, open_raw, raise_for_notes
 from fcn_jax.errors import UserError
-from fcn_jax.terminal.atomic_files import write_whole
+from fcn_jax.terminal.atomic_files import write_text
 from fcn_jax.terminal.progress import say
 
 VERSIONS_KEPT = 2  # the current one, and one that a running job may still read
@@ -219,7 +219,7 @@ def _read_marker(folder: Path) -> dict[str, Any]:
 
 
 def _write_marker(folder: Path, content: dict[str, Any]) -> None:
-    write_whole(folder / MARKER, lambda part: part.write_text(json.dumps(content)))
+    write_text(folder / MARKER, json.dumps(content))
 
 
 def _delete(folder: Path) -> None:

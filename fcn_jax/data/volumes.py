@@ -26,7 +26,7 @@ from fcn_jax.data.raw import data_root
 from fcn_jax.data.resample import resample_image, resample_label
 from fcn_jax.data.volume_folder import Case, Listing, check_grids, list_cases, read_channels
 from fcn_jax.errors import UserError, printable
-from fcn_jax.terminal.atomic_files import write_whole
+from fcn_jax.terminal.atomic_files import write_text
 from fcn_jax.terminal.progress import progress_bar, say
 
 FORMAT = 3
@@ -247,7 +247,7 @@ def _prepare(folder: Path, cases: Sequence[Case], plan: Plan) -> None:
             for number, case in enumerate(cases):
                 entries.append(_prepare_case(part, number, case, plan))
                 bar.advance()
-        write_whole(part / INDEX, lambda path: path.write_text(json.dumps(entries)))
+        write_text(part / INDEX, json.dumps(entries))
         shutil.rmtree(folder, ignore_errors=True)
         part.replace(folder)
     except OSError as error:

@@ -1,6 +1,5 @@
 """The report of an evaluation: what is printed, and the files in a run's folder."""
 
-import functools
 import json
 import math
 from collections.abc import Mapping
@@ -20,7 +19,7 @@ from fcn_jax.pictures import plots, sheets
 from fcn_jax.pictures.colours import palette_of
 from fcn_jax.pretrained import Provenance
 from fcn_jax.runs import evaluation_folder
-from fcn_jax.terminal.atomic_files import write_whole
+from fcn_jax.terminal.atomic_files import write_text
 from fcn_jax.terminal.console import open_console
 from fcn_jax.terminal.progress import say
 
@@ -88,7 +87,7 @@ def report(
             provenance=provenance,
         )
         page_path = stem.with_name(f"{stem.name}_report.html")
-        write_whole(page_path, functools.partial(_write_text, page))
+        write_text(page_path, page)
         reliability = "" if scored.calibration is None else " _reliability.png,"
         say(f"pictures and numbers: {stem}_sheet.png, _confusion.png,{reliability} .json")
         say(f"page: {page_path}")
@@ -122,7 +121,7 @@ def report_conventions(
         open_console().print(table)
         path = folder / f"{name}{suffix(label_map)}.json"
         text = json.dumps(numbers, indent=2) + "\n"
-        write_whole(path, functools.partial(_write_text, text))
+        write_text(path, text)
         say(f"numbers: {path}")
 
 
@@ -150,7 +149,7 @@ def _write(scored: MapEvaluation, numbers: dict[str, Any], stem: Path) -> None:
     try:
         scored.counts.save(stem.with_name(f"{stem.name}_images.npz"))
         text = json.dumps(numbers, indent=2) + "\n"
-        write_whole(stem.with_name(f"{stem.name}.json"), functools.partial(_write_text, text))
+        write_text(stem.with_name(f"{stem.name}.json"), text)
         confusion_path = stem.with_name(f"{stem.name}_confusion.png")
         plots.plot_confusion(scored.confusion, scored.class_names, confusion_path)
         if (calibration := scored.calibration) is not None:
@@ -165,7 +164,3 @@ def _write(scored: MapEvaluation, numbers: dict[str, Any], stem: Path) -> None:
         sheet.save(stem.with_name(f"{stem.name}_sheet.png"))
     except OSError as error:
         raise UserError(f"cannot write to {stem.parent} ({error.strerror or error})") from error
-
-
-def _write_text(text: str, path: Path) -> None:
-    path.write_text(text, encoding="utf-8")

@@ -4,14 +4,13 @@
 """
 
 import dataclasses
-import functools
 import json
 from collections.abc import Mapping
 from pathlib import Path
 
 from fcn_jax.errors import UserError
 from fcn_jax.runs import evaluation_folder, others_tag
-from fcn_jax.terminal.atomic_files import write_whole
+from fcn_jax.terminal.atomic_files import write_text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +43,7 @@ class FittedTemperature:
             UserError: it cannot be written.
         """
         text = json.dumps(dataclasses.asdict(self), indent=2) + "\n"
-        write_whole(path, functools.partial(_write_text, text))
+        write_text(path, text)
 
     @classmethod
     def load(cls, path: Path) -> "FittedTemperature":
@@ -69,7 +68,3 @@ class FittedTemperature:
 def temperature_path(workdirs: list[str]) -> Path:
     """Returns the file of the temperature of a run, or of an ensemble of several."""
     return evaluation_folder(Path(workdirs[0])) / f"temperature{others_tag(workdirs)}.json"
-
-
-def _write_text(text: str, path: Path) -> None:
-    path.write_text(text, encoding="utf-8")

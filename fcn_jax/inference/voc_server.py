@@ -34,7 +34,7 @@ from fcn_jax.inference.trained import Predictor
 from fcn_jax.inference.voc_archive import MAX_SHOWN
 from fcn_jax.pictures import overlays
 from fcn_jax.runs import read_settings
-from fcn_jax.terminal.atomic_files import UNFINISHED, write_whole
+from fcn_jax.terminal.atomic_files import UNFINISHED, write_text, write_whole
 from fcn_jax.terminal.progress import progress_bar, say
 
 SERVER = "http://host.robots.ox.ac.uk:8080"
@@ -264,7 +264,7 @@ def _claim(output: Path, predictor: Predictor, method: str) -> None:
                 f"{file} exists and is not of a submission: give another output folder, or remove "
                 "it"
             )
-    write_whole(path, lambda part: part.write_text(json.dumps(ours, indent=2) + "\n"))
+    write_text(path, json.dumps(ours, indent=2) + "\n")
 
 
 def _check_other_files(folder: Path, split: str, expected: set[str]) -> None:

@@ -17,7 +17,7 @@ from safetensors.numpy import save_file
 from fcn_jax.errors import UserError
 from fcn_jax.pretrained.provenance import Provenance
 from fcn_jax.registry import UnregisteredError
-from fcn_jax.terminal.atomic_files import write_whole
+from fcn_jax.terminal.atomic_files import write_text, write_whole
 
 FORMAT = "fcn_jax"
 """Name of the metadata entry that holds the provenance."""
@@ -51,7 +51,7 @@ def save(path: Path, tensors: Mapping[str, np.ndarray], provenance: Provenance) 
     # The provenance is inside the file too, so that the file alone is enough.
     metadata = {"format": FORMAT, FORMAT: text, CHECKSUM: _checksum(text, contiguous)}
     write_whole(path, lambda part: save_file(contiguous, part, metadata=metadata))
-    write_whole(path.with_suffix(".json"), lambda part: part.write_text(text, encoding="utf-8"))
+    write_text(path.with_suffix(".json"), text)
 
 
 def check_replaceable(path: Path) -> None:

@@ -32,6 +32,11 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
         raise UserError(f"cannot write {path} ({reason})") from error
 
 
+def write_text(path: Path, text: str) -> None:
+    """Writes text in UTF-8 as `write_whole` does. Raises UserError if that is not possible."""
+    write_whole(path, lambda part: part.write_text(text, encoding="utf-8"))
+
+
 @contextlib.contextmanager
 def replacement(path: Path) -> Iterator[Path]:
     """Yields the temporary name of a file that takes the place of `path` at the end of the block.

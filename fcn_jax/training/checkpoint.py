@@ -26,7 +26,7 @@ from jax.sharding import SingleDeviceSharding
 from fcn_jax.errors import UserError, format_value
 from fcn_jax.parallel import agreement, hosts
 from fcn_jax.parallel.data_parallel import replicated_sharding
-from fcn_jax.terminal.atomic_files import write_whole
+from fcn_jax.terminal.atomic_files import write_text
 from fcn_jax.terminal.progress import say
 from fcn_jax.training import checksums
 from fcn_jax.training.train_step import TrainState
@@ -268,7 +268,7 @@ class CheckpointWriter(CheckpointReader):
         with hosts.first_process_first():
             if math.isfinite(mean_iou) and self._mean_iou(step) is None:
                 text = json.dumps({"mean_iou": mean_iou})
-                write_whole(path / "metrics/metrics", lambda part: part.write_text(text))
+                write_text(path / "metrics/metrics", text)
                 checksums.write_checksums(path)
         self._checkpointer.reload()
 

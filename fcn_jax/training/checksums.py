@@ -8,7 +8,7 @@ import zlib
 from collections.abc import Collection
 from pathlib import Path
 
-from fcn_jax.terminal.atomic_files import write_whole
+from fcn_jax.terminal.atomic_files import write_text
 
 FILE = "checksums.json"
 CHUNK_BYTES = 4 << 20
@@ -19,7 +19,7 @@ def write_checksums(folder: Path) -> None:
     paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != FILE)
     checksums = {str(path.relative_to(folder)): _crc32(path) for path in paths}
     text = json.dumps({"crc32": checksums}, indent=1) + "\n"
-    write_whole(folder / FILE, lambda part: part.write_text(text))
+    write_text(folder / FILE, text)
 
 
 def find_damage(folder: Path, items: Collection[str]) -> str | None:
