@@ -40,9 +40,15 @@ def run_command(module: str, *arguments: str | Path) -> subprocess.CompletedProc
     finally:
         sys.argv = argv
         signal.signal(signal.SIGINT, interrupt)
-        for name in set(flags.FLAGS) - known:
+        for name in filter(_is_of_a_command, set(flags.FLAGS) - known):
             delattr(flags.FLAGS, name)
         flags.FLAGS.unparse_flags()
     assert isinstance(status, int)
     command = ["python", "-m", f"fcn_jax.{module}", *map(str, arguments)]
     return subprocess.CompletedProcess(command, status, stdout.getvalue(), stderr.getvalue())
+
+
+def _is_of_a_command(flag: str) -> bool:
+    """Returns whether a command defined it; libraries define theirs once, when imported."""
+    module = flags.FLAGS.find_module_defining_flag(flag)
+    return module not in sys.modules or module.startswith("fcn_jax.")
