@@ -61,7 +61,7 @@ def share_of_peak(flops_per_second: float, dtype: str) -> float | None:
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """What one run of a program costs on one device.
+    """The cost of one run of a program on one device.
 
     Attributes:
         flops: operations.

@@ -43,7 +43,7 @@ NOT_RUN = {
     "launch/cluster_cpu.sh": "starts several processes; tests/parallel/test_hosts.py",
     "FAULTS=30": "takes many minutes; tests/faults",
     "python -m benchmarks --against": "takes many minutes; tests/benchmarks",
-    "python -m benchmarks.losses": "trains for hours",
+    "python -m benchmarks.losses": "trains for half an hour",
     "python -m benchmarks.load_serve": "starts a server; tests/serve",
     "python -m fcn_jax.pretrained fcn_resnet50_coco.pth": "needs weights of 135 MB",
     "python -m fcn_jax.predict --workdir=runs/voc --output=submission": "needs VOC's test images; "

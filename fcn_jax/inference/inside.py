@@ -58,7 +58,7 @@ class Opened:
 
     @property
     def has_skips(self) -> bool:
-        """Whether the scores of the stages are summed, as FCN's are and a U-Net's are not."""
+        """Whether the network adds up scores of several stages: an FCN does, a U-Net does not."""
         return bool(self.class_names) and not self.model.has_decoder
 
     def on_canvas(self, image: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:

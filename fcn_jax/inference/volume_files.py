@@ -16,7 +16,7 @@ from fcn_jax.inference.output_digest import digest_of
 from fcn_jax.inference.tiles import Tiling
 from fcn_jax.inference.trained import Predictor
 from fcn_jax.inference.uncertainty import Draws, UncertaintySums
-from fcn_jax.inference.volumes import ExactVolumePredictor, VolumePredictor
+from fcn_jax.inference.volumes import ExactVolumePredictor, VolumePredictor, joined
 from fcn_jax.terminal.progress import progress_bar, say
 from fcn_jax.terminal.signals import StopSignal
 
@@ -194,12 +194,10 @@ class _Writer:
         return True
 
     def _label(self, volume: VolumeFile, image: np.ndarray) -> np.ndarray:
-        label = np.empty(image.shape[:3], np.uint8)
-        tiles = self._predict.num_tiles(label.shape)
+        tiles = self._predict.num_tiles(image.shape[:3])
         with progress_bar(printable(volume.name), tiles, "tiles") as bar:
-            for start, block in self._predict.blocks(self._predictor.variables, image, bar.advance):
-                label[start : start + len(block)] = block
-        return label
+            blocks = self._predict.blocks(self._predictor.variables, image, bar.advance)
+            return joined(blocks, len(image))
 
     def _uncertainty(self, volume: VolumeFile, image: np.ndarray) -> dict[str, np.ndarray]:
         assert self._draws is not None

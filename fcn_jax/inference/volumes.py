@@ -9,7 +9,7 @@ tiles at one place of the first axis are held: never the probabilities of the wh
 import functools
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -72,10 +72,7 @@ class VolumePredictor:
         Returns:
             uint8 (x, y, z).
         """
-        label = np.empty(volume.shape[:3], np.uint8)
-        for start, block in self.blocks(variables, volume):
-            label[start : start + len(block)] = block
-        return label
+        return joined(self.blocks(variables, volume), volume.shape[0])
 
     def blocks(
         self,
@@ -118,10 +115,11 @@ class VolumePredictor:
         Returns:
             int32 (x, y, z), see `models.confidence.unpacked`.
         """
-        packed = np.empty(volume.shape[:3], np.int32)
-        for start, sums in self._sums([variables], volume):
-            packed[start : start + sums.shape[1]] = _packed(sums[0], temperature)
-        return packed
+        blocks = (
+            (start, np.asarray(_packed(sums[0], temperature)))
+            for start, sums in self._sums([variables], volume)
+        )
+        return joined(blocks, volume.shape[0])
 
     def _sums(
         self,
@@ -237,6 +235,17 @@ class ExactVolumePredictor:
     def num_tiles(self, size: Sequence[int]) -> int:
         """Returns the number of tiles of a volume of this size."""
         return math.prod(len(self._cut.spans(side)) for side in size)
+
+
+def joined(blocks: Iterable[tuple[int, np.ndarray]], length: int) -> np.ndarray:
+    """Joins blocks along the first axis, of this length in all, such as `blocks` yields."""
+    whole: np.ndarray | None = None
+    for start, block in blocks:
+        if whole is None:
+            whole = np.empty((length, *block.shape[1:]), block.dtype)
+        whole[start : start + len(block)] = block
+    assert whole is not None, "a volume has at least one block"
+    return whole
 
 
 def _probabilities(network: PureModel, variables: Any, tile: jax.Array) -> jax.Array:

@@ -6,7 +6,6 @@ slow. Everything else is XLA's convolution.
 
 import dataclasses
 import math
-from collections.abc import Iterator, Sequence
 from functools import partial
 
 import jax
@@ -121,30 +120,19 @@ def _convolve_slices(values: jax.Array, kernel: jax.Array, geometry: Geometry) -
 
 def _sum_over_taps(values: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Array:
     """Computes a depthwise convolution with a kernel (*size, 1, c)."""
+    stride, dilation = geometry.stride, geometry.dilation
     size = kernel.shape[:-2]
     padded = jnp.pad(values.astype(jnp.float32), [(0, 0), *geometry.pads, (0, 0)])
-    reach = [geometry.dilation * (k - 1) for k in size]
-    places = [
-        (n - r - 1) // geometry.stride + 1 for n, r in zip(padded.shape[1:-1], reach, strict=True)
+    # From a tap's input at the first output position to its input after the last one.
+    spans = [
+        (n - dilation * (k - 1) - 1) // stride * stride + 1
+        for n, k in zip(padded.shape[1:-1], size, strict=True)
     ]
     total = jnp.zeros((), jnp.float32)
-    for tap, x in _inputs_of_taps(padded, size, places, geometry):
-        total = total + x * kernel[tap][0].astype(jnp.float32)
-    return total.astype(values.dtype)
-
-
-def _inputs_of_taps(
-    padded: jax.Array,
-    size: tuple[int, ...],
-    places: Sequence[int],
-    geometry: Geometry,
-) -> Iterator[tuple[tuple[int, ...], jax.Array]]:
-    """Yields each tap of a kernel, and its inputs at all output positions: (b, *places, c)."""
     for tap in np.ndindex(*size):
-        starts = [geometry.dilation * position for position in tap]
-        stops = [
-            start + (count - 1) * geometry.stride + 1
-            for start, count in zip(starts, places, strict=True)
-        ]
+        starts = [dilation * position for position in tap]
+        stops = [start + span for start, span in zip(starts, spans, strict=True)]
         first, last = (0, *starts, 0), (padded.shape[0], *stops, padded.shape[-1])
-        yield tap, lax.slice(padded, first, last, (1, *[geometry.stride] * len(size), 1))
+        inputs = lax.slice(padded, first, last, (1, *[stride] * len(size), 1))
+        total = total + inputs * kernel[tap][0].astype(jnp.float32)
+    return total.astype(values.dtype)
