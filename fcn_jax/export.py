@@ -29,6 +29,7 @@ if __name__ == "__main__":  # --help and mistakes in flags do not wait for the i
     flags.DEFINE_string("workdir", None, "folder of the run, or model file")
     flags.DEFINE_string("output", None, "folder or file to write, as the format wants")
     flags.DEFINE_string("checkpoint", "latest", "latest, best (by mIoU), or a step")
+    flags.DEFINE_integer("member", None, "of a run of several members: export this one, from 0")
     flags.DEFINE_enum(
         "format",
         "fcn_jax",
@@ -52,7 +53,7 @@ from fcn_jax.errors import UserError
 from fcn_jax.evaluation.conventions import NATIVE
 from fcn_jax.formats import onnx_file, stablehlo, torch_names
 from fcn_jax.inference.options import WHOLE
-from fcn_jax.inference.trained import Predictor, load_run
+from fcn_jax.inference.trained import Predictor, check_single, load_run
 from fcn_jax.models.backbones.preprocess import COLOURS
 from fcn_jax.models.build import abstract_model
 from fcn_jax.models.pure_model import PureModel
@@ -76,12 +77,17 @@ def main(arguments: list[str]) -> None:
     predictor = load_run(workdir, options.checkpoint)
     if predictor.config.data.ndim == 3:
         raise UserError(f"{workdir} is trained on volumes, and export is for images")
+    if options.member is not None:
+        predictor = predictor.member(options.member)
     if options.format != "fcn_jax":
+        check_single(predictor, workdir)
         if workdir.resolve() in (output.resolve(), *output.resolve().parents):
             raise UserError(f"--output={output} is the run itself, or inside it: give another file")
         say(_EXPORTERS[options.format](predictor, output))
     else:
-        metrics, other_steps = read_metrics(workdir, predictor.step)
+        # The scores of a run are those of all its members together.
+        of_run = options.member is None
+        metrics, other_steps = read_metrics(workdir, predictor.step) if of_run else ({}, {})
         for split, step in other_steps.items():
             say(
                 f"note: the scores on {split} are not exported, because they are of step {step}: "

@@ -42,6 +42,7 @@ from fcn_jax.evaluation.evaluator import Evaluation, EvaluationStopped, Evaluato
 from fcn_jax.evaluation.report import report
 from fcn_jax.inference.trained import load_weights
 from fcn_jax.models.build import abstract_model, init_model, preprocessing_name
+from fcn_jax.models.ensemble import of_members, stacked
 from fcn_jax.models.fcn import suffix
 from fcn_jax.models.pure_model import PureModel
 from fcn_jax.parallel import agreement, data_parallel, hosts
@@ -130,8 +131,12 @@ def _train(config: Config, workdir: Path) -> Evaluation:
     optimizer = optim.build_optimizer(config.optim, network.decay_mask, total_steps)
     weights_by_map = class_weights(config.loss.class_weights, num_classes, statistics.label_counts)
     train_step = make_train_step(network, optimizer, config, weights_by_map)
-    first_state = jax.jit(partial(create_train_state, optimizer=optimizer), donate_argnums=0)
-    state_shapes = jax.eval_shape(first_state, network.variables)
+    members = config.train.members
+    ensemble = of_members(network, members)
+    first_state = jax.jit(
+        partial(create_train_state, optimizer=optimizer, members=members), donate_argnums=0
+    )
+    state_shapes = jax.eval_shape(first_state, ensemble.variables)
     check_memory(train_step, state_shapes, records[0], statistics.sizes, config)
     agreement.check_same({"the training set": images}, "give all processes the same images")
     with hosts.first_process_first():
@@ -139,7 +144,9 @@ def _train(config: Config, workdir: Path) -> Evaluation:
         if isinstance(dataset, VolumeDataset):
             plan = dataclasses.replace(dataset.plan, patch=config.volumes.patch or ())
             dataset = dataclasses.replace(dataset, plan=plan)
-        evaluate = Evaluator(network, dataset, config.data.eval_split, config.eval, temperatures={})
+        evaluate = Evaluator(
+            ensemble, dataset, config.data.eval_split, config.eval, temperatures={}
+        )
         # Only now, because the settings of the model, the loss and the evaluation are checked.
         runs.create_or_check(workdir, run, len(records))
         if plan is not None:
@@ -151,16 +158,19 @@ def _train(config: Config, workdir: Path) -> Evaluation:
         if checkpoints.latest is not None:
             state = checkpoints.restore(state_shapes)
         else:
-            model = init_model(config.model, num_classes, **shape, seed=config.seed)
-            variables = PureModel(model).variables
-            del model
+            first = [
+                PureModel(
+                    init_model(config.model, num_classes, **shape, seed=config.of_member(n).seed)
+                ).variables
+                for n in range(members)
+            ]
             if weights is not None:
-                variables, loaded = weights.apply(variables)
+                first, (loaded, *_) = zip(*map(weights.apply, first), strict=True)
                 notes = weights.notes(config.model, dataset.label_maps)
                 say("\n".join([loaded, *(f"note: {note}" for note in notes)]))
                 weights = None  # frees memory: half a gigabyte for VGG16
-            state = first_state(variables)
-            del variables  # frees memory: arrays from a weight file are on the host, not donated
+            state = first_state(first[0] if members == 1 else stacked(first))
+            del first  # frees memory: arrays from a weight file are on the host, not donated
         start_step = int(state.step)
         if start_step >= total_steps:
             say(f"{workdir} is trained: all {total_steps} steps are done")
@@ -304,9 +314,10 @@ def _headline(config: Config, dataset: Dataset, network: PureModel) -> str:
     classes = " and ".join(map(str, dataset.num_classes.values()))
     model = config.model
     decoder = f"{model.skips} skips" if model.decoder == "fcn" else "U-Net decoder"
+    members = f"{config.train.members} members · " if config.train.members > 1 else ""
     return (
         f"{dataset.name}: {len(dataset.split(config.data.train_split))} images, "
-        f"{classes} classes · {model.backbone}, {decoder}, "
+        f"{classes} classes · {members}{model.backbone}, {decoder}, "
         f"{parameters / 1e6:.2f} M parameters · {hosts.description()}"
     )
 

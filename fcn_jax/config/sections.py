@@ -25,6 +25,7 @@ LOSS_OPTION = Pattern(
 DATA_SET_NAME = Pattern(r"(?![/.~])(?!.*\.\.)[^\s\\]+", "the name of a data set, which is no path")
 
 MAX_SIDE_PX = 32_768
+MAX_SEED = 2**32 - 1
 
 VOLUMES = "volumes"
 """The name of the data set of three-dimensional images (`data/volumes.py`)."""
@@ -338,6 +339,12 @@ class TrainConfig(Section):
         None, "steps between checkpoints (None: as evaluations)", at_least=1
     )
     keep_checkpoints: int = setting(2, "newest checkpoints kept, beside the best", at_least=1)
+    members: int = setting(
+        1,
+        "networks of an ensemble, trained at once on the same images: seed, seed + 1, …",
+        at_least=1,
+        at_most=100,
+    )
 
     def __setattr__(self, name: str, value: Any) -> None:
         is_set = "steps" in vars(self)  # __init__ sets it after `epochs`, and removes neither
@@ -376,7 +383,10 @@ class EvalConfig(Section):
 class Config(Section):
     """All settings of a run."""
 
-    seed: int = setting(0, "seed of weights, order and augmentation", at_least=0, at_most=2**32 - 1)
+    seed: int = setting(0, "seed of weights, order and augmentation", at_least=0, at_most=MAX_SEED)
+    order_seed: int | None = setting(
+        None, "seed of the order of the images (None: seed)", at_least=0, at_most=MAX_SEED
+    )
     init: str | None = setting(None, "weights to start from: a file, or the folder of another run")
     data: DataConfig = field(default_factory=DataConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
@@ -387,6 +397,24 @@ class Config(Section):
     train: TrainConfig = field(default_factory=TrainConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
 
+    @property
+    def seed_of_order(self) -> int:
+        """The seed of the order of the images, and of their windows on smaller canvases."""
+        return self.seed if self.order_seed is None else self.order_seed
+
+    def of_member(self, number: int) -> "Config":
+        """Returns the settings of the run that equals a member of this one, from 0.
+
+        Its weights, crops and dropout are those of its own seed; all members share the order of
+        the images.
+        """
+        return dataclasses.replace(
+            self,
+            seed=self.seed + number,
+            order_seed=self.seed_of_order,
+            train=dataclasses.replace(self.train, members=1),
+        )
+
     def check(self) -> None:
         """Checks every setting by itself, then those that depend on each other.
 
@@ -394,6 +422,8 @@ class Config(Section):
             ArgumentError: the first setting whose value cannot be used.
         """
         check_ranges(self)
+        if self.seed + self.train.members - 1 > MAX_SEED:
+            raise ArgumentError("seed", self.seed, f"and those of the members end at {MAX_SEED}")
         train, augment, model, loss = self.train, self.augment, self.model, self.loss
         if loss.weights is not None and (
             len(loss.weights) != len(loss.names) or not any(loss.weights)

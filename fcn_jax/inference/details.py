@@ -44,7 +44,10 @@ class DetailPredictor:
     def __init__(self, predictor: Predictor, canvases: list[Size]):
         self._variables = predictor.variables
         self._canvases = canvases
-        self._details = jax.jit(functools.partial(_details, predictor.network))
+        temperatures = {
+            name: predictor.temperatures.get(name, 1.0) for name in predictor.network.label_maps
+        }
+        self._details = jax.jit(functools.partial(_details, predictor.network, temperatures))
 
     def __call__(self, image: np.ndarray) -> dict[str, PixelDetails]:
         """Predicts an image.
@@ -68,16 +71,23 @@ class DetailPredictor:
 
 
 def _details(
-    network: PureModel, variables: tuple[Any, Any], image: jax.Array, size: jax.Array
+    network: PureModel,
+    temperatures: dict[str, float],
+    variables: tuple[Any, Any],
+    image: jax.Array,
+    size: jax.Array,
 ) -> dict[str, jax.Array]:
     """Returns classes, probabilities and entropy side by side, uint8 (H, W, 2 n + 1)."""
     logits, _ = network.logits_in_blocks(variables, image, valid=size)
-    return {name: blocks.map(_packed)[0] for name, blocks in logits.items()}
+    return {
+        name: blocks.map(functools.partial(_packed, temperatures[name]))[0]
+        for name, blocks in logits.items()
+    }
 
 
-def _packed(logits: jax.Array) -> jax.Array:
+def _packed(temperature: float, logits: jax.Array) -> jax.Array:
     num_classes = logits.shape[-1]
-    log_probabilities = jax.nn.log_softmax(logits)
+    log_probabilities = jax.nn.log_softmax(logits / temperature)
     probabilities = jnp.exp(log_probabilities)
     entropy = -jnp.sum(probabilities * log_probabilities, axis=-1) / math.log(max(num_classes, 2))
     classes, shown = [], []

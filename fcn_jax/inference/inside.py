@@ -171,7 +171,7 @@ def open_network(path: str | Path) -> Opened:
 
 
 def opened_network(predictor: Predictor, canvases: Sequence[Size] = ()) -> Opened:
-    """Opens a trained network.
+    """Opens a trained network; of an ensemble, its first member.
 
     Args:
         predictor: the network.
@@ -180,6 +180,7 @@ def opened_network(predictor: Predictor, canvases: Sequence[Size] = ()) -> Opene
     Raises:
         UserError: the network is for volumes.
     """
+    predictor = predictor.member(0)
     config = predictor.config.data
     if config.ndim == 3:
         raise UserError("the network is for volumes: only networks for images are drawn")

@@ -23,7 +23,7 @@ from fcn_jax.inference.options import WHOLE, Inference
 from fcn_jax.inference.temperature import FittedTemperature, temperature_path
 from fcn_jax.inference.views import ViewPredictor
 from fcn_jax.models.build import abstract_model
-from fcn_jax.models.ensemble import Ensemble
+from fcn_jax.models.ensemble import Ensemble, of_members, stacked
 from fcn_jax.models.fcn import FCN
 from fcn_jax.models.pure_model import PureModel
 from fcn_jax.parallel import agreement
@@ -129,6 +129,32 @@ class Predictor:
         return {
             name: np.asarray(value) for name, value in pretrained.flatten(self.variables).items()
         }
+
+    @property
+    def num_members(self) -> int:
+        """The number of networks whose probabilities are averaged."""
+        return self.network.count if isinstance(self.network, Ensemble) else 1
+
+    def member(self, number: int) -> "Predictor":
+        """Returns a single network of an ensemble, by its number from 0.
+
+        Raises:
+            ArgumentError: there is no such member.
+        """
+        if not 0 <= number < self.num_members:
+            raise ArgumentError("member", number, f"must be in 0…{self.num_members - 1}")
+        if not isinstance(self.network, Ensemble):
+            return self
+        provenance = self.provenance
+        if self.config.train.members > 1:
+            provenance = dataclasses.replace(
+                provenance,
+                config=self.config.of_member(number),
+                source=f"{provenance.source}, member {number} of {self.num_members}",
+                metrics={},
+            )
+        variables = jax.tree.map(lambda leaf: leaf[number], self.variables)
+        return Predictor(self.network.member, variables, provenance)
 
     @property
     def config(self) -> Config:
@@ -347,7 +373,7 @@ def load_ensemble(workdirs: Sequence[str | Path], checkpoint: str | int = "lates
     """
     if len(workdirs) == 1:
         return load_run(workdirs[0], checkpoint)
-    first, *others = members = [_load_run(Path(name), str(checkpoint)) for name in workdirs]
+    first, *others = runs = [_load_run(Path(name), str(checkpoint)) for name in workdirs]
     for workdir, other in zip(workdirs[1:], others, strict=True):
         ours, theirs = _kind(first, workdirs[0]), _kind(other, workdir)
         for name, value in ours.items():
@@ -356,11 +382,15 @@ def load_ensemble(workdirs: Sequence[str | Path], checkpoint: str | int = "lates
                     f"{workdirs[0]} and {workdir} differ in {name}: the members of an ensemble "
                     "have one network and the same classes"
                 )
-    variables = jax.tree.map(lambda *leaves: np.stack(leaves), *(one.variables for one in members))
+    members = [run.member(number) for run in runs for number in range(run.num_members)]
     provenance = dataclasses.replace(
         first.provenance, source=f"an ensemble of {', '.join(map(str, workdirs))}"
     )
-    ensemble = Predictor(Ensemble(first.network, len(members)), variables, provenance)
+    ensemble = Predictor(
+        Ensemble(members[0].network, len(members)),
+        stacked([member.variables for member in members]),
+        provenance,
+    )
     return _with_temperature(ensemble, list(map(str, workdirs)))
 
 
@@ -400,6 +430,7 @@ def load_weights(init: str | Path) -> Weights:
     if not path.is_dir():
         return pretrained.read(path)
     predictor = load_run(path)
+    check_single(predictor, path)
     return Weights(path, predictor.provenance, predictor.tensors())
 
 
@@ -435,13 +466,22 @@ def _load_model_file(path: Path) -> Predictor:
     return Predictor(network, replace_leaves(network.variables, weights.tensors), provenance)
 
 
+def check_single(predictor: Predictor, workdir: str | Path) -> None:
+    """Raises UserError if a run holds several members, where a single network is needed."""
+    if predictor.num_members > 1:
+        raise UserError(
+            f"{workdir} holds {predictor.num_members} members, and this needs a single network: "
+            f"take one, python -m fcn_jax.export --workdir={workdir} --member=0 --output=OUT"
+        )
+
+
 def _network(provenance: Provenance) -> PureModel:
     """Builds the network with abstract variables: shapes and dtypes, no weights.
 
     Its blocks are plain ones: rematerialisation saves memory of a training step's backward pass.
     """
     num_classes = {name: len(names) for name, names in provenance.label_maps.items()}
-    return PureModel(
+    member = PureModel(
         abstract_model(
             dataclasses.replace(provenance.config.model, remat=False),
             num_classes,
@@ -449,3 +489,4 @@ def _network(provenance: Provenance) -> PureModel:
             ndim=provenance.config.data.ndim,
         )
     )
+    return of_members(member, provenance.config.train.members)

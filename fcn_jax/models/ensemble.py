@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from fcn_jax.models.fcn import FCN, suffix
 from fcn_jax.models.pure_model import PureModel
@@ -87,6 +88,16 @@ class Ensemble(PureModel):
             make = partial(_mean_in_block, of_member.make, self.count)
             by_name[name] = RowBlocks(make, shared, blocks, fixed, of_member.layout)
         return by_name, variables[1]
+
+
+def of_members(network: PureModel, count: int) -> PureModel:
+    """Returns the ensemble of `count` members, or the network itself if there is only one."""
+    return network if count == 1 else Ensemble(network, count)
+
+
+def stacked(members: Sequence[Any]) -> Any:
+    """Joins the variables of single networks to those of an `Ensemble`, on the host."""
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *members)
 
 
 def _mean_in_block(make: Any, count: int, shared: Any, block: Any, fixed: Any) -> jax.Array:

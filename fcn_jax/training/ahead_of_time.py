@@ -16,6 +16,7 @@ from fcn_jax.config import Config
 from fcn_jax.data.canvases import Size
 from fcn_jax.errors import UserError
 from fcn_jax.models.build import abstract_model
+from fcn_jax.models.ensemble import of_members
 from fcn_jax.models.pure_model import PureModel
 from fcn_jax.parallel.data_parallel import DATA_AXIS, on_mesh
 from fcn_jax.parallel.target import tracing_for
@@ -79,10 +80,14 @@ def lower_train_step(
             )
         )
         optimizer = optim.build_optimizer(config.optim, network.decay_mask, data.total_steps)
+        members = config.train.members
         train_step = make_train_step(network, optimizer, config, data.class_weights)
         state = jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=replicated),
-            jax.eval_shape(partial(create_train_state, optimizer=optimizer), network.variables),
+            jax.eval_shape(
+                partial(create_train_state, optimizer=optimizer, members=members),
+                of_members(network, members).variables,
+            ),
         )
         program = on_mesh(lambda state, given: train_step(state, given[0]), mesh, donated=(0,))
         return program.lower(state, (batch, ()))

@@ -88,7 +88,7 @@ def open_feed(
         records,
         canvas_px=canvas_px,
         batch_size=config.train.batch_size,
-        seed=config.seed,
+        seed=config.seed_of_order,
         workers=config.data.workers,
     )
     return Streamed(train_step, batches_of, steps)
@@ -109,7 +109,7 @@ class Resident:
             train_step,
             count=len(records),
             batch_size=config.train.batch_size,
-            seed=config.seed,
+            seed=config.seed_of_order,
         )
         # Each is compiled when it is first called.
         self._steps = {

@@ -28,10 +28,19 @@ class TrainState:
     opt_state: Any
 
 
-def create_train_state(variables: Any, optimizer: optax.GradientTransformation) -> TrainState:
-    """Returns the state before the first step, from (params, batch_stats)."""
+def create_train_state(
+    variables: Any, optimizer: optax.GradientTransformation, members: int = 1
+) -> TrainState:
+    """Returns the state before the first step.
+
+    Args:
+        variables: (params, batch_stats); those of several members are stacked on the first axis.
+        optimizer: see `optim.build_optimizer`.
+        members: `train.members`.
+    """
     params, batch_stats = variables
-    return TrainState(jnp.zeros((), jnp.int32), params, batch_stats, optimizer.init(params))
+    init = optimizer.init if members == 1 else jax.vmap(optimizer.init)
+    return TrainState(jnp.zeros((), jnp.int32), params, batch_stats, init(params))
 
 
 def draw_crop(config: Config, fill: tuple[float, ...]) -> Callable[..., Crop]:
@@ -83,14 +92,52 @@ def make_train_step(
         canvases: `image` uint8 (b, h, w, c), `label` uint8 (b, h, w), or (b, h, w, m) of several
         label maps, and `size` int32 (b, 2). The metrics are float32 scalars of the whole batch:
         `loss` (summed over the label maps; normalization=sum changes the gradient alone),
-        `pixel_accuracy` of the first label map, and `gradient_norm`.
+        `pixel_accuracy` of the first label map, and `gradient_norm`. Of several members
+        (`train.members`), whose states are stacked, each metric is the mean.
 
     Raises:
         ArgumentError: the settings of the loss cannot be used.
     """
+    numbers = range(config.train.members)
+    steps = [
+        _single_step(network, optimizer, config.of_member(number), class_weights or {})
+        for number in numbers
+    ]
+    if len(steps) == 1:
+        return steps[0]
+
+    # One member after the other. With `vmap`, a convolution of several kernels is a grouped one,
+    # and several times slower.
+    def members_step(state, batch):
+        results = [
+            step(_member(state, number), batch) for number, step in zip(numbers, steps, strict=True)
+        ]
+        states, metrics = zip(*results, strict=True)
+        stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
+        mean = jax.tree.map(lambda *values: sum(values) / len(values), *metrics)
+        return dataclasses.replace(stacked, step=state.step + 1), mean
+
+    return members_step
+
+
+def _member(state: TrainState, number: int) -> TrainState:
+    """Takes the state of a member from those that are stacked."""
+    parts = jax.tree.map(
+        lambda leaf: leaf[number], (state.params, state.batch_stats, state.opt_state)
+    )
+    return TrainState(state.step, *parts)
+
+
+def _single_step(
+    network: PureModel,
+    optimizer: optax.GradientTransformation,
+    config: Config,
+    class_weights: Mapping[str, jax.Array],
+) -> Callable[[TrainState, dict[str, jax.Array]], tuple[TrainState, dict[str, jax.Array]]]:
+    """Builds the training step of a single network, see `make_train_step`."""
     seed = jax.random.key(config.seed)
     fill = network.preprocessing.input_mean
-    objective = Objective(network, config, class_weights or {})
+    objective = Objective(network, config, class_weights)
 
     def train_step(state, batch):
         shard = batch["image"].shape[0]
