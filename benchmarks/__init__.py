@@ -11,5 +11,15 @@ report.py          the tables
 losses.py          a program of its own: short trainings with each loss, and their table
 """
 
-SUITES = ("startup", "memory", "upsample", "volumes", "scaling", "train_step", "input", "evaluate")
+SUITES = (
+    "startup",
+    "memory",
+    "upsample",
+    "volumes",
+    "scaling",
+    "train_step",
+    "members",
+    "input",
+    "evaluate",
+)
 """Those that start processes, which need the device's memory, come first."""

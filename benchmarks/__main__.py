@@ -16,6 +16,7 @@ train_step  a whole step, from canvases of 512×512 bytes to new parameters: sca
             forward, loss, gradients, update. FCN-8s on SqueezeNet; on a CPU also FCN-32s on
             ResNet-18, FCN-8s on VGG16 and a U-Net; on a GPU torchvision's FCN on ResNet-50 and
             FCN-8s on VGG16, in bfloat16
+members     a step of four members of an ensemble at once, and of one member, four times
 input       a training iteration that reads its images, compared with the bare step
 evaluate    the score of all validation images, compared with a loop over them in PyTorch
 

@@ -53,6 +53,7 @@ from fcn_jax.errors import UserError
 from fcn_jax.evaluation.conventions import NATIVE
 from fcn_jax.formats import onnx_file, stablehlo, torch_names
 from fcn_jax.inference.options import WHOLE
+from fcn_jax.inference.temperature import FittedTemperature, temperature_path
 from fcn_jax.inference.trained import Predictor, check_single, load_run
 from fcn_jax.models.backbones.preprocess import COLOURS
 from fcn_jax.models.build import abstract_model
@@ -94,6 +95,7 @@ def main(arguments: list[str]) -> None:
                 "evaluate again"
             )
         export(predictor, output, metrics)
+        copy_temperature(workdir, predictor, output)
     say(f"{output}: the network of {workdir} at step {predictor.step}")
 
 
@@ -125,6 +127,22 @@ def export(predictor: Predictor, folder: Path, metrics: dict[str, Any]) -> None:
     model_file.save(folder / model_file.FILE, tensors, provenance)
     card = model_card(provenance, tensors)
     write_text(card_path, card)
+
+
+def copy_temperature(workdir: Path, predictor: Predictor, folder: Path) -> None:
+    """Writes the temperature that was fitted for a network into its exported folder.
+
+    Args:
+        workdir: the run that was exported.
+        predictor: its network, or a member of it, for which no temperature was fitted.
+        folder: the exported folder.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    if predictor.temperatures:
+        fitted = FittedTemperature.load(temperature_path([str(workdir)]))
+        fitted.save(temperature_path([str(folder)]))
 
 
 def _is_model_card(path: Path) -> bool:
@@ -268,6 +286,8 @@ def export_to_onnx(predictor: Predictor, path: Path) -> str:
         "colours": json.dumps(voc_palette()[:most].tolist()),
         "source": predictor.provenance.source,
     }
+    if predictor.temperatures:
+        metadata["temperatures"] = json.dumps(dict(predictor.temperatures))
     data = onnx_file.build(
         _tape(predictor), predictor.tensors(), channels=predictor.channels, metadata=metadata
     )

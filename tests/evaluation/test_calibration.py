@@ -13,6 +13,7 @@ import pytest
 import scipy.optimize
 
 from fcn_jax.data import shapes
+from fcn_jax.data.canvases import round_up
 from fcn_jax.errors import UserError
 from fcn_jax.evaluation.calibration import (
     BINS,
@@ -22,6 +23,7 @@ from fcn_jax.evaluation.calibration import (
     from_digits,
 )
 from fcn_jax.evaluation.temperature_fit import INVERSES, fit, sums_of
+from fcn_jax.inference.details import DetailPredictor
 from fcn_jax.inference.options import Inference
 from fcn_jax.inference.temperature import FittedTemperature, temperature_path
 from fcn_jax.inference.trained import load_run
@@ -170,6 +172,17 @@ def test_a_fitted_temperature_is_kept_with_the_run_and_changes_no_label(trained_
     np.testing.assert_array_equal(after(image, flipped), before(image, flipped))
     entropy, _ = UncertaintyPredictor(after)(image)[""]
     np.testing.assert_allclose(entropy, -(tempered * np.log(tempered)).sum(-1), atol=1e-5)
+    canvas = tuple(round_up(side, 64) for side in image.shape[:2])
+    details = DetailPredictor(after, [canvas])(image)[""]
+    np.testing.assert_array_equal(details.classes[..., 0], before(image))
+    np.testing.assert_allclose(details.probabilities[..., 0] / 255, tempered.max(-1), atol=0.003)
+
+    export, onnx = tmp_path / "exported", tmp_path / "x.onnx"
+    for output, more in ((export, []), (onnx, ["--format=onnx"])):
+        result = run_command("export", f"--workdir={run}", f"--output={output}", *more)
+        assert result.returncode == 0, result.stderr
+    assert load_run(export).temperatures == after.temperatures
+    assert f'{{"": {temperature}}}'.encode() in onnx.read_bytes()
 
 
 def test_a_temperature_of_other_weights_is_not_used(trained_run, tmp_path, capsys):

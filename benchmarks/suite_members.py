@@ -1,0 +1,57 @@
+"""Suite `members`: a training step of an ensemble, compared with the steps of its members alone."""
+
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+
+from benchmarks.measuring import Case, Contender, Contenders
+from benchmarks.settings import Settings
+from benchmarks.workloads import Workload, random_variables
+from fcn_jax.parallel import data_parallel
+from fcn_jax.training.train_step import TrainState, create_train_state
+
+MEMBERS = 4
+
+
+def cases(settings: Settings) -> Iterator[Case]:
+    """Yields a case for each workload that is not too large for a CPU."""
+    for workload in settings.workloads:
+        if not workload.for_gpu:
+            yield Case(f"{MEMBERS} × {workload.title}", partial(contenders, workload, settings))
+
+
+def contenders(workload: Workload, settings: Settings) -> Contenders:
+    settings.check_runs(workload)
+    variables = random_variables(workload.network)
+    stacked = jax.tree.map(lambda leaf: np.stack([leaf] * MEMBERS), variables)
+    alone = workload.device_step()
+
+    def vmapped(state: TrainState, batch: Any) -> Any:
+        of_member = TrainState(None, 0, 0, 0)  # type: ignore[arg-type]
+        axes = of_member, None
+        state, metrics = jax.vmap(alone, axes, (of_member, 0))(state, batch)
+        return state, jax.tree.map(lambda values: values.mean(), metrics)
+
+    at_once = workload.changed(train__members=MEMBERS).device_step()
+    create = partial(create_train_state, optimizer=workload.optimizer)
+    batch = workload.batch()
+
+    def contender(step: Any, state: TrainState, calls: int = 1) -> Contender:
+        compiled = data_parallel.parallelize(step, donate_state=True)
+
+        def run() -> Any:
+            nonlocal state
+            for _ in range(calls):
+                state, metrics = compiled(state, batch)
+            return jax.block_until_ready((state, metrics))
+
+        return Contender(run, images=MEMBERS * workload.config.train.batch_size)
+
+    return {
+        "at once": contender(at_once, create(stacked, members=MEMBERS)),
+        "one by one": contender(alone, create(variables), MEMBERS),
+        "vmap": contender(vmapped, create(stacked, members=MEMBERS)),
+    }
