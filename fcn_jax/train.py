@@ -35,6 +35,7 @@ import numpy as np
 
 from fcn_jax import pretrained, runs
 from fcn_jax.config import Config
+from fcn_jax.data.borders import WithBorders
 from fcn_jax.data.datasets import Dataset, Statistics, open_dataset
 from fcn_jax.data.volumes import VolumeDataset, with_patch
 from fcn_jax.errors import UserError, listed
@@ -118,6 +119,8 @@ def _train(config: Config, workdir: Path) -> Evaluation:
     if not len(records):
         raise UserError(f"split {config.data.train_split} of {dataset.name} has no images")
     _check_labels(dataset, config.data.train_split, statistics)
+    if config.loss.border_class is not None:
+        records = WithBorders(records, config.loss.border_class, config.loss.border_sigma_px)
     total_steps = config.train.total_steps(len(records))
     num_classes, channels = dataset.num_classes, dataset.channels
     images = runs.describe_images(len(records), statistics.names_digest, statistics.contents_digest)

@@ -46,7 +46,7 @@ def environment(devices: int = 1, fault: str = "") -> dict[str, str]:
     return {
         **os.environ,
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "--xla_backend_optimization_level=0",
+        "XLA_FLAGS": os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=0",
         "PYTHONPATH": str(ROOT),
         "VIRTUAL_ENV": sys.prefix,
         "DEVICES": str(devices),

@@ -15,7 +15,8 @@ def output_on_four_devices(program: str) -> Any:
     environment = {
         **os.environ,
         # Compiling takes longer than running: half as long without optimisation.
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0",
+        "XLA_FLAGS": os.environ.get("XLA_FLAGS", "")
+        + " --xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0",
         "JAX_PLATFORMS": "cpu",
         "PYTHONPATH": str(ROOT),
     }

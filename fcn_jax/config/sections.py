@@ -286,6 +286,18 @@ class LossConfig(Section):
         "balanced: ENet's 1/ln(1.02 + share of the training pixels); or numbers a,b,c,…",
         at_least=0,
     )
+    border_class: int | None = setting(
+        None,
+        "class between touching objects, whose narrow pixels weigh more, as U-Net's",
+        at_least=0,
+        below=255,
+    )
+    border_weight: float = setting(
+        10.0, "border_class: the weight w0 that is added at most", at_least=0, at_most=1000
+    )
+    border_sigma_px: float = setting(
+        5.0, "border_class: σ of the sum of distances to two objects", at_least=0.5, at_most=100
+    )
 
 
 @dataclasses.dataclass
@@ -479,6 +491,8 @@ class Config(Section):
             raise ArgumentError(
                 "augment.elastic_px", augment.elastic_px, "needs a crop (augment.crop_px)"
             )
+        if loss.border_class is not None and self.data.ndim == 3:
+            raise ArgumentError("loss.border_class", loss.border_class, "is for images")
         self._check_decoder()
 
     def _check_decoder(self) -> None:

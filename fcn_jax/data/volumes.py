@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import shutil
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,10 @@ SAMPLE = 10_000
 
 PLACES = 1000
 """Foreground voxels of each volume that are stored, for windows of large volumes."""
+
+_HEADERS = threading.Lock()
+"""NumPy parses headers as Python, which fails now and then in several threads of CPython before
+3.11.8 (python/cpython#106905)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,7 +97,8 @@ class VolumeSplit:
     def _load(self, index: int, kind: str) -> np.ndarray:
         path = self.folder / f"{self.cases[index]['number']}_{kind}.npy"
         try:
-            return np.load(path, mmap_mode="r", allow_pickle=False)
+            with _HEADERS:
+                return np.load(path, mmap_mode="r", allow_pickle=False)
         except (OSError, ValueError) as error:
             raise UserError(
                 f"the prepared volumes in {self.folder} are damaged ({path.name}); remove this "

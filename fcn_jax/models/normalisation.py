@@ -77,8 +77,10 @@ class BatchNorm(nnx.Module):
         var = self._over_devices(_sum_of_squares(x, mean)) / count
         unbiased = var * count / jnp.maximum(count - 1, 1)
         keep = self.momentum
-        self.mean[...] = keep * self.mean[...] + (1 - keep) * lax.stop_gradient(mean)
-        self.var[...] = keep * self.var[...] + (1 - keep) * lax.stop_gradient(unbiased)
+        # Assigning to [...] asks for the sharding of a traced array, which JAX refuses with a
+        # message that takes as long as all equations traced so far are many.
+        self.mean.set_value(keep * self.mean[...] + (1 - keep) * lax.stop_gradient(mean))
+        self.var.set_value(keep * self.var[...] + (1 - keep) * lax.stop_gradient(unbiased))
         return mean, var
 
     def _over_devices(self, sums):

@@ -17,6 +17,7 @@ from jax import lax
 
 from fcn_jax.config import Config
 from fcn_jax.data.augment import Crop
+from fcn_jax.data.borders import LEVELS
 from fcn_jax.data.labels import IGNORE_INDEX, by_map
 from fcn_jax.errors import ArgumentError
 from fcn_jax.models.pure_model import PureModel
@@ -56,12 +57,15 @@ class Output(NamedTuple):
         label_blocks: the same in the blocks of the logits, 255 outside the images.
         image_blocks: the index of each pixel's image in the part, −1 outside the images; None if
             no loss is taken of each image by its sums.
+        border_blocks: the further weights of pixels in the blocks of the logits, float32; None if
+            there are none.
     """
 
     logits: RowBlocks
     label: jax.Array
     label_blocks: jax.Array
     image_blocks: jax.Array | None
+    border_blocks: jax.Array | None
 
 
 class Objective:
@@ -85,6 +89,15 @@ class Objective:
                 if problem:
                     raise ArgumentError("loss.names", name, f"cannot be used: {problem}")
         self._first, *_ = network.label_maps
+        self._border_weight: float | None = None
+        if config.loss.border_class is not None:
+            if not any(isinstance(loss, PixelLoss) for loss in losses[self._first].losses):
+                raise ArgumentError(
+                    "loss.border_class",
+                    config.loss.border_class,
+                    "needs a loss of single pixels, such as cross_entropy",
+                )
+            self._border_weight = config.loss.border_weight
         factors = dict.fromkeys(network.label_maps, 1.0)
         label_maps = {name: name for name in network.label_maps}
         if config.model.auxiliary_weight:
@@ -114,7 +127,7 @@ class Objective:
             crop: this device's crops, (b, …).
             dropout_keys: a PRNG key for each crop, (b,).
         """
-        labels = by_map(crop.label, self._network.label_maps)
+        labels, borders = self._labels(crop)
         shard = len(dropout_keys)
         index = lax.axis_index(DATA_AXIS) * shard + jnp.arange(shard)
         parts = jax.tree.map(
@@ -126,7 +139,7 @@ class Objective:
         if self._per_pixel:
             weights = {
                 name: [
-                    term.loss.weight_sum(labels[head.label_map])
+                    term.loss.weight_sum(labels[head.label_map], borders.get(head.label_map))
                     for term in head.terms
                     if isinstance(term.loss, PixelLoss)
                 ]
@@ -160,6 +173,16 @@ class Objective:
             "pixel_accuracy": correct / jnp.maximum(lax.psum(valid, DATA_AXIS), 1),
         }
         return gradients, batch_stats, metrics
+
+    def _labels(self, crop: Crop) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
+        """The labels by label map, and the further weights of pixels of those that have any."""
+        maps = self._network.label_maps
+        if self._border_weight is None:
+            return by_map(crop.label, maps), {}
+        *labels, border = jnp.unstack(crop.label, axis=-1)
+        share = jnp.where(border == IGNORE_INDEX, 0, border / LEVELS)
+        weights = self._border_weight * share.astype(jnp.float32)
+        return dict(zip(maps, labels, strict=True)), {self._first: weights}
 
     def _values_and_slopes(
         self, totals: dict[str, list[Any]]
@@ -195,7 +218,7 @@ class Objective:
         logits, batch_stats = self._network.logits_in_blocks(
             (params, batch_stats), crop.image, train=True, valid=crop.valid, keys=keys
         )
-        labels = by_map(crop.label, self._network.label_maps)
+        labels, borders = self._labels(crop)
 
         def output(name: str, head: Head) -> Output:
             label, to_blocks = labels[head.label_map], logits[name].layout.to_blocks
@@ -203,7 +226,9 @@ class Objective:
             if any(loss.per_image and not isinstance(loss, RankedLoss) for loss, _ in head.terms):
                 image = jnp.arange(len(label)).reshape(-1, *[1] * (label.ndim - 1))
                 image = to_blocks(jnp.broadcast_to(image, label.shape), -1)
-            return Output(logits[name], label, to_blocks(label, IGNORE_INDEX), image)
+            border = borders.get(head.label_map)
+            border = None if border is None else to_blocks(border, 0)
+            return Output(logits[name], label, to_blocks(label, IGNORE_INDEX), image, border)
 
         return {name: output(name, head) for name, head in self._heads.items()}, batch_stats
 
@@ -234,6 +259,7 @@ class Objective:
                 rows: jax.Array,
                 label: jax.Array,
                 image: jax.Array | None,
+                border: jax.Array | None,
                 of_pixels: list[jax.Array | None],
                 terms: tuple[Term, ...] = terms,
                 factors: list[Any] = factors,
@@ -246,7 +272,7 @@ class Objective:
                     if of_pixel is not None:
                         products.append(jnp.sum(of_pixel * _values(loss, rows, label)))
                         continue
-                    sums = _sums(loss, rows, label, image, batch)
+                    sums = _sums(loss, rows, label, image, border, batch)
                     if self._per_pixel:
                         losses.append(sums[0])
                         products.append(sums[0] if outer is not None else slope[0] * sums[0])
@@ -257,7 +283,7 @@ class Objective:
 
             of_pixels = [of_pixel for _, of_pixel in factors]
             product, (sums[name], correct[name]) = output.logits.total(
-                of_rows, output.label_blocks, output.image_blocks, of_pixels
+                of_rows, output.label_blocks, output.image_blocks, output.border_blocks, of_pixels
             )
             products.append(product if outer is None else outer * product)
         aux = batch_stats, sums, correct[self._first], values
@@ -279,11 +305,16 @@ class Objective:
                 return jax.tree.map(placed, (values, output.label.astype(jnp.int32)))
 
             def of_rows(
-                rows: jax.Array, label: jax.Array, image: jax.Array | None
+                rows: jax.Array,
+                label: jax.Array,
+                image: jax.Array | None,
+                border: jax.Array | None,
             ) -> tuple[jax.Array, Any]:
-                return jnp.zeros(()), _sums(loss, rows, label, image, len(index))
+                return jnp.zeros(()), _sums(loss, rows, label, image, border, len(index))
 
-            _, sums = logits.total(of_rows, output.label_blocks, output.image_blocks)
+            _, sums = logits.total(
+                of_rows, output.label_blocks, output.image_blocks, output.border_blocks
+            )
             return jax.tree.map(placed, sums) if loss.per_image else sums
 
         return {
@@ -328,9 +359,16 @@ def _terms(losses: WeightedLosses, factor: float) -> tuple[Term, ...]:
 
 
 def _sums(
-    loss: Loss, rows: jax.Array, label: jax.Array, image: jax.Array | None, batch: int
+    loss: Loss,
+    rows: jax.Array,
+    label: jax.Array,
+    image: jax.Array | None,
+    border: jax.Array | None,
+    batch: int,
 ) -> Any:
     """Returns the sums over a block of rows, of each image (batch, …) if `loss.per_image`."""
+    if isinstance(loss, PixelLoss) and border is not None:
+        return loss.sums(rows, label, border)
     if not loss.per_image:
         return loss.sums(rows, label)
     assert image is not None

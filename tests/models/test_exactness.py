@@ -51,9 +51,7 @@ DISTINCT = (
     "squeezenet",
     "alexnet_caffe paper",
     "vgg16",
-    "googlenet",
     "resnet50 stride 8",
-    "mobilenet_v3_large",
 )
 """Backbones that are compared by default; $EXACTNESS=all compares all. `check_backbone` compares
 the features of each, in tests/test_testing.py."""

@@ -19,6 +19,7 @@ from flax import nnx
 from fcn_jax.config import Config
 from fcn_jax.data.augment import Crop
 from fcn_jax.data.labels import by_map
+from fcn_jax.errors import ArgumentError
 from fcn_jax.models import row_blocks
 from fcn_jax.models.backbones.preprocess import TORCHVISION
 from fcn_jax.models.fcn import FCN, suffix
@@ -171,6 +172,7 @@ def gradients(
     *,
     devices: int,
     mapped: Callable[..., Any],
+    crop: Crop | None = None,
 ) -> tuple[Any, float]:
     """Returns the gradient and the loss of a batch, divided over devices by `pmap` or `vmap`."""
     net = network(label_maps, *extra_heads(config))
@@ -182,7 +184,8 @@ def gradients(
 
     keys = jax.random.split(jax.random.key(0), BATCH)
     shards = jax.tree.map(
-        lambda x: x.reshape(devices, BATCH // devices, *x.shape[1:]), (crops(label_maps), keys)
+        lambda x: x.reshape(devices, BATCH // devices, *x.shape[1:]),
+        (crop or crops(label_maps), keys),
     )
     run = mapped(on_device, axis_name=DATA_AXIS, in_axes=(None, 0, 0), out_axes=None)
     gradient, loss = run(net.variables, *shards)
@@ -297,6 +300,41 @@ def test_the_papers_sum_scales_the_gradient_and_not_the_loss() -> None:
     label = crops(ONE_MAP).label
     weight = np.array(CLASS_WEIGHTS[""])[label[label != 255]].sum()
     assert_close(gradient, jax.tree.map(lambda x: x * weight, wanted))
+
+
+@pytest.mark.parametrize("loss", ["cross_entropy", "cross_entropy+dice"])
+def test_pixels_between_objects_weigh_more(loss: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = settings(loss, parts=2)
+    config.loss.border_class, config.loss.border_weight = 1, 3.0
+    plain = crops(ONE_MAP)
+    border = np.random.default_rng(3).integers(0, 255, plain.label.shape).astype(np.int32)
+    border[plain.label == 255] = 255  # as outside an image
+    crop = plain._replace(label=np.stack([plain.label, border], axis=-1))
+    monkeypatch.setitem(row_blocks.BLOCK_BYTES, "cpu", 4 * SIDE * 4 * 5)
+    gradient, value = gradients(config, devices=2, mapped=vmapped, crop=crop)
+
+    valid = plain.label != 255
+    target = np.where(valid, plain.label, 0)
+    weights = valid * (np.array(CLASS_WEIGHTS[""])[target] + 3 * border / 254)
+
+    def total(logits: dict[str, jax.Array]) -> jax.Array:
+        log_p = jax.nn.log_softmax(logits["logits"])
+        losses = -jnp.take_along_axis(log_p, target[..., None], axis=-1)[..., 0]
+        mean = (weights * losses).sum() / weights.sum()
+        others = build_losses(config.loss, ONE_MAP, weights_of(ONE_MAP))[""].losses[1:]
+        return mean + sum(1.5 * other(logits["logits"], plain.label) for other in others)
+
+    logits, to_params = backward(ONE_MAP, False, False)
+    wanted_value, of_logits = jax.value_and_grad(total)(logits)
+    assert value == pytest.approx(float(wanted_value), rel=1e-5)
+    assert_close(gradient, jax.tree.map(np.asarray, to_params(of_logits)))
+
+
+def test_weights_of_borders_need_a_loss_of_pixels() -> None:
+    config = settings("dice")
+    config.loss.border_class = 1
+    with pytest.raises(ArgumentError, match=r"loss\.border_class .*needs a loss of single pixels"):
+        Objective(network(ONE_MAP, False, False), config, {})
 
 
 @pytest.mark.slow

@@ -81,11 +81,11 @@ class Loss:
 
 
 class PixelLoss(Loss):
-    """A weighted mean over pixels: Σ w[y]·loss / Σ w[y] over pixels with label y ≠ 255.
+    """A weighted mean over pixels: Σ (w[y] + e)·loss / Σ (w[y] + e) over pixels of label y ≠ 255.
 
     Subclasses implement `per_pixel`. Like PyTorch's weighted mean, it divides by the sum of the
-    weights w, the `class_weights`. That sum is known before the network has run, so one pass over
-    the logits suffices.
+    weights: the `class_weights` w, and the `extra` weights e of pixels, which are 0 by default.
+    That sum is known before the network has run, so one pass over the logits suffices.
     """
 
     def per_pixel(self, logits: jax.Array, target: jax.Array) -> jax.Array:
@@ -100,26 +100,35 @@ class PixelLoss(Loss):
         """
         raise NotImplementedError
 
-    def sums(self, logits: jax.Array, label: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def sums(
+        self, logits: jax.Array, label: jax.Array, extra: jax.Array | None = None
+    ) -> tuple[jax.Array, jax.Array]:
+        """Returns the two sums of the mean.
+
+        Args:
+            logits, label: see `Loss.sums`.
+            extra: a further weight of each pixel, float32 (…); None for 0.
+        """
         self._check(logits, label)
-        weights = self._weights(label)
+        weights = self._weights(label, extra)
         valid = label != IGNORE_INDEX
         losses = self.per_pixel(logits, target_of(label))
         return jnp.sum(jnp.where(valid, losses * weights, 0)), jnp.sum(weights)
 
-    def weight_sum(self, label: jax.Array) -> jax.Array:
+    def weight_sum(self, label: jax.Array, extra: jax.Array | None = None) -> jax.Array:
         """Returns the second of `sums`, the sum of weights, which the labels determine."""
-        return jnp.sum(self._weights(label))
+        return jnp.sum(self._weights(label, extra))
 
     def value(self, sums: tuple[jax.Array, jax.Array]) -> jax.Array:
         loss, weight = sums
         return loss * (1 / jnp.maximum(weight, SMALLEST_WEIGHT))
 
-    def _weights(self, label: jax.Array) -> jax.Array:
-        weights = (label != IGNORE_INDEX).astype(jnp.float32)
+    def _weights(self, label: jax.Array, extra: jax.Array | None) -> jax.Array:
+        valid = (label != IGNORE_INDEX).astype(jnp.float32)
+        weights = valid
         if self.class_weights is not None:
             weights = weights * self.class_weights[target_of(label)]
-        return weights
+        return weights if extra is None else weights + valid * extra
 
 
 class RankedLoss(Loss):

@@ -31,8 +31,10 @@ class CrossEntropy(PixelLoss):
         super().__init__(class_weights)
         self.label_smoothing = label_smoothing
 
-    def sums(self, logits: jax.Array, label: jax.Array) -> tuple[jax.Array, jax.Array]:
-        loss, weight = super().sums(logits, label)
+    def sums(
+        self, logits: jax.Array, label: jax.Array, extra: jax.Array | None = None
+    ) -> tuple[jax.Array, jax.Array]:
+        loss, weight = super().sums(logits, label, extra)
         if self.label_smoothing:
             losses = -jax.nn.log_softmax(logits)
             if self.class_weights is not None:
