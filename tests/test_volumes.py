@@ -2,7 +2,9 @@
 
 import dataclasses
 import json
+import signal
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +19,7 @@ from fcn_jax.errors import UserError
 from fcn_jax.evaluate import evaluate
 from fcn_jax.evaluation.case_scores import hausdorff95_mm
 from fcn_jax.evaluation.temperature_fit import fit_temperature
+from fcn_jax.inference.resume import UnfinishedTiles
 from fcn_jax.inference.trained import load_run
 from fcn_jax.inference.volumes import VolumePredictor
 from fcn_jax.runs import save_or_check_plan
@@ -97,6 +100,36 @@ def test_evaluate_and_predict_agree_and_predict_goes_on(trained: Path, tmp_path:
     after = {path.name: path.stat().st_mtime_ns for path in output.iterdir()}
     assert after.keys() == {f"case_{n}.nii.gz" for n in range(5)}
     assert {name: after[name] for name in times} == times
+
+
+def test_an_interrupted_volume_goes_on_after_its_last_row_of_tiles(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = save(tmp_path / "case_0.nii.gz", drawn(0, (40, 14, 10))[0], (1, 1.5, 1))
+    arguments = ["predict", f"--workdir={trained}/run"]
+    whole = run_command(*arguments, f"--output={tmp_path}/whole", source)
+    assert whole.returncode == 0, whole.stderr
+    append = UnfinishedTiles.append
+
+    def interrupted(self: UnfinishedTiles, labels: Any) -> None:
+        append(self, labels)
+        if self.count == 1:
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(UnfinishedTiles, "append", interrupted)
+    output = tmp_path / "out"
+    stopped = run_command(*arguments, f"--output={output}", source)
+    assert stopped.returncode == 130
+    assert "rows of tiles of case_0 are kept; start again to go on" in stopped.stdout
+    assert not (output / "case_0.nii.gz").exists()
+    result = run_command(*arguments, f"--output={output}", source)
+    assert result.returncode == 0, result.stderr
+    assert "case_0: 1 of " in result.stdout
+    assert [path.name for path in output.iterdir()] == ["case_0.nii.gz"]
+    labels = [
+        nifti.read_label(folder / "case_0.nii.gz")[0] for folder in (tmp_path / "whole", output)
+    ]
+    np.testing.assert_array_equal(*labels)
 
 
 def test_mirrored_views_are_those_of_predict(trained: Path, tmp_path: Path) -> None:

@@ -26,8 +26,13 @@ class UnfinishedTiles:
     Args:
         target: the file that the label maps are for.
         inputs: JSON values that the label maps depend on. Tiles of other inputs are discarded.
-        tiles: rows and columns of each tile, in order.
+        tiles: rows and columns of each tile, in order; of volumes, the second axis of a tile holds
+            all others.
         label_maps: names of the label maps.
+
+    Attributes:
+        tiles: the argument.
+        count: the number of tiles that are done.
 
     Raises:
         UserError: the files cannot be written, or another process is writing them.
@@ -43,7 +48,7 @@ class UnfinishedTiles:
         self._path = part_of(target)
         self._state_path = target.with_name(f"{target.name}.part.json")
         self._inputs = json.loads(json.dumps(inputs))
-        self._tiles = tiles
+        self.tiles = tiles
         self._label_maps = tuple(label_maps)
         pixels = [_pixels(*tile) for tile in tiles]
         self._starts = [0, *itertools.accumulate(n * len(self._label_maps) for n in pixels)]
@@ -83,7 +88,7 @@ class UnfinishedTiles:
     def pieces(self, label_map: str) -> Iterator[tuple[slice, slice, np.ndarray]]:
         """Yields the rows, columns and label map of each tile that is done."""
         index = self._label_maps.index(label_map)
-        for (rows, columns), start in zip(self._tiles, self._starts[: self.count], strict=False):
+        for (rows, columns), start in zip(self.tiles, self._starts[: self.count], strict=False):
             pixels = _pixels(rows, columns)
             data = os.pread(self._file.fileno(), pixels, start + index * pixels)
             label = np.frombuffer(data, np.uint8)
@@ -109,7 +114,7 @@ class UnfinishedTiles:
         if differences:
             say(f"{self._path} is discarded ({'; '.join(differences)}): starting again")
             return 0
-        is_possible = 0 <= count <= len(self._tiles)
+        is_possible = 0 <= count <= len(self.tiles)
         if not is_possible or os.fstat(self._file.fileno()).st_size < self._starts[count]:
             return 0
         return count

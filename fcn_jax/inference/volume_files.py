@@ -2,6 +2,7 @@
 
 import dataclasses
 import glob
+import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from fcn_jax.data.resample import resample_image, resample_label
 from fcn_jax.data.volume_folder import CHANNEL, read_channels
 from fcn_jax.errors import UserError, printable
 from fcn_jax.inference.output_digest import digest_of
+from fcn_jax.inference.resume import UnfinishedTiles
 from fcn_jax.inference.tiles import Tiling
 from fcn_jax.inference.trained import Predictor
 from fcn_jax.inference.uncertainty import Draws, UncertaintySums
@@ -75,12 +77,15 @@ def predict_volume_files(
     failures: list[str] = []
     done = 0
     with (
-        StopSignal("volume") as stop,
+        StopSignal("row of tiles") as stop,
         progress_bar("predicting", len(volumes), "volumes") as bar,
     ):
         for volume in volumes:
             try:
-                done += not writer.write(volume)
+                done += not writer.write(volume, stop)
+            except _StoppedError as error:
+                say(f"stopped: {error}; start again to go on")
+                break
             except UserError as error:
                 failures.append(str(error))
             bar.advance()
@@ -141,6 +146,10 @@ LABEL, ENTROPY, INFORMATION = "label", "entropy", "mutual_information"
 """What is written; the last two are also the names of folders."""
 
 
+class _StoppedError(Exception):
+    """An interruption was requested in the middle of a volume; says what is kept of it."""
+
+
 class _Writer:
     """Predicts volumes and writes their files, except those that are up to date."""
 
@@ -168,8 +177,12 @@ class _Writer:
         folder, name = volume.target.parent, volume.target.name
         return {LABEL: volume.target} | {kind: folder / kind / name for kind in kinds}
 
-    def write(self, volume: VolumeFile) -> bool:
-        """Writes the files of a volume; returns False if all were up to date."""
+    def write(self, volume: VolumeFile, stop: StopSignal) -> bool:
+        """Writes the files of a volume; returns False if all were up to date.
+
+        Raises:
+            _StoppedError: an interruption was requested, and the label map is not complete.
+        """
         digests = {kind: MADE_BY + self._digest(volume, kind) for kind in self.files(volume)}
         left = {
             kind: path
@@ -185,19 +198,44 @@ class _Writer:
             image = resample_image(image, shape)
         image = plan.normalise(image)
         if LABEL in left:
-            label = resample_label(self._label(volume, image), header.shape)
-            nifti.write_label(left.pop(LABEL), label, header, digests[LABEL])
+            target = left.pop(LABEL)
+            blocks = self._predict.spans(image.shape[:3])
+            voxels = math.prod(image.shape[1:3])
+            tiles = [(rows, slice(0, voxels)) for rows in blocks]
+            with UnfinishedTiles(target, {"digest": digests[LABEL]}, tiles, [LABEL]) as parts:
+                self._predict_blocks(volume, image, parts, stop)
+                pieces = ((rows.start, part) for rows, _, part in parts.pieces(LABEL))
+                label = joined(pieces, len(image)).reshape(image.shape[:3])
+                label = resample_label(label, header.shape)
+                nifti.write_label(target, label, header, digests[LABEL])
+                parts.remove()
         if left:
             for kind, values in self._uncertainty(volume, image).items():
                 values = resample_label(values, header.shape)
                 nifti.write_values(self.files(volume)[kind], values, header, digests[kind])
         return True
 
-    def _label(self, volume: VolumeFile, image: np.ndarray) -> np.ndarray:
-        tiles = self._predict.num_tiles(image.shape[:3])
-        with progress_bar(printable(volume.name), tiles, "tiles") as bar:
-            blocks = self._predict.blocks(self._predictor.variables, image, bar.advance)
-            return joined(blocks, len(image))
+    def _predict_blocks(
+        self, volume: VolumeFile, image: np.ndarray, parts: UnfinishedTiles, stop: StopSignal
+    ) -> None:
+        """Predicts the blocks of the label map that are not in `parts` yet."""
+        tiles, blocks = self._predict.num_tiles(image.shape[:3]), len(parts.tiles)
+        done = parts.count * tiles // blocks
+        name = printable(volume.name)
+        if done:
+            say(f"{name}: {parts.count} of {blocks} rows of tiles are there already")
+        with progress_bar(name, tiles, "tiles", initial=done) as bar:
+            if parts.count == blocks:
+                return
+            predicted = self._predict.blocks(
+                self._predictor.variables, image, bar.advance, parts.count
+            )
+            for _, block in predicted:
+                parts.append({LABEL: block})
+                if stop.requested and parts.count < blocks:
+                    raise _StoppedError(
+                        f"{parts.count} of {blocks} rows of tiles of {name} are kept"
+                    )
 
     def _uncertainty(self, volume: VolumeFile, image: np.ndarray) -> dict[str, np.ndarray]:
         assert self._draws is not None

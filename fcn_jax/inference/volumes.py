@@ -79,9 +79,16 @@ class VolumePredictor:
         variables: Any,
         volume: np.ndarray,
         on_tile: Callable[[], None] = lambda: None,
+        first_block: int = 0,
     ) -> Iterator[tuple[int, np.ndarray]]:
-        """Yields the label map in blocks along the first axis, in order: (start, uint8 block)."""
-        for start, sums in self._sums([variables], volume, on_tile):
+        """Yields the label map in blocks along the first axis, in order: (start, uint8 block).
+
+        Args:
+            variables, volume: as in `__call__`.
+            on_tile: is called after each tile of the blocks.
+            first_block: blocks before this one are not computed.
+        """
+        for start, sums in self._sums([variables], volume, on_tile, first_block):
             # The sum of the weights is the same for all classes: it does not change the largest.
             yield start, sums[0].argmax(axis=-1).astype(np.uint8)
 
@@ -126,6 +133,7 @@ class VolumePredictor:
         draws: Sequence[Any],
         volume: np.ndarray,
         on_tile: Callable[[], None] = lambda: None,
+        first_block: int = 0,
     ) -> Iterator[tuple[int, np.ndarray]]:
         """Yields the weighted sums of probabilities: first voxel, (draws, block, y, z, k)."""
         size = volume.shape[:3]
@@ -133,6 +141,8 @@ class VolumePredictor:
         starts = self._starts(size)
         sums = np.zeros((len(draws), self.patch[0], *padded[1:], self._classes), np.float32)
         for number, first in enumerate(starts[0]):
+            if first + self.patch[0] <= starts[0][first_block]:
+                continue  # its tiles do not reach the first block
             for second, third in itertools.product(*starts[1:]):
                 corner = (first, second, third)
                 tile = self._tile(volume, corner)
@@ -143,10 +153,12 @@ class VolumePredictor:
                 for variables, of_draw in zip(draws, sums, strict=True):
                     views = self._sum_of_views(variables, tile)
                     of_draw[(slice(None), *window)] += self._weights[..., None] * views
-                on_tile()
+                if number >= first_block:
+                    on_tile()
             following = starts[0][number + 1] if number + 1 < len(starts[0]) else size[0]
             done = following - first
-            yield first, sums[:, :done, : size[1], : size[2]]
+            if number >= first_block:
+                yield first, sums[:, :done, : size[1], : size[2]]
             kept = self.patch[0] - done
             sums[:, :kept] = sums[:, done:].copy()
             sums[:, kept:] = 0
@@ -160,6 +172,11 @@ class VolumePredictor:
     def num_tiles(self, size: Sequence[int]) -> int:
         """Returns the number of tiles of a volume of this size."""
         return int(np.prod([len(starts) for starts in self._starts(size)]))
+
+    def spans(self, size: Sequence[int]) -> list[slice]:
+        """Returns the places of the blocks on the first axis of a volume of this size."""
+        starts = self._starts(size)[0]
+        return [slice(*pair) for pair in itertools.pairwise([*starts, size[0]])]
 
     def _starts(self, size: Sequence[int]) -> list[list[int]]:
         """First voxels of the tiles on each axis; the last tile ends at the volume's border."""
@@ -201,13 +218,14 @@ class ExactVolumePredictor:
         variables: Any,
         volume: np.ndarray,
         on_tile: Callable[[], None] = lambda: None,
+        first_block: int = 0,
     ) -> Iterator[tuple[int, np.ndarray]]:
         """Yields the label map as `VolumePredictor.blocks` does."""
         size = volume.shape[:3]
         canvas = self._cut.canvas(size)
         whole = jnp.asarray([size], jnp.int32)
         first_axis, *others = map(self._cut.spans, size)
-        for rows, input_rows in first_axis:
+        for rows, input_rows in first_axis[first_block:]:
             block = np.empty((rows.stop - rows.start, *size[1:]), np.uint8)
             for spans in itertools.product(*others):
                 tiles = (rows, *(tile for tile, _ in spans))
@@ -235,6 +253,10 @@ class ExactVolumePredictor:
     def num_tiles(self, size: Sequence[int]) -> int:
         """Returns the number of tiles of a volume of this size."""
         return math.prod(len(self._cut.spans(side)) for side in size)
+
+    def spans(self, size: Sequence[int]) -> list[slice]:
+        """Returns the places of the blocks on the first axis of a volume of this size."""
+        return [rows for rows, _ in self._cut.spans(size[0])]
 
 
 def joined(blocks: Iterable[tuple[int, np.ndarray]], length: int) -> np.ndarray:

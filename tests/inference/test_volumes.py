@@ -50,6 +50,22 @@ def test_blocks_are_those_of_the_sums_over_the_whole_volume():
     blocks = list(predictor.blocks(jnp.asarray(variables), volume))
     assert [start for start, _ in blocks] == [0, 2, 4, 6, 7]
     assert sum(len(block) for _, block in blocks) == 11
+    assert predictor.spans(volume.shape[:3]) == [
+        slice(start, start + len(block)) for start, block in blocks
+    ]
+    for first in range(1, 5):
+        counted: list[None] = []
+        rest = list(
+            predictor.blocks(
+                jnp.asarray(variables), volume, lambda counted=counted: counted.append(None), first
+            )
+        )
+        assert len(counted) == 4 * (5 - first)
+        for (start, block), (expected_start, expected_block) in zip(
+            rest, blocks[first:], strict=True
+        ):
+            assert start == expected_start
+            np.testing.assert_array_equal(block, expected_block)
 
 
 def test_the_probabilities_of_draws_are_their_weighted_means_over_the_tiles():
