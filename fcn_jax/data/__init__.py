@@ -11,6 +11,7 @@ Raw files:
   palettes.py   colours that stand for classes
   channels.py   extra channels: depth, HHA
   labels.py     label maps as arrays; IGNORE_INDEX
+  borders.py    U-Net's weights for borders between touching objects
 Volumes:
   volumes.py    a prepared set of volumes, its records and statistics
   volume_folder.py   the files of a set of volumes: layouts, channels, grids
