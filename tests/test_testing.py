@@ -37,7 +37,17 @@ def narrow(factory: Any, **arguments: Any) -> Any:
     return functools.partial(factory, **arguments)
 
 
-@pytest.mark.parametrize("name", backbones.names)
+ALIKE = ("vgg16_bn", "resnet34", "resnet101", "resnet152", "resnet101c")
+"""Built from the blocks of other backbones, which are checked by default."""
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.long if name in ALIKE else [])
+        for name in backbones.names
+    ],
+)
 def test_every_backbone_keeps_the_contract(name: str, shallow_resnets: None) -> None:
     report = check_backbone(narrow(backbones[name]), compile_times=False)
     print(report)

@@ -63,7 +63,9 @@ def test_scores_are_those_of_each_image_labelled_alone(trained_run, trained_fold
     assert set(written["per_class_iou"]) == set(shapes.CLASSES)
 
 
-@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    "how", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.long)]
+)
 def test_a_run_that_is_stopped_in_a_step_ends_in_the_same_bits(
     how, trained_run, trained_folder, tmp_path, monkeypatch
 ):

@@ -150,11 +150,11 @@ def close(ours: Any, theirs: np.ndarray, tolerance: float = 1e-4) -> bool:
     [
         "alexnet",
         pytest.param("vgg16", marks=pytest.mark.slow),
-        "vgg16_bn",
+        pytest.param("vgg16_bn", marks=pytest.mark.long),
         "squeezenet1_1",
         "googlenet",
         "resnet18",
-        "resnet34",
+        pytest.param("resnet34", marks=pytest.mark.long),
         "mobilenet_v3_large",
         "efficientnet_lite0",
     ],

@@ -1,6 +1,5 @@
 """Images of three sizes on canvases have the logits of each image alone, for every network."""
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -53,8 +52,8 @@ DISTINCT = (
     "vgg16",
     "resnet50 stride 8",
 )
-"""Backbones that are compared by default; $EXACTNESS=all compares all. `check_backbone` compares
-the features of each, in tests/test_testing.py."""
+"""Backbones that are compared by default, the others by -m long. `check_backbone` compares the
+features of each, in tests/test_testing.py."""
 
 HEADS: dict[str, dict[str, Any]] = {
     "32s fixed": {"skips": 0, "upsampling": "fixed"},
@@ -111,7 +110,10 @@ def images_of_three_sizes() -> list[np.ndarray]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", BACKBONES if os.environ.get("EXACTNESS") == "all" else DISTINCT)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[] if name in DISTINCT else pytest.mark.long) for name in BACKBONES],
+)
 def test_images_on_canvases_have_the_logits_of_each_image_alone(name: str, randomised: Any) -> None:
     model = randomised(lambda: EveryHead(BACKBONES[name]()))
     channels = model.backbone.preprocessing.channels

@@ -38,7 +38,7 @@ CONFIGS = Path(__file__).parents[2] / "configs"
 # Whole segmentation networks
 
 
-@pytest.mark.parametrize("depth", [50, pytest.param(101, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("depth", [50, pytest.param(101, marks=pytest.mark.long)])
 def test_torchvisions_fcn_resnet(
     torch: ModuleType, torchvision: ModuleType, tmp_path: Path, depth: int
 ) -> None:
@@ -290,7 +290,7 @@ def last_layers(peer: Any, name: str, features: Any) -> Any:
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(name, marks=pytest.mark.slow) if name in ("resnet101", "resnet152") else name
+        pytest.param(name, marks=pytest.mark.long) if name in ("resnet101", "resnet152") else name
         for name in CLASSIFIERS
     ],
 )

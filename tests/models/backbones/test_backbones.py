@@ -160,9 +160,10 @@ PUBLISHED = {
     ("name", "size", "train"),
     [
         *((name, (45, 71), False) for name in PUBLISHED),
-        ("googlenet", (64, 96), False),
-        ("mobilenet_v3_large", (64, 96), False),
-        ("efficientnet_lite0", (64, 96), False),
+        *(
+            pytest.param(name, (64, 96), False, marks=pytest.mark.long)
+            for name in ("googlenet", "mobilenet_v3_large", "efficientnet_lite0")
+        ),
         ("googlenet", (64, 96), True),
         ("mobilenet_v3_large", (64, 96), True),
         ("efficientnet_lite0", (64, 96), True),
