@@ -21,8 +21,8 @@ os.environ.setdefault(
 )
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
-# Most of the tests' time is that of XLA's compiler: with these it is half of it. An unknown flag ends
-# the process, so other versions get none. `XLA_FLAGS= python -m pytest` tests what users run.
+# Most of the tests' time is that of XLA's compiler, and these halve it. An unknown flag ends the
+# process, so other versions get none. `XLA_FLAGS= python -m pytest` tests what users run.
 if importlib.metadata.version("jaxlib").startswith("0.10."):
     os.environ.setdefault(
         "XLA_FLAGS",
