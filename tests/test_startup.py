@@ -71,9 +71,9 @@ def test_first_weights_are_the_same_as_drawn_one_by_one():
     together = init_model(config, 5, channels=4, seed=3)
     graph, expected = nnx.split(one_by_one)
     assert nnx.split(together)[0] == graph
-    # The same bits from XLA's default code generator; the former one fuses otherwise.
+    # The same bits if XLA optimises both, as `XLA_FLAGS= python -m pytest` lets it.
     jax.tree.map(
-        lambda found, wanted: np.testing.assert_array_max_ulp(found, wanted, maxulp=2),
+        lambda found, wanted: np.testing.assert_array_max_ulp(found, wanted, maxulp=4),
         nnx.to_pure_dict(nnx.state(together)),
         nnx.to_pure_dict(expected),
     )
