@@ -14,12 +14,15 @@ from fcn_jax.parallel import data_parallel
 from fcn_jax.training.train_step import TrainState, create_train_state
 
 MEMBERS = 4
+MOST_PARAMETERS = 5_000_000
+"""Of one member: four of VGG16, with the state of their optimizer, are 8 GB for each contender."""
 
 
 def cases(settings: Settings) -> Iterator[Case]:
-    """Yields a case for each workload that is not too large for a CPU."""
+    """Yields a case for each small network."""
     for workload in settings.workloads:
-        if not workload.for_gpu:
+        params, _ = workload.network.variables
+        if sum(leaf.size for leaf in jax.tree.leaves(params)) <= MOST_PARAMETERS:
             yield Case(f"{MEMBERS} × {workload.title}", partial(contenders, workload, settings))
 
 
