@@ -91,6 +91,11 @@ class Objective:
         self._first, *_ = network.label_maps
         self._border_weight: float | None = None
         if config.loss.border_class is not None:
+            classes = network.num_classes[self._first]
+            if config.loss.border_class >= classes:
+                raise ArgumentError(
+                    "loss.border_class", config.loss.border_class, f"must be in 0…{classes - 1}"
+                )
             if not any(isinstance(loss, PixelLoss) for loss in losses[self._first].losses):
                 raise ArgumentError(
                     "loss.border_class",

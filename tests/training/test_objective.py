@@ -335,6 +335,9 @@ def test_weights_of_borders_need_a_loss_of_pixels() -> None:
     config.loss.border_class = 1
     with pytest.raises(ArgumentError, match=r"loss\.border_class .*needs a loss of single pixels"):
         Objective(network(ONE_MAP, False, False), config, {})
+    config.loss.border_class = CLASSES[""]
+    with pytest.raises(ArgumentError, match=r"loss\.border_class .*must be in 0…3"):
+        Objective(network(ONE_MAP, False, False), config, {})
 
 
 @pytest.mark.slow
