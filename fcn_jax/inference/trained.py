@@ -384,7 +384,7 @@ def load_ensemble(workdirs: Sequence[str | Path], checkpoint: str | int = "lates
                 )
     members = [run.member(number) for run in runs for number in range(run.num_members)]
     provenance = dataclasses.replace(
-        first.provenance, source=f"an ensemble of {', '.join(map(str, workdirs))}"
+        members[0].provenance, source=f"an ensemble of {', '.join(map(str, workdirs))}"
     )
     ensemble = Predictor(
         Ensemble(members[0].network, len(members)),
