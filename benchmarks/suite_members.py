@@ -5,11 +5,11 @@ from functools import partial
 from typing import Any
 
 import jax
-import numpy as np
 
 from benchmarks.measuring import Case, Contender, Contenders
 from benchmarks.settings import Settings
 from benchmarks.workloads import Workload, random_variables
+from fcn_jax.models.ensemble import stacked
 from fcn_jax.parallel import data_parallel
 from fcn_jax.training.train_step import TrainState, create_train_state
 
@@ -29,7 +29,7 @@ def cases(settings: Settings) -> Iterator[Case]:
 def contenders(workload: Workload, settings: Settings) -> Contenders:
     settings.check_runs(workload)
     variables = random_variables(workload.network)
-    stacked = jax.tree.map(lambda leaf: np.stack([leaf] * MEMBERS), variables)
+    of_all = stacked([variables] * MEMBERS)
     alone = workload.device_step()
 
     def vmapped(state: TrainState, batch: Any) -> Any:
@@ -54,7 +54,7 @@ def contenders(workload: Workload, settings: Settings) -> Contenders:
         return Contender(run, images=MEMBERS * workload.config.train.batch_size)
 
     return {
-        "at once": contender(at_once, create(stacked, members=MEMBERS)),
+        "at once": contender(at_once, create(of_all, members=MEMBERS)),
         "one by one": contender(alone, create(variables), MEMBERS),
-        "vmap": contender(vmapped, create(stacked, members=MEMBERS)),
+        "vmap": contender(vmapped, create(of_all, members=MEMBERS)),
     }

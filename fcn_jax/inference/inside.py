@@ -58,7 +58,7 @@ class Opened:
 
     @property
     def has_skips(self) -> bool:
-        """Whether the network adds up scores of several stages: an FCN does, a U-Net does not."""
+        """True if the network adds up scores of several stages. An FCN does, a U-Net does not."""
         return bool(self.class_names) and not self.model.has_decoder
 
     def on_canvas(self, image: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:

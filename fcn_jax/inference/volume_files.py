@@ -147,7 +147,7 @@ LABEL, ENTROPY, INFORMATION = "label", "entropy", "mutual_information"
 
 
 class _StoppedError(Exception):
-    """An interruption was requested in the middle of a volume; says what is kept of it."""
+    """Ends the prediction of a volume on an interruption; the message says what is kept of it."""
 
 
 class _Writer:

@@ -98,10 +98,9 @@ def make_train_step(
     Raises:
         ArgumentError: the settings of the loss cannot be used.
     """
-    numbers = range(config.train.members)
     steps = [
         _single_step(network, optimizer, config.of_member(number), class_weights or {})
-        for number in numbers
+        for number in range(config.train.members)
     ]
     if len(steps) == 1:
         return steps[0]
@@ -109,9 +108,7 @@ def make_train_step(
     # One member after the other. With `vmap`, a convolution of several kernels is a grouped one,
     # and several times slower.
     def members_step(state, batch):
-        results = [
-            step(_member(state, number), batch) for number, step in zip(numbers, steps, strict=True)
-        ]
+        results = [step(_member(state, number), batch) for number, step in enumerate(steps)]
         states, metrics = zip(*results, strict=True)
         stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
         mean = jax.tree.map(lambda *values: sum(values) / len(values), *metrics)
