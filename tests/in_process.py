@@ -28,6 +28,7 @@ def run_command(module: str, *arguments: str | Path) -> subprocess.CompletedProc
     try:
         with (
             mock.patch.dict(os.environ),  # which some commands change
+            mock.patch.object(sys, "unraisablehook", sys.unraisablehook),
             warnings.catch_warnings(),
             contextlib.redirect_stdout(stdout),
             contextlib.redirect_stderr(stderr),

@@ -88,12 +88,7 @@ def run(main: Callable[[list[str]], None]) -> None:
     The exit status is 0; 1 after a UserError or an OSError; 130, 143 or 129 after Ctrl-C, SIGTERM
     or SIGHUP.
     """
-    from absl import logging
-
-    # Orbax logs every file that it writes. Its errors are raised, so that no log is needed.
-    logging.set_verbosity(logging.FATAL)
-    # Pillow warns from half the size on at which it refuses an image.
-    warnings.filterwarnings("ignore", "Image size .* exceeds limit of")
+    silence_libraries()
     try:
         with signals.interruptions():
             main(sys.argv[1:])
@@ -110,6 +105,24 @@ def run(main: Callable[[list[str]], None]) -> None:
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def silence_libraries() -> None:
+    """Keeps libraries from printing what is of no use beside the commands' own messages."""
+    from absl import logging
+
+    # Orbax logs every file that it writes. Its errors are raised, so that no log is needed.
+    logging.set_verbosity(logging.FATAL)
+    # Pillow warns from half the size on at which it refuses an image.
+    warnings.filterwarnings("ignore", "Image size .* exceeds limit of")
+
+    def print_dropped(dropped: Any) -> None:
+        # If a part of a save fails, Orbax closes its event loop while TensorStore still writes
+        # the other parts. TensorStore then cannot report that these are done.
+        if str(dropped.exc_value) != "Event loop is closed" or dropped.object is not None:
+            hook_before(dropped)
+
+    hook_before, sys.unraisablehook = sys.unraisablehook, print_dropped
 
 
 def error_line(error: UserError | OSError) -> str:

@@ -11,7 +11,6 @@ import tempfile
 import time
 from pathlib import Path
 
-import absl.logging
 import numpy as np
 
 from fcn_jax.errors import UserError
@@ -59,7 +58,7 @@ def save_on_full_disk(is_full: bool) -> None:
 
 if __name__ == "__main__":
     count, process, port = map(int, sys.argv[1:4])
-    absl.logging.set_verbosity(absl.logging.FATAL)  # as in the commands
+    cli.silence_libraries()
     cli.error_line = str  # type: ignore[assignment] # this is no command
     with (
         signals.interruptions(),

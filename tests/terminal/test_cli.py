@@ -1,11 +1,14 @@
 """The common part of the commands: flags and settings, `--help`, and one-line errors."""
 
+import asyncio
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
+import tensorstore as ts
 from absl import flags
 
 from fcn_jax import registry
@@ -230,6 +233,35 @@ def test_a_home_that_cannot_be_written_names_the_other_way(tmp_path: Path, home:
     assert note.startswith("evaluate: compiled programs cannot be cached (")
     assert "$JAX_COMPILATION_CACHE_DIR may name another folder" in note
     assert error == "evaluate: --workdir=DIR is needed: the folder of a run"
+
+
+async def _fail_beside(writing: ts.Future) -> None:
+    """A save of two parts as Orbax does it, of which one fails while TensorStore writes one."""
+
+    async def write() -> None:
+        await writing
+
+    async def fail() -> None:
+        raise OSError("File too large")
+
+    await asyncio.gather(write(), fail())
+
+
+@pytest.mark.parametrize("silent", [False, True])
+def test_a_write_that_ends_after_a_failed_save_prints_nothing(monkeypatch, capfd, silent):
+    monkeypatch.setattr(sys, "unraisablehook", sys.__unraisablehook__)
+    monkeypatch.setattr("absl.logging.set_verbosity", lambda level: None)
+    if silent:
+        cli.silence_libraries()
+    promise, writing = ts.Promise.new()
+    loop = asyncio.new_event_loop()
+    with pytest.raises(OSError, match="File too large"):
+        loop.run_until_complete(_fail_beside(writing))
+    loop.close()
+    promise.set_result(None)
+    writing.result()
+    time.sleep(0.1)  # the callback comes after the result
+    assert ("Event loop is closed" in capfd.readouterr().err) != silent
 
 
 def test_a_platform_without_devices_is_one_line(monkeypatch, capsys):
