@@ -226,10 +226,10 @@ class FCN(nnx.Module):
         pixels = FeatureMap(self.backbone.preprocessing(image, self.dtype), valid, tile)
         by_stage = self.backbone(pixels, train=train, keys=keys)
         named = {"pixels": pixels} | {f"backbone{stage}": x for stage, x in by_stage.items()}
-        to_score = {stage: scaled(x, self.scales[stage]) for stage, x in by_stage.items()}
+        to_score = {stage: self._scaled(stage, x) for stage, x in by_stage.items()}
         if self.has_context:
             named["context"] = self.context(to_score[max(by_stage)])
-            to_score[2 * max(by_stage)] = scaled(named["context"], self.scales[2 * max(by_stage)])
+            to_score[2 * max(by_stage)] = self._scaled(2 * max(by_stage), named["context"])
         if self.has_decoder:
             by_stage = to_score = self.decoder(to_score, train=train)
             named |= {f"decoder{stage}": x for stage, x in by_stage.items()}
@@ -264,6 +264,11 @@ class FCN(nnx.Module):
             }
             blocks[name] = head.logits_in_blocks(own, features["pixels"])
         return blocks
+
+    def _scaled(self, stage: int, x: FeatureMap) -> FeatureMap:
+        factor = self.scales[stage]
+        # A product with 1 would be stored for the backward pass besides `x`.
+        return x if factor == 1.0 else scaled(x, factor)
 
     def _heads(self, *, train: bool) -> dict[str, SkipHead]:
         heads = {name: getattr(self, f"head{suffix(name)}") for name in self.label_maps}

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fcn_jax.models.convolution import Geometry, convolve
+from fcn_jax.models.convolution import Geometry, convolve, matmul
 from tests.arrays import normal
 
 
@@ -87,3 +87,17 @@ def test_the_kernels_gradient_in_bfloat16_is_summed_in_float32() -> None:
     )
     assert gradient.dtype == jnp.bfloat16
     np.testing.assert_allclose(gradient.astype(jnp.float32), 2 * 30 * 30, rtol=1e-2)
+
+
+@pytest.mark.parametrize(("in_features", "features"), [(3, 5), (5, 3), (4, 4)])
+def test_a_product_of_features_is_numpys_and_stores_its_operands_alone(in_features, features):
+    values, kernel = normal(0, 2, 3, 4, in_features), normal(1, in_features, features)
+    cotangent = normal(2, 2, 3, 4, features)
+    result, pull_back = jax.vjp(matmul, jnp.asarray(values), jnp.asarray(kernel))
+    of_values, of_kernel = pull_back(jnp.asarray(cotangent))
+    np.testing.assert_allclose(result, values @ kernel, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(of_values, cotangent @ kernel.T, rtol=1e-5, atol=1e-6)
+    expected = np.einsum("bhwi,bhwo->io", values, cotangent)
+    np.testing.assert_allclose(of_kernel, expected, rtol=1e-5, atol=1e-5)
+    stored = sorted(leaf.shape for leaf in jax.tree.leaves(pull_back))
+    assert stored == sorted([values.shape, kernel.shape])

@@ -11,7 +11,7 @@ from fcn_jax.data.labels import IGNORE_INDEX
 from fcn_jax.models import row_blocks
 from fcn_jax.models.feature_map import FeatureMap
 from fcn_jax.models.interpolation import Interpolate
-from fcn_jax.models.row_blocks import BlockLayout, RowBlocks
+from fcn_jax.models.row_blocks import BlockLayout, RowBlocks, depth_to_space
 from fcn_jax.models.upsampling import bilinear_upsample_blocks, conv_transpose_blocks
 from fcn_jax.training.losses import CrossEntropy
 from tests.arrays import normal
@@ -129,3 +129,26 @@ def test_no_full_size_scores_are_held() -> None:
     compiled = jax.jit(jax.grad(loss, (0, 1))).lower(values, kernel).compile()
     scores_bytes = 4 * 512 * 512 * 21 * 4
     assert compiled.memory_analysis().temp_size_in_bytes < scores_bytes
+
+
+@pytest.mark.parametrize(("ndim", "others"), [(1, (5,)), (2, (3,)), (2, ()), (3, (2,))])
+def test_phases_and_their_derivatives_go_to_their_places(ndim: int, others: tuple[int, ...]):
+    size, stride = (2, 3, 4)[:ndim], 3
+    phases = normal(0, *size, *[stride] * ndim, *others)
+
+    def placed(values: np.ndarray) -> np.ndarray:
+        result = np.empty((*[stride * n for n in size], *others), np.float32)
+        for index in np.ndindex(*size, *[stride] * ndim):
+            pairs = zip(index[:ndim], index[ndim:], strict=True)
+            result[tuple(stride * place + phase for place, phase in pairs)] = values[index]
+        return result
+
+    def function(values: jax.Array) -> jax.Array:
+        return depth_to_space(values, ndim)
+
+    tangent = normal(1, *phases.shape)
+    result, moved = jax.jvp(function, (jnp.asarray(phases),), (jnp.asarray(tangent),))
+    np.testing.assert_array_equal(result, placed(phases))
+    np.testing.assert_array_equal(moved, placed(tangent))
+    (returned,) = jax.vjp(function, jnp.asarray(phases))[1](jnp.asarray(placed(tangent)))
+    np.testing.assert_array_equal(returned, tangent)

@@ -115,14 +115,10 @@ def test_conv_transpose_of_signals_and_volumes_is_pytorchs(
     np.testing.assert_allclose(result, from_torch(expected), atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("ndim", "stride", "cached_bytes"),
-    [(1, 2, 2**20), (1, 3, 100), (2, 2, 2**20), (2, 4, 3000), (3, 2, 2000), (2, 1, 1)],
-)
+@pytest.mark.parametrize(("ndim", "stride"), [(1, 2), (1, 3), (2, 2), (2, 4), (3, 2), (2, 1)])
 def test_blocks_are_pytorchs_transposed_convolution(
-    torch: ModuleType, monkeypatch: pytest.MonkeyPatch, ndim: int, stride: int, cached_bytes: int
+    torch: ModuleType, ndim: int, stride: int
 ) -> None:
-    monkeypatch.setattr(upsampling, "CACHED_BYTES", cached_bytes)  # in several blocks of rows
     size = (3, 4, 2)[:ndim]
     values, weights = normal(0, 2, *size, 3), normal(1, *[stride] * ndim, 3, 4)
     cotangent = normal(2, 2, *(stride * n for n in size), 4)
