@@ -57,12 +57,15 @@ if __name__ == "__main__":
 
 import dataclasses
 import datetime
+import gc
 import importlib
 import json
 import os
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import jax
 
 from benchmarks.hardware import hardware, versions
 from benchmarks.measuring import Row, run_case
@@ -157,12 +160,22 @@ def run(
                     _write(report, json_path)
                     if settings.peer:
                         settings.peer.release()
+                    _forget_programs()
                     bar.advance()
         finally:  # an interrupted suite prints the cases that it has measured
             if rows:
                 print(f"{suite_table(name, rows)}\n", flush=True)
     print(CAPTION + ("\n\nSmall sizes: the times mean nothing." if settings.small else ""))
     return report
+
+
+def _forget_programs() -> None:
+    """Frees the case's programs, each of them about a thousand mappings of memory.
+
+    With those of all cases a process reaches Linux's limit of 65,530, and compiles no more.
+    """
+    jax.clear_caches()
+    gc.collect()
 
 
 def _write(report: dict[str, Any], path: Path | None) -> None:

@@ -37,7 +37,7 @@ def cases(settings: Settings) -> Iterator[Case]:
     """Yields a case for each dtype and stride, forward only and with gradients."""
     output_size = (32, 64) if settings.small else (320, 480)
     for dtype in ("float32", "bfloat16") if settings.gpu_cases else ("float32",):
-        for stride in (2, 8) if settings.small else (2, 8, 16, 32):
+        for stride in (2, 8) if settings.small else (2, 4, 8, 16, 32):
             for backward in (False, True):
                 yield Case(
                     f"stride {stride}{' + gradients' if backward else ''} {dtype}",
