@@ -147,7 +147,10 @@ LABEL, ENTROPY, INFORMATION = "label", "entropy", "mutual_information"
 
 
 class _StoppedError(Exception):
-    """Ends the prediction of a volume on an interruption; the message says what is kept of it."""
+    """Ends the prediction of a volume after an interruption.
+
+    Its message says which part of the volume is kept.
+    """
 
 
 class _Writer:

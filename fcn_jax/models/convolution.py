@@ -76,7 +76,7 @@ def matmul(values: jax.Array, kernel: jax.Array) -> jax.Array:
     narrower one on the left XLA's product is about 4 times as fast as with the wider one, for 16 to
     64 columns against 128 to 512.
     """
-    # As matrices: of larger arrays XLA computed the gradient's product in 1.1 to 3 times the time.
+    # With more than two axes XLA takes up to 2.9 times as long for the gradient of the kernel.
     rows = values.reshape(-1, values.shape[-1])
     if target_platform() != "cpu" or kernel.shape[0] <= kernel.shape[1]:
         product = jnp.dot(rows, kernel)

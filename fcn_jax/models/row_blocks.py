@@ -214,10 +214,18 @@ def _added(a, b):
 
 @partial(jax.custom_jvp, nondiff_argnums=(1,))
 def depth_to_space(phases: jax.Array, ndim: int) -> jax.Array:
-    """Interleaves phases (*n, s, …, s, …), with one s for each of n's ndim axes, to (*s·n, …).
+    """Brings the phases of a transposed convolution of stride s to their places.
 
     Its gradient copies runs of the last axis: 2.6 to 3.5 ms for 21 features of 2 images of 320×480
     and strides 2 to 32, where a transposition took 4.5 to 7.1 ms (two cores of an AMD EPYC).
+
+    Args:
+        phases: (*n, s, …, s, …), with one s for each of the first ndim axes. The phase p of the
+            place i on an axis belongs to the position s·i + p.
+        ndim: number of spatial axes.
+
+    Returns:
+        (*s·n, …).
     """
     interleaved = [n for axis in range(ndim) for n in (axis, ndim + axis)]
     values = phases.transpose(*interleaved, *range(2 * ndim, phases.ndim))

@@ -16,7 +16,13 @@ from jax import lax
 from fcn_jax.models.convolution import matmul
 from fcn_jax.models.feature_map import FeatureMap
 from fcn_jax.models.recorded import recorded
-from fcn_jax.models.row_blocks import BlockLayout, RowBlocks, in_blocks, rows_in_block
+from fcn_jax.models.row_blocks import (
+    BlockLayout,
+    RowBlocks,
+    depth_to_space,
+    in_blocks,
+    rows_in_block,
+)
 
 EXACT = lax.Precision.HIGHEST
 """Precision of the products of scores, which GPUs and TPUs would otherwise round.
@@ -341,10 +347,9 @@ def block_upsample(values: jax.Array, kernel: jax.Array) -> jax.Array:
     batch, *size, in_features = values.shape
     features = kernel.shape[-1]
     kernel = jnp.moveaxis(kernel, ndim, 0).reshape(in_features, -1)
+    # The rows of all images follow each other, as those of one image.
     phases = matmul(values, kernel).reshape(-1, *size[1:], *[stride] * ndim, features)
-    interleaved = [n for axis in range(ndim) for n in (axis, ndim + axis)]
-    result = phases.transpose(*interleaved, 2 * ndim)
-    return result.reshape(batch, *[stride * n for n in size], features)
+    return depth_to_space(phases, ndim).reshape(batch, *[stride * n for n in size], features)
 
 
 class BilinearUpsample(Upsample):

@@ -108,7 +108,7 @@ def run(main: Callable[[list[str]], None]) -> None:
 
 
 def silence_libraries() -> None:
-    """Keeps libraries from printing what is of no use beside the commands' own messages."""
+    """Turns off what libraries print about things that the commands report themselves."""
     from absl import logging
 
     # Orbax logs every file that it writes. Its errors are raised, so that no log is needed.
@@ -119,7 +119,8 @@ def silence_libraries() -> None:
     def print_dropped(dropped: Any) -> None:
         # If a part of a save fails, Orbax closes its event loop while TensorStore still writes
         # the other parts. TensorStore then cannot report that these are done.
-        if str(dropped.exc_value) != "Event loop is closed" or dropped.object is not None:
+        is_of_a_save = dropped.object is None and str(dropped.exc_value) == "Event loop is closed"
+        if not is_of_a_save:
             hook_before(dropped)
 
     hook_before, sys.unraisablehook = sys.unraisablehook, print_dropped
