@@ -1,7 +1,8 @@
-"""Convolution of arrays (b, *n, c), with faster forms of a few operations on a CPU.
+"""Convolution of arrays (b, *n, c), with faster forms of a few operations.
 
 On a CPU, depthwise convolutions and those of volumes are computed as sums, because XLA's own were
-slow. Everything else is XLA's convolution.
+slow, and on a GPU the kernels' gradients of dilated ones without dilation. Everything else is XLA's
+convolution.
 """
 
 import dataclasses
@@ -64,6 +65,12 @@ def convolve(values: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Ar
     dense = geometry.groups == geometry.dilation == 1
     if kernel.ndim == 5 and few_taps and dense and target_platform() == "cpu":
         return _convolve_slices(values, kernel, geometry)
+    in_phases = geometry.dilation > 1 and geometry.stride == geometry.groups == 1
+    if in_phases and target_platform() == "gpu" and _pads_divide(geometry):
+        # XLA takes the gradient of a dilated kernel for a convolution with a window as large as the
+        # image. That took 2.38 ms on an H100 for 16 images of 60×60, 512 features and 3×3 taps in
+        # bfloat16, 5 times as long as without dilation.
+        return _dilated(values, kernel, geometry)
     return _convolve(values, kernel, geometry)
 
 
@@ -85,6 +92,67 @@ def matmul(values: jax.Array, kernel: jax.Array) -> jax.Array:
         transposed = lax.optimization_barrier(kernel.T)
         product = lax.dot_general(rows, transposed, (((1,), (1,)), ((), ())))
     return product.reshape(*values.shape[:-1], kernel.shape[-1])
+
+
+def _pads_divide(geometry: Geometry) -> bool:
+    return not any(pad % geometry.dilation for pads in geometry.pads for pad in pads)
+
+
+@jax.custom_jvp
+def add_bias(values: jax.Array, bias: jax.Array) -> jax.Array:
+    """Adds a bias, float32 (c,), to (…, c), in the dtype of `values`; its gradient is float32."""
+    return values + bias.astype(values.dtype)
+
+
+@add_bias.defjvp
+def _add_bias_jvp(primals, tangents):
+    of_values, of_bias = tangents
+    # The gradient is the sum of what is broadcast here. In bfloat16 a sum of ones stops at 256.
+    wide = jnp.broadcast_to(of_bias, of_values.shape).astype(of_values.dtype)
+    return add_bias(*primals), of_values + wide
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(2,))
+def _dilated(values: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Array:
+    return _convolve(values, kernel, geometry)
+
+
+@_dilated.defjvp
+def _dilated_jvp(geometry, primals, tangents):
+    values, kernel = primals
+    of_values, of_kernel = tangents
+    tangent = _convolve(of_values, kernel, geometry) + _in_phases(values, of_kernel, geometry)
+    return _convolve(values, kernel, geometry), tangent
+
+
+def _in_phases(values: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Array:
+    """Computes a convolution of stride 1 and dilation d without dilation, as that of d^n images.
+
+    Each of them has every d-th position on each axis. The padding must be divisible by d.
+    """
+    batch, *size, _ = values.shape
+    rank, dilation = len(size), geometry.dilation
+    counts = [-(-n // dilation) for n in size]
+    missing = [(0, count * dilation - n) for count, n in zip(counts, size, strict=True)]
+    values = jnp.pad(values, [(0, 0), *missing, (0, 0)])
+    split = [n for count in counts for n in (count, dilation)]
+    values = values.reshape(batch, *split, -1)
+    places, phases = range(1, 2 * rank, 2), range(2, 1 + 2 * rank, 2)
+    values = values.transpose(0, *phases, *places, 1 + 2 * rank).reshape(
+        -1, *counts, values.shape[-1]
+    )
+    pads = tuple((before // dilation, after // dilation) for before, after in geometry.pads)
+    result = _convolve(values, kernel, dataclasses.replace(geometry, pads=pads, dilation=1))
+    *counts, features = result.shape[1:]
+    result = result.reshape(batch, *[dilation] * rank, *counts, features)
+    interleaved = [axis for place in range(1, 1 + rank) for axis in (rank + place, place)]
+    result = result.transpose(0, *interleaved, 1 + 2 * rank)
+    result = result.reshape(batch, *[count * dilation for count in counts], features)
+    window = [
+        slice(n + sum(pads) - dilation * (k - 1))
+        for n, pads, k in zip(size, geometry.pads, kernel.shape, strict=False)
+    ]
+    return result[(slice(None), *window)]
 
 
 def _convolve(values: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Array:

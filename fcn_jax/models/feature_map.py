@@ -13,6 +13,7 @@ on it.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, Self
 
@@ -123,7 +124,13 @@ def add(x: FeatureMap, y: FeatureMap) -> FeatureMap:
 @recorded
 def multiply(x: FeatureMap, y: FeatureMap) -> FeatureMap:
     """Multiplies two feature maps of the same images; the second may have one position."""
-    return _joined(x, y, x.values * y.values)
+    return _joined(x, y, _product(x.values, y.values))
+
+
+@functools.partial(jax.checkpoint, prevent_cse=False)  # stores no float32 copies
+def _product(values: jax.Array, factors: jax.Array) -> jax.Array:
+    # In float32, since the gradient of a factor of all positions is their sum.
+    return (values.astype(jnp.float32) * factors).astype(values.dtype)
 
 
 @recorded

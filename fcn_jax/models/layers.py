@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
-from fcn_jax.models.convolution import Geometry, convolve, matmul
+from fcn_jax.models.convolution import Geometry, add_bias, convolve, matmul
 from fcn_jax.models.feature_map import FeatureMap
 from fcn_jax.models.geometry import Padding, Window, both_sides
 from fcn_jax.models.normalisation import BatchNorm, num_positions
@@ -135,7 +135,7 @@ class Conv(nnx.Module):
             geometry = Geometry(self.stride, tuple(pads), self.dilation, self.groups)
             values = convolve(x.filled(), kernel, geometry)
         if self.bias is not None:
-            values = values + self.bias[...].astype(values.dtype)
+            values = add_bias(values, self.bias[...])
         windows = [
             Window(self.dilation * (k - 1) + 1, self.stride, pad)
             for k, pad in zip(size, pads, strict=True)

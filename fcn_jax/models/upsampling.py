@@ -13,7 +13,7 @@ import numpy as np
 from flax import nnx
 from jax import lax
 
-from fcn_jax.models.convolution import matmul
+from fcn_jax.models.convolution import add_bias, matmul
 from fcn_jax.models.feature_map import FeatureMap
 from fcn_jax.models.recorded import recorded
 from fcn_jax.models.row_blocks import (
@@ -327,7 +327,7 @@ class BlockUpsample(nnx.Module):
     def __call__(self, x: FeatureMap, like: FeatureMap) -> FeatureMap:
         """Upsamples (b, *n, in) to the spatial size, and the valid part, of `like`."""
         kernel = self.kernel[...].astype(x.values.dtype)
-        values = block_upsample(x.values, kernel) + self.bias[...].astype(x.values.dtype)
+        values = add_bias(block_upsample(x.values, kernel), self.bias[...])
         window = tuple(slice(size) for size in like.spatial)
         field = x.field.scattered(like.field.stride, self.stride, self.stride, 0)
         return dataclasses.replace(like, values=values[(slice(None), *window)], field=field)

@@ -1,13 +1,15 @@
 """Gradients of convolutions against PyTorch's; their computation depends on the kernel's size."""
 
 from types import ModuleType
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fcn_jax.models.convolution import Geometry, convolve, matmul
+from fcn_jax.models.convolution import Geometry, add_bias, convolve, matmul
+from fcn_jax.parallel.target import tracing_for
 from tests.arrays import normal
 
 
@@ -87,6 +89,45 @@ def test_the_kernels_gradient_in_bfloat16_is_summed_in_float32() -> None:
     )
     assert gradient.dtype == jnp.bfloat16
     np.testing.assert_allclose(gradient.astype(jnp.float32), 2 * 30 * 30, rtol=1e-2)
+
+
+def test_the_biass_gradient_in_bfloat16_is_summed_in_float32() -> None:
+    values = jnp.zeros((4, 50, 50, 2), jnp.bfloat16)
+    result, pull_back = jax.vjp(add_bias, values, jnp.asarray([1.0, 2.0]))
+    assert result.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(result[0, 0, 0], [1, 2])
+    of_values, of_bias = pull_back(jnp.ones_like(values))
+    assert (of_values.dtype, of_bias.dtype) == (jnp.bfloat16, jnp.float32)
+    np.testing.assert_array_equal(of_bias, 4 * 50 * 50)
+
+
+@pytest.mark.parametrize(
+    ("size", "kernel_size", "dilation", "pads"),
+    [
+        ((9, 14), (3, 3), 2, ((2, 2), (2, 2))),
+        ((13, 11), (3, 5), 4, ((4, 4), (8, 8))),
+        ((13, 11), (3, 5), 3, ((0, 3), (6, 0))),
+        ((9, 7, 8), (3, 3, 3), 2, ((2, 2),) * 3),
+    ],
+)
+def test_on_a_gpu_dilated_convolutions_have_the_same_gradients(
+    size: tuple[int, ...], kernel_size: tuple[int, ...], dilation: int, pads: Any
+) -> None:
+    values, kernel = normal(0, 2, *size, 3), normal(1, *kernel_size, 3, 4)
+    geometry = Geometry(1, pads, dilation)
+
+    def loss(values: Any, kernel: Any) -> Any:
+        return jnp.sum(jnp.sin(convolve(values, kernel, geometry)))
+
+    expected = jax.value_and_grad(loss, (0, 1))(values, kernel)
+    with tracing_for("gpu"):
+        program = jax.make_jaxpr(jax.grad(loss, 1))(values, kernel)
+        result = jax.value_and_grad(loss, (0, 1))(values, kernel)
+    # The last convolution is that of the kernel's gradient: no stride takes the dilation's place.
+    *_, last = (e for e in program.eqns if e.primitive.name == "conv_general_dilated")
+    assert last.params["window_strides"] == (1,) * len(size)
+    for ours, theirs in zip(jax.tree.leaves(result), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-4)
 
 
 @pytest.mark.parametrize(("in_features", "features"), [(3, 5), (5, 3), (4, 4)])

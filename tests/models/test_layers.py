@@ -258,3 +258,16 @@ def test_values_outside_the_image_stay_finite(name: str) -> None:
     # Even if they are masked later, 0·∞ in the gradient of a kernel would be nan.
     x = FeatureMap(jnp.asarray(normal(0, 1, *CANVAS, 3)), jnp.asarray([[2, 3]], jnp.int32))
     assert np.isfinite(jax.jit(spatial_layers()[name])(x).values).all()
+
+
+def test_the_gradient_of_a_factor_of_an_image_is_summed_in_float32() -> None:
+    x = FeatureMap(jnp.ones((2, 40, 40, 3), jnp.bfloat16))
+
+    def product(factor: jax.Array) -> jax.Array:
+        return multiply(x, FeatureMap(factor)).values
+
+    result, pull_back = jax.vjp(product, jnp.full((2, 1, 1, 3), 2, jnp.bfloat16))
+    assert result.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(result, 2)
+    # A sum of ones in bfloat16 stops at 256.
+    np.testing.assert_array_equal(pull_back(jnp.ones_like(result))[0], 40 * 40)
