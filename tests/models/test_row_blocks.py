@@ -103,6 +103,27 @@ def test_the_loss_and_its_gradient_equal_those_of_the_whole(
         np.testing.assert_allclose(gradient, wanted, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize(("limit", "blocks"), [(1, 6), (199, 6), (200, 3), (500, 2), (600, 1)])
+def test_parts_are_divided_evenly(limit: int, blocks: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(row_blocks, "BLOCK_BYTES", {"cpu": limit})
+    assert row_blocks.parts_in_blocks(100, 6) == blocks
+
+
+def test_several_images_are_interpolated_in_each_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = jnp.asarray(normal(0, 4, *COARSE, 1))
+    sizes = jnp.asarray([COARSE, (3, 4), (2, 2), (5, 1)], jnp.int32)
+    x = FeatureMap(values, sizes)
+    like = FeatureMap(jnp.zeros((4, *SIZE, 1)), jnp.asarray([SIZE, (11, 13), (7, 9), (17, 2)]))
+    monkeypatch.setattr(row_blocks, "BLOCK_BYTES", {"cpu": 2 * 4 * 17 * 13})
+    blocks = Interpolate().in_blocks(x, like)
+    assert blocks.layout.num_blocks == 2
+    for image in range(4):
+        alone = FeatureMap(values[image : image + 1], sizes[image : image + 1])
+        alike = FeatureMap(jnp.zeros((1, *SIZE, 1)), like.valid[image : image + 1])
+        expected = Interpolate().in_blocks(alone, alike).whole()
+        np.testing.assert_allclose(blocks.whole()[image], expected[0], rtol=1e-6, atol=1e-6)
+
+
 @pytest.mark.parametrize("stride", [None, 2])
 def test_blocks_by_hand(stride: int | None) -> None:
     # Two images of 3×2, padded to 4×4 by a row before and two columns after; blocks of 4 rows.

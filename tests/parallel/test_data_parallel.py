@@ -198,6 +198,23 @@ def test_a_step_is_compiled_once(use_mesh: bool, caplog: pytest.LogCaptureFixtur
 
 
 @pytest.mark.parametrize("use_mesh", [False, True])
+def test_the_state_that_a_step_returns_is_not_placed_again(
+    use_mesh: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    placed: list[Any] = []
+    replicate = data_parallel.replicate
+    monkeypatch.setattr(
+        data_parallel, "replicate", lambda *a, **k: placed.append(a) or replicate(*a, **k)
+    )
+    step = data_parallel.parallelize(lambda s, b: (s + 1, {}), donate_state=True, use_mesh=use_mesh)
+    state = np.float32(1)
+    for _ in range(3):
+        state, _ = step(state, np.zeros(4, np.float32))
+    assert state == 4
+    assert len(placed) == 1
+
+
+@pytest.mark.parametrize("use_mesh", [False, True])
 def test_the_state_is_donated_and_constants_are_not(use_mesh: bool) -> None:
     def add(state: jax.Array, batch: jax.Array, factor: jax.Array) -> jax.Array:
         return state + factor * jax.lax.psum(batch.sum(), DATA_AXIS)
