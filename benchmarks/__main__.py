@@ -32,7 +32,7 @@ matrix products as traced if these are more (XLA counts loops once and library c
 The peak is what the device's maker publishes for dense products (`benchmarks/cost.py`); CPUs have
 none.
 
-The limit is the time that the operations take at the rate of a product of 2048×2048 matrices, or
+The limit is the time that the operations take at the rate of a product of large matrices, or
 the arguments and results of the program at the rate of a copy, whichever is longer; both rates are
 measured on the machine. A whole step also moves what it keeps in between.
 

@@ -3,10 +3,11 @@
 #
 #   benchmarks/on_gpu.sh [VOCdevkit [squeezenet1_1.npz]]
 #
-# speed.json holds the benchmark's rows against PyTorch: the steps with their share of the bf16 peak,
-# peak memory, the largest batch, the transposed convolutions. With a folder of VOC, voc/ holds a whole
-# training run and its scores. $PYTHON names the interpreter; SMALL=1 tries the script out on a CPU, at
-# sizes whose times mean nothing. A part that fails or takes too long leaves the others' results.
+# train_step.json, memory.json and upsample.json hold the benchmark's rows against PyTorch: the steps
+# with their share of the bf16 peak, peak memory and the largest batch, the transposed convolutions.
+# With a folder of VOC, voc/ holds a whole training run and its scores. $PYTHON names the
+# interpreter; SMALL=1 tries the script out on a CPU, at sizes whose times mean nothing. A part that
+# fails or takes too long leaves the others' results.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 out=${OUT:-gpu_results}
@@ -14,6 +15,8 @@ python=${PYTHON:-python3}
 voc=${1:-} weights=${2:-}
 mkdir -p "$out"
 export XLA_PYTHON_CLIENT_PREALLOCATE=false
+# What one part has compiled, the next one finds.
+export JAX_COMPILATION_CACHE_DIR=${JAX_COMPILATION_CACHE_DIR:-$(mktemp -d)}
 status=0
 
 part() { # NAME SECONDS COMMAND...: runs a command with a limit and writes its output to NAME.log
@@ -25,12 +28,16 @@ part() { # NAME SECONDS COMMAND...: runs a command with a limit and writes its o
     [ "$ended" = 0 ] || { echo "== $name ended with status $ended"; status=1; }
 }
 
+suite() { # NAME SECONDS: runs a suite of the benchmark
+    local options=("--suites=$1" "--json=$out/$1.json")
+    "$python" -c 'import torch' 2> /dev/null && options+=(--against=torch)
+    [ -z "${SMALL:-}" ] || options+=(--small --all --repeats=1)
+    part "$1" "$2" "$python" -m benchmarks "${options[@]}"
+}
+
 part machine 60 "$python" -c 'import jax; print(jax.__version__, jax.devices())'
 nvidia-smi >> "$out/machine.log" 2>&1 || echo "no nvidia-smi here" >> "$out/machine.log"
-benchmark=("$python" -m benchmarks --suites=train_step,memory,upsample "--json=$out/speed.json")
-"$python" -c 'import torch' 2> /dev/null && benchmark+=(--against=torch)
-[ -z "${SMALL:-}" ] || benchmark+=(--small --all --repeats=1)
-part speed 660 "${benchmark[@]}"
+suite train_step 400
 if [ -z "$voc" ]; then
     echo "== no training run: give the folder of VOC"
 elif ! "$python" -c 'import tensorflow_datasets' 2> /dev/null; then
@@ -41,6 +48,8 @@ else
     [ -z "$weights" ] || run+=("--config.init=$weights")
     [ -z "${SMALL:-}" ] || run+=(--config.train.steps=2 --config.optim.warmup_steps=1
         --config.augment.crop_px=64,64 --config.train.batch_size=2)
-    part voc_training 420 "${run[@]}"
+    part voc_training 240 "${run[@]}"
 fi
+suite upsample 240
+suite memory 260
 exit $status

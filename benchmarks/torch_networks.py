@@ -4,7 +4,9 @@ Each takes normalised images (b, 3, h, w) of any size and returns, as torchvisio
 dictionary: `out`, logits (b, k, h, w), and in training `aux` if there is an auxiliary head.
 """
 
+import importlib
 import itertools
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -217,12 +219,12 @@ def torchvision_fcn_resnet50(workload: Workload) -> nn.Module:
         NotMeasuredError: torchvision is missing, or does not match this PyTorch.
     """
     try:
-        from torchvision.models.segmentation import fcn_resnet50
+        segmentation = import_torchvision().models.segmentation
     except ImportError:
         raise NotMeasuredError("torchvision is not installed") from None
     except RuntimeError as error:
         raise NotMeasuredError(f"torchvision cannot be imported ({error})") from None
-    network = fcn_resnet50(
+    network = segmentation.fcn_resnet50(
         weights=None, weights_backbone=None, num_classes=workload.num_classes, aux_loss=True
     )
     for module in network.modules():
@@ -232,6 +234,37 @@ def torchvision_fcn_resnet50(workload: Workload) -> nn.Module:
         for layer in ("layer1", "layer2", "layer3", "layer4"):
             network.backbone[layer] = network.backbone[layer][:1]
     return network
+
+
+_DECLARED: list[Any] = []
+
+
+def import_torchvision() -> Any:
+    """Imports torchvision, whose compiled operations have no build for CPUs alone.
+
+    Its networks do not use them, but its import asks for three of them: they are declared if they
+    are missing.
+
+    Raises:
+        ImportError: it is not installed.
+        RuntimeError: it does not match this PyTorch.
+    """
+    try:
+        return importlib.import_module("torchvision")
+    except RuntimeError:
+        if _DECLARED:
+            raise
+    library = torch.library.Library("torchvision", "DEF")
+    _DECLARED.append(library)  # the declarations end with it
+    library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    library.define(
+        "roi_align(Tensor input, Tensor rois, float spatial_scale, int pooled_height, "
+        "int pooled_width, int sampling_ratio, bool aligned) -> Tensor"
+    )
+    for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
+        del sys.modules[name]
+    return importlib.import_module("torchvision")
 
 
 PARAMETERS = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}

@@ -92,21 +92,16 @@ def torch() -> ModuleType:
 
 @pytest.fixture(scope="session")
 def torchvision() -> ModuleType:
-    """torchvision, whose networks are peers.
+    """torchvision, whose networks are peers."""
+    pytest.importorskip("torch", reason="PyTorch is not installed")
+    from benchmarks.torch_networks import import_torchvision
 
-    Its compiled operations, which the networks do not use, are only declared: there is no build of
-    them for CPUs alone.
-    """
-    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
-    library = torch.library.Library("torchvision", "DEF")
-    _KEPT.append(library)  # its declarations end with it
-    library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    library.define(
-        "roi_align(Tensor input, Tensor rois, float spatial_scale, int pooled_height, "
-        "int pooled_width, int sampling_ratio, bool aligned) -> Tensor"
-    )
-    return _importorskip("torchvision")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of theirs
+        try:
+            return import_torchvision()
+        except ImportError:
+            pytest.skip("torchvision is not installed")
 
 
 @pytest.fixture(scope="session")
@@ -146,9 +141,6 @@ def _importorskip(name: str) -> ModuleType:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of theirs
         return pytest.importorskip(name, reason=f"{name} is not installed")
-
-
-_KEPT: list[Any] = []
 
 
 @pytest.fixture(scope="session")
