@@ -43,25 +43,32 @@ class DoubleConv(nnx.Module):
         axis_name: str | None,
         rngs: nnx.Rngs,
     ):
-        for layer, inputs in ((1, in_features), (2, features)):
-            conv = Conv(
-                inputs,
+        def conv(in_features: int) -> Conv:
+            return Conv(
+                in_features,
                 features,
                 (3,) * ndim,
                 padding=1 if padding == "same" else 0,
                 use_bias=norm == "none",
                 rngs=rngs,
             )
-            setattr(self, f"conv{layer}", conv)
-            setattr(self, f"norm{layer}", norm_layer(norm, features, axis_name=axis_name))
+
+        self.conv1, self.norm1 = conv(in_features), norm_layer(norm, features, axis_name=axis_name)
+        self.conv2, self.norm2 = conv(features), norm_layer(norm, features, axis_name=axis_name)
 
     @remat_block
-    def __call__(self, x: FeatureMap, *, train: bool) -> FeatureMap:
-        for layer in (1, 2):
-            x = getattr(self, f"conv{layer}")(x)
-            norm = getattr(self, f"norm{layer}")
-            x = relu(x if norm is None else norm(x, train=train))
-        return x
+    def __call__(self, x: FeatureMap | tuple[FeatureMap, FeatureMap], *, train: bool) -> FeatureMap:
+        """Computes the features of a feature map, or of two beside each other.
+
+        Of two, the backward pass joins them again: it needs both anyway, for other layers.
+        """
+        if isinstance(x, tuple):
+            y = jax.checkpoint(lambda *both: self.conv1(concatenate(*both)))(*x)
+        else:
+            y = self.conv1(x)
+        y = relu(y if self.norm1 is None else self.norm1(y, train=train))
+        y = self.conv2(y)
+        return relu(y if self.norm2 is None else self.norm2(y, train=train))
 
 
 class UNetEncoder(nnx.Module):
@@ -209,8 +216,9 @@ class UNetDecoder(nnx.Module):
             up, skip = getattr(self, f"up{stage}"), features[stage]
             if stage in self.crops:
                 skip = cropped(skip, self.crops[stage], up.stride, x)
-            x = concatenate(skip, up(x, like=skip))
-            x = decoded[stage] = getattr(self, f"level{stage}")(x, train=train)
+            both = skip, up(x, like=skip)
+            level = getattr(self, f"level{stage}")
+            x = decoded[stage] = level(both if train else concatenate(*both), train=train)
         return decoded
 
 

@@ -5,6 +5,7 @@ from types import ModuleType
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
@@ -16,9 +17,9 @@ from fcn_jax.models.backbones.preprocess import Preprocessing
 from fcn_jax.models.backbones.small import SmallNet
 from fcn_jax.models.build import abstract_model
 from fcn_jax.models.fcn import FCN
-from fcn_jax.models.feature_map import FeatureMap
+from fcn_jax.models.feature_map import FeatureMap, concatenate
 from fcn_jax.models.geometry import Grid
-from fcn_jax.models.unet import UNetDecoder, UNetEncoder
+from fcn_jax.models.unet import DoubleConv, UNetDecoder, UNetEncoder
 from fcn_jax.testing import check_backbone
 from tests.arrays import from_torch, kernel_to_torch, to_torch
 
@@ -193,6 +194,33 @@ def test_a_decoder_on_another_backbone_is_exact() -> None:
         return Whole(FCN(trunk, 2, skips=2, decoder=decoder, rngs=rngs), offset=-3)
 
     check_backbone(make, compile_times=False)
+
+
+def test_the_backward_pass_stores_two_feature_maps_and_not_their_concatenation() -> None:
+    block = DoubleConv(5, 4, padding="same", norm="group", ndim=2, axis_name=None, rngs=nnx.Rngs(0))
+    graph, weights = nnx.split(block)
+    random = np.random.default_rng(0)
+    x, y = (jnp.asarray(random.standard_normal((1, 6, 6, c)), jnp.float32) for c in (2, 3))
+
+    def both(weights: Any, *values: jax.Array) -> jax.Array:
+        inputs = FeatureMap(values[0]), FeatureMap(values[1])
+        return nnx.merge(graph, weights)(inputs, train=True).values
+
+    def joined(weights: Any, *values: jax.Array) -> jax.Array:
+        joined = concatenate(FeatureMap(values[0]), FeatureMap(values[1]))
+        return nnx.merge(graph, weights)(joined, train=True).values
+
+    def stored(function: Any) -> set[int]:
+        """The channels of the features that the backward pass uses."""
+        pull_back = jax.eval_shape(lambda *inputs: jax.vjp(function, *inputs)[1], weights, x, y)
+        return {leaf.shape[-1] for leaf in jax.tree.leaves(pull_back) if leaf.shape[1:3] == (6, 6)}
+
+    assert stored(both) == {2, 3, 4}
+    assert stored(joined) == {4, 5}
+    results = (jax.vjp(function, weights, x, y) for function in (both, joined))
+    ours, expected = (jax.tree.leaves(pull_back(jnp.cos(y))) for y, pull_back in results)
+    for gradient, wanted in zip(ours, expected, strict=True):
+        np.testing.assert_allclose(gradient, wanted, rtol=1e-4, atol=1e-5)
 
 
 # The network of a config
