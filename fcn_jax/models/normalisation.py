@@ -111,8 +111,9 @@ class GroupNorm(nnx.Module):
     def __call__(self, x: FeatureMap, *, train: bool = False) -> FeatureMap:
         """Normalises (b, *n, features). train: has no effect; `BatchNorm` takes it."""
         mean = self._group_mean(x, _image_sum(x))
-        # The second pass keeps the precision that E[x²] − E[x]² would lose.
-        centred = x.map(lambda values: jnp.square(values.astype(jnp.float32) - mean))
+        # A second pass, and no gradient of the variance in the mean, as in `BatchNorm`.
+        centre = lax.stop_gradient(mean)
+        centred = x.map(lambda values: jnp.square(values.astype(jnp.float32) - centre))
         var = self._group_mean(x, _image_sum(centred))
         scale = self.scale[...] * lax.rsqrt(var + self.epsilon)
         shift = self.bias[...] - mean * scale
