@@ -6,13 +6,25 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 
 from fcn_jax.terminal import signals
 from fcn_jax.terminal.signals import StopSignal, interruptions
 from tests.own_folder import ROOT
+
+
+@pytest.fixture(autouse=True)
+def default_handlers() -> Iterator[None]:
+    """Handles signals as a fresh terminal does: `nohup` ignores SIGHUP, which the code respects."""
+    before = {number: signal.getsignal(number) for number in signals.SIGNALS}
+    for number in before:
+        is_interrupt = number == signal.SIGINT
+        signal.signal(number, signal.default_int_handler if is_interrupt else signal.SIG_DFL)
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 def during_garbage_collection(do: Callable[[], None]) -> None:
