@@ -72,11 +72,11 @@ class BatchNorm(nnx.Module):
             count = jnp.asarray(math.prod(x.values.shape[:-1]), jnp.float32)
         else:
             count = jnp.prod(x.valid.astype(jnp.float32), axis=1).sum()
-        total, count = self._over_devices((_sum(x), count))
+        total, count = self._over_devices((_sum(x, 0), count))
         mean = total / count
         # A second pass over the values, because E[x²] − E[x]² would lose precision. The deviations
         # add up to 0, so the variance has no gradient in the mean: that would be a further pass.
-        var = self._over_devices(_sum_of_squares(x, lax.stop_gradient(mean))) / count
+        var = self._over_devices(_sum_of_squares(x, lax.stop_gradient(mean), 0)) / count
         unbiased = var * count / jnp.maximum(count - 1, 1)
         keep = self.momentum
         # Assigning to [...] asks for the sharding of a traced array, which JAX refuses with a
@@ -110,11 +110,9 @@ class GroupNorm(nnx.Module):
     @recorded
     def __call__(self, x: FeatureMap, *, train: bool = False) -> FeatureMap:
         """Normalises (b, *n, features). train: has no effect; `BatchNorm` takes it."""
-        mean = self._group_mean(x, _image_sum(x))
+        mean = self._group_mean(x, _sum(x, 1))
         # A second pass, and no gradient of the variance in the mean, as in `BatchNorm`.
-        centre = lax.stop_gradient(mean)
-        centred = x.map(lambda values: jnp.square(values.astype(jnp.float32) - centre))
-        var = self._group_mean(x, _image_sum(centred))
+        var = self._group_mean(x, _sum_of_squares(x, lax.stop_gradient(mean), 1))
         scale = self.scale[...] * lax.rsqrt(var + self.epsilon)
         shift = self.bias[...] - mean * scale
         y = x.map(lambda values: _scaled_and_shifted(values, scale, shift))
@@ -140,25 +138,21 @@ def _scaled_and_shifted(values: jax.Array, scale: jax.Array, shift: jax.Array) -
     return (values * scale + shift).astype(values.dtype)
 
 
-@_without_copies
-def _image_sum(x: FeatureMap) -> jax.Array:
-    """Sums over the positions of each image: float32 (b, c)."""
+@functools.partial(_without_copies, static_argnums=1)
+def _sum(x: FeatureMap, first_axis: int) -> jax.Array:
+    """Sums features over their axes from `first_axis` to the last spatial one, in float32.
+
+    From 0 on that is over all images, (c,), and from 1 on over the positions of each, (b, c).
+    """
     values = x.filled().astype(jnp.float32)
-    return values.sum(tuple(range(1, values.ndim - 1)))
+    return values.sum(tuple(range(first_axis, values.ndim - 1)))
 
 
-@_without_copies
-def _sum(x: FeatureMap) -> jax.Array:
-    """Sums the features over all positions of all images: float32 (c,)."""
-    values = x.filled().astype(jnp.float32)
-    return values.sum(tuple(range(values.ndim - 1)))
-
-
-@_without_copies
-def _sum_of_squares(x: FeatureMap, mean: jax.Array) -> jax.Array:
-    """Sums the squared deviations from the mean over all positions of all images."""
+@functools.partial(_without_copies, static_argnums=2)
+def _sum_of_squares(x: FeatureMap, mean: jax.Array, first_axis: int) -> jax.Array:
+    """Sums the squared deviations from the mean over the same axes as `_sum`."""
     squares = x.map(lambda values: jnp.square(values.astype(jnp.float32) - mean)).filled()
-    return squares.sum(tuple(range(squares.ndim - 1)))
+    return squares.sum(tuple(range(first_axis, squares.ndim - 1)))
 
 
 NORM_GROUPS = 8
