@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from fcn_jax.models.row_blocks import join_phases, split_phases
 from fcn_jax.parallel.target import target_platform
 
 MAX_TAPS = 27
@@ -126,31 +127,26 @@ def _dilated_jvp(geometry, primals, tangents):
 
 
 def _in_phases(values: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Array:
-    """Computes a convolution of stride 1 and dilation d without dilation, as that of d^n images.
+    """Computes a convolution of stride 1 and dilation d as one without dilation.
 
-    Each of them has every d-th position on each axis. The padding must be divisible by d.
+    It convolves the d^n images that consist of every d-th position on each axis. The padding must
+    be divisible by d.
     """
-    batch, *size, _ = values.shape
+    batch, *size, in_features = values.shape
     rank, dilation = len(size), geometry.dilation
-    counts = [-(-n // dilation) for n in size]
-    missing = [(0, count * dilation - n) for count, n in zip(counts, size, strict=True)]
-    values = jnp.pad(values, [(0, 0), *missing, (0, 0)])
-    split = [n for count in counts for n in (count, dilation)]
-    values = values.reshape(batch, *split, -1)
-    places, phases = range(1, 2 * rank, 2), range(2, 1 + 2 * rank, 2)
-    values = values.transpose(0, *phases, *places, 1 + 2 * rank).reshape(
-        -1, *counts, values.shape[-1]
-    )
-    pads = tuple((before // dilation, after // dilation) for before, after in geometry.pads)
-    result = _convolve(values, kernel, dataclasses.replace(geometry, pads=pads, dilation=1))
-    *counts, features = result.shape[1:]
-    result = result.reshape(batch, *[dilation] * rank, *counts, features)
-    interleaved = [axis for place in range(1, 1 + rank) for axis in (rank + place, place)]
-    result = result.transpose(0, *interleaved, 1 + 2 * rank)
-    result = result.reshape(batch, *[count * dilation for count in counts], features)
+    before, after = range(1, 1 + rank), range(1 + rank, 1 + 2 * rank)
+    pads = [(0, -n % dilation) for n in size]
+    values = jnp.pad(values, [(0, 0), *pads, (0, 0)])
+    phases = jax.vmap(partial(split_phases, stride=dilation, ndim=rank))(values)
+    counts = phases.shape[1 : 1 + rank]
+    images = jnp.moveaxis(phases, after, before).reshape(-1, *counts, in_features)
+    pads = [(first // dilation, last // dilation) for first, last in geometry.pads]
+    result = _convolve(images, kernel, dataclasses.replace(geometry, pads=tuple(pads), dilation=1))
+    result = result.reshape(batch, *[dilation] * rank, *result.shape[1:])
+    result = jax.vmap(partial(join_phases, ndim=rank))(jnp.moveaxis(result, before, after))
     window = [
-        slice(n + sum(pads) - dilation * (k - 1))
-        for n, pads, k in zip(size, geometry.pads, kernel.shape, strict=False)
+        slice(n + sum(pad) - dilation * (k - 1))
+        for n, pad, k in zip(size, geometry.pads, kernel.shape, strict=False)
     ]
     return result[(slice(None), *window)]
 

@@ -70,12 +70,7 @@ class BlockLayout:
         values = in_blocks(values, self.rows, fill)
         if self.stride is None:
             return values
-        ndim = len(self.size)
-        sizes = values.shape[1 : 1 + ndim]
-        split = [n for size in sizes for n in (size // self.stride, self.stride)]
-        values = values.reshape(self.num_blocks, *split, *values.shape[1 + ndim :])
-        places, phases = range(1, 2 * ndim, 2), range(2, 1 + 2 * ndim, 2)
-        return values.transpose(0, *places, *phases, *range(1 + 2 * ndim, values.ndim))
+        return jax.vmap(partial(split_phases, stride=self.stride, ndim=len(self.size)))(values)
 
     def to_rows(self, block: jax.Array) -> jax.Array:
         """Brings one block to (rows, *padded[1:], …)."""
@@ -229,9 +224,22 @@ def depth_to_space(phases: jax.Array, ndim: int) -> jax.Array:
     Returns:
         (*s·n, …).
     """
+    return join_phases(phases, ndim)
+
+
+def join_phases(phases: jax.Array, ndim: int) -> jax.Array:
+    """Computes `depth_to_space`, with the transposition that JAX takes for its gradient."""
     interleaved = [n for axis in range(ndim) for n in (axis, ndim + axis)]
     values = phases.transpose(*interleaved, *range(2 * ndim, phases.ndim))
     return _without_phases(values, ndim)
+
+
+def split_phases(values: jax.Array, stride: int, ndim: int) -> jax.Array:
+    """Divides (*s·n, …) into its phases (*n, s, …, s, …); the inverse of `join_phases`."""
+    split = [n for size in values.shape[:ndim] for n in (size // stride, stride)]
+    values = values.reshape(*split, *values.shape[ndim:])
+    places, phases = range(0, 2 * ndim, 2), range(1, 2 * ndim, 2)
+    return values.transpose(*places, *phases, *range(2 * ndim, values.ndim))
 
 
 @depth_to_space.defjvp
@@ -257,8 +265,7 @@ def rows_in_block(row_bytes: int, rows: int) -> int:
         row_bytes: bytes of one row of results.
         rows: the number of rows to divide.
     """
-    most = max(1, BLOCK_BYTES.get(target_platform(), 2**26) // max(row_bytes, 1))
-    return math.ceil(rows / math.ceil(rows / most))
+    return math.ceil(rows / math.ceil(rows / _most_in_block(row_bytes)))
 
 
 def parts_in_blocks(part_bytes: int, parts: int) -> int:
@@ -268,8 +275,12 @@ def parts_in_blocks(part_bytes: int, parts: int) -> int:
         part_bytes: bytes of the results of one part.
         parts: the number of parts, which the number of blocks divides.
     """
-    most = max(1, BLOCK_BYTES.get(target_platform(), 2**26) // max(part_bytes, 1))
+    most = _most_in_block(part_bytes)
     return next(n for n in range(1, parts + 1) if parts % n == 0 and parts // n <= most)
+
+
+def _most_in_block(part_bytes: int) -> int:
+    return max(1, BLOCK_BYTES.get(target_platform(), 2**26) // max(part_bytes, 1))
 
 
 def in_blocks(values: jax.Array, rows: int, fill: float = 0) -> jax.Array:

@@ -58,9 +58,9 @@ class DoubleConv(nnx.Module):
 
     @remat_block
     def __call__(self, x: FeatureMap | tuple[FeatureMap, FeatureMap], *, train: bool) -> FeatureMap:
-        """Computes the features of a feature map, or of two beside each other.
+        """Convolves a feature map, or two that it puts beside each other, to (b, *n, features).
 
-        Of two, the backward pass joins them again: it needs both anyway, for other layers.
+        It does not store two joined: the backward pass joins them again.
         """
         if isinstance(x, tuple):
             y = jax.checkpoint(lambda *both: self.conv1(concatenate(*both)))(*x)
@@ -218,6 +218,7 @@ class UNetDecoder(nnx.Module):
                 skip = cropped(skip, self.crops[stage], up.stride, x)
             both = skip, up(x, like=skip)
             level = getattr(self, f"level{stage}")
+            # What records the calls of modules, outside of training, takes a single feature map.
             x = decoded[stage] = level(both if train else concatenate(*both), train=train)
         return decoded
 
