@@ -16,7 +16,9 @@ voc=${1:-} weights=${2:-}
 mkdir -p "$out"
 export XLA_PYTHON_CLIENT_PREALLOCATE=false
 # What one part has compiled, the next one finds.
-export JAX_COMPILATION_CACHE_DIR=${JAX_COMPILATION_CACHE_DIR:-$(mktemp -d)}
+JAX_COMPILATION_CACHE_DIR=$(mktemp -d)
+export JAX_COMPILATION_CACHE_DIR
+trap 'rm -rf "$JAX_COMPILATION_CACHE_DIR"' EXIT
 status=0
 
 part() { # NAME SECONDS COMMAND...: runs a command with a limit and writes its output to NAME.log

@@ -4,9 +4,7 @@ Each takes normalised images (b, 3, h, w) of any size and returns, as torchvisio
 dictionary: `out`, logits (b, k, h, w), and in training `aux` if there is an auxiliary head.
 """
 
-import importlib
 import itertools
-import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,6 +13,7 @@ import torch
 from torch import nn
 
 from benchmarks.measuring import NotMeasuredError
+from benchmarks.torchvision_import import import_torchvision
 from benchmarks.workloads import Workload
 from fcn_jax.models.backbones.preprocess import PREPROCESSING
 from fcn_jax.models.backbones.vgg import BLOCKS
@@ -234,37 +233,6 @@ def torchvision_fcn_resnet50(workload: Workload) -> nn.Module:
         for layer in ("layer1", "layer2", "layer3", "layer4"):
             network.backbone[layer] = network.backbone[layer][:1]
     return network
-
-
-_DECLARED: list[Any] = []
-
-
-def import_torchvision() -> Any:
-    """Imports torchvision, whose compiled operations have no build for CPUs alone.
-
-    Its networks do not use them, but its import asks for three of them: they are declared if they
-    are missing.
-
-    Raises:
-        ImportError: it is not installed.
-        RuntimeError: it does not match this PyTorch.
-    """
-    try:
-        return importlib.import_module("torchvision")
-    except RuntimeError:
-        if _DECLARED:
-            raise
-    library = torch.library.Library("torchvision", "DEF")
-    _DECLARED.append(library)  # the declarations end with it
-    library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    library.define(
-        "roi_align(Tensor input, Tensor rois, float spatial_scale, int pooled_height, "
-        "int pooled_width, int sampling_ratio, bool aligned) -> Tensor"
-    )
-    for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
-        del sys.modules[name]
-    return importlib.import_module("torchvision")
 
 
 PARAMETERS = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}

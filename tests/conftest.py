@@ -94,7 +94,7 @@ def torch() -> ModuleType:
 def torchvision() -> ModuleType:
     """torchvision, whose networks are peers."""
     pytest.importorskip("torch", reason="PyTorch is not installed")
-    from benchmarks.torch_networks import import_torchvision
+    from benchmarks.torchvision_import import import_torchvision
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of theirs
