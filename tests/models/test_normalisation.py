@@ -1,11 +1,13 @@
 """Normalisation layers compared with PyTorch's, and over valid positions only."""
 
 from types import ModuleType
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from fcn_jax.models.feature_map import FeatureMap
 from fcn_jax.models.normalisation import BatchNorm, GroupNorm, norm_layer
@@ -101,3 +103,16 @@ def test_batch_norm_keeps_its_statistics_outside_training() -> None:
     np.testing.assert_allclose(layer(x).values, x.values / np.sqrt(1 + 1e-5), rtol=1e-6)
     assert layer.mean[...].tolist() == [0, 0]
     assert layer.var[...].tolist() == [1, 1]
+
+
+@pytest.mark.parametrize("kind", ["batch", "group", "instance"])
+def test_the_backward_pass_stores_nothing_as_large_as_the_features_but_them(kind: str) -> None:
+    graph, weights = nnx.split(norm_layer(kind, 4))
+
+    def run(weights: Any, values: jax.Array) -> jax.Array:
+        return nnx.merge(graph, weights)(FeatureMap(values), train=True).values
+
+    values = jax.ShapeDtypeStruct((2, 5, 6, 4), jnp.bfloat16)
+    pull_back = jax.eval_shape(lambda *inputs: jax.vjp(run, *inputs)[1], weights, values)
+    stored = [leaf.dtype for leaf in jax.tree.leaves(pull_back) if leaf.shape == values.shape]
+    assert set(stored) == {jnp.dtype(jnp.bfloat16)}
